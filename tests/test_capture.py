@@ -1,0 +1,165 @@
+"""Taps exist inside the context only, and what they give is on the path to the logits."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import create
+
+from timm_icasc import ICASCError, resolve_layers
+from timm_icasc.capture import capture_features
+
+
+def resolved(model, size=64):
+    return resolve_layers(model, input_size=(3, size, size))
+
+
+def test_features_are_on_the_path_to_the_logits(family):
+    model, images, _ = family
+    layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
+    with capture_features(model, layers) as features:
+        logits = model(images)
+    for gradient in torch.autograd.grad(logits.sum(), list(features.values())):
+        assert gradient.isfinite().all() and gradient.any()
+
+
+def test_the_forward_values_do_not_change(family):
+    model, images, _ = family
+    layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
+    with torch.no_grad():
+        expected = model(images)
+    for order, leaves in ((1, False), (2, False), (1, True)):
+        with capture_features(model, layers, order=order, leaves=leaves):
+            # The math kernel of attention rounds differently from the fused one.
+            torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_hook_stays_not_even_after_an_error():
+    model = create('resnet18').eval()
+    layers = resolved(model)
+    with capture_features(model, layers):
+        model(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(RuntimeError), capture_features(model, layers):
+        model(torch.zeros(1, 4, 64, 64))
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_a_copy_of_the_model_made_inside_does_not_capture():
+    model = create('resnet20_cifar').eval()
+    with capture_features(model, resolved(model, 32)) as features:
+        model(torch.zeros(1, 3, 32, 32))
+    seen = dict(features)
+    copy.deepcopy(model)(torch.ones(1, 3, 32, 32))
+    assert {k: id(v) for k, v in features.items()} == {k: id(v) for k, v in seen.items()}
+
+
+def test_leaves_stop_the_graph_and_restore_the_grad_mode():
+    model = create('resnet18').eval()
+    layers = resolved(model)
+    with torch.no_grad():
+        with capture_features(model, layers, order=1, leaves=True) as features:
+            logits = model(torch.randn(2, 3, 64, 64))
+        assert not torch.is_grad_enabled()
+    assert features['layer3'].is_leaf and not features['layer4'].is_leaf
+    logits.sum().backward()
+    assert model.conv1.weight.grad is None and model.fc.weight.grad is not None
+
+
+def test_leaves_inside_inference_mode():
+    model = create('resnet18').eval()
+    layers = resolved(model)
+    with torch.inference_mode():
+        images = torch.randn(2, 3, 64, 64)
+        with capture_features(model, layers, order=1, leaves=True) as features:
+            logits = model(images)
+            assert torch.autograd.grad(logits.sum(), features['layer4'])[0].any()
+
+
+def test_frozen_trunk_starts_the_graph_at_the_tap():
+    """Also before an in-place operation, which a leaf would not survive."""
+    model = create('vgg11_bn').eval()
+    layers = resolve_layers(model, layers=('features.23', 'features.26'), input_size=(3, 64, 64))
+    assert layers.inner.modified_in_place and layers.last.modified_in_place  # BatchNorm before ReLU(inplace=True)
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    with capture_features(model, layers) as features:
+        logits = model(torch.randn(1, 3, 64, 64))
+    for gradient in torch.autograd.grad(logits.sum(), list(features.values())):
+        assert gradient.any()
+
+
+def test_a_feature_that_is_overwritten_later_keeps_its_value():
+    model = create('resnet18').eval()
+    layers = resolve_layers(model, layers=('layer3.1.bn2', 'layer4.1.bn2'), input_size=(3, 64, 64))
+    outputs = []
+    handle = model.layer4[1].bn2.register_forward_hook(lambda m, a, output: outputs.append(output.detach().clone()))
+    with capture_features(model, layers) as features:
+        model(torch.randn(1, 3, 64, 64))
+    handle.remove()
+    assert torch.equal(features['layer4.1.bn2'], outputs[0])
+
+
+class HardSigmoidNet(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1)
+        self.gate, self.fc = torch.nn.Hardsigmoid(), torch.nn.Linear(4, 3)
+        self.feature_info = [{'num_chs': 4, 'reduction': 2, 'module': 'stem'},
+                             {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
+
+    def forward(self, x):
+        x = self.stage(self.stem(x))
+        return self.fc((x * self.gate(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize('model, size', [
+    (HardSigmoidNet(), 16), ('vit_tiny_patch16_224', 64), ('swin_tiny_patch4_window7_224', 64)])
+def test_double_backward_where_torch_has_none(model, size):
+    model = (create(model) if isinstance(model, str) else model).eval()
+    with capture_features(model, resolved(model, size)) as features:
+        logits = model(torch.randn(2, 3, size, size))
+    gradients = torch.autograd.grad(logits.square().sum(), list(features.values()), create_graph=True)
+    sum(g.square().sum() for g in gradients).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_hardsigmoid_keeps_its_values():
+    x = torch.linspace(-5, 5, 101)
+    model = HardSigmoidNet().eval()
+    with capture_features(model, resolved(model, 16)):
+        model(torch.zeros(1, 3, 16, 16))
+        torch.testing.assert_close(F.hardsigmoid(x), torch.clamp(x / 6 + 0.5, 0, 1))
+
+
+def test_fused_attention_stays_before_the_inner_layer_and_at_order_1(monkeypatch):
+    """Only the tail, two of twelve blocks and the rest of a third, may give up the fused kernels."""
+    import timm_icasc.capture as capture
+    calls = []
+
+    class Counting(capture.sdpa_kernel if isinstance(capture.sdpa_kernel, type) else object):
+        def __init__(self, backend):
+            calls.append(backend)
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *exc):
+            pass
+
+    monkeypatch.setattr(capture, 'sdpa_kernel', Counting)
+    model = create('vit_tiny_patch16_224').eval()
+    layers = resolved(model)
+    for order, expected in ((1, 0), (2, 3)):  # the inner layer is blocks.8: blocks 9, 10, 11 follow
+        calls.clear()
+        with capture_features(model, layers, order=order):
+            model(torch.zeros(1, 3, 64, 64))
+        assert len(calls) == expected
+
+
+def test_checkpointed_attention_at_order_2_is_refused():
+    model = create('vit_tiny_patch16_224').eval()
+    model.set_grad_checkpointing(True)
+    with pytest.raises(ICASCError, match='order=2 does not work with gradient checkpointing'):
+        with capture_features(model, resolved(model), order=2):
+            model(torch.zeros(1, 3, 64, 64))

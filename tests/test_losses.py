@@ -1,0 +1,185 @@
+"""Loss terms against explicit loops, their ranges, derivatives, and degenerate maps."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from timm_icasc.losses import (
+    attention_consistency,
+    attention_overlap,
+    attention_separation,
+    resize_mask,
+    target_mask,
+)
+
+B, H, W = 3, 4, 5
+
+
+def random_maps(count, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(B, H, W, generator=generator, dtype=dtype) + 0.01 for _ in range(count)]
+
+
+def loop_mask(target_map, sigma, omega, scale):
+    result = torch.zeros(B, H, W, dtype=torch.float64)
+    for b in range(B):
+        maximum = max(target_map[b, i, j].item() for i in range(H) for j in range(W))
+        unit = maximum if scale == 'max' else 1.
+        for i in range(H):
+            for j in range(W):
+                a = target_map[b, i, j].item() / unit
+                result[b, i, j] = 1 / (1 + math.exp(-omega * (a - sigma * maximum / unit)))
+    return result
+
+
+@pytest.mark.parametrize('scale', ['max', 'raw'])
+@pytest.mark.parametrize('sigma, omega', [(0.55, 100.), (0.3, 10.)])
+def test_target_mask_equals_explicit_loops(scale, sigma, omega):
+    target_map, = random_maps(1)
+    torch.testing.assert_close(
+        target_mask(target_map, sigma, omega, scale), loop_mask(target_map, sigma, omega, scale),
+        rtol=1e-12, atol=1e-14)
+
+
+def test_attention_separation_equals_explicit_loops():
+    target_map, confused_map, mask = random_maps(3)
+    for b, value in enumerate(attention_separation(target_map, confused_map, mask)):
+        numerator = denominator = 0.
+        for i in range(H):
+            for j in range(W):
+                t, c = target_map[b, i, j].item(), confused_map[b, i, j].item()
+                numerator += 2 * min(t, c) * mask[b, i, j].item()
+                denominator += t + c
+        assert value.item() == pytest.approx(numerator / denominator, rel=1e-12)
+
+
+@pytest.mark.parametrize('theta', [0.8, 0.5])
+def test_attention_consistency_equals_explicit_loops(theta):
+    inner_map, mask = random_maps(2)
+    for b, value in enumerate(attention_consistency(inner_map, mask, theta)):
+        inside = total = 0.
+        for i in range(H):
+            for j in range(W):
+                inside += inner_map[b, i, j].item() * mask[b, i, j].item()
+                total += inner_map[b, i, j].item()
+        assert value.item() == pytest.approx(theta - inside / total, rel=1e-12)
+
+
+def test_attention_overlap_equals_explicit_loops():
+    target_map, confused_map = random_maps(2)
+    for b, value in enumerate(attention_overlap(target_map, confused_map)):
+        pixels = [(target_map[b, i, j].item(), confused_map[b, i, j].item()) for i in range(H) for j in range(W)]
+        t_sum, c_sum = sum(t for t, _ in pixels), sum(c for _, c in pixels)
+        assert value.item() == pytest.approx(sum(min(t / t_sum, c / c_sum) for t, c in pixels), rel=1e-12)
+
+
+def test_attention_overlap_ignores_the_scale_of_a_map():
+    target_map, confused_map = random_maps(2)
+    torch.testing.assert_close(
+        attention_overlap(target_map, confused_map), attention_overlap(target_map, 1e-3 * confused_map))
+
+
+def test_resized_mask_is_bilinear_and_keeps_its_range():
+    mask = torch.zeros(1, 2, 2, dtype=torch.float64)
+    mask[0, 0, 0] = 1.
+    resized = resize_mask(mask, (4, 4))
+    # Half-pixel centres: the output's rows lie at -0.25 (clamped to 0), 0.25, 0.75, 1.25 (clamped to 1).
+    weight = torch.tensor([1., 0.75, 0.25, 0.], dtype=torch.float64)
+    torch.testing.assert_close(resized[0], weight[:, None] * weight[None, :])
+    assert resize_mask(mask, (2, 2)) is mask
+
+
+@pytest.mark.parametrize('scale', ['max', 'raw'])
+def test_derivatives_of_the_mask(scale):
+    target_map = random_maps(1)[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: target_mask(a, omega=5., scale=scale), target_map)
+    assert torch.autograd.gradgradcheck(lambda a: target_mask(a, omega=5., scale=scale), target_map)
+
+
+def test_derivatives_of_the_terms():
+    target_map, confused_map, mask = (x.requires_grad_() for x in random_maps(3))
+    for function, inputs in (
+            (attention_separation, (target_map, confused_map, mask)),
+            (attention_consistency, (target_map, mask)),
+    ):
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_separation_lies_in_the_unit_interval():
+    target_map, confused_map, mask = random_maps(3)
+    ones = torch.ones_like(mask)
+    torch.testing.assert_close(attention_separation(target_map, target_map, ones), torch.ones(B, dtype=torch.float64))
+    left, right = torch.zeros(B, H, W), torch.zeros(B, H, W)
+    left[..., :2], right[..., 2:] = 1., 1.
+    torch.testing.assert_close(attention_separation(left, right, torch.ones(B, H, W)), torch.zeros(B))
+    values = attention_separation(target_map, 100 * confused_map, mask)
+    assert ((0 <= values) & (values <= 1)).all()
+
+
+def test_masked_scale_does_not_depend_on_the_weights_and_the_raw_one_does():
+    target_map, = random_maps(1)
+    torch.testing.assert_close(target_mask(1e-6 * target_map), target_mask(target_map))
+    assert (target_mask(1e-6 * target_map, scale='raw') - 0.5).abs().max() < 1e-3
+
+
+DEGENERATE = {
+    'zero': torch.zeros(2, 3, 3),
+    'constant': torch.full((2, 3, 3), 0.7),
+    'one pixel set': F.one_hot(torch.tensor([4, 0]), 9).view(2, 3, 3).float(),
+    'one-pixel grid': torch.full((2, 1, 1), 0.3),
+    'zero one-pixel grid': torch.zeros(2, 1, 1),
+    'tiny': torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(1)) * 1e-18,
+    'huge': torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(2)) * 1e18,
+}
+
+
+PAIRS = [(t, c) for t in DEGENERATE for c in DEGENERATE if DEGENERATE[t].shape == DEGENERATE[c].shape]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('target, confused', PAIRS)
+def test_degenerate_maps_give_finite_values_and_gradients(target, confused, dtype):
+    # What float16 cannot represent it may at least not turn into NaN: 1e18 is clamped as a model's features would be.
+    limit = torch.finfo(dtype).max
+    target_map, confused_map = (
+        DEGENERATE[name].clamp(max=min(limit, 1e30)).to(dtype).clone().requires_grad_() for name in (target, confused))
+    for scale in ('max', 'raw'):
+        mask = target_mask(target_map, scale=scale)
+        separation = attention_separation(target_map, confused_map, mask)
+        consistency = attention_consistency(target_map, mask)
+        assert mask.isfinite().all() and consistency.isfinite().all()
+        assert ((0 <= separation) & (separation <= 1 + 1e-5)).all()
+        assert (consistency <= 0.8 + 1e-5).all()
+        gradients = torch.autograd.grad(
+            separation.sum() + consistency.sum(), (target_map, confused_map), retain_graph=True, allow_unused=True)
+        assert all(g is None or not g.isnan().any() for g in gradients)
+        if dtype != torch.float16:
+            assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_what_degenerate_maps_mean():
+    zero, one_pixel = DEGENERATE['zero'], DEGENERATE['one pixel set']
+    assert (target_mask(zero) == 0.5).all(), 'no attention: the sigmoid of 0'
+    assert (target_mask(DEGENERATE['constant']) == 1).all(), 'attention everywhere'
+    torch.testing.assert_close(target_mask(one_pixel), one_pixel, atol=1e-6, rtol=0)
+    assert (attention_separation(zero, zero, zero) == 0).all()
+    assert (attention_consistency(zero, torch.ones(2, 3, 3)) == 0.8).all()
+    assert attention_overlap(zero, one_pixel).isnan().all()
+
+
+@pytest.mark.parametrize('function', [
+    lambda maps: target_mask(maps[0]),
+    lambda maps: attention_separation(*maps),
+    lambda maps: attention_consistency(*maps[:2]),
+    lambda maps: attention_overlap(*maps[:2]),
+])
+def test_samples_do_not_mix(function):
+    maps, order = random_maps(3), torch.tensor([2, 0, 1])
+    assert torch.equal(function([m[order] for m in maps]), function(maps)[order])
+
+
+def test_unknown_mask_scale_is_named():
+    with pytest.raises(ValueError, match="scale must be one of .*'mean'"):
+        target_mask(torch.rand(1, 2, 2), scale='mean')

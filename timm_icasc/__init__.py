@@ -1,0 +1,18 @@
+"""ICASC (Wang et al., "Sharpen Focus", ICCV 2019) for every timm model.
+
+Importing this package registers its architectures with timm.
+"""
+from . import attention as attention
+from . import losses as losses
+from . import models as models
+from .errors import DataError, ICASCError, LayerResolutionError, NonFiniteLossError, TargetError
+from .layers import FeatureLayer, ICASCLayers, resolve_layers
+from .objective import ICASCConfig, ICASCOutput, attention_maps, icasc_forward
+from .task import ICASCTask
+from .version import __version__
+
+__all__ = [
+    'DataError', 'FeatureLayer', 'ICASCConfig', 'ICASCError', 'ICASCLayers', 'ICASCOutput', 'ICASCTask',
+    'LayerResolutionError', 'NonFiniteLossError', 'TargetError', '__version__', 'attention', 'attention_maps',
+    'icasc_forward', 'losses', 'models', 'resolve_layers',
+]

@@ -1,0 +1,21 @@
+"""The exceptions of timm_icasc: each message names the argument at fault and the remedy."""
+
+
+class ICASCError(ValueError):
+    """Base class: the caller can mend the input. The command line prints it as one line and exits with 2."""
+
+
+class LayerResolutionError(ICASCError):
+    """No usable inner or last feature layer: unknown module path, no spatial features, unsupported model."""
+
+
+class TargetError(ICASCError):
+    """A target has the wrong shape or type, or names a class that the model does not have."""
+
+
+class DataError(ICASCError):
+    """A data set, folder or file is missing or is not in the expected format."""
+
+
+class NonFiniteLossError(ICASCError):
+    """The training loss became NaN or infinite."""

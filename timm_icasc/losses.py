@@ -1,0 +1,123 @@
+"""The mask and the loss terms of ICASC (Wang et al., ICCV 2019, section 3), one value per sample.
+
+Shapes: `B` batch, `H W` feature grid. Nothing here averages over the batch: take the mean outside.
+"""
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+
+from .precision import at_least_float32
+
+__all__ = ['MASK_SCALES', 'attention_consistency', 'attention_overlap', 'attention_separation', 'resize_mask',
+           'target_mask']
+
+MASK_SCALES = ('max', 'raw')
+
+
+def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    """`numerator / denominator` where the denominator is positive, else 0 with zero gradient."""
+    # No epsilon: maps of 1e-11 occur (LayerScale at initialisation), and each is as good as a map of 1.
+    positive = denominator > 0
+    return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
+
+
+def target_mask(
+        target_map: torch.Tensor,
+        sigma: float = 0.55,
+        omega: float = 100.,
+        scale: str = 'max',
+) -> torch.Tensor:
+    """Soft mask over the region that the last layer attends to for the target class, Eq. 4.
+
+    `M = 1 / (1 + exp(-omega (A - sigma max_ij A)))` with `A` the target's attention map at the last layer.
+
+    Args:
+        target_map: Attention map `A^T_last`, `[B, H, W]`, values >= 0.
+        sigma: Threshold as a fraction of the map's maximum.
+        omega: Steepness of the threshold.
+        scale: 'max' divides each sample's map by its maximum first, so the steepness does not depend on the scale of
+            the weights; 'raw' is the formula as printed.
+
+    Returns:
+        Mask `[B, H, W]` in [0, 1]. A map without any attention gives 0.5 everywhere, as the formula does.
+    """
+    if scale not in MASK_SCALES:
+        raise ValueError(f"scale must be one of {MASK_SCALES}, got '{scale}'.")
+    target_map = at_least_float32(target_map)
+    maximum = target_map.amax((-2, -1), keepdim=True)
+    if scale == 'max':
+        return torch.sigmoid(omega * (_ratio(target_map, maximum) - sigma * (maximum > 0).to(target_map.dtype)))
+    return torch.sigmoid(omega * (target_map - sigma * maximum))
+
+
+def resize_mask(mask: torch.Tensor, grid: Tuple[int, int]) -> torch.Tensor:
+    """Bring the last layer's mask to the grid of the inner layer (bilinear).
+
+    Args:
+        mask: Mask `[B, H, W]`.
+        grid: Rows and columns of the inner layer's grid.
+
+    Returns:
+        Mask `[B, *grid]`, values in the range of the input's.
+    """
+    if tuple(mask.shape[-2:]) == tuple(grid):
+        return mask
+    return F.interpolate(mask[:, None], size=tuple(grid), mode='bilinear', align_corners=False)[:, 0]
+
+
+def attention_separation(
+        target_map: torch.Tensor,
+        confused_map: torch.Tensor,
+        mask: torch.Tensor,
+) -> torch.Tensor:
+    """Attention separation loss, Eq. 3: `L_AS = 2 sum_ij(min(A^T, A^Conf) M) / sum_ij(A^T + A^Conf)`.
+
+    Args:
+        target_map: Attention map `A^T` of the ground-truth class, `[B, H, W]`, values >= 0.
+        confused_map: Attention map `A^Conf` of the most confusing class at the same layer, `[B, H, W]`, values >= 0.
+        mask: Target mask of the last layer on this layer's grid, `[B, H, W]`, in [0, 1].
+
+    Returns:
+        `[B]` in [0, 1]; 0 where the maps do not overlap inside the mask, and where both are zero.
+    """
+    target_map, confused_map, mask = map(at_least_float32, (target_map, confused_map, mask))
+    overlap = 2 * (torch.minimum(target_map, confused_map) * mask).sum((-2, -1))
+    return _ratio(overlap, (target_map + confused_map).sum((-2, -1)))
+
+
+def attention_consistency(inner_map: torch.Tensor, mask: torch.Tensor, theta: float = 0.8) -> torch.Tensor:
+    """Attention consistency loss, Eq. 5: `L_AC = theta - sum_ij(A^T_inner M) / sum_ij A^T_inner`.
+
+    Args:
+        inner_map: Attention map of the ground-truth class at the inner layer, `[B, H, W]`, values >= 0.
+        mask: Target mask of the last layer on the inner grid, `[B, H, W]`, in [0, 1].
+        theta: Offset; it shifts the value, not the gradient.
+
+    Returns:
+        `[B]` in [theta - 1, theta]; `theta` where the inner map is zero.
+    """
+    inner_map, mask = at_least_float32(inner_map), at_least_float32(mask)
+    return theta - _ratio((inner_map * mask).sum((-2, -1)), inner_map.sum((-2, -1)))
+
+
+def attention_overlap(target_map: torch.Tensor, confused_map: torch.Tensor) -> torch.Tensor:
+    """Histogram intersection of two maps, a measure for evaluation: `sum_ij min(A^T / sum A^T, A^Conf / sum A^Conf)`.
+
+    Unlike Eq. 3 it cannot be lowered by making one of the maps small: each counts as a distribution over the grid.
+
+    Args:
+        target_map: Attention map of the ground-truth class, `[B, H, W]`, values >= 0.
+        confused_map: Attention map of the most confusing class, `[B, H, W]`, values >= 0.
+
+    Returns:
+        `[B]` in [0, 1]: 1 for proportional maps, 0 for disjoint ones; NaN where either map is zero everywhere, since
+        a missing map is neither.
+    """
+    target_map, confused_map = at_least_float32(target_map), at_least_float32(confused_map)
+    target_mass, confused_mass = target_map.sum((-2, -1)), confused_map.sum((-2, -1))
+    overlap = torch.minimum(
+        _ratio(target_map, target_mass[..., None, None]),
+        _ratio(confused_map, confused_mass[..., None, None]),
+    ).sum((-2, -1))
+    return torch.where((target_mass > 0) & (confused_mass > 0), overlap, torch.nan)

@@ -1,0 +1,300 @@
+"""The ICASC terms of one batch: class scores, their gradients, attention maps, losses. Knows no trainer.
+
+Shapes: `B` batch, `C` classes, `K` channels, `H W` feature grid of a layer, `h w` grid of the last layer.
+"""
+from dataclasses import dataclass, field, fields
+from typing import Dict, List, NamedTuple, Optional, Sequence, Union
+
+import torch
+import torch.nn as nn
+
+from .attention import ATTENTION_METHODS
+from .capture import capture_features
+from .errors import TargetError
+from .layers import FeatureLayer, ICASCLayers, resolve_layers
+from .losses import MASK_SCALES, attention_consistency, attention_separation, resize_mask, target_mask
+
+__all__ = ['ICASCConfig', 'ICASCOutput', 'attention_maps', 'icasc_forward', 'select_classes']
+
+# Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them.
+FP16_SCORE_SCALE = 1024.
+
+
+@dataclass(frozen=True)
+class ICASCConfig:
+    """Parameters of the ICASC objective, Eq. 6: `L = L_C + L_AS_inner + L_AS_last + L_AC`.
+
+    A term of weight 0 is not computed, nor is anything that it alone needs.
+
+    Attributes:
+        attention: 'ach' (Eq. 2) or 'grad_cam' (Eq. 1).
+        order: 2 lets the channel weights carry gradient, as the objective is written (double backward);
+            1 takes them as constants, at about a third of the extra cost.
+        weight_as_inner: Weight of the separation term at the inner layer.
+        weight_as_last: Weight of the separation term at the last layer.
+        weight_ac: Weight of the consistency term.
+        theta: Offset of the consistency term (Eq. 5).
+        sigma: Threshold of the target mask as a fraction of the map's maximum (Eq. 4).
+        omega: Steepness of the target mask (Eq. 4).
+        mask_scale: 'max' divides the map by its maximum inside the mask, 'raw' does not (`losses.target_mask`).
+        mask_grad: Whether the mask carries gradient; if not, it is a pseudo-label made by the last layer.
+    """
+    attention: str = 'ach'
+    order: int = 2
+    weight_as_inner: float = 1.
+    weight_as_last: float = 1.
+    weight_ac: float = 1.
+    theta: float = 0.8
+    sigma: float = 0.55
+    omega: float = 100.
+    mask_scale: str = 'max'
+    mask_grad: bool = False
+
+    def __post_init__(self):
+        for name, choices in (
+                ('attention', ('ach', 'grad_cam')),
+                ('order', (1, 2)),
+                ('mask_scale', MASK_SCALES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
+        for name, weight in self.weights.items():
+            if not weight >= 0:
+                raise ValueError(f'weight_{name} must be >= 0, got {weight}.')
+
+    @property
+    def weights(self) -> Dict[str, float]:
+        return {'as_inner': self.weight_as_inner, 'as_last': self.weight_as_last, 'ac': self.weight_ac}
+
+    @classmethod
+    def names(cls) -> List[str]:
+        return [f.name for f in fields(cls)]
+
+
+class ClassPair(NamedTuple):
+    """Which scores to differentiate: the gradient of `(logits * cotangent).sum()` is that of the chosen scores.
+
+    Attributes:
+        target: Cotangent of the ground-truth class, `[B, C]`.
+        confused: Cotangent of the most confusing class, `[B, C]`.
+        valid: Samples that have both, bool `[B]`.
+    """
+    target: torch.Tensor
+    confused: torch.Tensor
+    valid: torch.Tensor
+
+
+def select_classes(logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
+    """Ground-truth class and most confusing class of each sample, the non-target class of highest probability.
+
+    Soft targets (mixup, cutmix, label smoothing): the class of largest target mass is the ground truth, and every
+    class with more than the smallest mass of its row, which is the smoothing floor, is kept from being the confused
+    one. Rows without such a class (uniform targets) are not valid.
+
+    Args:
+        logits: Class scores, `[B, C]`.
+        target: Class indices `[B]` (integer) or class probabilities `[B, C]` (floating point).
+
+    Raises:
+        TargetError: Wrong shape or type, an index outside `[0, C)`, fewer than two classes.
+    """
+    num_classes = logits.shape[1]
+    if num_classes < 2:
+        raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {num_classes}.')
+    if target.shape == logits.shape[:1] and not target.is_floating_point():
+        # On other devices the comparison would wait for the device at every step; the criterion checks there.
+        if target.device.type == 'cpu' and target.numel() and not 0 <= target.min() <= target.max() < num_classes:
+            raise TargetError(
+                f'target holds class {int(target.max() if target.max() >= num_classes else target.min())}, but the '
+                f'model has classes 0 to {num_classes - 1}: set num_classes (--num-classes) to the data set\'s number.')
+        present = torch.zeros_like(logits, dtype=torch.bool).scatter(1, target[:, None].long(), True)
+        target_index = target.long()
+    elif target.shape == logits.shape and target.is_floating_point():
+        present = target > target.amin(1, keepdim=True)
+        target_index = target.argmax(1)
+    else:
+        raise TargetError(
+            f'target must be class indices [B] or class probabilities [B, C] for logits {tuple(logits.shape)}, '
+            f'got {target.dtype} {tuple(target.shape)}.')
+    confused_index = logits.detach().masked_fill(present, -torch.inf).argmax(1)
+    zeros = torch.zeros_like(logits)
+    return ClassPair(
+        target=zeros.scatter(1, target_index[:, None], 1.),
+        confused=zeros.scatter(1, confused_index[:, None], 1.),
+        valid=present.any(1),
+    )
+
+
+@dataclass
+class ICASCOutput:
+    """What one forward pass with ICASC yields; per-sample values, nothing is averaged over the batch.
+
+    Attributes:
+        logits: Class scores `[B, C]`.
+        terms: 'as_inner', 'as_last', 'ac', those of non-zero weight: `[B]` each, unweighted.
+        maps: 'target_inner', 'confused_inner', 'target_last', 'confused_last', those needed: `[B, H, W]` each.
+        classes: The chosen class pair.
+    """
+    logits: torch.Tensor
+    terms: Dict[str, torch.Tensor] = field(default_factory=dict)
+    maps: Dict[str, torch.Tensor] = field(default_factory=dict)
+    classes: Optional[ClassPair] = None
+
+    def weighted_sum(self, config: ICASCConfig) -> torch.Tensor:
+        """`w_as_inner L_AS_inner + w_as_last L_AS_last + w_ac L_AC`, batch means of the terms; a scalar."""
+        total = self.logits.new_zeros((), dtype=torch.float32 if self.logits.dtype != torch.float64 else None)
+        for name, values in self.terms.items():
+            total = total + config.weights[name] * values.mean()
+        return total
+
+
+def _score_gradients(
+        logits: torch.Tensor,
+        cotangent: torch.Tensor,
+        features: Sequence[torch.Tensor],
+        create_graph: bool,
+) -> List[torch.Tensor]:
+    """Gradients of the scores `(logits * cotangent).sum()`, `[C, B]`-wise independent, in at least float32."""
+    scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
+    gradients = torch.autograd.grad(
+        logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
+    return [g.float() / scale if g.dtype == torch.float16 else g for g in gradients]
+
+
+def icasc_forward(
+        model: nn.Module,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        layers: ICASCLayers,
+        config: ICASCConfig,
+        leaves: bool = False,
+) -> ICASCOutput:
+    """One forward pass, the gradients of two class scores in it, and the per-sample terms of Eq. 3 and 5.
+
+    The score gradients stop at the inner layer: nothing before it is traversed. In training mode, BatchNorm behind
+    the inner layer couples the samples of a batch, in the gradients as in the logits.
+
+    Args:
+        model: Classifier, possibly wrapped in DistributedDataParallel.
+        images: `[B, 3, height, width]`.
+        target: Class indices `[B]` or probabilities `[B, C]`, see `select_classes`.
+        layers: The model's inner and last layer, from `resolve_layers`.
+        config: Which terms, and how.
+        leaves: For evaluation: no graph before the first layer and constant channel weights (`capture_features`).
+
+    Returns:
+        Logits, terms and maps, with their graph unless `leaves`.
+    """
+    on = {name for name, weight in config.weights.items() if weight}
+    if not on:
+        return ICASCOutput(logits=model(images))
+    order = 1 if leaves else config.order
+    inner_target, inner_confused, last_confused = bool(on & {'as_inner', 'ac'}), 'as_inner' in on, 'as_last' in on
+    tapped = [layers.inner, layers.last] if inner_target else [layers.last]
+    with capture_features(model, tapped, order=order, leaves=leaves) as features:
+        logits = model(images)
+    image_size = images.shape[-2:]
+    classes = select_classes(logits, target)
+
+    maps: Dict[str, torch.Tensor] = {}
+
+    def add_maps(which: str, cotangent: torch.Tensor, places: Dict[str, FeatureLayer]) -> None:
+        gradients = _score_gradients(
+            logits, cotangent, [features[layer.path] for layer in places.values()], create_graph=order == 2)
+        for (place, layer), gradient in zip(places.items(), gradients, strict=True):
+            maps[f'{which}_{place}'] = ATTENTION_METHODS[config.attention](
+                layer.to_nchw(features[layer.path], image_size), layer.to_nchw(gradient, image_size))
+
+    with torch.enable_grad(), torch.inference_mode(False):
+        add_maps('target', classes.target, {
+            'last': layers.last, **({'inner': layers.inner} if inner_target else {})})
+        if inner_confused or last_confused:
+            add_maps('confused', classes.confused, {
+                **({'last': layers.last} if last_confused else {}),
+                **({'inner': layers.inner} if inner_confused else {})})
+        if leaves:
+            maps = {name: values.detach() for name, values in maps.items()}
+
+        mask_source = maps['target_last'] if config.mask_grad else maps['target_last'].detach()
+        mask = target_mask(mask_source, config.sigma, config.omega, config.mask_scale)
+        terms = {}
+        if inner_target:
+            inner_mask = resize_mask(mask, maps['target_inner'].shape[-2:])
+        if inner_confused:
+            terms['as_inner'] = attention_separation(maps['target_inner'], maps['confused_inner'], inner_mask)
+        if last_confused:
+            terms['as_last'] = attention_separation(maps['target_last'], maps['confused_last'], mask)
+        if 'ac' in on:
+            terms['ac'] = attention_consistency(maps['target_inner'], inner_mask, config.theta)
+        terms = {name: torch.where(classes.valid, values, 0) for name, values in terms.items()}
+    return ICASCOutput(logits=logits.detach() if leaves else logits, terms=terms, maps=maps, classes=classes)
+
+
+def _class_indices(
+        classes: Union[torch.Tensor, Sequence[int], int, None],
+        topk: int,
+        logits: torch.Tensor,
+) -> torch.Tensor:
+    batch, num_classes = logits.shape
+    if classes is None:
+        return logits.detach().topk(min(topk, num_classes), dim=1).indices
+    classes = torch.as_tensor(classes, device=logits.device)
+    if classes.is_floating_point() or classes.ndim > 2 or (classes.ndim == 2 and classes.shape[0] != batch):
+        raise TargetError(
+            f'classes must be a class index, indices [K] for every image or [B, K] per image (B = {batch}), '
+            f'got {classes.dtype} {tuple(classes.shape)}.')
+    if classes.numel() and not 0 <= classes.min() <= classes.max() < num_classes:
+        raise TargetError(f'classes must lie in 0 to {num_classes - 1}, got {classes.tolist()}.')
+    return classes.long() if classes.ndim == 2 else classes.long().reshape(1, -1).expand(batch, -1)
+
+
+def attention_maps(
+        model: nn.Module,
+        images: torch.Tensor,
+        classes: Union[torch.Tensor, Sequence[int], int, None] = None,
+        topk: int = 5,
+        method: str = 'ach',
+        layer: str = 'last',
+        layers: Optional[Sequence[str]] = None,
+        create_graph: bool = False,
+) -> torch.Tensor:
+    """Class-specific attention maps of a classifier.
+
+    Runs the model in the mode it is in; call `model.eval()` first for maps that do not depend on the batch.
+
+    Args:
+        model: Classifier.
+        images: `[B, 3, height, width]`, normalised as the model expects.
+        classes: Class indices: one for all, `[K]` for every image, or `[B, K]`; None for the `topk` predicted classes,
+            highest first (`model(images).topk(topk).indices`).
+        topk: Number of predicted classes where `classes` is None.
+        method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1) or 'grad_cam_plus_plus'.
+        layer: 'inner' or 'last'.
+        layers: Module paths (inner, last), if the automatic choice is not wanted.
+        create_graph: Keep the graph to the parameters, channel weights included, for use in a loss.
+
+    Returns:
+        `[B, K, h, w]`, values >= 0, not normalised; detached unless `create_graph`.
+
+    Raises:
+        TargetError: `classes` of a wrong shape or out of range.
+        LayerResolutionError: No such layer (`resolve_layers`).
+    """
+    if method not in ATTENTION_METHODS:
+        raise ValueError(f'method must be one of {tuple(ATTENTION_METHODS)}, got {method!r}.')
+    if layer not in ('inner', 'last'):
+        raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
+    chosen: FeatureLayer = getattr(resolve_layers(model, layers, tuple(images.shape[1:])), layer)
+    with capture_features(model, [chosen], order=2 if create_graph else 1, leaves=not create_graph) as features:
+        logits = model(images)
+    feature = features[chosen.path]
+    with torch.enable_grad(), torch.inference_mode(False):
+        indices = _class_indices(classes, topk, logits)
+        maps = []
+        for k in range(indices.shape[1]):
+            cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
+            gradient, = _score_gradients(logits, cotangent, [feature], create_graph)
+            maps.append(ATTENTION_METHODS[method](
+                chosen.to_nchw(feature, images.shape[-2:]), chosen.to_nchw(gradient, images.shape[-2:])))
+        result = torch.stack(maps, 1)
+    return result if create_graph else result.detach()

@@ -1,0 +1,7 @@
+"""Attention maps and losses are computed in at least float32, whatever precision the model runs in."""
+import torch
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half-precision tensors become float32; float32 and float64 pass through."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
