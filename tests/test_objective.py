@@ -74,7 +74,7 @@ def reference_terms(model, images, target, layers, method):
     for image, t in zip(images, target.tolist(), strict=True):
         taps = {}
         handles = [
-            model.get_submodule(p).register_forward_hook(lambda m, a, o, p=p: taps.__setitem__(p, o))
+            model.get_submodule(p).register_forward_hook(lambda m, a, o, p=p, taps=taps: taps.__setitem__(p, o))
             for p in (inner_path, last_path)]
         logits = model(image[None])[0]
         for handle in handles:

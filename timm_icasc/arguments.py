@@ -1,0 +1,322 @@
+"""Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import yaml
+from timm.utils import ParseKwargs
+
+from .errors import ICASCError
+from .losses import MASK_SCALES
+
+__all__ = ['RECIPES', 'load_config', 'parse_args']
+
+RECIPES = Path(__file__).parent / 'recipes'
+DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
+
+DESCRIPTION = """\
+Train a timm model with ICASC: attention separability and consistency (Wang et al., ICCV 2019).
+
+Without any option it trains a small ResNet on the embedded digits in about a minute. Otherwise:
+  train_timm.py --icasc-compare                                    ICASC beside cross-entropy, same seed
+  train_timm.py --data-dir DIR --model resnet50 --pretrained       your images: DIR/{train,val}/CLASS/*.jpg
+  train_timm.py --data-dir DIR --val-split test -c timm_icasc/recipes/cifar100_resnet110.yaml
+  torchrun --nproc_per_node=8 train_timm.py ...                    several GPUs, one process each
+  train_timm.py --resume auto                                      go on with the newest interrupted run
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        # The usage of a hundred options would bury the message.
+        self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Dataset parameters')
+    group.add_argument('--data-dir', metavar='DIR', help='path to the data set: DIR/SPLIT/CLASS/IMAGE')
+    group.add_argument('--dataset', metavar='NAME', default='',
+                       help="data set type: '' for an image folder, 'digits' (embedded), or TYPE/NAME as timm takes "
+                            'it: torch/cifar100, hfds/..., wds/...')
+    group.add_argument('--train-split', metavar='NAME', default='train', help='training split (default: %(default)s)')
+    group.add_argument('--val-split', metavar='NAME', default='validation',
+                       help='validation split (default: %(default)s)')
+    group.add_argument('--class-map', default='', metavar='FILENAME', help='file that maps class to index')
+    group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Model parameters')
+    group.add_argument('--model', default='resnet20_cifar', metavar='MODEL',
+                       help='any timm architecture or hf-hub:NAME (default: %(default)s)')
+    group.add_argument('--pretrained', action=argparse.BooleanOptionalAction, default=False,
+                       help='start from pretrained weights')
+    group.add_argument('--pretrained-path', metavar='PATH', help='file with the pretrained weights')
+    group.add_argument('--initial-checkpoint', default='', metavar='PATH', help='load the weights of this checkpoint')
+    group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: the data set\'s)')
+    group.add_argument('--gp', metavar='POOL', help='global pool type: fast, avg, max, avgmax, avgmaxc')
+    group.add_argument('--img-size', type=int, metavar='N', help='image size (default: the model\'s)')
+    group.add_argument('--in-chans', type=int, metavar='N', help='image input channels')
+    group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='channels height width')
+    group.add_argument('--crop-pct', type=float, metavar='N', help='input image centre crop, for validation')
+    group.add_argument('--mean', type=float, nargs='+', metavar='MEAN', help='mean of the pixels, to normalise')
+    group.add_argument('--std', type=float, nargs='+', metavar='STD', help='deviation of the pixels, to normalise')
+    group.add_argument('--interpolation', default='', metavar='NAME', help='image resize interpolation')
+    group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N',
+                       help='training batch size per process (default: %(default)s)')
+    group.add_argument('-vb', '--validation-batch-size', type=int, metavar='N', help='default: --batch-size')
+    group.add_argument('--channels-last', action='store_true', help='channels_last memory layout')
+    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N',
+                       help='forward/backward passes per optimiser step (default: %(default)s)')
+    group.add_argument('--grad-checkpointing', action='store_true', help='recompute activations, to save memory')
+    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+                       help='further arguments of the model')
+    group.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
+                       help='torch.compile the evaluation (training needs a double backward and stays eager)')
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Device & distributed')
+    group.add_argument('--device', metavar='NAME', help='cuda, cpu, mps (default: cuda where there is one)')
+    group.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'),
+                       help='lower precision AMP dtype (default: %(default)s)')
+    group.add_argument('--sync-bn', action='store_true', help='synchronised BatchNorm across processes')
+    group.add_argument('--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''),
+                       help='share BatchNorm statistics between processes after each epoch (default: %(default)s)')
+
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Optimizer parameters')
+    group.add_argument('--opt', default='sgd', metavar='OPTIMIZER', help='any timm optimiser (default: %(default)s)')
+    group.add_argument('--opt-eps', type=float, metavar='EPSILON')
+    group.add_argument('--opt-betas', type=float, nargs='+', metavar='BETA')
+    group.add_argument('--momentum', type=float, default=0.9, metavar='M', help='default: %(default)s')
+    group.add_argument('--weight-decay', type=float, default=2e-5, help='default: %(default)s')
+    group.add_argument('--clip-grad', type=float, metavar='NORM', help='clip gradients (default: do not)')
+    group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'), help='default: %(default)s')
+    group.add_argument('--layer-decay', type=float, metavar='DECAY', help='layer-wise learning rate decay')
+    group.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+                       help='further arguments of the optimiser')
+
+    group = parser.add_argument_group('Learning rate schedule parameters')
+    group.add_argument('--sched', default='cosine', metavar='SCHEDULER', help='default: %(default)s')
+    group.add_argument('--sched-on-updates', action='store_true', help='step the schedule on updates, not on epochs')
+    group.add_argument('--lr', type=float, metavar='LR', help='learning rate; overrides --lr-base')
+    group.add_argument('--lr-base', type=float, default=0.1, metavar='LR',
+                       help='learning rate = lr_base * global batch size / lr_base_size (default: %(default)s)')
+    group.add_argument('--lr-base-size', type=int, default=256, metavar='N', help='default: %(default)s')
+    group.add_argument('--epochs', type=int, default=300, metavar='N', help='number of epochs (default: %(default)s)')
+    group.add_argument('--warmup-epochs', type=int, default=5, metavar='N', help='default: %(default)s')
+    group.add_argument('--warmup-lr', type=float, default=1e-5, metavar='LR', help='default: %(default)s')
+    group.add_argument('--min-lr', type=float, default=0., metavar='LR', help='default: %(default)s')
+    group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N', help='default: %(default)s')
+    group.add_argument('--decay-epochs', type=float, default=90, metavar='N', help='default: %(default)s')
+    group.add_argument('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH')
+    group.add_argument('--decay-rate', type=float, default=0.1, metavar='RATE', help='default: %(default)s')
+    group.add_argument('--lr-cycle-mul', type=float, default=1., metavar='MULT', help='default: %(default)s')
+    group.add_argument('--lr-cycle-decay', type=float, default=0.5, metavar='MULT', help='default: %(default)s')
+    group.add_argument('--lr-cycle-limit', type=int, default=1, metavar='N', help='default: %(default)s')
+
+
+def _add_augmentation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Augmentation and regularization parameters')
+    group.add_argument('--no-aug', action='store_true', help='no training augmentation')
+    group.add_argument('--crop-padding', type=int, metavar='N',
+                       help='pad by N zeros and crop at random, as the CIFAR protocols do, not random resized crop')
+    group.add_argument('--train-crop-mode', metavar='MODE', help='timm\'s crop modes: rrc, rkrc, rkrr')
+    group.add_argument('--scale', type=float, nargs=2, default=[0.08, 1.0], metavar='PCT', help='default: 0.08 1.0')
+    group.add_argument('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3], metavar='R', help='default: 0.75 1.33')
+    group.add_argument('--hflip', type=float, default=0.5, metavar='P', help='horizontal flips (default: %(default)s)')
+    group.add_argument('--vflip', type=float, default=0., metavar='P', help='vertical flips (default: %(default)s)')
+    group.add_argument('--color-jitter', type=float, default=0.4, metavar='F', help='default: %(default)s')
+    group.add_argument('--aa', metavar='NAME', help='AutoAugment policy, e.g. rand-m9-mstd0.5-inc1')
+    group.add_argument('--train-interpolation', default='random', metavar='NAME', help='default: %(default)s')
+    group.add_argument('--reprob', type=float, default=0., metavar='P', help='random erasing (default: %(default)s)')
+    group.add_argument('--remode', default='pixel', metavar='MODE', help='random erasing mode (default: %(default)s)')
+    group.add_argument('--mixup', type=float, default=0., metavar='ALPHA', help='mixup if > 0')
+    group.add_argument('--cutmix', type=float, default=0., metavar='ALPHA', help='cutmix if > 0')
+    group.add_argument('--mixup-prob', type=float, default=1., metavar='P', help='default: %(default)s')
+    group.add_argument('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='default: %(default)s')
+    group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='default: %(default)s')
+    group.add_argument('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
+    group.add_argument('--smoothing', type=float, default=0.1, help='label smoothing (default: %(default)s)')
+    group.add_argument('--loss', default='ce', choices=('ce', 'bce', 'asl', 'poly'), metavar='LOSS',
+                       help='classification loss: ce, bce, asl, poly (default: %(default)s)')
+    group.add_argument('--drop', type=float, default=0., metavar='P', help='dropout (default: %(default)s)')
+    group.add_argument('--drop-path', type=float, metavar='P', help='stochastic depth')
+
+    group = parser.add_argument_group('Model exponential moving average parameters')
+    group.add_argument('--model-ema', action='store_true', help='track an average of the weights, and evaluate it')
+    group.add_argument('--model-ema-decay', type=float, default=0.9998, help='default: %(default)s')
+    group.add_argument('--model-ema-warmup', action='store_true', help='warm up the decay')
+
+
+def _add_misc(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Miscellaneous parameters')
+    group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed (default: %(default)s)')
+    group.add_argument('-j', '--workers', type=int, default=4, metavar='N',
+                       help='data loading processes (default: %(default)s)')
+    group.add_argument('--pin-mem', action='store_true', help='pin CPU memory in the data loader')
+    group.add_argument('--no-prefetcher', action='store_true', help='plain data loader')
+    group.add_argument('--output', default='output', metavar='PATH',
+                       help='folder of all runs (default: %(default)s)')
+    group.add_argument('--experiment', default='', metavar='NAME',
+                       help='name of this run\'s folder (default: MODEL-DATA, numbered)')
+    group.add_argument('--resume', default='', metavar='PATH',
+                       help="checkpoint to go on from, with the arguments of its run; 'auto': the newest run in "
+                            '--output, or in --output/--experiment')
+    group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N',
+                       help='number of checkpoints to keep (default: %(default)s)')
+    group.add_argument('--eval-metric', default='top1', choices=('top1', 'top5', 'loss'),
+                       help='what makes a checkpoint the best (default: %(default)s)')
+    group.add_argument('--log-interval', type=int, default=50, metavar='N',
+                       help='steps between checks for a finite loss on a GPU (default: %(default)s)')
+
+
+def _add_icasc(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        'ICASC parameters',
+        'loss = cross-entropy + w1 L_AS_inner + w2 L_AS_last + w3 L_AC (Eq. 6). A weight of 0 leaves the term out.')
+    group.add_argument('--icasc', action=argparse.BooleanOptionalAction, default=True,
+                       help='train with ICASC, or with the classification loss alone (default: with)')
+    group.add_argument('--icasc-compare', action='store_true',
+                       help='train both, the plain loss first, with the same seed, and print them side by side')
+    group.add_argument('--icasc-attention', default='ach', choices=('ach', 'grad_cam'),
+                       help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
+    group.add_argument('--icasc-order', type=int, default=2, choices=(1, 2),
+                       help='2: channel weights carry gradient (exact); 1: they are constants (cheaper) '
+                            '(default: %(default)s)')
+    group.add_argument('--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
+                       help='module paths of the two layers (default: found from the model)')
+    group.add_argument('--icasc-weights', type=float, nargs=3, default=[1., 1., 1.],
+                       metavar=('AS_INNER', 'AS_LAST', 'AC'), help='weights of the terms (default: 1 1 1)')
+    group.add_argument('--icasc-start-epoch', type=float, default=0., metavar='N',
+                       help='epochs of plain training before the terms set in (default: %(default)s)')
+    group.add_argument('--icasc-ramp-epochs', type=float, default=0., metavar='N',
+                       help='epochs over which the terms then grow to their weights (default: %(default)s)')
+    group.add_argument('--icasc-theta', type=float, default=0.8, help='offset of L_AC, Eq. 5 (default: %(default)s)')
+    group.add_argument('--icasc-sigma', type=float, default=0.55,
+                       help='mask threshold, fraction of the maximum, Eq. 4 (default: %(default)s)')
+    group.add_argument('--icasc-omega', type=float, default=100., help='mask steepness, Eq. 4 (default: %(default)s)')
+    group.add_argument('--icasc-mask-scale', default='max', choices=MASK_SCALES,
+                       help='divide the map by its maximum in the mask, or take it raw (default: %(default)s)')
+    group.add_argument('--icasc-mask-grad', action=argparse.BooleanOptionalAction, default=False,
+                       help='let the mask carry gradient (default: it is a pseudo-label)')
+    group.add_argument('--icasc-eval-images', type=int, default=500, metavar='N',
+                       help='validation images on which attention is measured after each epoch; 0: none '
+                            '(default: %(default)s)')
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog='train_timm.py', description=DESCRIPTION,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-c', '--config', metavar='FILE', default='',
+                        help='YAML file with defaults for the options below; a recipe or a run\'s args.yaml')
+    for add in (_add_icasc, _add_data, _add_model, _add_device, _add_optimizer, _add_augmentation, _add_misc):
+        add(parser)
+    return parser
+
+
+def _checked(action: argparse.Action, value: Any, where: str) -> Any:
+    """A YAML value as the command line would have parsed it."""
+    if value is None or isinstance(action, ParseKwargs):
+        return value
+    several = action.nargs in ('+', '*') or isinstance(action.nargs, int) and action.nargs > 0
+    if several != isinstance(value, list):
+        raise ICASCError(f"{where}: '{action.dest}' must be {'a list' if several else 'one value'}, got {value!r}.")
+    if several and isinstance(action.nargs, int) and len(value) != action.nargs:
+        raise ICASCError(f"{where}: '{action.dest}' must have {action.nargs} values, got {value!r}.")
+    if action.nargs == 0 and not isinstance(value, bool):
+        raise ICASCError(f"{where}: '{action.dest}' must be true or false, got {value!r}.")
+    try:
+        values = [action.type(v) if action.type else v for v in (value if several else [value])]
+    except (TypeError, ValueError) as e:
+        raise ICASCError(f"{where}: '{action.dest}' must be {action.type.__name__}, got {value!r}.") from e
+    if action.choices is not None and not set(values) <= set(action.choices):
+        raise ICASCError(f"{where}: '{action.dest}' must be one of {tuple(action.choices)}, got {value!r}.")
+    return values if several else values[0]
+
+
+def load_config(path: Path, parser: Optional[argparse.ArgumentParser] = None) -> Dict[str, Any]:
+    """Options from a YAML file: keys are option names, with '-' or '_'.
+
+    Raises:
+        ICASCError: The file is missing or no YAML mapping, or a key or value is not an option's.
+    """
+    parser = parser or _build_parser()
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except OSError as e:
+        raise ICASCError(f"--config: cannot read '{path}': {e.strerror}; recipes: "
+                         f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
+    except yaml.YAMLError as e:
+        raise ICASCError(f"--config: '{path}' is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(config, dict):
+        raise ICASCError(f"--config: '{path}' holds no 'option: value' lines.")
+    actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
+    options = {}
+    for key, value in config.items():
+        name = str(key).replace('-', '_')
+        if name not in actions:
+            close = difflib.get_close_matches(name, actions, 1)
+            raise ICASCError(f"--config: '{path}' has the unknown key '{key}'"
+                             f"{f'; did you mean {close[0]!r}?' if close else '.'}")
+        options[name] = _checked(actions[name], value, f"--config: '{path}'")
+    return options
+
+
+def _find_run(args: argparse.Namespace) -> Optional[Path]:
+    """The folder whose args.yaml a resumed run goes on with; None to start afresh."""
+    if args.resume != 'auto':
+        if not Path(args.resume).is_file():
+            raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
+        return Path(args.resume).parent
+    root = Path(args.output)
+    runs = [root / args.experiment] if args.experiment else list(root.glob('*'))
+    stamps = {run: max((p.stat().st_mtime for p in (*run.glob('last.pth.tar'), *run.glob('*/last.pth.tar'))), default=0)
+              for run in runs if (run / 'args.yaml').is_file()}
+    return max(stamps, key=stamps.get) if any(stamps.values()) else None
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ('batch_size', 'epochs', 'grad_accum_steps', 'checkpoint_hist', 'log_interval'):
+        if getattr(args, name) < 1:
+            raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if (args.mixup or args.cutmix) and args.batch_size % 2:
+        raise ICASCError(f'--mixup and --cutmix pair the images of a batch: --batch-size must be even, '
+                         f'got {args.batch_size}.')
+    if args.loss == 'asl' and (args.mixup or args.cutmix):
+        raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
+    if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
+        raise ICASCError('--data-dir is missing: the folder of the images, DIR/train/CLASS/IMAGE '
+                         '(or --dataset digits).')
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line; defaults come from a resumed run's args.yaml, from --config, or from the digits recipe.
+
+    Returns:
+        The options, with `run_dir` set to the folder of a run to go on with (else None).
+
+    Raises:
+        ICASCError: A message in one line that names the option.
+        SystemExit: argparse's own errors (exit code 2) and --help.
+    """
+    parser = _build_parser()
+    first = parser.parse_args(argv)
+    run_dir = _find_run(first) if first.resume else None
+    files: List[Path] = []
+    if run_dir is not None and (run_dir / 'args.yaml').is_file():
+        files = [run_dir / 'args.yaml']
+    elif first.config:
+        files = [Path(first.config)]
+    elif not first.data_dir and not first.dataset:
+        files = [DEFAULT_RECIPE]
+    for file in files:
+        parser.set_defaults(**load_config(file, parser))
+    args = parser.parse_args(argv)
+    _check(args)
+    args.run_dir = str(run_dir) if run_dir is not None else None
+    return args

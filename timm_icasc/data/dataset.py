@@ -1,0 +1,84 @@
+"""From `--data-dir` and `--dataset` to a data set, with errors that name what is missing."""
+from pathlib import Path
+from typing import List, Optional
+
+import timm.data
+import torch
+
+from ..errors import DataError
+from .digits import DigitsDataset
+
+__all__ = ['class_names', 'create_dataset', 'evenly_spaced']
+
+# The folder names that timm tries in place of the split's own.
+SPLIT_SYNONYMS = {
+    'train': ('train', 'training'),
+    'validation': ('validation', 'val', 'valid', 'eval', 'evaluation'),
+}
+
+
+def _check_folder(root: Path, split: str, option: str) -> None:
+    """timm reads the whole root where the split's folder is missing, and takes the splits for classes."""
+    if not root.is_dir():
+        raise DataError(f"--data-dir: no folder '{root}'.")
+    names = next((s for s in SPLIT_SYNONYMS.values() if split in s), (split,))
+    folder = next((root / name for name in (split, *names) if (root / name).is_dir()), None)
+    if folder is None:
+        found = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
+        raise DataError(
+            f"--data-dir: '{root}' has no folder '{split}' (it has: {', '.join(found) or 'no folders'}); "
+            f'expected {split}/CLASS/IMAGE, or name the folder with {option}.')
+    if not any(p.is_dir() for p in folder.iterdir()):
+        raise DataError(f"--data-dir: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
+
+
+def create_dataset(
+        name: str,
+        root: Optional[str],
+        split: str,
+        is_training: bool = False,
+        **kwargs,
+) -> torch.utils.data.Dataset:
+    """`timm.data.create_dataset`, plus the embedded 'digits'.
+
+    Args:
+        name: 'digits', '' (an image folder `root/split/CLASS/IMAGE`), or any name that timm takes ('torch/cifar100',
+            'hfds/...', 'wds/...').
+        root: Data folder; not used by 'digits'.
+        split: Name of the split.
+        is_training: Whether the training split is meant, for messages and for streaming readers.
+        **kwargs: Passed on to timm.
+
+    Raises:
+        DataError: The folder, its split, its classes or its images are missing, or timm cannot read the data.
+    """
+    if name == 'digits':
+        return DigitsDataset('train' if is_training else 'validation')
+    option = '--train-split' if is_training else '--val-split'
+    if not name:
+        _check_folder(Path(root), split.split('[')[0], option)
+    try:
+        dataset = timm.data.create_dataset(name, root=root, split=split, is_training=is_training, **kwargs)
+    except (RuntimeError, AssertionError, OSError, ValueError, ImportError, KeyError) as e:
+        raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {e or type(e).__name__}") from e
+    if hasattr(dataset, '__len__') and not len(dataset):
+        raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
+    return dataset
+
+
+def class_names(dataset: torch.utils.data.Dataset) -> Optional[List[str]]:
+    """Class names in the order of the labels; None where the data set does not tell."""
+    for holder in (dataset, getattr(dataset, 'reader', None)):
+        if getattr(holder, 'class_names', None):
+            return list(holder.class_names)
+        if getattr(holder, 'class_to_idx', None):
+            return [str(name) for name, _ in sorted(holder.class_to_idx.items(), key=lambda item: item[1])]
+        if getattr(holder, 'classes', None):
+            return [str(name) for name in holder.classes]
+    return None
+
+
+def evenly_spaced(dataset: torch.utils.data.Dataset, count: int) -> torch.utils.data.Subset:
+    """The subset of `count` samples at even distances, so that a data set sorted by class gives every class a share."""
+    count = min(count, len(dataset))
+    return torch.utils.data.Subset(dataset, [i * len(dataset) // count for i in range(count)])
