@@ -1,6 +1,6 @@
 """Figures of attention maps: what a model looks at for the true class and for the one it confuses it with.
 
-Drawn with matplotlib's object interface: no display, no pyplot and no global state, so any thread may do it.
+Drawn with matplotlib's object interface: no display, no pyplot and no global state.
 
 Shapes: `N` images, `C` classes, `H W` grid of a layer, `h w` image size.
 """
@@ -29,15 +29,16 @@ FORMATS = ('.png', '.pdf', '.svg')
 DPI = 128
 CELL = 128  # width of an image, 4 pixels for each of CIFAR's
 MARGIN, PAIR_GAP, LAYER_GAP, MODEL_GAP, ROW_GAP = 10, 8, 14, 26, 10
-LINE, SMALL_LINE = 20, 18
+LINE, SMALL_LINE, DESCENT = 20, 18, 6
 TEXT, SMALL_TEXT = 9, 8  # points
 # Viridis keeps its order for colour-blind readers, and its yellow end differs from a white background.
 COLORMAP = colormaps['viridis']
-OPACITY = 0.85
-RED = '#e0102a'
+OPACITY = 0.9
+FRAME = '#e0102a'  # red, as in the paper; thick, so that its hue is not the only cue
+WHICH = ('target', 'confused')
 PLACES = {'last': 'Last layer', 'inner': 'Inner layer'}
 CAPTION = (
-    "Attention from 0 to the pair's maximum: the two maps of a layer share one scale.",
+    "Attention, 0 to the pair's maximum: a layer's two maps share one scale.",
     'Red frame: ground truth; beside it the most confusing class, with their softmax probabilities.',
     'Bold: predicted class, \u2717 if wrong. Overlap: histogram intersection of the two maps, 0 to 1.',
 )
@@ -55,12 +56,12 @@ class _Page:
     def image(self, rgb: np.ndarray, left: int, top: int, width: int, height: int) -> None:
         """Draw `[h, w, 3]` values in [0, 1]: square pixels where enlarged, smoothed where reduced."""
         self.axes.imshow(
-            rgb, extent=(left, left + width, top + height, top), aspect='auto',
+            np.rint(255 * rgb).astype(np.uint8), extent=(left, left + width, top + height, top), aspect='auto',
             interpolation='nearest' if rgb.shape[1] <= width else 'antialiased')
 
-    def frame(self, left: int, top: int, width: int, height: int, color: str, linewidth: float) -> None:
+    def frame(self, left: int, top: int, width: int, height: int) -> None:
         self.axes.add_patch(Rectangle(
-            (left, top), width, height, fill=False, edgecolor=color, linewidth=linewidth, joinstyle='miter'))
+            (left, top), width, height, fill=False, edgecolor=FRAME, linewidth=2.5, joinstyle='miter'))
 
     def text(
             self,
@@ -70,10 +71,11 @@ class _Page:
             width: float,
             size: float = TEXT,
             weight: str = 'normal',
+            style: str = 'normal',
             align: str = 'center',
     ) -> None:
         """Write one line, shortened with an ellipsis where it is wider than `width`."""
-        font = FontProperties(size=size, weight=weight)
+        font = FontProperties(size=size, weight=weight, style=style)
         shown = text = ' '.join(text.split())[:100]
         # Class names are data: a dollar sign in them starts no formula.
         while self.renderer.get_text_width_height_descent(shown, font, ismath=False)[0] > width and text:
@@ -95,19 +97,14 @@ def _run(
     flags = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        return icasc_forward(
-            model, images, targets.to(images.device), resolve_layers(model, layers, tuple(images.shape[1:])), config,
-            leaves=True)
+        resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
+        return icasc_forward(model, images, targets.to(images.device), resolved, config, leaves=True)
     finally:
         for module, flag in flags.items():
             module.training = flag
 
 
-def _shared_scale(
-        target_map: torch.Tensor,
-        confused_map: torch.Tensor,
-        size: Tuple[int, int],
-) -> np.ndarray:
+def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: Tuple[int, int]) -> np.ndarray:
     """Two maps `[N, H, W]` at image size, divided by the larger of their maxima: `[2, N, h, w]` in [0, 1]."""
     pair = F.interpolate(
         torch.stack([target_map, confused_map]).float().cpu(), size=size, mode='bilinear', align_corners=False)
@@ -117,11 +114,19 @@ def _shared_scale(
 
 def _overlay(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Lay attention `[h, w]` in [0, 1] over a grey image `[h, w]`: `[h, w, 3]`; no attention leaves the image as is."""
-    alpha = OPACITY * np.sqrt(heat)[..., None]
+    alpha = OPACITY * heat[..., None]
     return (1 - alpha) * grey[..., None] + alpha * COLORMAP(heat)[..., :3]
 
 
-def _check(models, images, targets, class_names, mean, std, path: Path) -> None:
+def _check(
+        models: Dict[str, nn.Module],
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        class_names: Optional[Sequence[str]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        path: Path,
+) -> None:
     if not models:
         raise ValueError('models is empty: give at least one, {label: model}.')
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
@@ -129,8 +134,7 @@ def _check(models, images, targets, class_names, mean, std, path: Path) -> None:
             f'images must be [N, channels, height, width] with N >= 1 and 1 or 3 channels, got {tuple(images.shape)}.')
     if targets.shape != images.shape[:1] or targets.is_floating_point():
         raise ValueError(
-            f'targets must be {len(images)} class indices, one for each image, '
-            f'got {targets.dtype} {tuple(targets.shape)}.')
+            f'targets must be {len(images)} class indices, one per image, got {targets.dtype} {tuple(targets.shape)}.')
     if len(mean) != images.shape[1] or len(std) != images.shape[1]:
         raise ValueError(
             f'mean and std must have {images.shape[1]} values, one for each channel, got {len(mean)} and {len(std)}.')
@@ -185,60 +189,58 @@ def attention_figure(
     outputs = {label: _run(model, images, targets, config, layers) for label, model in models.items()}
     for label, output in outputs.items():
         if class_names is not None and len(class_names) != output.logits.shape[1]:
-            raise ValueError(
-                f"class_names has {len(class_names)} names, but model '{label}' has {output.logits.shape[1]} classes.")
-
-    def name(index: int) -> str:
-        return str(index if class_names is None else class_names[index])
+            raise ValueError(f"class_names has {len(class_names)} names, '{label}' {output.logits.shape[1]} classes.")
+    names = class_names if class_names is not None else range(max(o.logits.shape[1] for o in outputs.values()))
 
     size = tuple(images.shape[-2:])
-    colors = images.detach().float().cpu() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    colors = colors.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    mean, std = (torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    colors = (images.detach().float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     greys = colors @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
     cell_height = max(1, round(CELL * size[0] / size[1]))
     pair_width = 2 * CELL + PAIR_GAP
     model_width = 2 * pair_width + LAYER_GAP
     row_height = 2 * LINE + cell_height + SMALL_LINE + ROW_GAP
-    header_height = MARGIN + 3 * LINE
+    header_lines = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE]
+    first_top = header_lines[-1] + 2 * ROW_GAP + 2 * LINE
+    tops = [first_top + row * row_height for row in range(len(images))]
+    bottom = tops[-1] + cell_height + SMALL_LINE + ROW_GAP
     width = 2 * MARGIN + CELL + len(models) * (MODEL_GAP + model_width)
-    bottom = header_height + len(images) * row_height
     page = _Page(width, bottom + len(CAPTION) * SMALL_LINE + MARGIN)
-    tops = [header_height + row * row_height + 2 * LINE for row in range(len(images))]
 
-    page.text('Image', MARGIN + CELL / 2, header_height - 6, CELL)
+    page.text('image', MARGIN + CELL / 2, header_lines[2], CELL, style='italic')
     for row, top in enumerate(tops):
-        page.text(name(int(targets[row])), MARGIN + CELL / 2, top - 6, CELL)
+        page.text(str(names[targets[row]]), MARGIN + CELL / 2, top - DESCENT, CELL)
         page.image(colors[row], MARGIN, top, CELL, cell_height)
 
     for column, (label, output) in enumerate(outputs.items()):
         model_left = MARGIN + CELL + MODEL_GAP + column * (model_width + MODEL_GAP)
-        page.text(label, model_left + model_width / 2, MARGIN + LINE - 6, model_width, weight='bold')
+        page.text(label, model_left + model_width / 2, header_lines[0], model_width, weight='bold')
         page.axes.plot([model_left, model_left + model_width], [MARGIN + LINE] * 2, color='black', linewidth=0.8)
         probabilities = output.logits.float().softmax(1).cpu()
         predicted = output.logits.argmax(1).tolist()
         chosen = [pair.argmax(1).tolist() for pair in (output.classes.target, output.classes.confused)]
         for place, title in PLACES.items():
             pair_left = model_left + (pair_width + LAYER_GAP if place == 'inner' else 0)
-            page.text(title, pair_left + pair_width / 2, header_height - LINE - 6, pair_width)
-            maps = [output.maps[f'{which}_{place}'] for which in ('target', 'confused')]
+            pair_center = pair_left + pair_width / 2
+            page.text(title, pair_center, header_lines[1], pair_width)
+            maps = [output.maps[f'{which}_{place}'] for which in WHICH]
             heats = _shared_scale(*maps, size)
-            for row, (top, overlap) in enumerate(zip(tops, attention_overlap(*maps).tolist(), strict=True)):
-                page.text(
-                    'no overlap: a map is zero' if overlap != overlap else f'overlap {overlap:.2f}',
-                    pair_left + pair_width / 2, top + cell_height + SMALL_LINE - 3, pair_width, size=SMALL_TEXT)
-            for k, which in enumerate(('target', 'confused')):
+            for top, overlap in zip(tops, attention_overlap(*maps).tolist(), strict=True):
+                text = 'no overlap: a map is zero' if overlap != overlap else f'overlap {overlap:.2f}'
+                page.text(text, pair_center, top + cell_height + SMALL_LINE - 2, pair_width, size=SMALL_TEXT)
+            for k, which in enumerate(WHICH):
                 left = pair_left + k * (CELL + PAIR_GAP)
-                page.text(which, left + CELL / 2, header_height - 6, CELL)
-                for row, top in enumerate(tops):
-                    index = chosen[k][row]
+                center = left + CELL / 2
+                page.text(which, center, header_lines[2], CELL, style='italic')
+                for row, (top, index) in enumerate(zip(tops, chosen[k], strict=True)):
                     weight = 'bold' if index == predicted[row] else 'normal'
-                    mark = '\u2717 ' if index == predicted[row] and k == 1 else ''
-                    page.text(mark + name(index), left + CELL / 2, top - LINE - 6, CELL, weight=weight)
-                    page.text(f'{probabilities[row, index]:.1%}', left + CELL / 2, top - 6, CELL, weight=weight)
+                    mark = '\u2717 ' if index == predicted[row] and which == 'confused' else ''
+                    page.text(f'{mark}{names[index]}', center, top - LINE - DESCENT, CELL, weight=weight)
+                    page.text(f'{probabilities[row, index]:.1%}', center, top - DESCENT, CELL, weight=weight)
                     page.image(_overlay(greys[row], heats[k, row]), left, top, CELL, cell_height)
                     if which == 'target':
-                        page.frame(left, top, CELL, cell_height, RED, linewidth=2.5)
+                        page.frame(left, top, CELL, cell_height)
 
     scale = _overlay(np.full((1, CELL), 0.5), np.linspace(0, 1, CELL)[None])
     page.image(scale, MARGIN, bottom + 2, CELL, SMALL_LINE - 4)

@@ -1,0 +1,140 @@
+"""What a training run tells: its folder, the table of epochs, the table of results, the figure."""
+import argparse
+import csv
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import timm
+import torch
+import torchvision
+import yaml
+from timm import utils
+from timm.data import create_loader
+from tqdm import tqdm
+
+from .data import evenly_spaced
+from .errors import ICASCError
+from .figures import attention_figure
+from .setup import icasc_config
+from .version import __version__
+
+FIGURE_IMAGES = 6
+# Column of the per-epoch table and of the results -> key of the epoch's record.
+COLUMNS = {
+    'loss': 'train_loss', 'CE': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
+    'L_AS last': 'train_loss_as_last', 'L_AC': 'train_loss_ac', 'top-1': 'eval_top1',
+    'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last',
+}
+
+
+def say(args: argparse.Namespace, text: str = '') -> None:
+    if utils.is_primary(args):
+        tqdm.write(text)
+
+
+def open_run_dir(args: argparse.Namespace) -> Path:
+    """The folder of a resumed run, or a new one: finished runs are never written over."""
+    if args.run_dir is not None:
+        return Path(args.run_dir)
+    name = args.experiment or f"{args.model.replace('/', '_').replace(':', '_')}-" \
+                              f"{(args.dataset or Path(args.data_dir).name).replace('/', '_')}"
+    try:
+        base = Path(args.output) / name
+        folder, count = base, 1
+        while utils.is_primary(args):
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
+                folder, count = Path(f'{base}-{count}'), count + 1
+        return folder
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
+
+
+def save_args(args: argparse.Namespace, folder: Path) -> None:
+    skip = {'run_dir', 'config', 'resume', 'rank', 'local_rank', 'world_size', 'distributed'}
+    text = yaml.safe_dump({k: v for k, v in vars(args).items() if k not in skip})
+    (folder / 'args.yaml').write_text(text)
+
+
+def header() -> str:
+    return f"{'epoch':>5} " + ' '.join(f'{name:>{max(len(name), 7)}}' for name in COLUMNS) + f"{'time':>8}"
+
+
+def row(epoch: int, record: dict) -> str:
+    cells = []
+    for name, key in COLUMNS.items():
+        value = record.get(key)
+        digits = 2 if name == 'top-1' else 4
+        cells.append(f"{'-' if value is None else f'{value:.{digits}f}':>{max(len(name), 7)}}")
+    return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
+
+
+def provenance(args: argparse.Namespace) -> dict:
+    """What it takes to repeat the run."""
+    try:
+        commit = subprocess.run(
+            ['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=Path(__file__).parent, capture_output=True,
+            text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), 'commit': commit, 'seed': args.seed,
+            'versions': {'python': sys.version.split()[0], 'torch': torch.__version__,
+                         'torchvision': torchvision.__version__, 'timm': timm.__version__,
+                         'timm_icasc': __version__},
+            'device': torch.cuda.get_device_name() if args.device.startswith('cuda') else args.device}
+
+
+RESULT_COLUMNS = {
+    'top-1': 'eval_top1', 'top-5': 'eval_top5', 'L_AS inner': 'eval_as_inner', 'L_AS last': 'eval_as_last',
+    'L_AC': 'eval_ac', 'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last', 's/epoch': 'time',
+}
+
+
+def _print_table(args: argparse.Namespace, rows: List[Dict[str, Any]]) -> None:
+    cells = [list(rows[0])] + [
+        [f'{v:.4g}' if isinstance(v, float) else '-' if v is None else str(v) for v in r.values()] for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        first, *rest = (f'{c:>{w}}' for c, w in zip(line, widths, strict=True))
+        say(args, '  '.join([f'{first.strip():<{widths[0]}}', *rest]))
+
+
+def _draw(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any]]) -> Path:
+    job = next(iter(runs.values()))['job']
+    config = job.data_config
+    loader = create_loader(
+        evenly_spaced(job.val_set, FIGURE_IMAGES), config['input_size'], FIGURE_IMAGES, mean=config['mean'],
+        std=config['std'], num_workers=0, device=job.device)
+    images, targets = next(iter(loader))
+    return attention_figure(
+        {label: run['model'] for label, run in runs.items()}, images, targets, job.names, config['mean'],
+        config['std'], run_dir / 'attention.png', config=icasc_config(args), layers=args.icasc_layers)
+
+
+def report(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any]]) -> None:
+    """The results as a table to read, as results.csv, and the figure of attention maps.
+
+    Args:
+        args: Options of the whole job.
+        run_dir: Folder to write to.
+        runs: Label of each run -> its 'result' (results.json), 'model' and 'job'.
+    """
+    table = [{'method': run['result']['method'],
+              **{name: run['result']['last'].get(key) for name, key in RESULT_COLUMNS.items()}}
+             for run in runs.values()]
+    with open(run_dir / 'results.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    say(args, '\nResults after the last epoch, on the validation images:')
+    _print_table(args, table)
+    if hasattr(next(iter(runs.values()))['job'].val_set, '__len__'):
+        say(args, f'\nattention maps: {_draw(args, run_dir, runs)}')
+    say(args, f'checkpoints, summary.csv, args.yaml, results: {run_dir}')
