@@ -281,9 +281,11 @@ def _find_run(args: argparse.Namespace) -> Optional[Path]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ('batch_size', 'epochs', 'grad_accum_steps', 'checkpoint_hist', 'log_interval'):
-        if getattr(args, name) < 1:
-            raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    at_least = {'batch_size': 1, 'epochs': 1, 'grad_accum_steps': 1, 'checkpoint_hist': 1, 'log_interval': 1,
+                'icasc_start_epoch': 0, 'icasc_ramp_epochs': 0, 'icasc_eval_images': 0, 'workers': 0, 'seed': 0}
+    for name, least in at_least.items():
+        if getattr(args, name) < least:
+            raise ICASCError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}.")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ICASCError(f'--mixup and --cutmix pair the images of a batch: --batch-size must be even, '
                          f'got {args.batch_size}.')

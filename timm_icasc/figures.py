@@ -189,9 +189,9 @@ def attention_figure(
     outputs = {label: _run(model, images, targets, config, layers) for label, model in models.items()}
     for label, output in outputs.items():
         if class_names is not None and len(class_names) != output.logits.shape[1]:
-            raise ValueError(f"class_names has {len(class_names)} names, '{label}' {output.logits.shape[1]} classes.")
+            raise ValueError(
+                f"class_names has {len(class_names)} names, but model '{label}' has {output.logits.shape[1]} classes.")
     names = class_names if class_names is not None else range(max(o.logits.shape[1] for o in outputs.values()))
-
     size = tuple(images.shape[-2:])
     mean, std = (torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
     colors = (images.detach().float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()

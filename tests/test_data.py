@@ -1,0 +1,127 @@
+"""Data sets: the embedded digits, image folders, and what is said when something is missing."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_loader
+from torchvision import transforms
+
+from timm_icasc import DataError
+from timm_icasc.data import DigitsDataset, class_names, create_dataset, evenly_spaced, use_pad_crop
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes, three images each, in the splits train and test."""
+    for split in ('train', 'test'):
+        for c, name in enumerate(('ape', 'bee')):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new('RGB', (40, 36), (80 * c, 40 * i, 0)).save(tmp_path / split / name / f'{i}.png')
+    return tmp_path
+
+
+class TestDigits:
+
+    def test_splits_are_stratified_disjoint_and_complete(self):
+        train, val = DigitsDataset('train'), DigitsDataset('validation')
+        assert len(train) + len(val) == 1797
+        assert set(train.indices).isdisjoint(val.indices)
+        shares = [np.bincount(d.targets) / len(d) for d in (train, val)]
+        assert np.abs(shares[0] - shares[1]).max() < 0.005
+
+    def test_images(self):
+        from sklearn.datasets import load_digits
+        dataset = DigitsDataset('train', transform=np.asarray)
+        image, target = dataset[5]
+        assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+        original = load_digits().images[dataset.indices[5]]
+        # The mean ink is kept by the enlargement, up to its border.
+        assert image.mean() == pytest.approx(original.mean() * 255 / 16, abs=6)
+        assert target == load_digits().target[dataset.indices[5]]
+
+    def test_unknown_split(self):
+        with pytest.raises(ValueError, match="'train' or 'validation', got 'test'"):
+            DigitsDataset('test')
+
+
+def test_image_folder(image_folder):
+    dataset = create_dataset('', str(image_folder), 'train', is_training=True)
+    assert len(dataset) == 6 and class_names(dataset) == ['ape', 'bee']
+    assert len(create_dataset('', str(image_folder), 'test')) == 6
+
+
+@pytest.mark.parametrize('name, expected', [('digits', 10), ('', 2)])
+def test_class_names(name, expected, image_folder):
+    assert len(class_names(create_dataset(name, str(image_folder), 'train', is_training=True))) == expected
+
+
+class TestClearErrors:
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(DataError, match="no folder '.*nowhere'"):
+            create_dataset('', str(tmp_path / 'nowhere'), 'train')
+
+    def test_missing_split_names_what_is_there(self, image_folder):
+        """timm would read the whole folder, with the splits as its classes."""
+        with pytest.raises(DataError, match=r"no folder 'validation' \(it has: test, train\).*--val-split"):
+            create_dataset('', str(image_folder), 'validation')
+
+    def test_split_without_classes(self, tmp_path):
+        (tmp_path / 'train').mkdir()
+        with pytest.raises(DataError, match='has no class folders'):
+            create_dataset('', str(tmp_path), 'train', is_training=True)
+
+    def test_split_without_images(self, tmp_path):
+        (tmp_path / 'train' / 'ape').mkdir(parents=True)
+        with pytest.raises(DataError, match="Cannot read split 'train'.*|is empty"):
+            create_dataset('', str(tmp_path), 'train', is_training=True)
+
+    def test_unknown_type(self, tmp_path):
+        with pytest.raises(DataError, match='Cannot read split'):
+            create_dataset('torch/nothing', str(tmp_path), 'train', is_training=True)
+
+
+def test_evenly_spaced_reaches_every_class_of_a_sorted_set():
+    labels = torch.arange(100).repeat_interleave(10)
+    subset = evenly_spaced(torch.utils.data.TensorDataset(labels), 200)
+    assert len({int(x) for x, in subset}) == 100
+    assert len(evenly_spaced(torch.utils.data.TensorDataset(labels), 5000)) == 1000
+
+
+class TestPadCrop:
+
+    def loader(self, dataset, **kwargs):
+        return create_loader(dataset, (3, 32, 32), 4, is_training=True, num_workers=0, device=torch.device('cpu'),
+                             use_prefetcher=False, color_jitter=None, **kwargs)
+
+    def test_replaces_the_random_resized_crop_and_nothing_else(self, image_folder):
+        dataset = create_dataset('', str(image_folder), 'train', is_training=True)
+        loader = self.loader(dataset, hflip=0.3)
+        before = [type(t) for t in dataset.transform.transforms]
+        use_pad_crop(dataset, (32, 32), 4)
+        after = [type(t) for t in dataset.transform.transforms]
+        assert after[:2] == [transforms.Resize, transforms.RandomCrop] and after[2:] == before[1:]
+        images, _ = next(iter(loader))
+        assert images.shape == (4, 3, 32, 32)
+
+    def test_is_a_translation_with_zeros_outside(self):
+        dataset = DigitsDataset('train')
+        original = np.asarray(dataset[0][0])
+        self.loader(dataset, hflip=0.)
+        use_pad_crop(dataset, (32, 32), 4)
+        dataset.transform = transforms.Compose(dataset.transform.transforms[:2])
+        padded = np.pad(original, ((4, 4), (4, 4), (0, 0)))
+        windows = [padded[y:y + 32, x:x + 32] for y in range(9) for x in range(9)]
+        torch.manual_seed(0)
+        found = set()
+        for _ in range(60):
+            crop = np.asarray(dataset[0][0])
+            found.add(next(i for i, window in enumerate(windows) if np.array_equal(crop, window)))
+        assert len(found) > 20
+
+    def test_without_augmentation(self):
+        dataset = DigitsDataset('train')
+        self.loader(dataset, no_aug=True)
+        with pytest.raises(DataError, match='--no-aug'):
+            use_pad_crop(dataset, (32, 32), 4)

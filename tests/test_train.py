@@ -1,0 +1,301 @@
+"""train_timm.py as its users run it: what it leaves behind, resuming, and one clear line for every bad input."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_timm  # noqa: E402
+
+TINY = ['--model', 'resnet20_cifar', '--batch-size', '8', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
+        '-j', '0', '--smoothing', '0', '--icasc-eval-images', '6']
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Three classes of 32-pixel noise, 24 training and 9 validation images; for shapes and flow, not for learning."""
+    root, generator = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    for split, count in (('train', 8), ('val', 3)):
+        for name in ('ant', 'bat', 'cat'):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    return root
+
+
+@pytest.fixture
+def run(images, tmp_path, monkeypatch, capsys):
+    """Call main() with options; returns (exit code, stdout, stderr)."""
+    def call(*options, data=('--data-dir', str(images))):
+        monkeypatch.setattr(sys, 'argv', [
+            'train_timm.py', *data, '--output', str(tmp_path), *TINY, *map(str, options)])
+        code = train_timm.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+    return call
+
+
+def weights(path, key='state_dict'):
+    return torch.load(path, weights_only=False)[key]
+
+
+def assert_equal_checkpoints(one, other):
+    for key in ('state_dict', 'state_dict_ema'):
+        a, b = weights(one, key), weights(other, key)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class TestWhatARunLeavesBehind:
+
+    def test_comparison(self, run, tmp_path):
+        code, out, _ = run('--icasc-compare', '--experiment', 'both')
+        assert code == 0
+        for column in ('loss', 'CE', 'L_AS inner', 'L_AS last', 'L_AC', 'top-1', 'overlap inner', 'overlap last'):
+            assert column in out
+        assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
+        table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))
+        assert [row['method'] for row in table] == ['cross-entropy', 'ICASC ach, order 2']
+        for name in ('cross-entropy', 'icasc'):
+            folder = tmp_path / 'both' / name
+            rows = list(csv.DictReader(open(folder / 'summary.csv')))
+            assert [row['epoch'] for row in rows] == ['0', '1']
+            assert (rows[0]['train_loss_as_last'] != '') == (name == 'icasc')
+            assert float(rows[0]['eval_overlap_last']) <= 1
+            result = json.loads((folder / 'results.json').read_text())
+            assert result['last']['eval_top1'] == pytest.approx(float(rows[1]['eval_top1']))
+            assert result['seed'] == 42 and result['versions']['timm'] == timm.__version__
+            assert {'last.pth.tar', 'model_best.pth.tar'} <= {p.name for p in folder.iterdir()}
+        plain, icasc = (json.loads((tmp_path / 'both' / n / 'results.json').read_text())['last']
+                        for n in ('cross-entropy', 'icasc'))
+        assert plain['train_loss'] == plain['train_loss_cls'] and icasc['train_loss'] != icasc['train_loss_cls']
+
+    def test_the_checkpoint_is_timms(self, run, tmp_path):
+        run('--epochs', 1, '--experiment', 'one')
+        model = timm.create_model(
+            'resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'one' / 'last.pth.tar'))
+        assert torch.equal(model.fc.weight, weights(tmp_path / 'one' / 'last.pth.tar')['fc.weight'])
+
+    def test_args_yaml_repeats_the_run(self, run, tmp_path):
+        run('--epochs', 1, '--experiment', 'one', '--icasc-weights', 1, 0.5, 0)
+        saved = yaml.safe_load((tmp_path / 'one' / 'args.yaml').read_text())
+        assert saved['icasc_weights'] == [1., 0.5, 0.] and saved['num_classes'] is None
+        run('--experiment', 'two', '--config', tmp_path / 'one' / 'args.yaml', '--epochs', 1)
+        one, two = (weights(tmp_path / name / 'last.pth.tar') for name in ('one', 'two'))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+    def test_a_second_run_does_not_write_over_the_first(self, run, tmp_path):
+        for _ in range(2):
+            assert run('--epochs', 1, '--experiment', 'one')[0] == 0
+        assert (tmp_path / 'one-1' / 'results.json').is_file()
+
+
+FEATURES = {
+    'accumulation, uneven': ['--batch-size', 4, '--grad-accum-steps', 4],
+    'mixup and cutmix': ['--mixup', 0.4, '--cutmix', 1, '--mixup-off-epoch', 1],
+    'mixup in a plain loader': ['--mixup', 0.4, '--no-prefetcher'],
+    'binary cross-entropy': ['--loss', 'bce'],
+    'average of weights': ['--model-ema', '--model-ema-decay', 0.5],
+    'clipping': ['--clip-grad', 1., '--clip-mode', 'agc'],
+    'channels last': ['--channels-last'],
+    'checkpointing': ['--grad-checkpointing'],
+    'compiled evaluation': ['--torchcompile', 'eager'],
+    'own layers': ['--icasc-layers', 'layer1', 'layer2'],
+    'Grad-CAM, order 1': ['--icasc-attention', 'grad_cam', '--icasc-order', 1],
+    'mask with gradient, raw': ['--icasc-mask-grad', '--icasc-mask-scale', 'raw'],
+    'late start': ['--icasc-start-epoch', 0.5, '--icasc-ramp-epochs', 0.5],
+    'another family': ['--model', 'vit_tiny_patch16_224', '--img-size', 32],
+    'CIFAR augmentation': ['--crop-padding', 4],
+    'worker processes': ['-j', 2],
+    'plain loss': ['--no-icasc', '--torchcompile', 'eager'],
+    'no measuring': ['--icasc-eval-images', 0],
+    'per-update schedule': ['--sched-on-updates', '--opt', 'adamw'],
+}
+
+
+@pytest.mark.parametrize('options', FEATURES.values(), ids=list(FEATURES))
+def test_training_features(options, run, tmp_path):
+    code, _, err = run('--experiment', 'x', *options)
+    assert code == 0, err
+    result = json.loads((tmp_path / 'x' / 'results.json').read_text())
+    assert np.isfinite(result['last']['train_loss'])
+
+
+class TestResume:
+    OPTIONS = ['--model-ema', '--model-ema-decay', 0.9, '--epochs', 3, '--icasc-start-epoch', 0.5, '--icasc-ramp-epochs',
+               2, '--drop', 0.2, '--drop-path', 0.1, '--sched-on-updates', '--crop-padding', 4, '--batch-size', 6]
+
+    @pytest.mark.parametrize('workers', [0, 2])
+    @pytest.mark.parametrize('epoch', [0, 2])
+    def test_an_interrupted_run_ends_as_an_uninterrupted_one(self, epoch, workers, run, tmp_path, monkeypatch):
+        """SIGTERM in the middle of an epoch; the parameters are bit-equal in the end."""
+        options = [*self.OPTIONS, '-j', workers]
+        assert run(*options, '--experiment', 'whole')[0] == 0
+
+        original, steps = train_timm.check_finite, []
+
+        def terminate(means, at, step):
+            original(means, at, step)
+            steps.append((at, step))
+            if (at, step) == (epoch, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(train_timm, 'check_finite', terminate)
+        code, _, err = run(*options, '--experiment', 'cut')
+        assert code == 128 + signal.SIGTERM and '--resume auto' in err
+        assert max(steps) == (epoch, 1)
+        monkeypatch.setattr(train_timm, 'check_finite', original)
+        model = timm.create_model(
+            'resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'cut' / 'last.pth.tar'))
+        assert model is not None, 'loadable'
+
+        # No options but where: the run's own args.yaml brings the rest.
+        monkeypatch.setattr(sys, 'argv', [
+            'train_timm.py', '--resume', 'auto', '--output', str(tmp_path), '--experiment', 'cut'])
+        assert train_timm.main() == 0
+        assert_equal_checkpoints(tmp_path / 'whole' / 'last.pth.tar', tmp_path / 'cut' / 'last.pth.tar')
+        whole, cut = (list(csv.DictReader(open(tmp_path / name / 'summary.csv'))) for name in ('whole', 'cut'))
+        assert [r['train_loss'] for r in whole] == [r['train_loss'] for r in cut]
+
+    def test_a_finished_run_is_evaluated(self, run, tmp_path):
+        run('--experiment', 'x')
+        before = json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1']
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto')
+        assert code == 0 and 'all 2 epochs are done' in out
+        assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1'] == before
+
+    def test_an_interrupted_comparison_goes_on_with_the_second_run(self, run, tmp_path, monkeypatch):
+        original = train_timm.train_one_epoch
+
+        def terminate(epoch, job, flag):
+            if job.args.icasc and epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(epoch, job, flag)
+
+        monkeypatch.setattr(train_timm, 'train_one_epoch', terminate)
+        assert run('--icasc-compare', '--experiment', 'x')[0] == 128 + signal.SIGINT
+        monkeypatch.setattr(train_timm, 'train_one_epoch', original)
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto')
+        assert code == 0 and 'resumed after epoch 1' in out
+        assert len(list(csv.DictReader(open(tmp_path / 'x' / 'results.csv')))) == 2
+
+
+def test_ctrl_c_in_the_first_epoch_of_a_real_process(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'train_timm.py'), '--output', str(tmp_path), '--experiment', 'x'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith('epoch'):
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and 'Traceback' not in err
+    timm.create_model('resnet20_cifar', num_classes=10, checkpoint_path=str(tmp_path / 'x' / 'last.pth.tar'))
+
+
+def test_two_processes_under_torchrun(images, tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+         str(ROOT / 'train_timm.py'), '--data-dir', str(images), *TINY, '--model', 'convnext_atto', '--img-size', '32',
+         '--device', 'cpu', '--batch-size', '4', '--epochs', '1', '--output', str(tmp_path), '--experiment', 'x'],
+        capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('Results after the last epoch') == 1
+    assert len(list(csv.DictReader(open(tmp_path / 'x' / 'summary.csv')))) == 1
+
+
+@pytest.fixture
+def featureless():
+    """A registered architecture that tells nothing about its features."""
+    @timm.models.register_model
+    def featureless_net(pretrained=False, num_classes=10, in_chans=3, **kwargs):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_chans * 32 * 32, num_classes))
+    return 'featureless_net'
+
+
+BAD_INPUT = {
+    'data folder': (['--data-dir', '/nowhere/at/all'], "no folder '/nowhere/at/all'"),
+    'split': (['--val-split', 'dev'], "no folder 'dev' (it has: train, val)"),
+    'layer': (['--icasc-layers', 'layer3', 'layer9'], "no layer 'layer9'"),
+    'model': (['--model', 'resnet20_cifr'], 'close: resnet20_cifar'),
+    'model argument': (['--model-kwargs', 'depht=3'], 'depht'),
+    'no weights': (['--pretrained'], '--model resnet20_cifar: '),
+    'number of classes': (['--num-classes', 2], 'fewer than the 3 classes'),
+    'optimizer': (['--opt', 'sdg'], '--opt sdg'),
+    'schedule': (['--sched', 'sawtooth'], '--sched sawtooth'),
+    'device': (['--device', 'gpu9'], "unknown device 'gpu9'"),
+    'fp16 on the CPU': (['--device', 'cpu', '--amp'], '--amp-dtype bfloat16'),
+    'batch size': (['--batch-size', 100], '--batch-size 100 is more than the 24 training images'),
+    'mean': (['--mean', 1, 2], '--mean and --std'),
+    'weights': (['--icasc-weights', -1, 1, 1], 'weight_as_inner must be >= 0'),
+    'start': (['--icasc-start-epoch', -1], '--icasc-start-epoch must be at least 0, got -1.0'),
+    'augmentation': (['--train-crop-mode', 'nonsense'], 'augmentation options do not fit'),
+    'interpolation': (['--interpolation', 'cubist'], 'augmentation options do not fit'),
+    'infinite loss': (['--lr', 1e30], 'lower --lr'),
+}
+
+
+@pytest.mark.parametrize('options, message', BAD_INPUT.values(), ids=list(BAD_INPUT))
+def test_bad_input_is_one_clear_line_and_exit_code_2(options, message, run):
+    code, _, err = run('--experiment', 'x', *options)
+    assert code == 2 and message in err
+    assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err
+
+
+def test_model_without_features(run, featureless):
+    code, _, err = run('--model', featureless, '--img-size', 32)
+    assert code == 2 and "no 'feature_info'" in err and '--icasc-layers' in err
+
+
+def test_unknown_yaml_key(run, tmp_path):
+    (tmp_path / 'bad.yaml').write_text('lerning_rate: 1')
+    code, _, err = run('--config', tmp_path / 'bad.yaml')
+    assert code == 2 and "unknown key 'lerning_rate'" in err
+
+
+def test_unwritable_output(run, tmp_path):
+    (tmp_path / 'file').write_text('')
+    code, _, err = run('--output', tmp_path / 'file' / 'deeper')
+    assert code == 2 and '--output: cannot write to' in err
+
+
+def test_classes_that_differ_between_the_splits(run, images, tmp_path):
+    root = tmp_path / 'data'
+    for split in ('train', 'val'):
+        (root / split).mkdir(parents=True)
+        for name in ('ant', 'bat', 'cat')[:3 if split == 'train' else 2]:
+            (root / split / name).symlink_to(images / split / name)
+    code, _, err = run(data=('--data-dir', str(root)))
+    assert code == 2 and 'differ: cat' in err
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])
+def test_broken_checkpoint_is_refused_and_kept(content, run, tmp_path):
+    run('--epochs', 1, '--experiment', 'x')
+    checkpoint = tmp_path / 'x' / 'last.pth.tar'
+    content = checkpoint.read_bytes()[:5000] if content is None else content
+    checkpoint.write_bytes(content)
+    code, _, err = run('--resume', checkpoint)
+    assert code == 2 and 'does not fit this run' in err and len(err.strip().splitlines()) == 1
+    assert checkpoint.read_bytes() == content
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch):
+    assert run('--epochs', 1, '--experiment', 'x')[0] == 0
+    good = weights(tmp_path / 'x' / 'last.pth.tar')
+    code, _, err = run('--resume', tmp_path / 'x' / 'last.pth.tar', '--epochs', 2, '--lr', 1e30)
+    assert code == 2 and 'The last checkpoint is intact' in err
+    kept = weights(tmp_path / 'x' / 'last.pth.tar')
+    assert all(torch.equal(good[name], kept[name]) for name in good)
