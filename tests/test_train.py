@@ -134,8 +134,9 @@ def test_training_features(options, run, tmp_path):
 
 
 class TestResume:
-    OPTIONS = ['--model-ema', '--model-ema-decay', 0.9, '--epochs', 3, '--icasc-start-epoch', 0.5, '--icasc-ramp-epochs',
-               2, '--drop', 0.2, '--drop-path', 0.1, '--sched-on-updates', '--crop-padding', 4, '--batch-size', 6]
+    OPTIONS = ['--model-ema', '--model-ema-decay', 0.9, '--epochs', 3, '--icasc-start-epoch', 0.5,
+               '--icasc-ramp-epochs', 2, '--drop', 0.2, '--drop-path', 0.1, '--sched-on-updates', '--crop-padding', 4,
+               '--batch-size', 6]
 
     @pytest.mark.parametrize('workers', [0, 2])
     @pytest.mark.parametrize('epoch', [0, 2])

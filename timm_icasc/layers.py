@@ -137,12 +137,6 @@ class _Probe:
         self.versions: Dict[str, int] = {}
         parameter = next(model.parameters())
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
-        images = torch.randn(2, *input_size, generator=generator).to(parameter.device, parameter.dtype)
-        # Heads that start at zero would hide every gradient; the probe sees random values in their place.
-        random_weights = {
-            name: torch.randn(p.shape, generator=generator).to(p.device, p.dtype) * 0.02
-            for name, p in model.named_parameters() if p.ndim > 1 and not p.detach().any()
-        }
 
         def record(path):
             def hook(module, args, output):
@@ -156,6 +150,12 @@ class _Probe:
         try:
             model.eval()
             with torch.inference_mode(False), torch.enable_grad():
+                images = torch.randn(2, *input_size, generator=generator).to(parameter.device, parameter.dtype)
+                # Heads that start at zero would hide every gradient; the probe sees random values in their place.
+                random_weights = {
+                    name: torch.randn(p.shape, generator=generator).to(p.device, p.dtype) * 0.02
+                    for name, p in model.named_parameters() if p.ndim > 1 and not p.detach().any()
+                }
                 logits = torch.func.functional_call(model, random_weights, (images.requires_grad_(),))
                 self._check_logits(model, logits)
                 cotangent = torch.randn(logits.shape, generator=generator).to(logits)
