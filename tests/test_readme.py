@@ -1,0 +1,33 @@
+"""The README's examples run as they stand (without the download of weights), and its commands are the project's."""
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from timm_icasc.arguments import parse_args
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('code', re.findall(r'```python\n(.*?)```', README, re.S))
+def test_examples_run(code):
+    assert 'pretrained=True' in code
+    exec(compile(code.replace('pretrained=True', 'pretrained=False'), 'README.md', 'exec'), {})
+
+
+@pytest.mark.parametrize('line', re.findall(r'^\S.*train_timm\.py (--.*)', README, re.M))
+def test_commands_parse(line, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    parse_args([*line.split('#')[0].split(), '--output', str(tmp_path)])
+
+
+def test_the_default_recipe_is_the_one_described():
+    recipe = yaml.safe_load((ROOT / 'timm_icasc' / 'recipes' / 'digits_resnet20.yaml').read_text())
+    assert recipe['dataset'] == 'digits'
+
+
+def test_files_that_the_readme_names_exist():
+    for path in re.findall(r'\]\(((?!http)[^)]+)\)', README):
+        assert (ROOT / path).is_file(), path
