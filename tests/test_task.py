@@ -232,6 +232,18 @@ class TestTrainingFeatures:
         for key, gradient in expected.items():
             torch.testing.assert_close(actual[key], gradient, rtol=1e-8, atol=1e-12)
 
+    @pytest.mark.parametrize('order', [1, 2])
+    def test_gradient_checkpointing_counts_a_batch_as_often_as_without_icasc(self, order, batch):
+        statistics = []
+        for task_class in (ClassificationTask, ICASCTask):
+            model = create('resnet20_cifar').train()
+            model.set_grad_checkpointing(True)
+            kwargs = {'order': order} if task_class is ICASCTask else {}
+            task_class(model, verbose=False, **kwargs)(*batch)['loss'].backward()
+            statistics.append({k: v for k, v in model.state_dict().items() if 'running' in k or 'batches' in k})
+        for name, value in statistics[0].items():
+            torch.testing.assert_close(statistics[1][name], value)
+
     def test_gradient_checkpointing_of_attention(self):
         model = create('vit_tiny_patch16_224').eval()
         model.set_grad_checkpointing(True)

@@ -12,9 +12,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import ICASCError
-from .layers import FeatureLayer, unwrap_model
+from .layers import FeatureLayer, is_checkpointing, unwrap_model
 
-__all__ = ['capture_features']
+__all__ = ['capture_features', 'hold_batch_norm_statistics']
+
+
+@contextmanager
+def hold_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics where they are.
+
+    With gradient checkpointing, taking the gradient of a score runs layers again, and each run would count the batch
+    once more. (The recomputation in the user's own backward pass does, with ICASC or without.)
+    """
+    norms = [m for m in unwrap_model(model).modules()
+             if isinstance(m, nn.modules.batchnorm._NormBase) and m.training and m.track_running_stats]
+    before = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    try:
+        for m in norms:
+            m.momentum = 0.
+        yield
+    finally:
+        for m, momentum, count in before:
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(count)
 
 
 class _TwiceDifferentiable(TorchFunctionMode):
@@ -63,14 +83,13 @@ def capture_features(
     """
     model = unwrap_model(model)
     features: Dict[str, torch.Tensor] = {}
-    checkpointing = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
     with ExitStack() as stack:
         def tap(layer: FeatureLayer):
             def hook(module, args, output):
                 if not features:
                     torch.set_grad_enabled(True)
                     if order == 2:
-                        stack.enter_context(_TwiceDifferentiable(checkpointing))
+                        stack.enter_context(_TwiceDifferentiable(is_checkpointing(model)))
                 handed_on = output
                 if not output.requires_grad:
                     # A frozen or unrecorded trunk: the graph starts here. A leaf must not be overwritten in place.

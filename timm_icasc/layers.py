@@ -16,7 +16,7 @@ import torch.nn as nn
 
 from .errors import LayerResolutionError
 
-__all__ = ['FeatureLayer', 'ICASCLayers', 'resolve_layers', 'unwrap_model']
+__all__ = ['FeatureLayer', 'ICASCLayers', 'is_checkpointing', 'resolve_layers', 'unwrap_model']
 
 # The depth rule of isotropic models, as a fraction of the feature list.
 ISOTROPIC_INNER_DEPTH = 0.75
@@ -36,6 +36,11 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def is_checkpointing(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is on, by the flag that timm's models carry."""
+    return any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
 
 
 def _token_grid(num_tokens: int, image_size: Tuple[int, int]) -> Optional[Tuple[int, int]]:
@@ -297,8 +302,7 @@ def resolve_layers(
         input_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', DEFAULT_INPUT_SIZE)
         input_size = (getattr(model, 'in_chans', input_size[0]), *input_size[1:])
     # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on.
-    checkpointing = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
-    key = (tuple(layers) if layers is not None else None, tuple(input_size), checkpointing)
+    key = (tuple(layers) if layers is not None else None, tuple(input_size), is_checkpointing(model))
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
         prefix_tokens = getattr(model, 'num_prefix_tokens', 0)

@@ -2,6 +2,7 @@
 
 Shapes: `B` batch, `C` classes, `K` channels, `H W` feature grid of a layer, `h w` grid of the last layer.
 """
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import Dict, List, NamedTuple, Optional, Sequence, Union
 
@@ -9,9 +10,9 @@ import torch
 import torch.nn as nn
 
 from .attention import ATTENTION_METHODS
-from .capture import capture_features
+from .capture import capture_features, hold_batch_norm_statistics
 from .errors import TargetError
-from .layers import FeatureLayer, ICASCLayers, resolve_layers
+from .layers import FeatureLayer, ICASCLayers, is_checkpointing, resolve_layers
 from .losses import MASK_SCALES, attention_consistency, attention_separation, resize_mask, target_mask
 
 __all__ = ['ICASCConfig', 'ICASCOutput', 'attention_maps', 'icasc_forward', 'select_classes']
@@ -205,7 +206,11 @@ def icasc_forward(
             maps[f'{which}_{place}'] = ATTENTION_METHODS[config.attention](
                 layer.to_nchw(features[layer.path], image_size), layer.to_nchw(gradient, image_size))
 
-    with torch.enable_grad(), torch.inference_mode(False):
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if is_checkpointing(model):
+            stack.enter_context(hold_batch_norm_statistics(model))
         add_maps('target', classes.target, {
             'last': layers.last, **({'inner': layers.inner} if inner_target else {})})
         if inner_confused or last_confused:
