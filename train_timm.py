@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict
@@ -23,8 +24,8 @@ from tqdm import tqdm
 from timm_icasc.arguments import parse_args
 from timm_icasc.errors import ICASCError, NonFiniteLossError
 from timm_icasc.interrupt import Interrupted, interruptible
-from timm_icasc.layers import resolve_layers, unwrap_model
 from timm_icasc.metrics import evaluate_attention
+from timm_icasc.modules import unwrap_model
 from timm_icasc.report import header, open_run_dir, provenance, report, row, save_args, say
 from timm_icasc.setup import Job, icasc_config, seed_epoch, set_up, set_up_device
 
@@ -129,7 +130,7 @@ def evaluate(job: Job, flag) -> Dict[str, float]:
         utils.distribute_bn(job.model, args.world_size, args.dist_bn == 'reduce')
     metrics = validate(job.task.get_eval_model(ema=ema), job, flag)
     if job.attention_loader is not None and utils.is_primary(args):
-        batches = progress(job, job.attention_loader, 'attention')
+        batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.check() is None)
         metrics.update(evaluate_attention(evaluated_model(job), batches, icasc_config(args), args.icasc_layers))
     return metrics
 
@@ -160,13 +161,15 @@ def resume(job: Job, run_dir: Path) -> int:
     return start_epoch
 
 
-def train(args: argparse.Namespace, run_dir: Path, device: torch.device, flag) -> Dict[str, Any]:
-    """One run, from its options to its last checkpoint and results.json in `run_dir`."""
-    started = time.monotonic()
-    job = set_up(args, device)
+def train(job: Job, given: Dict[str, Any], run_dir: Path, flag) -> Dict[str, Any]:
+    """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
+    args, device, started = job.args, job.device, time.monotonic()
     start_epoch = resume(job, run_dir)
     if args.torchcompile:
-        job.task.compile(backend=args.torchcompile)
+        try:
+            job.task.compile(backend=args.torchcompile)
+        except Exception as e:
+            raise ICASCError(f"--torchcompile {args.torchcompile}: {' '.join(str(e).split())[:200]}") from e
     if args.distributed:
         job.task.prepare_distributed(device_ids=[device] if device.type == 'cuda' else None)
 
@@ -180,13 +183,15 @@ def train(args: argparse.Namespace, run_dir: Path, device: torch.device, flag) -
         else:
             saver._save(str(last), epoch=-1)  # an interrupt in the first epoch leaves something to go on from
         trim_summary(str(summary), start_epoch)
+        save_args(given, run_dir)
 
-    size, layers = job.data_config['input_size'], resolve_layers(
-        job.model, args.icasc_layers, job.data_config['input_size'])
+    size, layers = job.data_config['input_size'], job.layers
     say(args, f"\n{'ICASC' if args.icasc else 'Cross-entropy'}: {args.model}, {args.num_classes} classes, "
-              f"{len(job.train_set)} + {len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}")
-    say(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
-              f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
+              f"{len(job.train_set)} + {len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, "
+              f'in {run_dir}')
+    if layers is not None:
+        say(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
+                  f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
     if start_epoch:
         say(args, f'resumed after epoch {start_epoch}')
     say(args, header())
@@ -212,6 +217,9 @@ def train(args: argparse.Namespace, run_dir: Path, device: torch.device, flag) -
                 lr=job.optimizer.param_groups[0]['lr'])
             saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
         say(args, row(epoch, record))
+        if eval_metrics.get('zero_maps', 0) > 0.5 and epoch == start_epoch:
+            say(args, f"warning: {eval_metrics['zero_maps']:.0%} of the images have an attention map of zeros; see "
+                      f'--icasc-layers')
         flag.check()
     if not record:
         say(args, f'all {job.epochs} epochs are done; evaluating')
@@ -229,26 +237,32 @@ def train(args: argparse.Namespace, run_dir: Path, device: torch.device, flag) -
 
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    warnings.formatwarning = lambda message, category, *_, **__: f'warning: {message}\n'
     run_dir = None
     try:
         args = parse_args()
+        given = dict(vars(args))
+        run_dir = Path(args.run_dir) if args.run_dir else None
         device = set_up_device(args)
         icasc_config(args)
-        run_dir = open_run_dir(args)
-        variants = {'ICASC' if args.icasc else 'Cross-entropy': args}
-        if args.icasc_compare:
-            variants = {label: argparse.Namespace(**{**vars(args), 'icasc': icasc, 'icasc_compare': False})
-                        for label, icasc in (('Cross-entropy', False), ('ICASC', True))}
-        if utils.is_primary(args):
-            save_args(args, run_dir)
+        methods = [('Cross-entropy', False), ('ICASC', True)]
+        if not args.icasc_compare:
+            methods = [method for method in methods if method[1] == args.icasc]
         runs = {}
         with interruptible() as flag:
-            for label, variant in variants.items():
-                folder = run_dir / label.lower() if args.icasc_compare else run_dir
-                if utils.is_primary(args) and args.icasc_compare:
-                    folder.mkdir(exist_ok=True)
-                    save_args(variant, folder)
-                runs[label] = train(variant, folder, device, flag)
+            for label, icasc in methods:
+                choice = {'icasc': icasc, 'icasc_compare': False}
+                job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
+                if run_dir is None:  # only now: a refused option leaves no folder behind
+                    run_dir = open_run_dir(args)
+                folder = run_dir
+                if args.icasc_compare:
+                    folder = run_dir / label.lower()
+                    if utils.is_primary(args):
+                        folder.mkdir(exist_ok=True)
+                        save_args(given, run_dir)
+                flag.check()
+                runs[label] = train(job, {**given, **choice}, folder, flag)
         if utils.is_primary(args):
             report(args, run_dir, runs)
         if args.distributed:
@@ -256,7 +270,15 @@ def main() -> int:
     except ICASCError as e:
         print(f'train_timm.py: error: {e}', file=sys.stderr)
         return 2
+    except RuntimeError as e:
+        if 'consecutive samples' not in str(e):  # timm's word for images that cannot be read
+            raise
+        print(f'train_timm.py: error: --data-dir: images cannot be read: {str(e).splitlines()[-1]}', file=sys.stderr)
+        return 2
     except Interrupted as e:
+        if run_dir is None:
+            print(f'\ninterrupted ({e}) before the first step', file=sys.stderr)
+            return e.exit_code
         print(f'\ninterrupted ({e}); {run_dir} holds the last whole epoch. Go on with: train_timm.py --resume auto '
               f'--output {run_dir.parent} --experiment {run_dir.name}', file=sys.stderr)
         return e.exit_code
@@ -264,4 +286,7 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # a second Ctrl-C, or one while starting
+        sys.exit(130)

@@ -60,6 +60,14 @@ def test_the_answer_is_cached_until_the_question_changes():
     assert len(calls) == 2
 
 
+def test_a_new_head_is_a_new_question():
+    """Pooled by average, the last block's tokens get gradient; with the class token they get none."""
+    model = create('vit_tiny_patch16_224', global_pool='avg')
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11'
+    model.reset_classifier(5, global_pool='token')
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.10'
+
+
 def test_zero_initialised_head_does_not_hide_the_layers():
     model = create('vit_tiny_patch16_224')
     torch.nn.init.zeros_(model.head.weight)
@@ -124,6 +132,10 @@ class TestClearErrors:
     def test_wrong_order(self):
         with pytest.raises(LayerResolutionError, match="'layer4' must come before 'layer3'"):
             resolve_layers(create('resnet18'), layers=('layer4', 'layer3'), input_size=(3, 64, 64))
+
+    def test_input_that_the_model_cannot_take(self):
+        with pytest.raises(LayerResolutionError, match='cannot run on 3 x 96 x 96 images'):
+            resolve_layers(create('vit_tiny_patch16_224'), input_size=(3, 96, 96))
 
     def test_layer_without_grid(self):
         with pytest.raises(LayerResolutionError, match="'global_pool' of ResNet has no spatial feature"):

@@ -130,6 +130,7 @@ DEGENERATE = {
     'one pixel set': F.one_hot(torch.tensor([4, 0]), 9).view(2, 3, 3).float(),
     'one-pixel grid': torch.full((2, 1, 1), 0.3),
     'zero one-pixel grid': torch.zeros(2, 1, 1),
+    'below the normal numbers': torch.full((2, 3, 3), 1e-42),
     'tiny': torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(1)) * 1e-18,
     'huge': torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(2)) * 1e18,
 }
@@ -157,6 +158,14 @@ def test_degenerate_maps_give_finite_values_and_gradients(target, confused, dtyp
         assert all(g is None or not g.isnan().any() for g in gradients)
         if dtype != torch.float16:
             assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_nan_is_not_hidden():
+    broken = torch.rand(2, 3, 3)
+    broken[0, 0, 0] = torch.nan
+    for values in (target_mask(broken).sum((1, 2)), attention_consistency(broken, torch.ones(2, 3, 3)),
+                   attention_separation(broken, torch.rand(2, 3, 3), torch.ones(2, 3, 3))):
+        assert values[0].isnan() and values[1].isfinite()
 
 
 def test_what_degenerate_maps_mean():

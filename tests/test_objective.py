@@ -9,7 +9,7 @@ from conftest import ToyNet, create
 import timm_icasc.objective as objective
 from timm_icasc import ICASCConfig, TargetError, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.attention import channel_weighted, grad_cam
-from timm_icasc.objective import select_classes
+from timm_icasc.targets import select_classes
 
 
 def double_batch(batch=3, size=16, num_classes=4, seed=0):
@@ -57,6 +57,7 @@ class TestSelectClasses:
         (torch.tensor([0., 1.]), r'torch.float32 \(2,\)'),
         (torch.zeros(2, 3), r'torch.float32 \(2, 3\)'),
         (torch.zeros(2, 4, dtype=torch.long), r'torch.int64 \(2, 4\)'),
+        (torch.tensor([True, False]), r'torch.bool \(2,\)'),
     ])
     def test_bad_targets_are_named(self, target, message):
         with pytest.raises(TargetError, match=message):
@@ -278,6 +279,7 @@ def test_class_gradients_stop_at_the_inner_layer(toy):
 
 
 @pytest.mark.parametrize('field, value', [
+    ('weight_ac', '1'), ('theta', float('nan')), ('omega', float('inf')), ('sigma', 1.5),
     ('attention', 'grad_cam_plus_plus'), ('order', 3), ('mask_scale', 'mean'), ('weight_ac', -1.),
     ('weight_as_last', float('nan'))])
 def test_bad_parameters_are_named(field, value):
@@ -344,12 +346,24 @@ class TestAttentionMaps:
         ({'method': 'gradcam'}, ValueError, "method must be one of .*'gradcam'"),
         ({'layer': 'layer4'}, ValueError, "layer must be 'inner' or 'last'"),
         ({'classes': 4}, TargetError, '0 to 3'),
+        ({'topk': 0}, ValueError, 'topk must be at least 1'),
         ({'classes': torch.zeros(3, 1, dtype=torch.long)}, TargetError, r'\[B, K\] per image \(B = 2\)'),
         ({'classes': [0.5]}, TargetError, 'torch.float32'),
     ])
     def test_bad_arguments_are_named(self, arguments, error, message, toy):
         with pytest.raises(error, match=message):
             attention_maps(toy, torch.randn(2, 3, 16, 16), **arguments)
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'convnext_atto', 'resnet20_cifar'])
+def test_the_score_scale_of_float16_is_divided_out(name):
+    """Also where features stay float32 behind half-precision layers: residual streams, LayerNorm."""
+    model = create(name).eval()
+    images = torch.randn(2, 3, 32 if 'cifar' in name else 64, 32 if 'cifar' in name else 64)
+    expected = attention_maps(model, images, classes=1)
+    with torch.autocast('cpu', dtype=torch.float16), torch.backends.mkldnn.flags(enabled=False):
+        maps = attention_maps(model, images, classes=1)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0.1 * expected.max().item())
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -28,6 +28,10 @@ def test_the_default_recipe_is_the_one_described():
     assert recipe['dataset'] == 'digits'
 
 
+def test_nothing_is_left_to_fill_in():
+    assert '@RESULTS@' not in README and 'TODO' not in README
+
+
 def test_files_that_the_readme_names_exist():
     for path in re.findall(r'\]\(((?!http)[^)]+)\)', README):
         assert (ROOT / path).is_file(), path

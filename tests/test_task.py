@@ -101,6 +101,7 @@ class TestSchedule:
         task = make_task(toy, start_steps=2)
         with torch.no_grad():
             task(*batch)
+        task.eval()(*batch)
         assert task.step == 0
 
 
@@ -336,6 +337,14 @@ class TestClearErrors:
         with pytest.raises(LayerResolutionError, match='feature_info'):
             make_task(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), input_size=(3, 2, 2))
 
-    def test_target_out_of_range(self, toy, batch):
+    @pytest.mark.parametrize('start_steps', [0, 5])
+    def test_target_out_of_range(self, start_steps, toy, batch):
         with pytest.raises(TargetError, match='holds class 4'):
-            make_task(toy)(batch[0], torch.tensor([0, 1, 2, 4]))
+            make_task(toy, start_steps=start_steps)(batch[0], torch.tensor([0, 1, 2, 4]))
+
+    def test_distilled_head_in_training_mode(self):
+        model = create('deit_tiny_distilled_patch16_224').train()
+        task = make_task(model, input_size=(3, 64, 64))
+        model.set_distilled_training(True)
+        with pytest.raises(TargetError, match='one score per class.*distilled'):
+            task(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))

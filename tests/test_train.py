@@ -91,7 +91,7 @@ class TestWhatARunLeavesBehind:
     def test_args_yaml_repeats_the_run(self, run, tmp_path):
         run('--epochs', 1, '--experiment', 'one', '--icasc-weights', 1, 0.5, 0)
         saved = yaml.safe_load((tmp_path / 'one' / 'args.yaml').read_text())
-        assert saved['icasc_weights'] == [1., 0.5, 0.] and saved['num_classes'] is None
+        assert saved['icasc_weights'] == [1., 0.5, 0.] and saved['num_classes'] is None and saved['device'] is None
         run('--experiment', 'two', '--config', tmp_path / 'one' / 'args.yaml', '--epochs', 1)
         one, two = (weights(tmp_path / name / 'last.pth.tar') for name in ('one', 'two'))
         assert all(torch.equal(one[name], two[name]) for name in one)
@@ -236,14 +236,23 @@ BAD_INPUT = {
     'number of classes': (['--num-classes', 2], 'fewer than the 3 classes'),
     'optimizer': (['--opt', 'sdg'], '--opt sdg'),
     'schedule': (['--sched', 'sawtooth'], '--sched sawtooth'),
-    'device': (['--device', 'gpu9'], "unknown device 'gpu9'"),
+    'device': (['--device', 'gpu9'], "cannot use 'gpu9'"),
     'fp16 on the CPU': (['--device', 'cpu', '--amp'], '--amp-dtype bfloat16'),
     'batch size': (['--batch-size', 100], '--batch-size 100 is more than the 24 training images'),
     'mean': (['--mean', 1, 2], '--mean and --std'),
-    'weights': (['--icasc-weights', -1, 1, 1], 'weight_as_inner must be >= 0'),
+    'weights': (['--icasc-weights', -1, 1, 1], '--icasc-weights must be at least 0'),
+    'fraction': (['--drop', 2], '--drop must be between 0 and 0.99'),
+    'flips': (['--hflip', 3], '--hflip must be between 0 and 1'),
+    'nan': (['--icasc-sigma', 'nan'], '--icasc-sigma must be between 0 and 1'),
+    'channels': (['--in-chans', 2], '--in-chans (or --input-size) must be 1, for grey images, or 3'),
+    'pooling': (['--gp', ''], 'class logits'),
+    'compiler': (['--torchcompile', 'gcc'], '--torchcompile gcc'),
+    'folder name': (['--experiment', 'a/b'], 'plain folder name'),
+    'data set type': (['--dataset', 'foo/bar'], "unknown type 'foo/bar'"),
+    'weights file': (['--initial-checkpoint', '/nope'], "--initial-checkpoint: no file '/nope'"),
+    'resumed comparison': (['--icasc-compare', '--resume', 'x.pth.tar'], "no checkpoint 'x.pth.tar'"),
     'start': (['--icasc-start-epoch', -1], '--icasc-start-epoch must be at least 0, got -1.0'),
-    'augmentation': (['--train-crop-mode', 'nonsense'], 'augmentation options do not fit'),
-    'interpolation': (['--interpolation', 'cubist'], 'augmentation options do not fit'),
+    'augmentation': (['--aa', 'original-mstd'], 'augmentation options do not fit'),
     'infinite loss': (['--lr', 1e30], 'lower --lr'),
 }
 
@@ -270,6 +279,71 @@ def test_unwritable_output(run, tmp_path):
     (tmp_path / 'file').write_text('')
     code, _, err = run('--output', tmp_path / 'file' / 'deeper')
     assert code == 2 and '--output: cannot write to' in err
+
+
+def test_grey_images(run, images, tmp_path):
+    assert run('--in-chans', 1, '--experiment', 'x')[0] == 0
+    assert weights(tmp_path / 'x' / 'last.pth.tar')['conv1.weight'].shape[1] == 1
+
+
+def test_a_head_with_more_outputs_than_classes(run, tmp_path):
+    assert run('--num-classes', 99, '--experiment', 'x')[0] == 0
+    assert (tmp_path / 'x' / 'attention.png').is_file()
+
+
+def test_plain_loss_on_a_model_without_features(run, featureless):
+    with pytest.warns(UserWarning, match='Attention is not measured'):
+        code, out, _ = run('--no-icasc', '--model', featureless, '--img-size', 32)
+    assert code == 0 and 'Results' in out
+
+
+def test_images_that_cannot_be_read(run, tmp_path):
+    for split in ('train', 'val'):
+        for name in ('ant', 'bat'):
+            folder = tmp_path / 'broken' / split / name
+            folder.mkdir(parents=True)
+            for i in range(12):
+                (folder / f'{i}.png').write_bytes(b'no image')
+    code, _, err = run(data=('--data-dir', str(tmp_path / 'broken')))
+    assert code == 2 and 'images cannot be read' in err and 'Traceback' not in err
+
+
+def test_a_refused_run_leaves_no_folder(run, tmp_path):
+    run('--model', 'nonsense')
+    run('--icasc-layers', 'a', 'b')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run, images, tmp_path):
+    run('--experiment', 'x', '--epochs', 1)
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'x').iterdir()}
+    code, _, err = run('--experiment', 'x', '--resume', 'auto', '--model', 'resnet32_cifar', '--epochs', 2)
+    assert code == 2 and 'does not fit this run' in err
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'x').iterdir()} == before
+
+
+def test_a_checkpoint_from_elsewhere_starts_a_folder_of_its_own(run, tmp_path):
+    run('--experiment', 'x', '--epochs', 1)
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'x' / 'last.pth.tar').rename(tmp_path / 'elsewhere' / 'some.pth.tar')
+    code, out, _ = run('--experiment', 'y', '--resume', tmp_path / 'elsewhere' / 'some.pth.tar', '--epochs', 2)
+    assert code == 0 and 'resumed after epoch 1' in out
+    assert [p.name for p in (tmp_path / 'elsewhere').iterdir()] == ['some.pth.tar']
+    assert (tmp_path / 'y' / 'last.pth.tar').is_file()
+
+
+def test_sigterm_to_the_whole_group_with_loading_processes(images, tmp_path):
+    """As service managers and torchrun send it; the workers leave the answer to the main process."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'train_timm.py'), '--data-dir', str(images), *TINY, '-j', '2', '--epochs', '500',
+         '--output', str(tmp_path), '--experiment', 'x'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stdout:
+        if line.strip().startswith('2 '):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in err and '--resume auto' in err
 
 
 def test_classes_that_differ_between_the_splits(run, images, tmp_path):

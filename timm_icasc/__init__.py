@@ -6,7 +6,8 @@ from . import attention as attention
 from . import losses as losses
 from . import models as models
 from .errors import DataError, ICASCError, LayerResolutionError, NonFiniteLossError, TargetError
-from .layers import FeatureLayer, ICASCLayers, resolve_layers
+from .features import FeatureLayer, ICASCLayers
+from .layers import resolve_layers
 from .objective import ICASCConfig, ICASCOutput, attention_maps, icasc_forward
 from .task import ICASCTask
 from .version import __version__

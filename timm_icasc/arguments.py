@@ -1,6 +1,7 @@
 """Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
 import argparse
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -14,6 +15,21 @@ __all__ = ['RECIPES', 'load_config', 'parse_args']
 
 RECIPES = Path(__file__).parent / 'recipes'
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
+
+INFINITY = math.inf
+RANGES = {
+    'batch_size': (1, INFINITY), 'validation_batch_size': (1, INFINITY), 'epochs': (1, INFINITY),
+    'grad_accum_steps': (1, INFINITY), 'checkpoint_hist': (1, INFINITY), 'log_interval': (1, INFINITY),
+    'img_size': (1, INFINITY), 'input_size': (1, INFINITY), 'num_classes': (1, INFINITY), 'workers': (0, INFINITY),
+    'seed': (0, INFINITY), 'lr': (0, INFINITY), 'crop_padding': (0, INFINITY), 'crop_pct': (0.01, 1),
+    'scale': (0.001, 1), 'ratio': (0.01, 100), 'hflip': (0, 1), 'vflip': (0, 1), 'reprob': (0, 1),
+    'color_jitter': (0, INFINITY), 'mixup': (0, INFINITY), 'cutmix': (0, INFINITY), 'mixup_prob': (0, 1),
+    'mixup_switch_prob': (0, 1), 'smoothing': (0, 0.99), 'drop': (0, 0.99), 'drop_path': (0, 0.99),
+    'clip_grad': (1e-12, INFINITY), 'weight_decay': (0, INFINITY), 'model_ema_decay': (0, 1),
+    'std': (1e-6, INFINITY), 'icasc_start_epoch': (0, INFINITY), 'icasc_ramp_epochs': (0, INFINITY),
+    'icasc_eval_images': (0, INFINITY), 'icasc_weights': (0, INFINITY), 'icasc_theta': (0, INFINITY),
+    'icasc_sigma': (0, 1), 'icasc_omega': (0, INFINITY),
+}
 
 DESCRIPTION = """\
 Train a timm model with ICASC: attention separability and consistency (Wang et al., ICCV 2019).
@@ -62,7 +78,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--crop-pct', type=float, metavar='N', help='input image centre crop, for validation')
     group.add_argument('--mean', type=float, nargs='+', metavar='MEAN', help='mean of the pixels, to normalise')
     group.add_argument('--std', type=float, nargs='+', metavar='STD', help='deviation of the pixels, to normalise')
-    group.add_argument('--interpolation', default='', metavar='NAME', help='image resize interpolation')
+    group.add_argument('--interpolation', default='', choices=('', 'nearest', 'bilinear', 'bicubic', 'lanczos'),
+                       help='image resize interpolation (default: the model\'s)')
     group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N',
                        help='training batch size per process (default: %(default)s)')
     group.add_argument('-vb', '--validation-batch-size', type=int, metavar='N', help='default: --batch-size')
@@ -125,16 +142,18 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--no-aug', action='store_true', help='no training augmentation')
     group.add_argument('--crop-padding', type=int, metavar='N',
                        help='pad by N zeros and crop at random, as the CIFAR protocols do, not random resized crop')
-    group.add_argument('--train-crop-mode', metavar='MODE', help='timm\'s crop modes: rrc, rkrc, rkrr')
+    group.add_argument('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), help='timm\'s crop modes (default: rrc)')
     group.add_argument('--scale', type=float, nargs=2, default=[0.08, 1.0], metavar='PCT', help='default: 0.08 1.0')
     group.add_argument('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3], metavar='R', help='default: 0.75 1.33')
     group.add_argument('--hflip', type=float, default=0.5, metavar='P', help='horizontal flips (default: %(default)s)')
     group.add_argument('--vflip', type=float, default=0., metavar='P', help='vertical flips (default: %(default)s)')
     group.add_argument('--color-jitter', type=float, default=0.4, metavar='F', help='default: %(default)s')
     group.add_argument('--aa', metavar='NAME', help='AutoAugment policy, e.g. rand-m9-mstd0.5-inc1')
-    group.add_argument('--train-interpolation', default='random', metavar='NAME', help='default: %(default)s')
+    group.add_argument('--train-interpolation', default='random', help='default: %(default)s',
+                       choices=('random', 'nearest', 'bilinear', 'bicubic', 'lanczos'))
     group.add_argument('--reprob', type=float, default=0., metavar='P', help='random erasing (default: %(default)s)')
-    group.add_argument('--remode', default='pixel', metavar='MODE', help='random erasing mode (default: %(default)s)')
+    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'),
+                       help='random erasing mode (default: %(default)s)')
     group.add_argument('--mixup', type=float, default=0., metavar='ALPHA', help='mixup if > 0')
     group.add_argument('--cutmix', type=float, default=0., metavar='ALPHA', help='cutmix if > 0')
     group.add_argument('--mixup-prob', type=float, default=1., metavar='P', help='default: %(default)s')
@@ -272,7 +291,8 @@ def _find_run(args: argparse.Namespace) -> Optional[Path]:
     if args.resume != 'auto':
         if not Path(args.resume).is_file():
             raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
-        return Path(args.resume).parent
+        folder = Path(args.resume).parent
+        return folder if (folder / 'args.yaml').is_file() else None
     root = Path(args.output)
     runs = [root / args.experiment] if args.experiment else list(root.glob('*'))
     stamps = {run: max((p.stat().st_mtime for p in (*run.glob('last.pth.tar'), *run.glob('*/last.pth.tar'))), default=0)
@@ -281,11 +301,18 @@ def _find_run(args: argparse.Namespace) -> Optional[Path]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    at_least = {'batch_size': 1, 'epochs': 1, 'grad_accum_steps': 1, 'checkpoint_hist': 1, 'log_interval': 1,
-                'icasc_start_epoch': 0, 'icasc_ramp_epochs': 0, 'icasc_eval_images': 0, 'workers': 0, 'seed': 0}
-    for name, least in at_least.items():
-        if getattr(args, name) < least:
-            raise ICASCError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}.")
+    for name, (least, most) in RANGES.items():
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [] if value is None else [value]:
+            if not least <= number <= most or not math.isfinite(number):
+                limits = f'at least {least}' if most == math.inf else f'between {least} and {most}'
+                raise ICASCError(f"--{name.replace('_', '-')} must be {limits}, got {number}.")
+    if args.scale[0] > args.scale[1] or args.ratio[0] > args.ratio[1]:
+        raise ICASCError('--scale and --ratio are (smallest, largest).')
+    if args.resume not in ('', 'auto') and args.icasc_compare:
+        raise ICASCError('--icasc-compare has two runs: resume both with --resume auto --experiment NAME.')
+    if Path(args.experiment).name != args.experiment:
+        raise ICASCError(f"--experiment is a plain folder name inside --output, got '{args.experiment}'.")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ICASCError(f'--mixup and --cutmix pair the images of a batch: --batch-size must be even, '
                          f'got {args.batch_size}.')
@@ -310,11 +337,11 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     first = parser.parse_args(argv)
     run_dir = _find_run(first) if first.resume else None
     files: List[Path] = []
-    if run_dir is not None and (run_dir / 'args.yaml').is_file():
-        files = [run_dir / 'args.yaml']
-    elif first.config:
-        files = [Path(first.config)]
-    elif not first.data_dir and not first.dataset:
+    if run_dir is not None:
+        files.append(run_dir / 'args.yaml')
+    if first.config:
+        files.append(Path(first.config))
+    if not files and not first.data_dir and not first.dataset:
         files = [DEFAULT_RECIPE]
     for file in files:
         parser.set_defaults(**load_config(file, parser))

@@ -46,9 +46,9 @@ def _make_step(
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        optimizer.zero_grad()
         task(images, target)['loss'].backward()
         optimizer.step()
+        optimizer.zero_grad()
     return step
 
 
@@ -104,6 +104,7 @@ def _peak_memory(
         for _ in range(2):
             step()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    step()  # what is allocated once, by the layer probe or by the kernels, does not count
     gc.collect()
     try:
         ctypes.CDLL('libc.so.6').malloc_trim(0)  # else the steps fill, unseen, what making the model has freed

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import ICASCError
-from .layers import FeatureLayer, is_checkpointing, unwrap_model
+from .features import FeatureLayer
+from .modules import is_checkpointing, unwrap_model
 
 __all__ = ['capture_features', 'hold_batch_norm_statistics']
 

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 
 from .layers import resolve_layers
 from .losses import attention_overlap
+from .modules import evaluation_mode
 from .objective import ICASCConfig, ICASCOutput, icasc_forward
 
 __all__ = ['attention_figure']
@@ -94,14 +95,9 @@ def _run(
     """The four maps of every image in evaluation mode; each module's training flag is restored."""
     # The images follow the model to its device and precision.
     images = images.to(next(model.parameters()))
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
         return icasc_forward(model, images, targets.to(images.device), resolved, config, leaves=True)
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: Tuple[int, int]) -> np.ndarray:

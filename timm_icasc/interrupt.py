@@ -1,9 +1,9 @@
 """Stop a training run between two steps, so that no checkpoint is ever half written."""
 import signal
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Callable, Iterator
 
-__all__ = ['Interrupted', 'interruptible']
+__all__ = ['Interrupted', 'ignore_signals', 'interruptible']
 
 
 class Interrupted(Exception):
@@ -41,5 +41,16 @@ def interruptible() -> Iterator[_Flag]:
         previous[number] = signal.signal(number, on_signal)
     try:
         yield flag
+    except Exception as e:
+        if flag.signal_number and not isinstance(e, Interrupted):
+            raise Interrupted(flag.signal_number) from e  # the signal's doing, a broken connection to a process, say
+        raise
     finally:
         restore()
+
+
+def ignore_signals(worker_init: Callable[[int], None], worker: int) -> None:
+    """Start of a data loading process: a signal to the whole process group is the main process's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    worker_init(worker)

@@ -15,11 +15,17 @@ __all__ = ['MASK_SCALES', 'attention_consistency', 'attention_overlap', 'attenti
 MASK_SCALES = ('max', 'raw')
 
 
+def _exists(total: torch.Tensor) -> torch.Tensor:
+    """Whether a sum or maximum of attention is more than nothing; NaN is, so that it shows."""
+    # No epsilon: maps of 1e-11 occur (LayerScale at initialisation), and each is as good as a map of 1. Only numbers
+    # whose reciprocal overflows count as zero.
+    return ~(total < torch.finfo(total.dtype).tiny)
+
+
 def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
-    """`numerator / denominator` where the denominator is positive, else 0 with zero gradient."""
-    # No epsilon: maps of 1e-11 occur (LayerScale at initialisation), and each is as good as a map of 1.
-    positive = denominator > 0
-    return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
+    """`numerator / denominator` where the denominator exists, else 0 with zero gradient."""
+    exists = _exists(denominator)
+    return torch.where(exists, numerator / torch.where(exists, denominator, 1), 0)
 
 
 def target_mask(
@@ -47,7 +53,7 @@ def target_mask(
     target_map = at_least_float32(target_map)
     maximum = target_map.amax((-2, -1), keepdim=True)
     if scale == 'max':
-        return torch.sigmoid(omega * (_ratio(target_map, maximum) - sigma * (maximum > 0).to(target_map.dtype)))
+        return torch.sigmoid(omega * (_ratio(target_map, maximum) - sigma * _exists(maximum).to(target_map.dtype)))
     return torch.sigmoid(omega * (target_map - sigma * maximum))
 
 
@@ -120,4 +126,4 @@ def attention_overlap(target_map: torch.Tensor, confused_map: torch.Tensor) -> t
         _ratio(target_map, target_mass[..., None, None]),
         _ratio(confused_map, confused_mass[..., None, None]),
     ).sum((-2, -1))
-    return torch.where((target_mass > 0) & (confused_mass > 0), overlap, torch.nan)
+    return torch.where(_exists(target_mass) & _exists(confused_mass), overlap, torch.nan)

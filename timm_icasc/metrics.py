@@ -7,6 +7,7 @@ import torch.nn as nn
 
 from .layers import resolve_layers
 from .losses import attention_overlap
+from .modules import evaluation_mode
 from .objective import ICASCConfig, icasc_forward
 
 __all__ = ['evaluate_attention']
@@ -36,9 +37,7 @@ def evaluate_attention(
     """
     config = replace(config or ICASCConfig(), weight_as_inner=1., weight_as_last=1., weight_ac=1.)
     columns: Dict[str, list] = {}
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with evaluation_mode(model):
         for images, target in batches:
             output = icasc_forward(
                 model, images, target, resolve_layers(model, layers, tuple(images.shape[1:])), config, leaves=True)
@@ -49,7 +48,4 @@ def evaluate_attention(
             values['zero_maps'] = torch.stack([m.sum((1, 2)) == 0 for m in output.maps.values()]).any(0).float()
             for name, value in values.items():
                 columns.setdefault(name, []).append(value)
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     return {name: torch.cat(values).nanmean().item() for name, values in columns.items()}

@@ -2,20 +2,24 @@
 
 Shapes: `B` batch, `C` classes, `K` channels, `H W` feature grid of a layer, `h w` grid of the last layer.
 """
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
-from typing import Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
 
 from .attention import ATTENTION_METHODS
 from .capture import capture_features, hold_batch_norm_statistics
-from .errors import TargetError
-from .layers import FeatureLayer, ICASCLayers, is_checkpointing, resolve_layers
+from .features import FeatureLayer, ICASCLayers
+from .layers import resolve_layers
 from .losses import MASK_SCALES, attention_consistency, attention_separation, resize_mask, target_mask
+from .modules import is_checkpointing
+from .precision import at_least_float32
+from .targets import ClassPair, class_indices, select_classes
 
-__all__ = ['ICASCConfig', 'ICASCOutput', 'attention_maps', 'icasc_forward', 'select_classes']
+__all__ = ['ICASCConfig', 'ICASCOutput', 'attention_maps', 'icasc_forward']
 
 # Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them.
 FP16_SCORE_SCALE = 1024.
@@ -59,9 +63,14 @@ class ICASCConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
-        for name, weight in self.weights.items():
-            if not weight >= 0:
-                raise ValueError(f'weight_{name} must be >= 0, got {weight}.')
+        for name in ('weight_as_inner', 'weight_as_last', 'weight_ac', 'theta', 'sigma', 'omega'):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f'{name} must be a finite number, got {value!r}.')
+            if value < 0:
+                raise ValueError(f'{name} must be >= 0, got {value}.')
+        if self.sigma > 1:
+            raise ValueError(f'sigma is a fraction of the maximum, at most 1, got {self.sigma}.')
 
     @property
     def weights(self) -> Dict[str, float]:
@@ -70,60 +79,6 @@ class ICASCConfig:
     @classmethod
     def names(cls) -> List[str]:
         return [f.name for f in fields(cls)]
-
-
-class ClassPair(NamedTuple):
-    """Which scores to differentiate: the gradient of `(logits * cotangent).sum()` is that of the chosen scores.
-
-    Attributes:
-        target: Cotangent of the ground-truth class, `[B, C]`.
-        confused: Cotangent of the most confusing class, `[B, C]`.
-        valid: Samples that have both, bool `[B]`.
-    """
-    target: torch.Tensor
-    confused: torch.Tensor
-    valid: torch.Tensor
-
-
-def select_classes(logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
-    """Ground-truth class and most confusing class of each sample, the non-target class of highest probability.
-
-    Soft targets (mixup, cutmix, label smoothing): the class of largest target mass is the ground truth, and every
-    class with more than the smallest mass of its row, which is the smoothing floor, is kept from being the confused
-    one. Rows without such a class (uniform targets) are not valid.
-
-    Args:
-        logits: Class scores, `[B, C]`.
-        target: Class indices `[B]` (integer) or class probabilities `[B, C]` (floating point).
-
-    Raises:
-        TargetError: Wrong shape or type, an index outside `[0, C)`, fewer than two classes.
-    """
-    num_classes = logits.shape[1]
-    if num_classes < 2:
-        raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {num_classes}.')
-    if target.shape == logits.shape[:1] and not target.is_floating_point():
-        # On other devices the comparison would wait for the device at every step; the criterion checks there.
-        if target.device.type == 'cpu' and target.numel() and not 0 <= target.min() <= target.max() < num_classes:
-            raise TargetError(
-                f'target holds class {int(target.max() if target.max() >= num_classes else target.min())}, but the '
-                f'model has classes 0 to {num_classes - 1}: set num_classes (--num-classes) to the data set\'s number.')
-        present = torch.zeros_like(logits, dtype=torch.bool).scatter(1, target[:, None].long(), True)
-        target_index = target.long()
-    elif target.shape == logits.shape and target.is_floating_point():
-        present = target > target.amin(1, keepdim=True)
-        target_index = target.argmax(1)
-    else:
-        raise TargetError(
-            f'target must be class indices [B] or class probabilities [B, C] for logits {tuple(logits.shape)}, '
-            f'got {target.dtype} {tuple(target.shape)}.')
-    confused_index = logits.detach().masked_fill(present, -torch.inf).argmax(1)
-    zeros = torch.zeros_like(logits)
-    return ClassPair(
-        target=zeros.scatter(1, target_index[:, None], 1.),
-        confused=zeros.scatter(1, confused_index[:, None], 1.),
-        valid=present.any(1),
-    )
 
 
 @dataclass
@@ -159,7 +114,7 @@ def _score_gradients(
     scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
     gradients = torch.autograd.grad(
         logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
-    return [g.float() / scale if g.dtype == torch.float16 else g for g in gradients]
+    return [at_least_float32(g) / scale for g in gradients]
 
 
 def icasc_forward(
@@ -235,24 +190,6 @@ def icasc_forward(
     return ICASCOutput(logits=logits.detach() if leaves else logits, terms=terms, maps=maps, classes=classes)
 
 
-def _class_indices(
-        classes: Union[torch.Tensor, Sequence[int], int, None],
-        topk: int,
-        logits: torch.Tensor,
-) -> torch.Tensor:
-    batch, num_classes = logits.shape
-    if classes is None:
-        return logits.detach().topk(min(topk, num_classes), dim=1).indices
-    classes = torch.as_tensor(classes, device=logits.device)
-    if classes.is_floating_point() or classes.ndim > 2 or (classes.ndim == 2 and classes.shape[0] != batch):
-        raise TargetError(
-            f'classes must be a class index, indices [K] for every image or [B, K] per image (B = {batch}), '
-            f'got {classes.dtype} {tuple(classes.shape)}.')
-    if classes.numel() and not 0 <= classes.min() <= classes.max() < num_classes:
-        raise TargetError(f'classes must lie in 0 to {num_classes - 1}, got {classes.tolist()}.')
-    return classes.long() if classes.ndim == 2 else classes.long().reshape(1, -1).expand(batch, -1)
-
-
 def attention_maps(
         model: nn.Module,
         images: torch.Tensor,
@@ -270,8 +207,8 @@ def attention_maps(
     Args:
         model: Classifier.
         images: `[B, 3, height, width]`, normalised as the model expects.
-        classes: Class indices: one for all, `[K]` for every image, or `[B, K]`; None for the `topk` predicted classes,
-            highest first (`model(images).topk(topk).indices`).
+        classes: Class indices: one for all, `[K]` for every image, or `[B, K]` (a label per image: `target[:, None]`);
+            None for the `topk` predicted classes, highest first (`model(images).topk(topk).indices`).
         topk: Number of predicted classes where `classes` is None.
         method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1) or 'grad_cam_plus_plus'.
         layer: 'inner' or 'last'.
@@ -287,6 +224,10 @@ def attention_maps(
     """
     if method not in ATTENTION_METHODS:
         raise ValueError(f'method must be one of {tuple(ATTENTION_METHODS)}, got {method!r}.')
+    if images.ndim != 4:
+        raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
+    if topk < 1:
+        raise ValueError(f'topk must be at least 1, got {topk}.')
     if layer not in ('inner', 'last'):
         raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
     chosen: FeatureLayer = getattr(resolve_layers(model, layers, tuple(images.shape[1:])), layer)
@@ -294,7 +235,7 @@ def attention_maps(
         logits = model(images)
     feature = features[chosen.path]
     with torch.enable_grad(), torch.inference_mode(False):
-        indices = _class_indices(classes, topk, logits)
+        indices = class_indices(classes, topk, logits)
         maps = []
         for k in range(indices.shape[1]):
             cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)

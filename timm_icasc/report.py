@@ -36,9 +36,7 @@ def say(args: argparse.Namespace, text: str = '') -> None:
 
 
 def open_run_dir(args: argparse.Namespace) -> Path:
-    """The folder of a resumed run, or a new one: finished runs are never written over."""
-    if args.run_dir is not None:
-        return Path(args.run_dir)
+    """A new folder for the run: finished runs are never written over."""
     name = args.experiment or f"{args.model.replace('/', '_').replace(':', '_')}-" \
                               f"{(args.dataset or Path(args.data_dir).name).replace('/', '_')}"
     try:
@@ -57,9 +55,9 @@ def open_run_dir(args: argparse.Namespace) -> Path:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
 
 
-def save_args(args: argparse.Namespace, folder: Path) -> None:
-    skip = {'run_dir', 'config', 'resume', 'rank', 'local_rank', 'world_size', 'distributed'}
-    text = yaml.safe_dump({k: v for k, v in vars(args).items() if k not in skip})
+def save_args(given: Dict[str, Any], folder: Path) -> None:
+    """Write args.yaml: the options as given, before the machine and the data set filled them in."""
+    text = yaml.safe_dump({k: v for k, v in given.items() if k not in ('run_dir', 'config', 'resume')})
     (folder / 'args.yaml').write_text(text)
 
 
@@ -113,8 +111,10 @@ def _draw(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any
         evenly_spaced(job.val_set, FIGURE_IMAGES), config['input_size'], FIGURE_IMAGES, mean=config['mean'],
         std=config['std'], num_workers=0, device=job.device)
     images, targets = next(iter(loader))
+    # A head may have more outputs than the data set has classes.
+    names = job.names and job.names + [str(i) for i in range(len(job.names), job.args.num_classes)]
     return attention_figure(
-        {label: run['model'] for label, run in runs.items()}, images, targets, job.names, config['mean'],
+        {label: run['model'] for label, run in runs.items()}, images, targets, names, config['mean'],
         config['std'], run_dir / 'attention.png', config=icasc_config(args), layers=args.icasc_layers)
 
 
@@ -135,6 +135,10 @@ def report(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, An
         writer.writerows(table)
     say(args, '\nResults after the last epoch, on the validation images:')
     _print_table(args, table)
-    if hasattr(next(iter(runs.values()))['job'].val_set, '__len__'):
-        say(args, f'\nattention maps: {_draw(args, run_dir, runs)}')
+    job = next(iter(runs.values()))['job']
+    if hasattr(job.val_set, '__len__') and job.layers is not None:
+        try:
+            say(args, f'\nattention maps: {_draw(args, run_dir, runs)}')
+        except Exception as e:  # the run is done and saved; a missing font must not make it look failed
+            say(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
     say(args, f'checkpoints, summary.csv, args.yaml, results: {run_dir}')

@@ -1,9 +1,11 @@
 """From the options of train_timm.py to data, model, task and optimiser; every misfit becomes one clear line."""
 import argparse
 import difflib
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -18,7 +20,10 @@ from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset
 
 from .data import class_names, create_dataset, evenly_spaced, use_pad_crop
-from .errors import DataError, ICASCError
+from .errors import DataError, ICASCError, LayerResolutionError
+from .features import ICASCLayers
+from .interrupt import ignore_signals
+from .layers import resolve_layers
 from .objective import ICASCConfig
 from .task import ICASCTask
 
@@ -35,9 +40,9 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         raise ICASCError(f'--device {args.device}: this machine has no CUDA device; use --device cpu.')
     try:
-        torch.device(args.device)
-    except RuntimeError as e:
-        raise ICASCError(f"--device: unknown device '{args.device}'.") from e
+        torch.ones(1, device=args.device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as e:
+        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
     if args.amp and args.amp_dtype == 'float16' and args.device.startswith('cpu'):
         raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
     if args.device.startswith('cuda'):
@@ -48,8 +53,12 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
 
 def set_up_data(args: argparse.Namespace) -> Tuple[Dataset, Dataset, Optional[List[str]]]:
     """The two data sets and the class names; the number of classes is settled here."""
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    if channels not in (1, 3):
+        raise ICASCError(f'--in-chans (or --input-size) must be 1, for grey images, or 3, got {channels}.')
+    args.in_chans = channels
     shared = {'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
-              'batch_size': args.batch_size, 'seed': args.seed}
+              'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed}
     train = create_dataset(args.dataset, split=args.train_split, is_training=True, **shared)
     val = create_dataset(args.dataset, split=args.val_split, **shared)
     names, val_names = class_names(train), class_names(val)
@@ -61,6 +70,8 @@ def set_up_data(args: argparse.Namespace) -> Tuple[Dataset, Dataset, Optional[Li
         if not names:
             raise DataError(f"--num-classes is missing: data set '{args.dataset}' does not tell its classes.")
         args.num_classes = len(names)
+    if args.num_classes < 2:
+        raise DataError(f'ICASC tells classes apart and needs two; the data set has {args.num_classes}.')
     if names and args.num_classes < len(names):
         raise DataError(f'--num-classes {args.num_classes} is fewer than the {len(names)} classes of the data set.')
     return train, val, names
@@ -74,18 +85,24 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
         raise ICASCError(f"--model: unknown architecture '{args.model}'"
                          f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
     kwargs = dict(args.model_kwargs)
+    for option in ('pretrained_path', 'initial_checkpoint'):
+        if getattr(args, option) and not Path(getattr(args, option)).is_file():
+            raise ICASCError(f"--{option.replace('_', '-')}: no file '{getattr(args, option)}'.")
     if args.pretrained_path:
         kwargs['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
     config = None if args.model.startswith(local) else timm.get_pretrained_cfg(args.model, allow_unregistered=True)
-    if args.img_size and config is not None and config.fixed_input_size:
-        kwargs.setdefault('img_size', args.img_size)  # position embeddings are made for one size
+    if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
+        # Position embeddings are made for one size.
+        kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
     try:
         model = timm.create_model(
             args.model, pretrained=args.pretrained or bool(args.pretrained_path), num_classes=args.num_classes,
             in_chans=args.in_chans, global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path,
             checkpoint_path=args.initial_checkpoint, **kwargs)
     except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
-        raise ICASCError(f"--model {args.model}: {' '.join(str(e).split()) or type(e).__name__}") from e
+        weights = ' (weights cannot be fetched? --pretrained-path FILE)' if args.pretrained or ':' in args.model else ''
+        message = ' '.join(str(e).split())[:300] or type(e).__name__
+        raise ICASCError(f'--model {args.model}: {message}{weights}') from e
     if args.grad_checkpointing:
         if not hasattr(model, 'set_grad_checkpointing'):
             raise ICASCError(f'--grad-checkpointing: {args.model} does not support it.')
@@ -123,6 +140,9 @@ def set_up_loaders(
         loader_val = create_loader(val, distributed=args.distributed, **evaluation, **shared)
     except (AssertionError, ValueError, KeyError) as e:
         raise ICASCError(f'The augmentation options do not fit: {e or type(e).__name__}') from e
+    for loader in (loader_train, loader_val):
+        loader = getattr(loader, 'loader', loader)  # inside the prefetcher
+        loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
     if args.crop_padding is not None:
         use_pad_crop(train, data_config['input_size'][-2:], args.crop_padding)
     if not len(loader_train):
@@ -201,6 +221,7 @@ class Job:
     train_set: Dataset
     val_set: Dataset
     names: Optional[List[str]]
+    layers: Optional[ICASCLayers]  # None: the plain loss on a model without usable layers
 
 
 def set_up(args: argparse.Namespace, device: torch.device) -> Job:
@@ -216,12 +237,22 @@ def set_up(args: argparse.Namespace, device: torch.device) -> Job:
         data_config = resolve_data_config({k: v for k, v in vars(args).items() if v is not None}, model=model)
     except AssertionError as e:
         raise ICASCError('--mean and --std need one value, or one per input channel.') from e
+    for name in ('mean', 'std'):
+        if len(data_config[name]) != args.in_chans:  # a model's own values for colour, on grey images
+            data_config[name] = (sum(data_config[name]) / len(data_config[name]),) * args.in_chans
     loader_train, loader_val, attention_loader, mixup = set_up_loaders(args, data_config, train_set, val_set, device)
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.distributed and args.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
     task = set_up_task(args, model, device, data_config['input_size'], len(loader_train))
+    try:
+        layers = resolve_layers(model, args.icasc_layers, data_config['input_size'])
+    except LayerResolutionError as e:
+        if args.icasc:
+            raise
+        layers = attention_loader = None
+        warnings.warn(f'Attention is not measured: {e}', stacklevel=2)
     optimizer, scheduler, epochs = set_up_optimizer(args, model, updates_per_epoch)
     autocast, scaler = nullcontext, None
     if args.amp:
@@ -231,4 +262,4 @@ def set_up(args: argparse.Namespace, device: torch.device) -> Job:
         args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler, scaler=scaler,
         autocast=autocast, epochs=epochs, updates_per_epoch=updates_per_epoch, loader_train=loader_train,
         loader_val=loader_val, attention_loader=attention_loader, mixup=mixup, data_config=data_config,
-        train_set=train_set, val_set=val_set, names=names)
+        train_set=train_set, val_set=val_set, names=names, layers=layers)

@@ -8,8 +8,11 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 
 from .errors import ICASCError
-from .layers import ICASCLayers, resolve_layers, unwrap_model
+from .features import ICASCLayers
+from .layers import resolve_layers
+from .modules import unwrap_model
 from .objective import ICASCConfig, icasc_forward
+from .targets import check_target
 
 __all__ = ['ICASCTask']
 
@@ -143,11 +146,13 @@ class ICASCTask(ClassificationTask):
                   term of weight 0, or not yet started, is absent
         """
         scale = self.term_scale if torch.is_grad_enabled() else 0.
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.training:
             self.step += 1
         if not scale or not any(self.config.weights.values()):
-            result = super().forward(input, target)
-            return {**result, 'loss_cls': result['loss'].detach()}
+            logits = self.trainable_module(input)
+            check_target(logits, target)
+            loss = self.criterion(logits, target)
+            return {'loss': loss, 'output': logits, 'loss_cls': loss.detach()}
         icasc = icasc_forward(
             self.trainable_module, input, target, self.resolve_layers(tuple(input.shape[1:])), self.config)
         loss_cls = self.criterion(icasc.logits, target)

@@ -10,6 +10,7 @@ from .digits import DigitsDataset
 
 __all__ = ['class_names', 'create_dataset', 'evenly_spaced']
 
+TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 # The folder names that timm tries in place of the split's own.
 SPLIT_SYNONYMS = {
     'train': ('train', 'training'),
@@ -53,7 +54,9 @@ def create_dataset(
         DataError: The folder, its split, its classes or its images are missing, or timm cannot read the data.
     """
     if name == 'digits':
-        return DigitsDataset('train' if is_training else 'validation')
+        return DigitsDataset('train' if is_training else 'validation', mode=kwargs.get('input_img_mode', 'RGB'))
+    if name and not name.startswith(TYPES):
+        raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', or begins with {', '.join(TYPES)}.")
     option = '--train-split' if is_training else '--val-split'
     if not name:
         _check_folder(Path(root), split.split('[')[0], option)

@@ -19,10 +19,11 @@ class DigitsDataset(torch.utils.data.Dataset):
     Args:
         split: 'train' or 'validation'.
         transform: Applied to the PIL image.
+        mode: Pillow's image mode, 'RGB' or 'L'.
     """
     class_names = [str(digit) for digit in range(10)]
 
-    def __init__(self, split: str = 'train', transform: Optional[Callable] = None):
+    def __init__(self, split: str = 'train', transform: Optional[Callable] = None, mode: str = 'RGB'):
         if split not in ('train', 'validation'):
             raise ValueError(f"split must be 'train' or 'validation', got '{split}'.")
         digits = load_digits()
@@ -33,12 +34,13 @@ class DigitsDataset(torch.utils.data.Dataset):
         self.images = np.rint(digits.images[self.indices] * (255 / 16)).astype(np.uint8)
         self.targets = digits.target[self.indices].astype(np.int64)
         self.transform = transform
+        self.mode = mode
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
-        image = Image.fromarray(self.images[index]).resize((32, 32), Image.Resampling.BILINEAR).convert('RGB')
+        image = Image.fromarray(self.images[index]).resize((32, 32), Image.Resampling.BILINEAR).convert(self.mode)
         if self.transform is not None:
             image = self.transform(image)
         return image, int(self.targets[index])
