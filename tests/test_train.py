@@ -220,6 +220,9 @@ def test_two_processes_under_torchrun(images, tmp_path):
 @pytest.fixture
 def featureless():
     """A registered architecture that tells nothing about its features."""
+    if timm.is_model('featureless_net'):
+        return 'featureless_net'
+
     @timm.models.register_model
     def featureless_net(pretrained=False, num_classes=10, in_chans=3, **kwargs):
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_chans * 32 * 32, num_classes))
@@ -245,14 +248,14 @@ BAD_INPUT = {
     'flips': (['--hflip', 3], '--hflip must be between 0 and 1'),
     'nan': (['--icasc-sigma', 'nan'], '--icasc-sigma must be between 0 and 1'),
     'channels': (['--in-chans', 2], '--in-chans (or --input-size) must be 1, for grey images, or 3'),
-    'pooling': (['--gp', ''], 'class logits'),
+    'pooling': (['--gp', ''], 'ResNetCifar cannot run on 3 x 32 x 32 images'),
     'compiler': (['--torchcompile', 'gcc'], '--torchcompile gcc'),
     'folder name': (['--experiment', 'a/b'], 'plain folder name'),
     'data set type': (['--dataset', 'foo/bar'], "unknown type 'foo/bar'"),
     'weights file': (['--initial-checkpoint', '/nope'], "--initial-checkpoint: no file '/nope'"),
     'resumed comparison': (['--icasc-compare', '--resume', 'x.pth.tar'], "no checkpoint 'x.pth.tar'"),
     'start': (['--icasc-start-epoch', -1], '--icasc-start-epoch must be at least 0, got -1.0'),
-    'augmentation': (['--aa', 'original-mstd'], 'augmentation options do not fit'),
+    'augmentation': (['--aa', 'nonsense'], 'augmentation options do not fit'),
     'infinite loss': (['--lr', 1e30], 'lower --lr'),
 }
 

@@ -237,6 +237,7 @@ def set_up(args: argparse.Namespace, device: torch.device) -> Job:
         data_config = resolve_data_config({k: v for k, v in vars(args).items() if v is not None}, model=model)
     except AssertionError as e:
         raise ICASCError('--mean and --std need one value, or one per input channel.') from e
+    data_config['input_size'] = (args.in_chans, *data_config['input_size'][1:])
     for name in ('mean', 'std'):
         if len(data_config[name]) != args.in_chans:  # a model's own values for colour, on grey images
             data_config[name] = (sum(data_config[name]) / len(data_config[name]),) * args.in_chans
