@@ -267,6 +267,27 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(options, message, run):
     assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err
 
 
+@pytest.mark.parametrize('options', [['--model', 'resnet18', '--pretrained'], ['--model', 'hf-hub:no-one/nothing']])
+def test_weights_without_a_network_are_refused_at_once(options, run, monkeypatch, tmp_path):
+    import socket
+
+    import huggingface_hub.constants as constants
+    attempts = []
+
+    def refuse(address, *args, **kwargs):
+        attempts.append(address)
+        raise OSError('no network')
+
+    monkeypatch.setattr(socket, 'create_connection', refuse)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    for name in ('http_proxy', 'https_proxy', 'all_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    code, _, err = run(*options)
+    assert code == 2 and '--pretrained-path FILE' in err and len(attempts) == 1
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_model_without_features(run, featureless):
     code, _, err = run('--model', featureless, '--img-size', 32)
     assert code == 2 and "no 'feature_info'" in err and '--icasc-layers' in err

@@ -1,13 +1,17 @@
 """From the options of train_timm.py to data, model, task and optimiser; every misfit becomes one clear line."""
 import argparse
 import difflib
+import os
+import socket
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
+from urllib.parse import urlparse
 
+import huggingface_hub
 import numpy as np
 import timm
 import torch
@@ -77,6 +81,17 @@ def set_up_data(args: argparse.Namespace) -> Tuple[Dataset, Dataset, Optional[Li
     return train, val, names
 
 
+def _go_offline_unless_the_hub_answers() -> None:
+    """Without a network, the Hub's client repeats its attempts for a minute; cached weights load at once either way."""
+    if any(name.lower() in ('http_proxy', 'https_proxy', 'all_proxy') for name in os.environ):
+        return  # reachable through the proxy alone, if at all
+    endpoint = urlparse(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
+    except OSError:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
 def set_up_model(args: argparse.Namespace) -> nn.Module:
     """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
     local = ('hf-hub:', 'hf_hub:', 'local-dir:')
@@ -94,6 +109,8 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
         # Position embeddings are made for one size.
         kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
+    if args.pretrained or args.model.startswith(('hf-hub:', 'hf_hub:')):
+        _go_offline_unless_the_hub_answers()
     try:
         model = timm.create_model(
             args.model, pretrained=args.pretrained or bool(args.pretrained_path), num_classes=args.num_classes,
