@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from timm_icasc.arguments import RECIPES, load_config, parse_args
+from timm_icasc.arguments import build_parser, parse_args
+from timm_icasc.config import RECIPES, load_config
 from timm_icasc.errors import ICASCError
 
 
@@ -26,18 +27,19 @@ def test_a_users_data_starts_from_timms_defaults():
 
 @pytest.mark.parametrize('recipe', sorted(RECIPES.glob('*.yaml')), ids=lambda p: p.name)
 def test_every_recipe_is_valid(recipe):
-    options = load_config(recipe)
+    options = load_config(recipe, build_parser())
     args = parse_args(['--data-dir', 'x', '--config', str(recipe)])
     assert all(getattr(args, name) == value for name, value in options.items())
 
 
 def test_keys_may_have_dashes(tmp_path):
-    assert load_config(write(tmp_path / 'a.yaml', 'batch-size: 7\nmodel: vit')) == {'batch_size': 7, 'model': 'vit'}
+    file = write(tmp_path / 'a.yaml', 'batch-size: 7\nmodel: vit')
+    assert load_config(file, build_parser()) == {'batch_size': 7, 'model': 'vit'}
 
 
 def test_scientific_notation_without_a_dot(tmp_path):
     """YAML 1.1 reads 5e-4 as a string."""
-    assert load_config(write(tmp_path / 'a.yaml', 'weight_decay: 5e-4'))['weight_decay'] == 5e-4
+    assert load_config(write(tmp_path / 'a.yaml', 'weight_decay: 5e-4'), build_parser())['weight_decay'] == 5e-4
 
 
 @pytest.mark.parametrize('text, message', [
@@ -54,12 +56,12 @@ def test_scientific_notation_without_a_dot(tmp_path):
 ])
 def test_bad_files_are_explained(text, message, tmp_path):
     with pytest.raises(ICASCError, match=message):
-        load_config(write(tmp_path / 'bad.yaml', text))
+        load_config(write(tmp_path / 'bad.yaml', text), build_parser())
 
 
 def test_missing_file_lists_the_recipes(tmp_path):
     with pytest.raises(ICASCError, match='No such file.*cifar100_resnet110.yaml'):
-        load_config(tmp_path / 'none.yaml')
+        load_config(tmp_path / 'none.yaml', build_parser())
 
 
 @pytest.mark.parametrize('argv, message', [

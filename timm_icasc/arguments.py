@@ -1,19 +1,17 @@
 """Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
 import argparse
-import difflib
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
-import yaml
 from timm.utils import ParseKwargs
 
+from .config import RECIPES, load_config
 from .errors import ICASCError
 from .losses import MASK_SCALES
 
-__all__ = ['RECIPES', 'load_config', 'parse_args']
+__all__ = ['build_parser', 'parse_args']
 
-RECIPES = Path(__file__).parent / 'recipes'
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
 
 INFINITY = math.inf
@@ -228,7 +226,8 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                             '(default: %(default)s)')
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of train_timm.py."""
     parser = _Parser(prog='train_timm.py', description=DESCRIPTION,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-c', '--config', metavar='FILE', default='',
@@ -236,54 +235,6 @@ def _build_parser() -> argparse.ArgumentParser:
     for add in (_add_icasc, _add_data, _add_model, _add_device, _add_optimizer, _add_augmentation, _add_misc):
         add(parser)
     return parser
-
-
-def _checked(action: argparse.Action, value: Any, where: str) -> Any:
-    """A YAML value as the command line would have parsed it."""
-    if value is None or isinstance(action, ParseKwargs):
-        return value
-    several = action.nargs in ('+', '*') or isinstance(action.nargs, int) and action.nargs > 0
-    if several != isinstance(value, list):
-        raise ICASCError(f"{where}: '{action.dest}' must be {'a list' if several else 'one value'}, got {value!r}.")
-    if several and isinstance(action.nargs, int) and len(value) != action.nargs:
-        raise ICASCError(f"{where}: '{action.dest}' must have {action.nargs} values, got {value!r}.")
-    if action.nargs == 0 and not isinstance(value, bool):
-        raise ICASCError(f"{where}: '{action.dest}' must be true or false, got {value!r}.")
-    try:
-        values = [action.type(v) if action.type else v for v in (value if several else [value])]
-    except (TypeError, ValueError) as e:
-        raise ICASCError(f"{where}: '{action.dest}' must be {action.type.__name__}, got {value!r}.") from e
-    if action.choices is not None and not set(values) <= set(action.choices):
-        raise ICASCError(f"{where}: '{action.dest}' must be one of {tuple(action.choices)}, got {value!r}.")
-    return values if several else values[0]
-
-
-def load_config(path: Path, parser: Optional[argparse.ArgumentParser] = None) -> Dict[str, Any]:
-    """Options from a YAML file: keys are option names, with '-' or '_'.
-
-    Raises:
-        ICASCError: The file is missing or no YAML mapping, or a key or value is not an option's.
-    """
-    parser = parser or _build_parser()
-    try:
-        config = yaml.safe_load(Path(path).read_text())
-    except OSError as e:
-        raise ICASCError(f"--config: cannot read '{path}': {e.strerror}; recipes: "
-                         f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
-    except yaml.YAMLError as e:
-        raise ICASCError(f"--config: '{path}' is not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(config, dict):
-        raise ICASCError(f"--config: '{path}' holds no 'option: value' lines.")
-    actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
-    options = {}
-    for key, value in config.items():
-        name = str(key).replace('-', '_')
-        if name not in actions:
-            close = difflib.get_close_matches(name, actions, 1)
-            raise ICASCError(f"--config: '{path}' has the unknown key '{key}'"
-                             f"{f'; did you mean {close[0]!r}?' if close else '.'}")
-        options[name] = _checked(actions[name], value, f"--config: '{path}'")
-    return options
 
 
 def _find_run(args: argparse.Namespace) -> Optional[Path]:
@@ -333,7 +284,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         ICASCError: A message in one line that names the option.
         SystemExit: argparse's own errors (exit code 2) and --help.
     """
-    parser = _build_parser()
+    parser = build_parser()
     first = parser.parse_args(argv)
     run_dir = _find_run(first) if first.resume else None
     files: List[Path] = []
