@@ -33,5 +33,5 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_files_that_the_readme_names_exist():
-    for path in re.findall(r'\]\(((?!http)[^)]+)\)', README):
+    for path in re.findall(r'\]\(((?!http|#)[^)]+)\)', README):
         assert (ROOT / path).is_file(), path
