@@ -63,6 +63,7 @@ def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
     args, task, batches = job.args, job.task, len(job.loader_train)
     updates = epoch * job.updates_per_epoch
     sums, counts = {}, {}
+    sum_dtype = torch.float32 if job.device.type == 'mps' else torch.float64
     task.train()
     job.optimizer.zero_grad()
     bar = progress(job, job.loader_train, f'epoch {epoch + 1}')
@@ -88,7 +89,7 @@ def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
             if value.ndim == 0:
                 # The plain task's loss is the classification loss.
                 for key in (name, 'loss_cls') if name == 'loss' and not args.icasc else (name,):
-                    sums[key] = sums.get(key, 0.) + value.detach().double() * len(images)
+                    sums[key] = sums.get(key, 0.) + value.detach().to(sum_dtype) * len(images)
                     counts[key] = counts.get(key, 0) + len(images)
         # Reading a value waits for the device, so a GPU is asked now and then only.
         if job.device.type == 'cpu' or index % args.log_interval == 0 or index == batches - 1:

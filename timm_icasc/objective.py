@@ -110,7 +110,7 @@ def _score_gradients(
         features: Sequence[torch.Tensor],
         create_graph: bool,
 ) -> List[torch.Tensor]:
-    """Gradients of the scores `(logits * cotangent).sum()`, `[C, B]`-wise independent, in at least float32."""
+    """Gradients of the scores that `cotangent` `[B, C]` picks with respect to each feature, in at least float32."""
     scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
     gradients = torch.autograd.grad(
         logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
