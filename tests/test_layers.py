@@ -6,7 +6,9 @@ import timm
 import torch
 from conftest import create
 
+import timm_icasc
 from timm_icasc import LayerResolutionError, resolve_layers
+from timm_icasc.capture import capture_features
 
 
 def test_layers_of_each_family(family):
@@ -119,6 +121,143 @@ def test_torchvision_model_with_explicit_layers():
     assert layers.last.channels == 512
 
 
+def describe(layers):
+    return [(layer.path, layer.leaf, layer.layout, layer.prefix_tokens, layer.grid) for layer in layers]
+
+
+@pytest.mark.parametrize('name, kwargs, size, inner, last', [
+    # Stages that put out several tensors: the one of the stage's resolution, on the path to the logits.
+    ('crossvit_tiny_240', {}, 240, ('blocks.0', 1, 'NLC', 1, (14, 14)), ('blocks.1', 1, 'NLC', 1, (14, 14))),
+    ('coat_tiny', {'img_size': 64}, 64,
+     ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)), ('parallel_blocks.4', 3, 'NLC', 1, (2, 2))),
+    # The head reads the class token: one block back, inside the stage.
+    ('pit_ti_224', {'img_size': 64}, 64,
+     ('transformers.1', 0, 'NCHW', 0, (4, 4)), ('transformers.2.blocks.2', 0, 'NLC', 1, (2, 2))),
+    # The class token joins after these blocks, so the model's number of prefix tokens is not theirs.
+    ('cait_xxs24_224', {'img_size': 64}, 64, ('blocks.17', 0, 'NLC', 0, (4, 4)), ('blocks.23', 0, 'NLC', 0, (4, 4))),
+    # feature_info names modules that do not exist.
+    ('twins_svt_small', {'img_size': 64}, 64, ('blocks.2.9', 0, 'NLC', 0, (4, 4)), ('blocks.3.3', 0, 'NLC', 0, (2, 2))),
+    # feature_info's channels belong to no output of the stage: the last block of all with a grid.
+    ('hrnet_w18_small', {}, 64, ('incre_modules.2', 0, 'NCHW', 0, (4, 4)), ('final_layer', 0, 'NCHW', 0, (2, 2))),
+    ('swin_tiny_patch4_window7_224', {'img_size': (64, 96), 'window_size': 2}, (64, 96),
+     ('layers.2', 0, 'NHWC', 0, (4, 6)), ('layers.3', 0, 'NHWC', 0, (2, 3))),
+])
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_layers_of_unusual_models(name, kwargs, size, inner, last, device):
+    """The same on meta tensors, whose gradients have no values."""
+    with torch.device(device):
+        model = timm.create_model(name, num_classes=10, **kwargs)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    assert describe(resolve_layers(model, input_size=(3, height, width))) == [inner, last]
+
+
+class Blocks(torch.nn.Module):
+    """`forward` is given, the modules are whatever it needs."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.num_classes = 4
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def conv(inputs, outputs, stride=2):
+    return torch.nn.Sequential(torch.nn.Conv2d(inputs, outputs, 3, stride, 1), torch.nn.Softplus())
+
+
+def test_a_model_without_feature_info():
+    """The last block with a grid, and the last one at twice its resolution."""
+    model = Blocks(
+        lambda m, x: m.head(m.late(m.middle(m.early(x))).mean((2, 3))),
+        early=conv(3, 8), middle=conv(8, 8), late=conv(8, 8), head=torch.nn.Linear(8, 4))
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path) == ('middle', 'late')
+
+
+def test_torchvision_model_without_a_word():
+    from torchvision.models import resnet18
+    layers = resolve_layers(resnet18(num_classes=5), input_size=(3, 64, 64))
+    assert (layers.inner.path, layers.last.path) == ('layer3', 'layer4')
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda x, extra: (x, extra), lambda x, extra: [extra, x], lambda x, extra: {'map': x, 'extra': [extra]}])
+def test_a_feature_among_several_outputs(wrap):
+    """What is computed inside the stage but not used behind it cannot be tapped there."""
+    class Stage(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv(8, 8)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return wrap(x, x.square())
+
+    def find(output):
+        return output['map'] if isinstance(output, dict) else output[0] if wrap(0, 1)[0] == 0 else output[1]
+
+    model = Blocks(lambda m, x: m.head(find(m.stage(m.stem(x))).mean((2, 3))),
+                   stem=conv(3, 8), stage=Stage(), head=torch.nn.Linear(8, 4))
+    model.feature_info = [{'num_chs': 8, 'reduction': 2, 'module': 'stem'},
+                          {'num_chs': 8, 'reduction': 4, 'module': 'stage'}]
+    last = resolve_layers(model, input_size=(3, 32, 32)).last
+    images = torch.randn(2, 3, 32, 32)
+    output = model.stage(model.stem(images))
+    assert last.path == 'stage' and torch.equal(last.get(output), find(output))
+    replaced = last.replace(output, torch.zeros(()))
+    assert find(replaced).ndim == 0 and type(replaced) is type(output)
+
+
+def test_a_block_that_is_called_more_than_once():
+    """The last call counts, for the layer and for the map."""
+    def forward(m, x):
+        x = m.stem(x)
+        return m.head(m.block(m.block(m.block(x))).mean((2, 3)))
+    model = Blocks(forward, stem=conv(3, 8), block=conv(8, 8), head=torch.nn.Linear(8, 4))
+    model.feature_info = [{'num_chs': 8, 'reduction': 2, 'module': 'stem'},
+                          {'num_chs': 8, 'reduction': 16, 'module': 'block'}]
+    layers = resolve_layers(model, input_size=(3, 64, 64))
+    assert (layers.inner.path, layers.last.path, layers.last.grid) == ('stem', 'block', (4, 4))
+    images = torch.randn(2, 3, 64, 64)
+    maps = timm_icasc.attention_maps(model, images, classes=0)
+    feature = model.block(model.block(model.block(model.stem(images))))
+    weights = (model.head.weight[0] / 16).relu() * 16  # the gradient of the mean, summed over the 4 x 4 grid
+    expected = torch.einsum('k,bkhw->bhw', weights, feature).relu() / 16
+    torch.testing.assert_close(maps[:, 0], expected)
+
+
+@pytest.mark.parametrize('name, size', [('hiera_tiny_224', 64), ('levit_128s', 96)])
+def test_tokens_lie_as_the_models_own_intermediates_do(name, size):
+    """Hiera keeps its tokens unrolled; `forward_intermediates` gives the same features in the order of the pixels."""
+    model = timm.create_model(name, num_classes=10, img_size=size).eval()
+    layers = resolve_layers(model, input_size=(3, size, size))
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        own = model.forward_intermediates(images, intermediates_only=True)
+        with capture_features(model, layers, order=1) as features:
+            model(images)
+    for layer in layers:
+        converted = layer.to_nchw(features[layer.path], (size, size))
+        assert any(o.shape == converted.shape and torch.allclose(o, converted, atol=1e-5) for o in own)
+
+
+def test_hieras_inner_tokens_are_not_in_row_major_order():
+    model = timm.create_model('hiera_tiny_224', num_classes=10, img_size=64)
+    order = resolve_layers(model, input_size=(3, 64, 64)).inner.token_order
+    assert order == tuple(model.reroll(torch.arange(16)[None, :, None], 9).flatten().tolist())
+    assert sorted(order) == list(range(16)) and (order != tuple(range(16))) == (len(model.reroll.schedule[9][0]) > 0)
+
+
+def test_the_attention_pooling_head_is_behind_the_last_layer():
+    """SigLIP's head attends to all tokens, so the last block's own output has a gradient everywhere."""
+    model = timm.create_model('vit_tiny_patch16_224', img_size=64, num_classes=10, global_pool='map', class_token=False)
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11'
+
+
 class TestClearErrors:
 
     def test_unknown_path(self):
@@ -145,10 +284,10 @@ class TestClearErrors:
         with pytest.raises(LayerResolutionError, match="no gradient on the grid of layer 'blocks.11'"):
             resolve_layers(create('vit_tiny_patch16_224'), layers=('blocks.8', 'blocks.11'), input_size=(3, 64, 64))
 
-    def test_model_without_feature_info(self):
+    def test_model_without_two_features(self):
         model = torch.nn.Sequential(
             torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
-        with pytest.raises(LayerResolutionError, match='feature_info.*--icasc-layers'):
+        with pytest.raises(LayerResolutionError, match='no two features.*--icasc-layers'):
             resolve_layers(model)
 
     @pytest.mark.parametrize('kwargs', [{'num_classes': 0}, {'features_only': True}])

@@ -68,11 +68,14 @@ class TestSelectClasses:
             select_classes(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
 
 
-def reference_terms(model, images, target, layers, method):
-    """Eqs. 1-5 with default options: one image at a time, sums as Python loops."""
+def reference_terms(model, images, present, absent, layers, method):
+    """Eqs. 1-5 with default options: one image at a time, sums as Python loops.
+
+    `present` are the classes of each image, whose scores are summed; the confused class is one of those `absent`.
+    """
     inner_path, last_path = layers.inner.path, layers.last.path
     rows = []
-    for image, t in zip(images, target.tolist(), strict=True):
+    for image, targets, others in zip(images, present, absent, strict=True):
         taps = {}
         handles = [
             model.get_submodule(p).register_forward_hook(lambda m, a, o, p=p, taps=taps: taps.__setitem__(p, o))
@@ -80,10 +83,10 @@ def reference_terms(model, images, target, layers, method):
         logits = model(image[None])[0]
         for handle in handles:
             handle.remove()
-        confused = max((c for c in range(len(logits)) if c != t), key=lambda c: logits[c].item())
+        confused = max(others, key=lambda c: logits[c].item())
 
-        def attention(path, c, taps=taps, logits=logits):
-            gradient = torch.autograd.grad(logits[c], taps[path], retain_graph=True)[0][0]
+        def attention(path, classes, taps=taps, logits=logits):
+            gradient = sum(torch.autograd.grad(logits[c], taps[path], retain_graph=True)[0][0] for c in classes)
             feature = taps[path][0].detach()
             channels, height, width = feature.shape
             result = [[0.] * width for _ in range(height)]
@@ -99,7 +102,7 @@ def reference_terms(model, images, target, layers, method):
             return torch.tensor([[max(v, 0.) for v in row] for row in result], dtype=torch.float64)
 
         a_last, c_last, a_inner, c_inner = (
-            attention(p, c) for p in (last_path, inner_path) for c in (t, confused))
+            attention(p, c) for p in (last_path, inner_path) for c in (targets, [confused]))
         maximum = a_last.max().item()
         # A map without attention (the toy net's Grad-CAM has such) leaves the sigmoid at 0.
         mask = torch.tensor(
@@ -132,7 +135,9 @@ def test_terms_equal_one_image_at_a_time_loops(name, attention, toy):
     images, target = double_batch(size=64 if name == 'convnext_atto' else 32)
     layers = layers_of(model, images)
     output = icasc_forward(model, images, target, layers, ICASCConfig(attention=attention))
-    expected = reference_terms(model, images, target, layers, attention)
+    present = [[t] for t in target.tolist()]
+    absent = [[c for c in range(output.logits.shape[1]) if c not in t] for t in present]
+    expected = reference_terms(model, images, present, absent, layers, attention)
     assert set(output.terms) == set(expected)
     for term, values in expected.items():
         torch.testing.assert_close(output.terms[term].detach(), values, rtol=1e-9, atol=1e-12)

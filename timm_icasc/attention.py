@@ -11,7 +11,7 @@ from typing import Callable, Dict
 
 import torch
 
-from .precision import at_least_float32
+from .precision import at_least_float32, full_precision
 
 __all__ = ['ATTENTION_METHODS', 'channel_weighted', 'grad_cam', 'grad_cam_plus_plus']
 
@@ -19,7 +19,7 @@ __all__ = ['ATTENTION_METHODS', 'channel_weighted', 'grad_cam', 'grad_cam_plus_p
 def _rectified_sum(weights: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """`ReLU(sum_k w_k F_k)`: weights `[..., K]`, features `[..., K, H, W]` -> `[..., H, W]`."""
     # Autocast would run the contraction in half precision, where the small products of early training vanish.
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device):
         return torch.einsum('...k,...khw->...hw', weights, features).relu()
 
 

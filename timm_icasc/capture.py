@@ -91,15 +91,16 @@ def capture_features(
                     torch.set_grad_enabled(True)
                     if order == 2:
                         stack.enter_context(_TwiceDifferentiable(is_checkpointing(model)))
-                handed_on = output
-                if not output.requires_grad:
+                feature = layer.get(output)
+                handed_on = feature
+                if not feature.requires_grad:
                     # A frozen or unrecorded trunk: the graph starts here. A leaf must not be overwritten in place.
-                    output = output.detach().requires_grad_()
-                    handed_on = output.clone()
+                    feature = feature.detach().requires_grad_()
+                    handed_on = feature.clone()
                 elif layer.modified_in_place:
-                    handed_on = output.clone()
-                features[layer.path] = output
-                return handed_on
+                    handed_on = feature.clone()
+                features[layer.path] = feature
+                return layer.replace(output, handed_on)
             return hook
 
         stack.enter_context(torch.inference_mode(False))

@@ -6,8 +6,9 @@ features share one resolution, use the feature at 3/4 of their depth.
 """
 import math
 import weakref
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import torch
 import torch.nn as nn
 
 from .errors import LayerResolutionError
@@ -15,7 +16,7 @@ from .features import FeatureLayer, ICASCLayers
 from .modules import is_checkpointing, unwrap_model
 from .probe import Probe
 
-__all__ = ['resolve_layers']
+__all__ = ['inspect_layers', 'resolve_layers']
 
 # The depth rule of isotropic models, as a fraction of the feature list.
 ISOTROPIC_INNER_DEPTH = 0.75
@@ -25,61 +26,126 @@ DEFAULT_INPUT_SIZE = (3, 224, 224)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
-def _last_child_chain(model: nn.Module, path: str) -> List[str]:
-    """`path`, its last child, that one's last child, ...: what to tap where a container itself is never called."""
-    chain, module = [path], model.get_submodule(path)
-    while children := list(module.named_children()):
-        name, module = children[-1]
-        chain.append(f'{chain[-1]}.{name}')
-    return chain
+def _is_finer(layer: FeatureLayer, last: FeatureLayer) -> bool:
+    return math.prod(layer.grid) >= MIN_INNER_RATIO ** 2 * math.prod(last.grid)
 
 
-def _choose_inner(features: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
-    before = features[:features.index(last)]
-    finer = [f for f in before if math.prod(f.grid) >= MIN_INNER_RATIO ** 2 * math.prod(last.grid)]
-    if finer:
-        return finer[-1]
-    if not before:
-        return None
-    depth = math.ceil(ISOTROPIC_INNER_DEPTH * len(features)) - 1
-    return before[min(depth, len(before) - 1)]
+class _Resolver:
+    """The rules, for one model as one probe saw it."""
+
+    def __init__(self, model: nn.Module, probe: Probe):
+        self.probe = probe
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.info = [dict(entry) for entry in getattr(model, 'feature_info', None) or ()]
+        self.prefix_tokens = getattr(model, 'num_prefix_tokens', 0)
+
+    def resolve(self) -> Optional[ICASCLayers]:
+        stages = self._stages()
+        last = stages[-1] if stages else next(self._ended_last(), None)
+        if last is not None and not self.probe.nonzero_share(last):
+            # The patch tokens of the last block get no gradient where the head reads the class token alone.
+            last = next(filter(self.probe.nonzero_share, self._before(last)), None)
+        inner = self._inner(stages, last) if last is not None else None
+        return ICASCLayers(inner, last) if inner is not None else None
+
+    def _readings(self, path: str, channels: Optional[int] = None) -> List[FeatureLayer]:
+        return [r for r in self.probe.readings(path, channels, self.prefix_tokens)
+                if self.probe.is_on_path(r)]
+
+    def _called_children(self, path: str) -> List[str]:
+        """The modules called directly inside `path`; ModuleLists and the like are looked through."""
+        children = []
+        for name, _ in self.modules[path].named_children():
+            child = f'{path}.{name}'
+            children += [child] if child in self.probe.calls else self._called_children(child)
+        return children
+
+    def _tails(self, path: str) -> List[str]:
+        """`path`, if it was called, then the child that ended last inside it, that one's child, and so on."""
+        children = self._called_children(path)
+        here = [path] if path in self.probe.calls else []
+        return here + (self._tails(max(children, key=lambda c: self.probe.calls[c].ended)) if children else [])
+
+    def _latest_first(self) -> List[str]:
+        return sorted(self.probe.calls, key=lambda path: self.probe.calls[path].ended, reverse=True)
+
+    def _stages(self) -> List[FeatureLayer]:
+        """The features that `feature_info` describes, in its order; empty if it fails to describe the last one."""
+        features: List[Optional[FeatureLayer]] = []
+        for entry in self.info:
+            path = entry.get('module')
+            if isinstance(self.modules.get(path), POOLS):
+                continue  # a bare pool (VGG) repeats the layer before it: the two maps would be one
+            # A container whose children the model calls one by one is never called itself: its last block stands in.
+            inside = [p for p in self._latest_first() if f'{p}.'.startswith(f'{path}.')]
+            readings = [r for p in inside for r in self.probe.readings(p, entry.get('num_chs'), self.prefix_tokens)]
+            # What is off the path (the patches of a head that reads the class token) still says where to step back.
+            features.append(min(readings, default=None, key=lambda r: (
+                math.prod(r.grid) == 1, self._scale_mismatch(r, entry), not self.probe.is_on_path(r))))
+        return [f for f in features if f is not None] if features and features[-1] is not None else []
+
+    def _scale_mismatch(self, layer: FeatureLayer, entry: Dict[str, Any]) -> float:
+        """Octaves between the layer's grid and the resolution that `feature_info` tells; for several outputs."""
+        expected = math.prod(self.probe.image_size) / entry.get('reduction', 1) ** 2
+        return round(abs(math.log2(math.prod(layer.grid) / expected)))
+
+    def _ended_last(self) -> Iterator[FeatureLayer]:
+        """Every feature that a block (a module with children) puts out, the deepest first."""
+        for path in self._latest_first():
+            if any(self.modules[path].children()):
+                yield from (reading for reading in self._readings(path) if math.prod(reading.grid) > 1)
+
+    def _series(self, layer: FeatureLayer) -> List[FeatureLayer]:
+        """The blocks of one kind, one after the other, that end in `layer` (itself last): a stage, seen from inside."""
+        for path in self._tails(layer.path):
+            parent, ended = path.rpartition('.')[0], self.probe.calls[path].ended
+            kin = [p for p, call in self.probe.calls.items() if p.rpartition('.')[0] == parent and call.ended <= ended
+                   and type(self.modules[p]) is type(self.modules[path])]
+            series = [r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._readings(p)
+                      if (r.grid, r.leaf, r.channels) == (layer.grid, layer.leaf, layer.channels)]
+            if len(series) > 1:
+                return series
+        return []
+
+    def _before(self, last: FeatureLayer) -> Iterator[FeatureLayer]:
+        """Features to step back to from `last`, at its resolution, the nearest first."""
+        yield from self._series(last)[-2::-1]
+        yield from (f for f in self._ended_last() if self._precedes(f, last) and f.grid == last.grid)
+
+    def _precedes(self, layer: FeatureLayer, other: FeatureLayer) -> bool:
+        return self.probe.calls[layer.path].ended < self.probe.calls[other.path].began
+
+    def _inner(self, stages: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
+        deepest_first = stages[::-1] if stages else self._ended_last()
+        for feature in (f for f in deepest_first if _is_finer(f, last)):
+            earlier = [f for f in (feature, *(self._series(feature)[::-1] if stages else ()))
+                       if self._precedes(f, last) and self.probe.is_reached(f)]
+            if earlier:
+                return earlier[0]
+        series = stages if len(stages) > 1 else self._series(last)
+        depth = math.ceil(ISOTROPIC_INNER_DEPTH * len(series)) - 1
+        # By the end, not by the beginning: a container that ends in `last` has the whole series inside.
+        earlier = [f for f in series[:depth + 1] if self.probe.calls[f.path].ended < self.probe.calls[last.path].ended]
+        return next(filter(self.probe.is_reached, earlier[::-1]), None)
 
 
-def _resolve_automatic(model: nn.Module, input_size: Tuple[int, int, int], prefix_tokens: int) -> ICASCLayers:
-    info = [dict(entry) for entry in getattr(model, 'feature_info', None) or ()]
-    remedy = "name both layers yourself: layers=('INNER_MODULE_PATH', 'LAST_MODULE_PATH'), --icasc-layers INNER LAST."
-    modules = dict(model.named_modules())
-    # A bare pool (VGG) repeats the layer before it: the two maps would be one.
-    info = [entry for entry in info if not isinstance(modules.get(entry.get('module')), POOLS + (type(None),))]
-    if not info:
+@torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
+def inspect_layers(model: nn.Module, input_size: Tuple[int, int, int]) -> Tuple[ICASCLayers, float]:
+    """The layers that the rules give, and the share of the last one's grid that the class scores depend on."""
+    probe = Probe(model, input_size)
+    layers = _Resolver(model, probe).resolve()
+    if layers is None:
         raise LayerResolutionError(
-            f"{type(model).__name__} has no 'feature_info' that names its modules; {remedy}")
-    chains = [_last_child_chain(model, entry['module']) for entry in info]
-    probe = Probe(model, [path for chain in chains for path in chain], input_size)
-    features = []
-    for entry, chain in zip(info, chains, strict=True):
-        path = probe.first_fired(chain)
-        layer = probe.read(path, entry.get('num_chs'), prefix_tokens) if path is not None else None
-        if layer is not None:
-            features.append(layer)
-    # The patch tokens of the last block get no gradient where the head reads the class token alone: step back, but
-    # never to a coarser or finer stage.
-    usable = [f for f in features if f.grid == features[-1].grid and probe.has_spatial_gradient(f)]
-    if not usable:
-        raise LayerResolutionError(
-            f'{type(model).__name__}: no feature of feature_info has a spatial gradient from the logits; {remedy}')
-    last = usable[-1]
-    inner = _choose_inner(features, last)
-    if inner is None or not probe.has_spatial_gradient(inner):
-        raise LayerResolutionError(f"{type(model).__name__}: no inner layer before '{last.path}'; {remedy}")
-    return ICASCLayers(inner=inner, last=last)
+            f'{type(model).__name__} has no two features with a spatial gradient from the logits; name both '
+            f"yourself: layers=('INNER_MODULE_PATH', 'LAST_MODULE_PATH'), --icasc-layers INNER LAST.")
+    return layers, probe.nonzero_share(layers.last)
 
 
+@torch.inference_mode(False)
 def _resolve_explicit(
         model: nn.Module,
         paths: Sequence[str],
         input_size: Tuple[int, int, int],
-        prefix_tokens: int,
 ) -> ICASCLayers:
     if isinstance(paths, str) or len(paths) != 2:
         raise LayerResolutionError(f'layers must be two module paths, (inner, last), got {paths!r}.')
@@ -90,17 +156,19 @@ def _resolve_explicit(
             raise LayerResolutionError(
                 f"{type(model).__name__} has no layer '{path}'; modules at that depth: {', '.join(siblings[:12])}"
                 f"{', ...' if len(siblings) > 12 else ''}.")
-    probe = Probe(model, paths, input_size)
-    if list(probe.outputs) == [paths[1], paths[0]] or paths[0] == paths[1]:
+    probe = Probe(model, input_size)
+    calls = [probe.calls.get(path) for path in paths]
+    if paths[0] == paths[1] or (None not in calls and calls[0].ended > calls[1].ended):
         raise LayerResolutionError(f"layers are (inner, last): '{paths[0]}' must come before '{paths[1]}'.")
     layers = []
-    for path in paths:
-        layer = probe.read(path, None, prefix_tokens)
+    for path, call in zip(paths, calls, strict=True):
+        readings = probe.readings(path, prefix_tokens=getattr(model, 'num_prefix_tokens', 0)) if call else []
+        layer = next(filter(probe.is_on_path, readings), None)
         if layer is None:
             raise LayerResolutionError(
                 f"Layer '{path}' of {type(model).__name__} has no spatial feature on the path to the logits: its "
-                f'module must be called in forward() and return one tensor [B, K, H, W], [B, H, W, K] or [B, L, K].')
-        if not probe.has_spatial_gradient(layer):
+                f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K].')
+        if not probe.nonzero_share(layer):
             raise LayerResolutionError(
                 f"The logits of {type(model).__name__} have no gradient on the grid of layer '{path}', so every map "
                 f'would be zero (a class-token head?); name an earlier module.')
@@ -143,9 +211,8 @@ def resolve_layers(
     key = (tuple(layers) if layers is not None else None, tuple(input_size), hash(state))
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
-        prefix_tokens = getattr(model, 'num_prefix_tokens', 0)
         if layers is not None:
-            resolved[key] = _resolve_explicit(model, layers, tuple(input_size), prefix_tokens)
+            resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
         else:
-            resolved[key] = _resolve_automatic(model, tuple(input_size), prefix_tokens)
+            resolved[key] = inspect_layers(model, tuple(input_size))[0]
     return resolved[key]

@@ -1,6 +1,6 @@
 """The mask and the loss terms of ICASC (Wang et al., ICCV 2019, section 3), one value per sample.
 
-Shapes: `B` batch, `H W` feature grid. Nothing here averages over the batch: take the mean outside.
+Shapes: `B` batch, `C` classes, `H W` feature grid. Nothing here averages over the batch: take the mean outside.
 """
 from typing import Tuple
 
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from .precision import at_least_float32
 
-__all__ = ['MASK_SCALES', 'attention_consistency', 'attention_overlap', 'attention_separation', 'resize_mask',
-           'target_mask']
+__all__ = ['MASK_SCALES', 'attention_consistency', 'attention_overlap', 'attention_separation',
+           'multilabel_soft_margin', 'resize_mask', 'target_mask']
 
 MASK_SCALES = ('max', 'raw')
 
@@ -127,3 +127,22 @@ def attention_overlap(target_map: torch.Tensor, confused_map: torch.Tensor) -> t
         _ratio(confused_map, confused_mass[..., None, None]),
     ).sum((-2, -1))
     return torch.where(_exists(target_mass) & _exists(confused_mass), overlap, torch.nan)
+
+
+def multilabel_soft_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Multi-label soft-margin loss: `-mean_c [y_c log s(x_c) + (1 - y_c) log(1 - s(x_c))]`, `s` the sigmoid.
+
+    The mean is over the classes that count for the sample: those ignored have no loss, and do not lower the others'.
+    Without ignored classes it is `torch.nn.MultiLabelSoftMarginLoss`.
+
+    Args:
+        logits: Class scores `[B, C]`.
+        target: 1 (present), 0 (absent) or -1 (ignored), `[B, C]`.
+
+    Returns:
+        `[B]`, >= 0; 0 where every class is ignored.
+    """
+    logits = at_least_float32(logits)
+    counted = (target >= 0).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits.dtype), reduction='none')
+    return (losses * counted).sum(1) / counted.sum(1).clamp(min=1)

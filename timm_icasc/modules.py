@@ -1,6 +1,6 @@
 """What to ask of any model, and how to run it for a moment without leaving a trace."""
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Any, Dict, Iterator
 
 import torch.nn as nn
 
@@ -23,13 +23,24 @@ def is_checkpointing(model: nn.Module) -> bool:
     return any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
 
 
+def _own_attributes(module: nn.Module) -> Dict[str, Any]:
+    """What a module keeps beside parameters, buffers, children and hooks; containers as copies."""
+    return {name: value.copy() if isinstance(value, (dict, list, set)) else value
+            for name, value in vars(module).items() if not name.startswith('_')}
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode; on leaving, each module gets its own training flag back."""
-    flags = {module: module.training for module in model.modules()}
+    """Put the model in evaluation mode; on leaving, each module gets its own flag and attributes back.
+
+    Some modules (LeViT's attention) cache values at evaluation that would outlive the parameters they were made of.
+    """
+    before = {module: _own_attributes(module) for module in model.modules()}
     try:
         model.eval()
         yield
     finally:
-        for module, flag in flags.items():
-            module.training = flag
+        for module, attributes in before.items():
+            for name in [name for name in vars(module) if not name.startswith('_') and name not in attributes]:
+                delattr(module, name)
+            vars(module).update(attributes)

@@ -13,11 +13,12 @@ import torch.nn as nn
 from .attention import ATTENTION_METHODS
 from .capture import capture_features, hold_batch_norm_statistics
 from .features import FeatureLayer, ICASCLayers
+from .images import ImagePlane, Images, PatchGrid, image_plane, input_size
 from .layers import resolve_layers
 from .losses import MASK_SCALES, attention_consistency, attention_separation, resize_mask, target_mask
 from .modules import is_checkpointing
 from .precision import at_least_float32
-from .targets import ClassPair, class_indices, select_classes
+from .targets import ClassPair, class_indices, select_classes, select_multilabel_classes
 
 __all__ = ['ICASCConfig', 'ICASCOutput', 'attention_maps', 'icasc_forward']
 
@@ -117,13 +118,29 @@ def _score_gradients(
     return [at_least_float32(g) / scale for g in gradients]
 
 
+def _attention(
+        method: str,
+        layer: FeatureLayer,
+        feature: torch.Tensor,
+        gradient: torch.Tensor,
+        plane: ImagePlane,
+) -> torch.Tensor:
+    """Map `[B, H, W]` of a feature and a gradient in the layer's own layout."""
+    maps = ATTENTION_METHODS[method](layer.to_nchw(feature, plane), layer.to_nchw(gradient, plane))
+    if isinstance(plane, PatchGrid) and method != 'grad_cam_plus_plus':  # whose weights are sums, not means
+        own_area = plane.valid.sum(1)[:, None, None]
+        maps = maps * (maps[0].numel() / own_area)  # Z counts the patches of the image, not of the largest in the batch
+    return maps
+
+
 def icasc_forward(
         model: nn.Module,
-        images: torch.Tensor,
+        images: Images,
         target: torch.Tensor,
         layers: ICASCLayers,
         config: ICASCConfig,
         leaves: bool = False,
+        multilabel: bool = False,
 ) -> ICASCOutput:
     """One forward pass, the gradients of two class scores in it, and the per-sample terms of Eq. 3 and 5.
 
@@ -132,11 +149,13 @@ def icasc_forward(
 
     Args:
         model: Classifier, possibly wrapped in DistributedDataParallel.
-        images: `[B, 3, height, width]`.
-        target: Class indices `[B]` or probabilities `[B, C]`, see `select_classes`.
+        images: `[B, 3, height, width]`, or a dictionary of NaFlex patches.
+        target: Class indices `[B]` or probabilities `[B, C]`, see `select_classes`; with `multilabel` `[B, C]` in {1
+            present, 0 absent, -1 ignored}, see `select_multilabel_classes`.
         layers: The model's inner and last layer, from `resolve_layers`.
         config: Which terms, and how.
         leaves: For evaluation: no graph before the first layer and constant channel weights (`capture_features`).
+        multilabel: Whether the target is multi-label: `A^T` is the map of the sum of the present classes' scores.
 
     Returns:
         Logits, terms and maps, with their graph unless `leaves`.
@@ -149,8 +168,8 @@ def icasc_forward(
     tapped = [layers.inner, layers.last] if inner_target else [layers.last]
     with capture_features(model, tapped, order=order, leaves=leaves) as features:
         logits = model(images)
-    image_size = images.shape[-2:]
-    classes = select_classes(logits, target)
+    plane = image_plane(images)
+    classes = (select_multilabel_classes if multilabel else select_classes)(logits, target)
 
     maps: Dict[str, torch.Tensor] = {}
 
@@ -158,8 +177,7 @@ def icasc_forward(
         gradients = _score_gradients(
             logits, cotangent, [features[layer.path] for layer in places.values()], create_graph=order == 2)
         for (place, layer), gradient in zip(places.items(), gradients, strict=True):
-            maps[f'{which}_{place}'] = ATTENTION_METHODS[config.attention](
-                layer.to_nchw(features[layer.path], image_size), layer.to_nchw(gradient, image_size))
+            maps[f'{which}_{place}'] = _attention(config.attention, layer, features[layer.path], gradient, plane)
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -192,7 +210,7 @@ def icasc_forward(
 
 def attention_maps(
         model: nn.Module,
-        images: torch.Tensor,
+        images: Images,
         classes: Union[torch.Tensor, Sequence[int], int, None] = None,
         topk: int = 5,
         method: str = 'ach',
@@ -206,7 +224,7 @@ def attention_maps(
 
     Args:
         model: Classifier.
-        images: `[B, 3, height, width]`, normalised as the model expects.
+        images: `[B, 3, height, width]`, normalised as the model expects; or a dictionary of NaFlex patches.
         classes: Class indices: one for all, `[K]` for every image, or `[B, K]` (a label per image: `target[:, None]`);
             None for the `topk` predicted classes, highest first (`model(images).topk(topk).indices`).
         topk: Number of predicted classes where `classes` is None.
@@ -224,23 +242,22 @@ def attention_maps(
     """
     if method not in ATTENTION_METHODS:
         raise ValueError(f'method must be one of {tuple(ATTENTION_METHODS)}, got {method!r}.')
-    if images.ndim != 4:
+    if not isinstance(images, dict) and images.ndim != 4:
         raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
     if topk < 1:
         raise ValueError(f'topk must be at least 1, got {topk}.')
     if layer not in ('inner', 'last'):
         raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
-    chosen: FeatureLayer = getattr(resolve_layers(model, layers, tuple(images.shape[1:])), layer)
+    chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
     with capture_features(model, [chosen], order=2 if create_graph else 1, leaves=not create_graph) as features:
         logits = model(images)
-    feature = features[chosen.path]
+    feature, plane = features[chosen.path], image_plane(images)
     with torch.enable_grad(), torch.inference_mode(False):
         indices = class_indices(classes, topk, logits)
         maps = []
         for k in range(indices.shape[1]):
             cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
             gradient, = _score_gradients(logits, cotangent, [feature], create_graph)
-            maps.append(ATTENTION_METHODS[method](
-                chosen.to_nchw(feature, images.shape[-2:]), chosen.to_nchw(gradient, images.shape[-2:])))
+            maps.append(_attention(method, chosen, feature, gradient, plane))
         result = torch.stack(maps, 1)
     return result if create_graph else result.detach()

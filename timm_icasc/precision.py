@@ -1,7 +1,17 @@
 """Attention maps and losses are computed in at least float32, whatever precision the model runs in."""
+from contextlib import nullcontext
+from typing import ContextManager
+
 import torch
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Half-precision tensors become float32; float32 and float64 pass through."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def full_precision(device: torch.device) -> ContextManager:
+    """Context in which autocast is off; devices without autocast (meta) need none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

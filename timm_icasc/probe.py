@@ -1,80 +1,261 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
-from typing import Any, Dict, Optional, Sequence, Tuple
+import re
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .errors import LayerResolutionError
 from .features import FeatureLayer, read_layout
 from .modules import evaluation_mode
 
-__all__ = ['Probe']
+__all__ = ['Call', 'Probe', 'graph_nodes']
+
+
+def graph_nodes(root: torch.Tensor) -> Set[Any]:
+    """Every node of the autograd graph behind a tensor."""
+    seen, nodes = set(), [root.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes.extend(parent for parent, _ in node.next_functions)
+    return seen
+
+
+class Call(NamedTuple):
+    """One call of a module during the probe's forward pass."""
+    path: str
+    began: int
+    ended: int
+    number: int  # how many calls of the same module went before
+    leaves: List[Optional[torch.Tensor]]  # None for what cannot be a feature of two images
+    versions: List[int]
+
+
+def _random(shape: Tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _is_feature(x: Any) -> bool:
+    """Whether `x` can be a feature of the probe's two images; windows and heads folded into the batch are not."""
+    return isinstance(x, torch.Tensor) and x.requires_grad and x.ndim in (3, 4) and len(x) == 2
+
+
+class _Materialize(TorchDispatchMode):
+    """Where real and meta tensors meet in an operation, put random values in place of the meta ones.
+
+    Random matrices let every dependence through that the architecture has, which is all that is asked of them.
+    """
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self.generator = generator
+        self.attention = _MaterializeAttention(self)
+
+    def __enter__(self):
+        self.attention.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.attention.__exit__(*error)
+
+    def _real(self, x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or x.device.type != 'meta':
+            return x
+        if not x.is_floating_point():
+            return torch.zeros(x.shape, dtype=x.dtype)
+        return (_random(x.shape, self.generator) * 0.1).to(x.dtype)
+
+    def materialize(self, args: Tuple, kwargs: Dict[str, Any]) -> Tuple[Tuple, Dict[str, Any]]:
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        if any(x.device.type == 'meta' for x in tensors) and any(x.ndim and x.device.type != 'meta' for x in tensors):
+            args, kwargs = tree_map(self._real, (args, kwargs))
+        return args, kwargs
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        args, kwargs = self.materialize(args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+class _MaterializeAttention(TorchFunctionMode):
+    """Scaled dot-product attention compares devices before it dispatches (a pooling head's learned query)."""
+
+    def __init__(self, outer: _Materialize):
+        super().__init__()
+        self.outer = outer
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = self.outer.materialize(args, kwargs)
+        return func(*args, **kwargs)
 
 
 class Probe:
-    """Outputs and gradients of candidate modules, from one forward and one backward pass in evaluation mode."""
+    """Outputs of every module, and gradients of the logits with respect to them, in evaluation mode.
 
-    def __init__(self, model: nn.Module, paths: Sequence[str], input_size: Tuple[int, int, int]):
+    One forward pass on two random images; a gradient is taken when it is asked for. Works on meta tensors too, whose
+    gradients have shapes but no values: there, what stands behind a feature is run again with random values.
+    """
+
+    def __init__(self, model: nn.Module, input_size: Tuple[int, int, int]):
+        self.model = model
+        self.input_size = input_size
         self.image_size = input_size[-2:]
-        self.outputs: Dict[str, torch.Tensor] = {}
-        self.versions: Dict[str, int] = {}
+        self.calls: Dict[str, Call] = {}  # the last call of each module
+        self._gradients: Dict[int, Optional[torch.Tensor]] = {}
+        self._shares: Dict[FeatureLayer, float] = {}
         parameter = next(model.parameters())
+        self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
+        self._images = _random((2, *input_size), generator).to(parameter.device, parameter.dtype)
+        # Heads that start at zero would hide every gradient; the probe sees random values in their place.
+        self._random_weights = {} if self.on_meta else {
+            name: _random(p.shape, generator).to(p.device, p.dtype) * 0.02
+            for name, p in model.named_parameters() if p.ndim > 1 and not p.detach().any()
+        }
+        self._clock = 0
+        began: Dict[str, List[int]] = {}
 
-        def record(path):
-            def hook(module, args, output):
-                if isinstance(output, torch.Tensor):
-                    self.outputs[path] = output
-                    self.versions[path] = output._version
+        def before(path: str) -> Callable:
+            def hook(module, args):
+                self._clock += 1
+                began.setdefault(path, []).append(self._clock)
             return hook
 
-        handles = [model.get_submodule(path).register_forward_hook(record(path)) for path in paths]
+        def after(path: str) -> Callable:
+            def hook(module, args, output):
+                self._clock += 1
+                leaves, structure = tree_flatten(output)
+                features = [_is_feature(x) for x in leaves]
+                # An alias tells what is used once the module has returned from what is used inside it alone.
+                leaves = [x.view_as(x) if feature else x for x, feature in zip(leaves, features, strict=True)]
+                number = self.calls[path].number + 1 if path in self.calls else 0
+                self.calls[path] = Call(
+                    path, began[path].pop(), self._clock, number,
+                    [x if feature else None for x, feature in zip(leaves, features, strict=True)],
+                    [x._version if feature else 0 for x, feature in zip(leaves, features, strict=True)])
+                return tree_unflatten(leaves, structure)
+            return hook
+
+        handles = [module.register_forward_pre_hook(before(path)) for path, module in model.named_modules() if path]
+        handles += [module.register_forward_hook(after(path)) for path, module in model.named_modules() if path]
         try:
-            with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
-                images = torch.randn(2, *input_size, generator=generator).to(parameter.device, parameter.dtype)
-                # Heads that start at zero would hide every gradient; the probe sees random values in their place.
-                random_weights = {
-                    name: torch.randn(p.shape, generator=generator).to(p.device, p.dtype) * 0.02
-                    for name, p in model.named_parameters() if p.ndim > 1 and not p.detach().any()
-                }
-                try:
-                    logits = torch.func.functional_call(model, random_weights, (images.requires_grad_(),))
-                except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
-                    raise LayerResolutionError(
-                        f'{type(model).__name__} cannot run on {" x ".join(map(str, input_size))} images: '
-                        f'{" ".join(str(e).split())[:200] or type(e).__name__}') from e
-                self._check_logits(model, logits)
-                cotangent = torch.randn(logits.shape, generator=generator).to(logits)
-                tensors = list(self.outputs.values())
-                self.gradients = dict(zip(self.outputs, torch.autograd.grad(
-                    logits, tensors, cotangent, allow_unused=True), strict=True)) if tensors else {}
+            self.logits = self._forward(self._images.requires_grad_(), self._random_weights)
         finally:
             for handle in handles:
                 handle.remove()
+        self._check_logits()
+        self._cotangent = _random(self.logits.shape, generator).to(self.logits)
 
-    @staticmethod
-    def _check_logits(model: nn.Module, logits: Any) -> None:
+    def _forward(self, images: torch.Tensor, weights: Dict[str, torch.Tensor]) -> torch.Tensor:
+        with evaluation_mode(self.model), torch.enable_grad():
+            try:
+                return torch.func.functional_call(self.model, weights, (images,))
+            except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
+                raise LayerResolutionError(
+                    f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images: '
+                    f'{" ".join(str(e).split())[:200] or type(e).__name__}') from e
+
+    def _check_logits(self) -> None:
+        logits, model = self.logits, self.model
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or getattr(model, 'num_classes', 1) == 0:
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise LayerResolutionError(
                 f'{type(model).__name__} does not return class logits [B, C] but {got}; '
                 f'create it with num_classes >= 2 and without features_only.')
 
-    def first_fired(self, chain: Sequence[str]) -> Optional[str]:
-        """The first of the paths whose module was called."""
-        return next((path for path in chain if path in self.outputs), None)
+    def readings(self, path: str, channels: Optional[int] = None, prefix_tokens: int = 0) -> List[FeatureLayer]:
+        """The features with a spatial grid that the module puts out, on the path to the logits or not."""
+        readings = []
+        for leaf, (x, version) in enumerate(zip(self.calls[path].leaves, self.calls[path].versions, strict=True)):
+            layer = None
+            if x is not None:
+                layer = read_layout(path, x.shape, self.image_size, channels, prefix_tokens, leaf)
+            if layer is not None:
+                readings.append(replace(
+                    layer, modified_in_place=x._version != version, **self._own_order(layer, self.calls[path])))
+        return readings
 
-    def read(self, path: str, channels: Optional[int], prefix_tokens: int) -> Optional[FeatureLayer]:
-        """The layer at `path`; None where it is off the path to the logits or has no spatial grid."""
-        if self.gradients.get(path) is None:
-            return None
-        layer = read_layout(path, self.outputs[path].shape, self.image_size, channels, prefix_tokens)
-        if layer is None or self.outputs[path].shape[0] != 2:
-            return None
-        if self.outputs[path]._version != self.versions[path]:
-            layer = FeatureLayer(**{**layer.__dict__, 'modified_in_place': True})
-        return layer
+    def _own_order(self, layer: FeatureLayer, call: Call) -> Dict[str, Any]:
+        """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera)."""
+        if layer.layout != 'NLC' or not hasattr(self.model, 'reroll'):
+            return {}
+        blocks = [int(path.split('.')[1]) for path, block in self.calls.items()
+                  if re.fullmatch(r'blocks\.\d+', path) and block.began <= call.ended]
+        num_tokens = call.leaves[layer.leaf].shape[1]
+        try:
+            order = self.model.reroll(torch.arange(num_tokens)[None, :, None], max(blocks, default=0))[0, ..., 0]
+        except RuntimeError:  # not the tokens that this block hands on
+            return {}
+        return {'prefix_tokens': 0, 'grid': tuple(order.shape), 'token_order': tuple(order.flatten().tolist())}
 
-    def has_spatial_gradient(self, layer: FeatureLayer) -> bool:
-        """Whether the logits depend on the layer's grid, its prefix tokens left aside."""
-        return bool(layer.to_nchw(self.gradients[layer.path], self.image_size).any())
+    def is_on_path(self, layer: FeatureLayer) -> bool:
+        """Whether the class scores are computed from what the module hands on."""
+        if self.on_meta:  # no values to compute, so the graph alone is asked
+            return self._feature(layer).grad_fn in self._graph
+        return self._gradient(layer) is not None
+
+    def _feature(self, layer: FeatureLayer) -> torch.Tensor:
+        return self.calls[layer.path].leaves[layer.leaf]
+
+    @cached_property
+    def _graph(self) -> Set[Any]:
+        return graph_nodes(self.logits)
+
+    def _gradient(self, layer: FeatureLayer) -> Optional[torch.Tensor]:
+        """Gradient of the logits, weighted at random, with respect to the feature; None where it is off the path."""
+        if not self._gradients:
+            features = {id(x): x for call in self.calls.values() for x in call.leaves if x is not None}
+            with evaluation_mode(self.model):  # gradient checkpointing runs modules again
+                self._gradients = dict(zip(features, torch.autograd.grad(
+                    self.logits, list(features.values()), self._cotangent, allow_unused=True), strict=True))
+        return self._gradients[id(self._feature(layer))]
+
+    def nonzero_share(self, layer: FeatureLayer) -> float:
+        """Share of the grid positions that the logits depend on, prefix tokens left aside; 0 off the path."""
+        if layer not in self._shares:
+            gradient = None
+            if self.is_on_path(layer):
+                gradient = self._materialized_gradient(layer) if self.on_meta else self._gradient(layer)
+            self._shares[layer] = 0. if gradient is None else (
+                layer.to_nchw(gradient, self.image_size) != 0).any(1).float().mean().item()
+        return self._shares[layer]
+
+    def is_reached(self, layer: FeatureLayer) -> bool:
+        """Whether a gradient of the logits reaches the feature's grid; on meta tensors, whether a path leads to it."""
+        return self.is_on_path(layer) and (self.on_meta or self.nonzero_share(layer) > 0)
+
+    def _materialized_gradient(self, layer: FeatureLayer) -> Optional[torch.Tensor]:
+        """The gradient with random values from the feature on, for a model on meta tensors."""
+        generator = torch.Generator().manual_seed(0)
+        feature, number, calls = None, self.calls[layer.path].number, 0
+
+        def start_here(module, args, output):
+            nonlocal feature, calls
+            calls += 1
+            if calls - 1 != number:
+                return output
+            x = layer.get(output)
+            feature = _random(x.shape, generator).to(x.dtype).requires_grad_()
+            return layer.replace(output, feature.clone())  # a leaf must not be overwritten in place
+
+        handle = self.model.get_submodule(layer.path).register_forward_hook(start_here)
+        constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
+        try:
+            with _Materialize(generator):
+                logits = self._forward(self._images.detach(), constants)
+                if not logits.requires_grad:
+                    return None
+                cotangent = _random(logits.shape, generator).to(logits)
+                return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
+        finally:
+            handle.remove()

@@ -8,20 +8,30 @@ import torch
 
 from .errors import TargetError
 
-__all__ = ['ClassPair', 'check_target', 'class_indices', 'select_classes']
+__all__ = ['ClassPair', 'check_multilabel_target', 'check_target', 'class_indices', 'select_classes',
+           'select_multilabel_classes']
 
 
 class ClassPair(NamedTuple):
     """Which scores to differentiate: the gradient of `(logits * cotangent).sum()` is that of the chosen scores.
 
     Attributes:
-        target: Cotangent of the ground-truth class, `[B, C]`.
+        target: Cotangent of the ground-truth class, `[B, C]`; of all of them at once for multi-label targets.
         confused: Cotangent of the most confusing class, `[B, C]`.
         valid: Samples that have both, bool `[B]`.
     """
     target: torch.Tensor
     confused: torch.Tensor
     valid: torch.Tensor
+
+
+def _check_logits(logits: torch.Tensor) -> None:
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise TargetError(f'ICASC needs one score per class, [B, C]; the model returned {got} (a distilled head in '
+                          f'training mode?).')
+    if logits.shape[1] < 2:
+        raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {logits.shape[1]}.')
 
 
 def check_target(logits: torch.Tensor, target: torch.Tensor) -> None:
@@ -34,13 +44,8 @@ def check_target(logits: torch.Tensor, target: torch.Tensor) -> None:
     Raises:
         TargetError: Wrong shape or type, an index outside `[0, C)`, fewer than two classes.
     """
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise TargetError(f'ICASC needs one score per class, [B, C]; the model returned {got} (a distilled head in '
-                          f'training mode?).')
+    _check_logits(logits)
     num_classes = logits.shape[1]
-    if num_classes < 2:
-        raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {num_classes}.')
     indices = not target.is_floating_point() and target.dtype != torch.bool
     fits = target.shape == logits.shape[:1] if indices else target.shape == logits.shape
     if not fits or target.dtype == torch.bool:
@@ -84,6 +89,51 @@ def select_classes(logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
         target=zeros.scatter(1, target_index[:, None], 1.),
         confused=zeros.scatter(1, confused_index[:, None], 1.),
         valid=present.any(1),
+    )
+
+
+def check_multilabel_target(logits: torch.Tensor, target: torch.Tensor, ignored: bool = True) -> None:
+    """Raise what is wrong with multi-label targets.
+
+    Args:
+        logits: Class scores, `[B, C]`.
+        target: `[B, C]` in {1 present, 0 absent, -1 ignored}, floating point.
+        ignored: Whether -1 is allowed.
+
+    Raises:
+        TargetError: Wrong shape, type or value, fewer than two classes.
+    """
+    _check_logits(logits)
+    if target.shape != logits.shape or not target.is_floating_point():
+        raise TargetError(f'a multi-label target must be floating point, [B, C] = {tuple(logits.shape)}, with 1 for '
+                          f'present and 0 for absent classes, got {target.dtype} {tuple(target.shape)}.')
+    # On other devices the comparison would wait for the device at every step.
+    if target.device.type == 'cpu':
+        fits = (target == 0) | (target == 1) | ((target == -1) & ignored)
+        if not fits.all():
+            values = '1 (present), 0 (absent)' + ' or -1 (ignored)' * ignored
+            raise TargetError(f'a multi-label target must be {values}, got {target[~fits][0].item()}.')
+
+
+def select_multilabel_classes(logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
+    """All present classes together, and the absent class of highest score.
+
+    An ignored class is on neither side. Samples without a present or without an absent class are not valid.
+
+    Args:
+        logits: Class scores, `[B, C]`.
+        target: `[B, C]` in {1 present, 0 absent, -1 ignored}, floating point.
+
+    Raises:
+        TargetError: Wrong shape, type or value, fewer than two classes.
+    """
+    check_multilabel_target(logits, target)
+    present, absent = target > 0, target == 0
+    confused_index = logits.detach().masked_fill(~absent, -torch.inf).argmax(1)
+    return ClassPair(
+        target=present.to(logits.dtype),
+        confused=torch.zeros_like(logits).scatter(1, confused_index[:, None], 1.),
+        valid=present.any(1) & absent.any(1),
     )
 
 

@@ -1,0 +1,126 @@
+"""`timm-icasc layers`: what it prints and records, and that it goes on where it stopped."""
+import json
+
+import pytest
+import timm
+import torch
+
+from timm_icasc import ICASCConfig, cli, coverage, icasc_forward, resolve_layers, support
+from timm_icasc.coverage import inspect_architecture
+
+SMALL = ['test_resnet', 'test_vit']
+
+
+def test_the_record_of_one_architecture():
+    record = inspect_architecture('test_vit')
+    assert record == {
+        'family': 'timm.models.vision_transformer', 'input_size': [3, 160, 160],
+        'inner': {'path': 'blocks.3', 'layout': 'NLC', 'channels': 64, 'grid': [10, 10], 'prefix_tokens': 1},
+        'last': {'path': 'blocks.4', 'layout': 'NLC', 'channels': 64, 'grid': [10, 10], 'prefix_tokens': 1},
+        'nonzero': 1.0, 'order1': record['order1'], 'order2': record['order2']}
+    # Constant channel weights leave out what stands behind the last layer; exact ones reach the head.
+    assert 0 < record['order1'] < record['order2'] <= 1
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_reached_parameters_are_those_of_a_real_step(order):
+    torch.manual_seed(0)
+    model = timm.create_model('test_vit', num_classes=10).train()
+    config = ICASCConfig(order=order)
+    layers = resolve_layers(model, input_size=(3, 160, 160))
+    output = icasc_forward(model, torch.randn(2, 3, 160, 160), torch.tensor([1, 2]), layers, config)
+    output.weighted_sum(config).backward()
+    reached = sum(p.grad is not None for p in model.parameters()) / len(list(model.parameters()))
+    assert reached == pytest.approx(inspect_architecture('test_vit')[f'order{order}'], abs=1e-4)
+
+
+@pytest.mark.parametrize('name', ['gemma4_vit_167m_enc', 'qwen3_vit_88m_enc'])
+def test_encoders_without_class_scores_are_refused(name):
+    assert 'does not return class logits' in inspect_architecture(name)['error']
+
+
+def test_an_operation_without_a_second_derivative_is_named(monkeypatch):
+    """torch has no double backward of hardsigmoid; ours decomposes it, which is switched off here."""
+    class Plain:
+        def __init__(self, checkpointing):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *exc):
+            pass
+    monkeypatch.setattr('timm_icasc.capture._TwiceDifferentiable', Plain)
+    record = inspect_architecture('mobilenetv3_small_050')
+    assert isinstance(record['order1'], float) and 'hardsigmoid_backward' in record['order2']
+    assert support.level(record) == 'order 1 only'
+
+
+def test_table_record_and_resume(tmp_path, capsys, monkeypatch):
+    file = tmp_path / 'record.json'
+    assert cli.main(['layers', 'test_resnet', '--json', str(file), '--jobs', '1']) == 0
+    out = capsys.readouterr().out
+    assert 'test_resnet: inner layer3 NCHW 10x10, last layer4 NCHW 5x5, order 2' in out
+    # Only the missing one is inspected; a process that did the first again would not find this name.
+    record = json.loads(file.read_text())
+    record['models']['test_resnet']['last']['path'] = 'from the file'
+    file.write_text(json.dumps(record))
+    assert cli.main(['layers', 'test_resnet', 'test_vit', '--json', str(file), '--jobs', '1']) == 0
+    out = capsys.readouterr().out
+    assert 'last from the file NCHW 5x5' in out and 'test_vit: inner blocks.3' in out
+    assert sorted(json.loads(file.read_text())['models']) == SMALL
+    assert '| test_vit | 160x160 | blocks.3 NLC 1+10x10 | blocks.4 NLC 1+10x10 |' in file.with_suffix('.md').read_text()
+
+
+def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch, capsys):
+    class Pool:
+        def __init__(self, jobs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def imap_unordered(self, function, jobs):
+            yield function(jobs[0])
+            raise KeyboardInterrupt
+
+    class Context:
+        def __init__(self, method):
+            self.Pool = Pool
+    monkeypatch.setattr(coverage.multiprocessing, 'get_context', Context)
+    file = tmp_path / 'record.json'
+    assert cli.main(['layers', *SMALL, '--json', str(file)]) == 130
+    assert list(json.loads(file.read_text())['models']) == ['test_resnet']
+
+
+class TestBadInput:
+
+    @pytest.mark.parametrize('argv, message', [
+        ([], 'name architectures or filters'),
+        (['resnet18', '--all'], 'name architectures or filters'),
+        (['nonet*'], "no architecture matches 'nonet*'"),
+        (['test_vit', '--jobs', '0'], '--jobs and --img-size must be at least 1'),
+    ])
+    def test_arguments(self, argv, message, capsys):
+        assert cli.main(['layers', *argv]) == 2
+        assert message in capsys.readouterr().err
+
+    def test_a_file_that_is_no_record(self, tmp_path, capsys):
+        file = tmp_path / 'notes.json'
+        file.write_text('{"a": 1}')
+        assert cli.main(['layers', 'test_vit', '--json', str(file)]) == 2
+        assert 'is not a record of layers' in capsys.readouterr().err
+        assert file.read_text() == '{"a": 1}'
+
+    def test_a_record_of_other_versions(self, tmp_path, capsys):
+        file = tmp_path / 'old.json'
+        file.write_text('{"versions": {"timm": "0.9"}, "models": {}}')
+        assert cli.main(['layers', 'test_vit', '--json', str(file)]) == 2
+        assert "remove it to begin anew" in capsys.readouterr().err
+
+    def test_a_summary_file_without_marks(self, tmp_path, capsys):
+        assert cli.main(['layers', 'test_vit', '--jobs', '1', '--summary', str(tmp_path / 'README.md')]) == 2
+        assert 'has no lines' in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""The record of what ICASC supports (`timm-icasc layers --json`): file, table and summary."""
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import timm
+import torch
+
+from .errors import ICASCError
+from .version import __version__
+
+__all__ = ['load_record', 'row', 'summary', 'support_page', 'write_record', 'write_summary']
+
+BEGIN, END = '<!-- support begins -->', '<!-- support ends -->'
+LEVELS = ('order 2', 'order 1 only', 'unsupported')
+
+
+def _versions() -> Dict[str, str]:
+    return {'timm_icasc': __version__, 'timm': timm.__version__, 'torch': torch.__version__.split('+')[0]}
+
+
+def load_record(path: Optional[Path]) -> Dict[str, Any]:
+    """The record in the file, if it is of the versions installed here; else an empty one.
+
+    Raises:
+        ICASCError: The file holds something else, or records of other versions.
+    """
+    if path is None or not path.is_file():
+        return {'versions': _versions(), 'models': {}}
+    try:
+        record = json.loads(path.read_text())
+        versions, _ = record['versions'], record['models'].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ICASCError(f"--json: '{path}' is not a record of layers; name another file.") from e
+    if versions != _versions():
+        raise ICASCError(f"--json: '{path}' was made with {versions}, here are {_versions()}; remove it to begin anew.")
+    return record
+
+
+def write_record(path: Path, record: Dict[str, Any]) -> None:
+    """Write the record, one architecture a line, so that an interrupt leaves the old file or the new one."""
+    head = {**record, 'models': None}
+    models = ',\n'.join(f'  {json.dumps(name)}: {json.dumps(r)}' for name, r in sorted(record['models'].items()))
+    text = json.dumps(head, indent=1, sort_keys=True).replace('"models": null', f'"models": {{\n{models}\n }}')
+    partial = path.with_name(path.name + '.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + '\n')
+        os.replace(partial, path)
+    except OSError as e:
+        raise ICASCError(f"--json: cannot write '{path}': {e.strerror}.") from e
+
+
+def level(result: Dict[str, Any]) -> str:
+    """One of `LEVELS`."""
+    orders = [isinstance(result.get(f'order{order}'), float) and result[f'order{order}'] > 0 for order in (1, 2)]
+    return LEVELS[0] if all(orders) else LEVELS[1] if orders[0] else LEVELS[2]
+
+
+def _reason(result: Dict[str, Any]) -> str:
+    return next(str(result[key]) for key in ('error', 'order1', 'order2') if isinstance(result.get(key), str))
+
+
+def _cell(layer: Dict[str, Any]) -> str:
+    prefix = f" {layer['prefix_tokens']}+" if layer.get('prefix_tokens') else ' '
+    leaf = f"[{layer['leaf']}]" if layer.get('leaf') else ''
+    return f"{layer['path']}{leaf} {layer['layout']}{prefix}{'x'.join(map(str, layer['grid']))}"
+
+
+def row(name: str, result: Dict[str, Any]) -> str:
+    """One architecture: inner layer, last layer (path, layout, prefix tokens + grid), and what works."""
+    if 'inner' not in result:
+        return f"{name}: {_reason(result)}"
+    text = f"{name}: inner {_cell(result['inner'])}, last {_cell(result['last'])}, {level(result)}"
+    if result['nonzero'] < 1:
+        text += f", gradient on {result['nonzero']:.0%} of the last grid"
+    return text if level(result) == LEVELS[0] else f'{text} ({_reason(result)})'
+
+
+def _is_hierarchical(result: Dict[str, Any]) -> bool:
+    return 'inner' in result and math.prod(result['inner']['grid']) > math.prod(result['last']['grid'])
+
+
+def _count(results: List[Dict[str, Any]]) -> str:
+    counts = Counter(map(level, results))
+    return ', '.join(f'{counts[name]:,} {name}' for name in LEVELS if counts[name])
+
+
+def summary(record: Dict[str, Any]) -> str:
+    """Markdown: totals, the sweep's time, and every architecture that falls short, with its reason."""
+    timms = {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
+    results = list(timms.values())
+    reached = [r for r in results if 'inner' in r]
+    hierarchical = sum(map(_is_hierarchical, reached))
+    families = len({r.get('family') for r in results})
+    lines = [f"Of {len(results):,} architectures of timm {record['versions']['timm']} ({families} modules): "
+             f'**{_count(results)}**.']
+    if reached:
+        lines += [f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
+                  f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
+                  f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
+    if 'seconds' in record:
+        lines[-1] += (f" The sweep took {record['seconds'] / 60:.0f} minutes in {record['jobs']} processes, "
+                      f"{record['processor_seconds'] / 60:.0f} of processor time.")
+    missing = record.get('total', 0) - len(record['models'])
+    if missing > 0:
+        lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
+    short = {name: r for name, r in sorted(timms.items()) if level(r) != LEVELS[0]}
+    if short:
+        lines += ['', '| falls short | level | reason |', '|---|---|---|']
+        lines += [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in short.items()]
+    return '\n'.join(lines)
+
+
+def support_page(record: Dict[str, Any]) -> str:
+    """Markdown: the summary, a table of families, and every architecture with its layers."""
+    families: Dict[str, List[Dict[str, Any]]] = {}
+    for result in record['models'].values():
+        families.setdefault(result.get('family', 'unknown').rpartition('.')[2], []).append(result)
+    versions = ', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items()))
+    lines = ['# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
+             '', summary(record), '',
+             '| module | architectures | order 2 | order 1 only | unsupported | hierarchical |',
+             '|---|---|---|---|---|---|']
+    for family, results in sorted(families.items()):
+        counts = Counter(map(level, results))
+        lines.append(f"| {family} | {len(results)} | {' | '.join(str(counts[name]) for name in LEVELS)} "
+                     f'| {sum(map(_is_hierarchical, results))} |')
+    lines += ['', 'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '',
+              '| architecture | input | inner | last |', '|---|---|---|---|']
+    for name, result in sorted(record['models'].items()):
+        size = result.get('input_size', [0, 0, 0])
+        cells = [_cell(result[place]) if place in result else '-' for place in ('inner', 'last')]
+        lines.append(f'| {name} | {size[1]}x{size[2]} | {cells[0]} | {cells[1]} |')
+    return '\n'.join(lines) + '\n'
+
+
+def write_summary(path: Path, record: Dict[str, Any]) -> None:
+    """Put the summary between the two marks in the file.
+
+    Raises:
+        ICASCError: The file or the marks are missing.
+    """
+    text = path.read_text() if path.is_file() else ''
+    if BEGIN not in text or END not in text:
+        raise ICASCError(f"--summary: '{path}' has no lines '{BEGIN}' and '{END}'.")
+    path.write_text(f'{text.partition(BEGIN)[0]}{BEGIN}\n{summary(record)}\n{END}{text.partition(END)[2]}')
