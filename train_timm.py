@@ -17,18 +17,22 @@ import numpy as np
 import torch
 import torch.nn as nn
 from timm import utils
-from timm.task import evaluation_sample_limit, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 from tqdm import tqdm
 
 from timm_icasc.arguments import parse_args
 from timm_icasc.errors import ICASCError, NonFiniteLossError
-from timm_icasc.interrupt import Interrupted, interruptible
+from timm_icasc.hub.publish import repo_name
+from timm_icasc.hub.push import push_finished
+from timm_icasc.hub.record import model_record
+from timm_icasc.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.metrics import evaluate_attention
 from timm_icasc.modules import unwrap_model
-from timm_icasc.report import header, open_run_dir, provenance, report, row, save_args, say
+from timm_icasc.report import command_of, header, open_run_dir, provenance, report, row, save_args, say
 from timm_icasc.setup import Job, icasc_config, seed_epoch, set_up, set_up_device
 
+LOSSES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 TRAIN_COLUMNS = ('loss', 'loss_cls', 'loss_as_inner', 'loss_as_last', 'loss_ac')
 
 
@@ -110,9 +114,9 @@ def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
 
 @torch.no_grad()
 def validate(model: nn.Module, job: Job, flag) -> Dict[str, float]:
-    """Loss, top-1 and top-5 on the validation images."""
+    """Loss, top-1 and top-5 on the validation images, or the measures of multi-label classification."""
     model.eval()
-    evaluator = job.task.create_evaluator(max_samples=evaluation_sample_limit(job.loader_val))
+    evaluator = job.create_evaluator()
     for images, target in progress(job, job.loader_val, 'validation'):
         flag.check()
         images, target = images.to(job.device), target.to(job.device)
@@ -132,7 +136,8 @@ def evaluate(job: Job, flag) -> Dict[str, float]:
     metrics = validate(job.task.get_eval_model(ema=ema), job, flag)
     if job.attention_loader is not None and utils.is_primary(args):
         batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.check() is None)
-        metrics.update(evaluate_attention(evaluated_model(job), batches, icasc_config(args), args.icasc_layers))
+        metrics.update(evaluate_attention(evaluated_model(job), batches, icasc_config(args), args.icasc_layers,
+                                          job.multilabel))
     return metrics
 
 
@@ -162,7 +167,7 @@ def resume(job: Job, run_dir: Path) -> int:
     return start_epoch
 
 
-def train(job: Job, given: Dict[str, Any], run_dir: Path, flag) -> Dict[str, Any]:
+def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) -> Dict[str, Any]:
     """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
     args, device, started = job.args, job.device, time.monotonic()
     start_epoch = resume(job, run_dir)
@@ -184,7 +189,7 @@ def train(job: Job, given: Dict[str, Any], run_dir: Path, flag) -> Dict[str, Any
         else:
             saver._save(str(last), epoch=-1)  # an interrupt in the first epoch leaves something to go on from
         trim_summary(str(summary), start_epoch)
-        save_args(given, run_dir)
+        save_args(given, run_dir, command)
 
     size, layers = job.data_config['input_size'], job.layers
     say(args, f"\n{'ICASC' if args.icasc else 'Cross-entropy'}: {args.model}, {args.num_classes} classes, "
@@ -195,7 +200,7 @@ def train(job: Job, given: Dict[str, Any], run_dir: Path, flag) -> Dict[str, Any
                   f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
     if start_epoch:
         say(args, f'resumed after epoch {start_epoch}')
-    say(args, header())
+    say(args, header(job.multilabel))
     record = {}
     for epoch in range(start_epoch, job.epochs):
         epoch_started = time.monotonic()
@@ -217,7 +222,7 @@ def train(job: Job, given: Dict[str, Any], run_dir: Path, flag) -> Dict[str, Any
                 {**eval_metrics, 'seconds': round(record['time'], 2)}, str(summary),
                 lr=job.optimizer.param_groups[0]['lr'])
             saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
-        say(args, row(epoch, record))
+        say(args, row(epoch, record, job.multilabel))
         if eval_metrics.get('zero_maps', 0) > 0.5 and epoch == start_epoch:
             say(args, f"warning: {eval_metrics['zero_maps']:.0%} of the images have an attention map of zeros; see "
                       f'--icasc-layers')
@@ -225,9 +230,12 @@ def train(job: Job, given: Dict[str, Any], run_dir: Path, flag) -> Dict[str, Any
     if not record:
         say(args, f'all {job.epochs} epochs are done; evaluating')
         record = {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
+    method = 'soft margin' if job.multilabel else LOSSES[args.loss]
+    if args.icasc:
+        method = f'ICASC {args.icasc_attention}, order {args.icasc_order}' + f', {method}' * (args.loss != 'ce')
     result = {
-        'method': f'ICASC {args.icasc_attention}, order {args.icasc_order}' if args.icasc else 'cross-entropy',
-        'epochs': job.epochs, 'last': record, 'wall_time': time.monotonic() - started, **provenance(args)}
+        'method': method, 'epochs': job.epochs, 'last': record, 'wall_time': time.monotonic() - started,
+        **provenance(args, command), 'model': model_record(job)}
     if device.type == 'cuda':
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:
@@ -244,13 +252,16 @@ def main() -> int:
         args = parse_args()
         given = dict(vars(args))
         run_dir = Path(args.run_dir) if args.run_dir else None
+        command = command_of(given, run_dir)
         device = set_up_device(args)
         icasc_config(args)
+        if args.push_to_hub and utils.is_primary(args):
+            repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
         methods = [('Cross-entropy', False), ('ICASC', True)]
         if not args.icasc_compare:
             methods = [method for method in methods if method[1] == args.icasc]
         runs = {}
-        with interruptible() as flag:
+        with stopping_loaders(), interruptible() as flag:
             for label, icasc in methods:
                 choice = {'icasc': icasc, 'icasc_compare': False}
                 job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
@@ -261,15 +272,17 @@ def main() -> int:
                     folder = run_dir / label.lower()
                     if utils.is_primary(args):
                         folder.mkdir(exist_ok=True)
-                        save_args(given, run_dir)
+                        save_args(given, run_dir, command)
                 flag.check()
-                runs[label] = train(job, {**given, **choice}, folder, flag)
+                runs[label] = train(job, {**given, **choice}, command, folder, flag)
         if utils.is_primary(args):
             report(args, run_dir, runs)
+            if args.push_to_hub:
+                push_finished(run_dir, args.push_to_hub)
         if args.distributed:
             torch.distributed.destroy_process_group()
     except ICASCError as e:
-        print(f'train_timm.py: error: {e}', file=sys.stderr)
+        print(f'train_timm.py: error: {e.line}', file=sys.stderr)
         return 2
     except RuntimeError as e:
         if 'consecutive samples' not in str(e):  # timm's word for images that cannot be read

@@ -7,6 +7,15 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import timm
 import torch
+from hub_fixtures import (  # noqa: F401
+    client,
+    compared,
+    hub,
+    hub_of_the_session,
+    multilabel,
+    noise_options,
+    train_on_noise,
+)
 
 import timm_icasc  # noqa: F401  registers the architectures
 

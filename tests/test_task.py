@@ -334,7 +334,7 @@ class TestClearErrors:
     def test_layers_are_checked_at_construction(self, toy):
         with pytest.raises(LayerResolutionError, match="no layer 'layer4'"):
             make_task(toy, layers=('stem', 'layer4'))
-        with pytest.raises(LayerResolutionError, match='feature_info'):
+        with pytest.raises(LayerResolutionError, match='no two features'):
             make_task(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), input_size=(3, 2, 2))
 
     @pytest.mark.parametrize('start_steps', [0, 5])
@@ -348,3 +348,41 @@ class TestClearErrors:
         model.set_distilled_training(True)
         with pytest.raises(TargetError, match='one score per class.*distilled'):
             task(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
+
+
+class TestModelsOutsideTimm:
+    """Any module that returns class scores."""
+
+    @pytest.mark.parametrize('layers', [('layer3', 'layer4'), ('layer2.1', 'layer3.1.bn2'), None])
+    def test_a_torchvision_model(self, layers):
+        from torchvision.models import resnet18
+        torch.manual_seed(0)
+        model = resnet18(num_classes=5)
+        keys = list(model.state_dict())
+        result = make_task(model, layers=layers)(torch.randn(2, 3, 64, 64), torch.tensor([0, 3]))
+        result['loss'].backward()
+        assert {'loss_as_inner', 'loss_as_last', 'loss_ac'} < set(result)
+        assert all(p.grad.isfinite().all() for p in model.parameters()) and model.conv1.weight.grad.any()
+        assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'resnet18', 'efficientnet_b0'])
+def test_the_model_that_comes_back_is_the_model_that_was_given(name):
+    """After a step: the same modules, keys, training flags and fused attention, no hook, the forward of plain timm."""
+    model, images = create(name).train(), torch.randn(2, 3, 64, 64)
+    twin = copy.deepcopy(model)
+    modules = [(path, type(module)) for path, module in model.named_modules()]
+    attributes = [{k: v for k, v in vars(m).items() if not k.startswith('_')} for m in model.modules()]
+    task = make_task(model)
+    task(images, torch.tensor([1, 2]))['loss'].backward()
+    twin(images)  # the one forward pass that BatchNorm counts
+    assert [(path, type(module)) for path, module in model.named_modules()] == modules
+    assert [{k: v for k, v in vars(m).items() if not k.startswith('_')} for m in model.modules()] == attributes
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    expected, after = twin.state_dict(), model.state_dict()
+    assert list(after) == list(expected)
+    for key in expected:
+        torch.testing.assert_close(after[key], expected[key], msg=key)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), twin.eval()(images))

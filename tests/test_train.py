@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train_timm  # noqa: E402
+from timm_icasc import report  # noqa: E402
 
 TINY = ['--model', 'resnet20_cifar', '--batch-size', '8', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
         '-j', '0', '--smoothing', '0', '--icasc-eval-images', '6']
@@ -169,6 +170,16 @@ class TestResume:
         assert_equal_checkpoints(tmp_path / 'whole' / 'last.pth.tar', tmp_path / 'cut' / 'last.pth.tar')
         whole, cut = (list(csv.DictReader(open(tmp_path / name / 'summary.csv'))) for name in ('whole', 'cut'))
         assert [r['train_loss'] for r in whole] == [r['train_loss'] for r in cut]
+        whole, cut = (
+            json.loads((tmp_path / name / 'results.json').read_text())['command'] for name in ('whole', 'cut'))
+        assert cut == whole.replace('whole', 'cut'), 'the command that began the run, not the one that went on with it'
+
+    def test_the_command_of_a_run_that_went_on_with_other_options_is_both(self, run, tmp_path):
+        run('--experiment', 'x', '--epochs', 1)
+        first = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
+        run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
+        command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
+        assert command.startswith(f'{first} && python train_timm.py ') and command.endswith('--resume auto --epochs 2')
 
     def test_a_finished_run_is_evaluated(self, run, tmp_path):
         run('--experiment', 'x')
@@ -215,6 +226,27 @@ def test_two_processes_under_torchrun(images, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count('Results after the last epoch') == 1
     assert len(list(csv.DictReader(open(tmp_path / 'x' / 'summary.csv')))) == 1
+    command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
+    assert command.startswith('torchrun --nnodes=1 --nproc_per_node=2 train_timm.py ')
+
+
+@pytest.mark.parametrize('options, method', [
+    (['--no-icasc'], 'cross-entropy'), (['--no-icasc', '--loss', 'bce'], 'binary cross-entropy'),
+    (['--icasc-order', '1', '--loss', 'bce'], 'ICASC ach, order 1, binary cross-entropy')])
+def test_results_name_the_loss(options, method, run, tmp_path):
+    run('--experiment', 'x', '--epochs', 1, *options)
+    assert json.loads((tmp_path / 'x' / 'results.json').read_text())['method'] == method
+
+
+def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):
+    """Not that of a repository in whose folder the package happens to be installed."""
+    assert (report._commit() is not None) == (ROOT / '.git').exists()
+    package = tmp_path / 'venv' / 'timm_icasc'
+    package.mkdir(parents=True)
+    for command in ('init -q', '-c user.name=x -c user.email=x commit -q --allow-empty -m x'):
+        subprocess.run(['git', *command.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(report, '__file__', str(package / 'report.py'))
+    assert report._commit() is None
 
 
 @pytest.fixture
@@ -290,7 +322,7 @@ def test_weights_without_a_network_are_refused_at_once(options, run, monkeypatch
 
 def test_model_without_features(run, featureless):
     code, _, err = run('--model', featureless, '--img-size', 32)
-    assert code == 2 and "no 'feature_info'" in err and '--icasc-layers' in err
+    assert code == 2 and 'no two features' in err and '--icasc-layers' in err
 
 
 def test_unknown_yaml_key(run, tmp_path):

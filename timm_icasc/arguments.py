@@ -7,6 +7,7 @@ from typing import List, Optional, Sequence
 from timm.utils import ParseKwargs
 
 from .config import RECIPES, load_config
+from .data.dataset import NAMES
 from .errors import ICASCError
 from .losses import MASK_SCALES
 
@@ -49,10 +50,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Dataset parameters')
-    group.add_argument('--data-dir', metavar='DIR', help='path to the data set: DIR/SPLIT/CLASS/IMAGE')
+    group.add_argument('--data-dir', metavar='DIR', help='path to the data set; of images DIR/SPLIT/CLASS/IMAGE')
     group.add_argument('--dataset', metavar='NAME', default='',
-                       help="data set type: '' for an image folder, 'digits' (embedded), or TYPE/NAME as timm takes "
-                            'it: torch/cifar100, hfds/..., wds/...')
+                       help="data set type: '' for an image folder, 'digits' (embedded), "
+                            f"{', '.join(NAMES)} ('multilabel': SPLIT.csv or SPLIT.json in DIR), or TYPE/NAME as timm "
+                            'takes it: torch/cifar100, hfds/..., wds/...')
     group.add_argument('--train-split', metavar='NAME', default='train', help='training split (default: %(default)s)')
     group.add_argument('--val-split', metavar='NAME', default='validation',
                        help='validation split (default: %(default)s)')
@@ -158,9 +160,11 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='default: %(default)s')
     group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='default: %(default)s')
     group.add_argument('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
-    group.add_argument('--smoothing', type=float, default=0.1, help='label smoothing (default: %(default)s)')
+    group.add_argument('--smoothing', type=float, default=0.1,
+                       help='label smoothing (default: %(default)s); single-label data only')
     group.add_argument('--loss', default='ce', choices=('ce', 'bce', 'asl', 'poly'), metavar='LOSS',
-                       help='classification loss: ce, bce, asl, poly (default: %(default)s)')
+                       help='classification loss: ce, bce, asl, poly (default: %(default)s); multi-label data take the '
+                            'multi-label soft-margin loss')
     group.add_argument('--drop', type=float, default=0., metavar='P', help='dropout (default: %(default)s)')
     group.add_argument('--drop-path', type=float, metavar='P', help='stochastic depth')
 
@@ -184,10 +188,13 @@ def _add_misc(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--resume', default='', metavar='PATH',
                        help="checkpoint to go on from, with the arguments of its run; 'auto': the newest run in "
                             '--output, or in --output/--experiment')
+    group.add_argument('--push-to-hub', default='', metavar='OWNER/NAME',
+                       help='publish the finished run on the Hugging Face Hub, as timm-icasc push does; the token is '
+                            'checked before training')
     group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N',
                        help='number of checkpoints to keep (default: %(default)s)')
-    group.add_argument('--eval-metric', default='top1', choices=('top1', 'top5', 'loss'),
-                       help='what makes a checkpoint the best (default: %(default)s)')
+    group.add_argument('--eval-metric', choices=('top1', 'top5', 'mAP', 'AUC', 'loss'),
+                       help='what makes a checkpoint the best (default: top1, of multi-label data mAP)')
     group.add_argument('--log-interval', type=int, default=50, metavar='N',
                        help='steps between checks for a finite loss on a GPU (default: %(default)s)')
 

@@ -4,6 +4,11 @@
 class ICASCError(ValueError):
     """Base class: the caller can mend the input. The command line prints it as one line and exits with 2."""
 
+    @property
+    def line(self) -> str:
+        """The message alone: a process that loads data wraps its traceback around it."""
+        return str(self).strip().splitlines()[-1].removeprefix(f'{type(self).__module__}.{type(self).__name__}: ')
+
 
 class LayerResolutionError(ICASCError):
     """No usable inner or last feature layer: unknown module path, no spatial features, unsupported model."""
@@ -19,3 +24,7 @@ class DataError(ICASCError):
 
 class NonFiniteLossError(ICASCError):
     """The training loss became NaN or infinite."""
+
+
+class HubError(ICASCError):
+    """Publishing to the Hub or getting weights back failed: names repo@revision, the cause and the remedy."""

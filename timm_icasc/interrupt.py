@@ -1,9 +1,10 @@
 """Stop a training run between two steps, so that no checkpoint is ever half written."""
 import signal
+import traceback
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
-__all__ = ['Interrupted', 'ignore_signals', 'interruptible']
+__all__ = ['Interrupted', 'ignore_signals', 'interruptible', 'stopping_loaders']
 
 
 class Interrupted(Exception):
@@ -54,3 +55,20 @@ def ignore_signals(worker_init: Callable[[int], None], worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     worker_init(worker)
+
+
+@contextmanager
+def stopping_loaders() -> Iterator[None]:
+    """Let go of the data loading processes when an error leaves this context.
+
+    An error that comes from such a process sits in a frame of its own traceback. That ring keeps the loader alive until
+    Python's end, where the processes would be waited for in vain, since they ignore SIGTERM.
+    """
+    try:
+        yield
+    except BaseException as e:
+        error: Optional[BaseException] = e
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        raise

@@ -1,11 +1,12 @@
 """What a training run tells: its folder, the table of epochs, the table of results, the figure."""
 import argparse
 import csv
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import timm
 import torch
@@ -22,12 +23,14 @@ from .setup import icasc_config
 from .version import __version__
 
 FIGURE_IMAGES = 6
-# Column of the per-epoch table and of the results -> key of the epoch's record.
-COLUMNS = {
-    'loss': 'train_loss', 'CE': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
-    'L_AS last': 'train_loss_as_last', 'L_AC': 'train_loss_ac', 'top-1': 'eval_top1',
-    'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last',
-}
+# Column -> key of the epoch's record.
+TRAINING = {'loss': 'train_loss', 'CE': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
+            'L_AS last': 'train_loss_as_last', 'L_AC': 'train_loss_ac'}
+MEASURES = {False: {'top-1': 'eval_top1', 'top-5': 'eval_top5'},
+            True: {'mAP': 'eval_mAP', 'mAP 11-point': 'eval_mAP_11point', 'mAP sklearn': 'eval_mAP_sklearn',
+                   'AUC': 'eval_AUC'}}
+TERMS = {'L_AS inner': 'eval_as_inner', 'L_AS last': 'eval_as_last', 'L_AC': 'eval_ac'}
+OVERLAP = {'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last'}
 
 
 def say(args: argparse.Namespace, text: str = '') -> None:
@@ -55,44 +58,75 @@ def open_run_dir(args: argparse.Namespace) -> Path:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
 
 
-def save_args(given: Dict[str, Any], folder: Path) -> None:
-    """Write args.yaml: the options as given, before the machine and the data set filled them in."""
+PLACES = ('output', 'experiment', 'push_to_hub')  # options that say where the files of a run go
+COMMAND = '# '  # before the command, in the first line of args.yaml
+
+
+def command_of(given: Dict[str, Any], run_dir: Optional[Path]) -> str:
+    """The command that began a run, which its args.yaml keeps; followed by this one if it goes on with other options.
+
+    Args:
+        given: Options of this process.
+        run_dir: Folder of the run to go on with; None for a new one.
+    """
+    words, world = [Path(sys.argv[0]).name, *sys.argv[1:]], int(os.environ.get('WORLD_SIZE', 1))
+    if world > 1:
+        local = int(os.environ.get('LOCAL_WORLD_SIZE', world))
+        words = ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}', *words]
+    command = shlex.join(words).replace('\n', ' ')
+    text = (run_dir / 'args.yaml').read_text() if run_dir and (run_dir / 'args.yaml').is_file() else ''
+    if not text.startswith(COMMAND):
+        return command
+    first = text.partition('\n')[0].removeprefix(COMMAND)
+    same = all(given.get(name) == value for name, value in yaml.safe_load(text).items() if name not in PLACES)
+    return first if same else f"{first} && {'python ' if world == 1 else ''}{command}"
+
+
+def save_args(given: Dict[str, Any], folder: Path, command: str) -> None:
+    """Write args.yaml: the options as given, before the machine and the data set filled them in, below the command."""
     text = yaml.safe_dump({k: v for k, v in given.items() if k not in ('run_dir', 'config', 'resume')})
-    (folder / 'args.yaml').write_text(text)
+    (folder / 'args.yaml').write_text(f'{COMMAND}{command}\n{text}')
 
 
-def header() -> str:
-    return f"{'epoch':>5} " + ' '.join(f'{name:>{max(len(name), 7)}}' for name in COLUMNS) + f"{'time':>8}"
+def epoch_columns(multilabel: bool) -> Dict[str, str]:
+    """Columns of the table of epochs: the losses, the first measure of accuracy, the overlaps."""
+    return {**TRAINING, **dict(list(MEASURES[multilabel].items())[:1]), **OVERLAP}
 
 
-def row(epoch: int, record: dict) -> str:
+def header(multilabel: bool) -> str:
+    names = epoch_columns(multilabel)
+    return f"{'epoch':>5} " + ' '.join(f'{name:>{max(len(name), 7)}}' for name in names) + f"{'time':>8}"
+
+
+def row(epoch: int, record: dict, multilabel: bool) -> str:
     cells = []
-    for name, key in COLUMNS.items():
+    for name, key in epoch_columns(multilabel).items():
         value = record.get(key)
-        digits = 2 if name == 'top-1' else 4
+        digits = 2 if name in MEASURES[multilabel] else 4
         cells.append(f"{'-' if value is None else f'{value:.{digits}f}':>{max(len(name), 7)}}")
     return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
 
 
-def provenance(args: argparse.Namespace) -> dict:
-    """What it takes to repeat the run."""
+def _commit() -> Optional[str]:
+    """The commit of this code, '-dirty' if it was changed; None for an installation, whatever repository it lies in."""
+    root = Path(__file__).parent.parent
+    if not (root / '.git').exists():
+        return None
     try:
-        commit = subprocess.run(
-            ['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=Path(__file__).parent, capture_output=True,
-            text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=root, capture_output=True, text=True,
+            check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), 'commit': commit, 'seed': args.seed,
+        return None
+
+
+def provenance(args: argparse.Namespace, command: Optional[str] = None) -> dict:
+    """What it takes to repeat what `command` began; by default this process's."""
+    return {'command': command or command_of({}, None), 'commit': _commit(), 'seed': args.seed,
             'versions': {'python': sys.version.split()[0], 'torch': torch.__version__,
                          'torchvision': torchvision.__version__, 'timm': timm.__version__,
                          'timm_icasc': __version__},
             'device': torch.cuda.get_device_name() if args.device.startswith('cuda') else args.device}
-
-
-RESULT_COLUMNS = {
-    'top-1': 'eval_top1', 'top-5': 'eval_top5', 'L_AS inner': 'eval_as_inner', 'L_AS last': 'eval_as_last',
-    'L_AC': 'eval_ac', 'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last', 's/epoch': 'time',
-}
 
 
 def _print_table(args: argparse.Namespace, rows: List[Dict[str, Any]]) -> None:
@@ -126,8 +160,11 @@ def report(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, An
         run_dir: Folder to write to.
         runs: Label of each run -> its 'result' (results.json), 'model' and 'job'.
     """
+    job = next(iter(runs.values()))['job']
+    # The overlap is over images in which both maps exist: it says little where many maps are zero.
+    columns = {**MEASURES[job.multilabel], **TERMS, **OVERLAP, 'zero maps': 'eval_zero_maps', 's/epoch': 'time'}
     table = [{'method': run['result']['method'],
-              **{name: run['result']['last'].get(key) for name, key in RESULT_COLUMNS.items()}}
+              **{name: run['result']['last'].get(key) for name, key in columns.items()}}
              for run in runs.values()]
     with open(run_dir / 'results.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, table[0])
@@ -135,7 +172,6 @@ def report(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, An
         writer.writerows(table)
     say(args, '\nResults after the last epoch, on the validation images:')
     _print_table(args, table)
-    job = next(iter(runs.values()))['job']
     if hasattr(job.val_set, '__len__') and job.layers is not None:
         try:
             say(args, f'\nattention maps: {_draw(args, run_dir, runs)}')

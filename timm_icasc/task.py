@@ -9,12 +9,14 @@ from timm.task import ClassificationTask
 
 from .errors import ICASCError
 from .features import ICASCLayers
+from .images import Images, input_size
 from .layers import resolve_layers
 from .modules import unwrap_model
+from .multilabel import MultiLabelEvaluator, MultiLabelSoftMarginLoss
 from .objective import ICASCConfig, icasc_forward
-from .targets import check_target
+from .targets import check_multilabel_target, check_target
 
-__all__ = ['ICASCTask']
+__all__ = ['ICASCTask', 'MultiLabelICASCTask']
 
 _logger = logging.getLogger(__name__)
 
@@ -75,7 +77,8 @@ class ICASCTask(ClassificationTask):
                 'model and call task.compile(), which compiles its evaluation.')
         unknown = set(parameters) - set(ICASCConfig.names())
         if unknown:
-            raise TypeError(f'ICASCTask has no parameter {sorted(unknown)}; ICASC has {ICASCConfig.names()}.')
+            raise TypeError(
+                f'{type(self).__name__} has no parameter {sorted(unknown)}; ICASC has {ICASCConfig.names()}.')
         if min(start_steps, ramp_steps) < 0:
             raise ValueError(f'start_steps and ramp_steps must be >= 0, got {start_steps} and {ramp_steps}.')
         super().__init__(
@@ -130,11 +133,15 @@ class ICASCTask(ClassificationTask):
         if state and not ema:
             self.step = state['step']
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Raise TargetError where the target does not fit the model's output."""
+        check_target(logits, target)
+
+    def forward(self, input: Images, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """Forward pass and the ICASC loss.
 
         Args:
-            input: Images `[B, 3, height, width]`.
+            input: Images `[B, 3, height, width]`, or a dictionary of NaFlex patches.
             target: Class indices `[B]`, or class probabilities `[B, C]` with a soft-target criterion.
 
         Returns:
@@ -150,11 +157,13 @@ class ICASCTask(ClassificationTask):
             self.step += 1
         if not scale or not any(self.config.weights.values()):
             logits = self.trainable_module(input)
-            check_target(logits, target)
+            self.check_target(logits, target)
             loss = self.criterion(logits, target)
             return {'loss': loss, 'output': logits, 'loss_cls': loss.detach()}
         icasc = icasc_forward(
-            self.trainable_module, input, target, self.resolve_layers(tuple(input.shape[1:])), self.config)
+            self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config,
+            multilabel=self.multi_label)
+        self.check_target(icasc.logits, target)
         loss_cls = self.criterion(icasc.logits, target)
         return {
             'loss': loss_cls + scale * icasc.weighted_sum(self.config),
@@ -162,3 +171,51 @@ class ICASCTask(ClassificationTask):
             'loss_cls': loss_cls.detach(),
             **{f'loss_{name}': values.detach().mean() for name, values in icasc.terms.items()},
         }
+
+
+class MultiLabelICASCTask(ICASCTask):
+    """ICASC for images with any number of classes each (PASCAL VOC).
+
+    Targets are `[B, C]`, floating point: 1 present, 0 absent, -1 ignored. `A^T` is the map of the present classes
+    together (a multi-hot cotangent), `Conf` the absent class of highest score. An ignored class is neither, and has no
+    classification loss. A sample without a present or without an absent class has terms of 0.
+
+    Args:
+        model: The model to train.
+        criterion: Classification loss; what it makes of -1 is its own affair. The multi-label soft-margin loss
+            (`losses.multilabel_soft_margin`) when this and criterion_kwargs are None.
+        criterion_kwargs: Arguments for timm's create_classification_loss(), multi-label; targets of -1 are refused.
+        **kwargs: As `ICASCTask`.
+
+    Examples:
+
+        ```python
+        task = MultiLabelICASCTask(model, order=1)
+        result = task(input, torch.tensor([[1., 0., 0.], [1., 1., -1.]]))
+        result['loss'].backward()
+        ```
+    """
+    multi_label = True
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Optional[Union[nn.Module, Callable]] = None,
+            criterion_kwargs: Optional[Dict[str, Any]] = None,
+            **kwargs: Any,
+    ):
+        if criterion is None and criterion_kwargs is None:
+            criterion = MultiLabelSoftMarginLoss()
+        self.takes_ignored = criterion_kwargs is None
+        super().__init__(model, criterion, criterion_kwargs=criterion_kwargs, **kwargs)
+
+    def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        check_multilabel_target(logits, target, self.takes_ignored)
+
+    def create_evaluator(
+            self,
+            max_samples: Optional[int] = None,
+            class_names: Optional[Sequence[str]] = None,
+    ) -> MultiLabelEvaluator:
+        """Average precision and AUC; see `multilabel.multilabel_metrics`."""
+        return MultiLabelEvaluator(max_samples, class_names)

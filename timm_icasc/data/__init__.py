@@ -1,6 +1,17 @@
-"""Data sets and the transforms that timm does not have."""
-from .dataset import class_names, create_dataset, evenly_spaced
+"""Data sets of the paper's protocols, users' multi-label lists, and the transforms that timm does not have."""
+from .caltech import Caltech256
+from .cifar import cifar100
+from .cub import CUB200
+from .dataset import class_names, create_dataset, evenly_spaced, is_multilabel
 from .digits import DigitsDataset
+from .imagenet import ILSVRC2012
+from .images import Box, LabelledImages, MultiLabelImages
+from .multilabel import MultiLabelList
 from .transforms import use_pad_crop
+from .voc import VOC_CLASSES, PackedVOC, VOCDevkit
 
-__all__ = ['DigitsDataset', 'class_names', 'create_dataset', 'evenly_spaced', 'use_pad_crop']
+__all__ = [
+    'CUB200', 'ILSVRC2012', 'VOC_CLASSES', 'Box', 'Caltech256', 'DigitsDataset', 'LabelledImages', 'MultiLabelImages',
+    'MultiLabelList', 'PackedVOC', 'VOCDevkit', 'cifar100', 'class_names', 'create_dataset', 'evenly_spaced',
+    'is_multilabel', 'use_pad_crop',
+]

@@ -6,10 +6,27 @@ import timm.data
 import torch
 
 from ..errors import DataError
+from .caltech import Caltech256
+from .cifar import cifar100
+from .cub import CUB200
 from .digits import DigitsDataset
+from .imagenet import ILSVRC2012
+from .multilabel import MultiLabelList
+from .voc import PackedVOC, VOCDevkit
 
-__all__ = ['class_names', 'create_dataset', 'evenly_spaced']
+__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'is_multilabel']
 
+# Name -> how to make it from root, split and the transform and Pillow mode that every data set takes.
+NAMES = {
+    'cifar100': cifar100,
+    'caltech256': Caltech256,
+    'imagenet': ILSVRC2012,
+    'cub200': CUB200,
+    'voc2007': lambda root, split, **kwargs: VOCDevkit(root, '2007', split, **kwargs),
+    'voc2012': lambda root, split, **kwargs: VOCDevkit(root, '2012', split, **kwargs),
+    'voc2007-packed': PackedVOC,
+    'multilabel': MultiLabelList,
+}
 TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 # The folder names that timm tries in place of the split's own.
 SPLIT_SYNONYMS = {
@@ -40,23 +57,34 @@ def create_dataset(
         is_training: bool = False,
         **kwargs,
 ) -> torch.utils.data.Dataset:
-    """`timm.data.create_dataset`, plus the embedded 'digits'.
+    """`timm.data.create_dataset`, plus the embedded 'digits' and the data sets of the paper.
 
     Args:
-        name: 'digits', '' (an image folder `root/split/CLASS/IMAGE`), or any name that timm takes ('torch/cifar100',
-            'hfds/...', 'wds/...').
+        name: 'digits', '' (an image folder `root/split/CLASS/IMAGE`), 'cifar100', 'caltech256', 'imagenet', 'cub200',
+            'voc2007', 'voc2012', 'voc2007-packed', 'multilabel' (a user's lists), or any name that timm takes
+            ('torch/cifar100', 'hfds/...', 'wds/...').
         root: Data folder; not used by 'digits'.
         split: Name of the split.
         is_training: Whether the training split is meant, for messages and for streaming readers.
-        **kwargs: Passed on to timm.
+        **kwargs: Passed on to timm; of these, this package's own data sets take `transform`, `input_img_mode` and, for
+            'multilabel', `class_map`.
 
     Raises:
         DataError: The folder, its split, its classes or its images are missing, or timm cannot read the data.
     """
     if name == 'digits':
-        return DigitsDataset('train' if is_training else 'validation', mode=kwargs.get('input_img_mode', 'RGB'))
+        return DigitsDataset('train' if is_training else 'validation', kwargs.get('transform'),
+                             kwargs.get('input_img_mode', 'RGB'))
+    if name in NAMES:
+        if not Path(root).is_dir():
+            raise DataError(f"--data-dir: no folder '{root}'.")
+        own = {'transform': kwargs.get('transform'), 'mode': kwargs.get('input_img_mode', 'RGB')}
+        if name == 'multilabel':
+            own['class_map'] = kwargs.get('class_map')
+        return NAMES[name](root, split, **own)
     if name and not name.startswith(TYPES):
-        raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', or begins with {', '.join(TYPES)}.")
+        raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
+                        f"{', '.join(TYPES)}.")
     option = '--train-split' if is_training else '--val-split'
     if not name:
         _check_folder(Path(root), split.split('[')[0], option)
@@ -79,6 +107,11 @@ def class_names(dataset: torch.utils.data.Dataset) -> Optional[List[str]]:
         if getattr(holder, 'classes', None):
             return [str(name) for name in holder.classes]
     return None
+
+
+def is_multilabel(dataset: torch.utils.data.Dataset) -> bool:
+    """Whether the targets are `[C]` in {1 present, 0 absent, -1 ignored} instead of a class index."""
+    return bool(getattr(getattr(dataset, 'dataset', dataset), 'multilabel', False))  # also inside a Subset
 
 
 def evenly_spaced(dataset: torch.utils.data.Dataset, count: int) -> torch.utils.data.Subset:

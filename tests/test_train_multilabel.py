@@ -1,0 +1,143 @@
+"""train_timm.py on multi-label data."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_timm  # noqa: E402
+
+TINY = ['--dataset', 'multilabel', '--val-split', 'val', '--model', 'resnet20_cifar', '--batch-size', '8', '--epochs',
+        '2', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0', '--icasc-eval-images', '6']
+CLASSES = ('ant', 'bat', 'cat')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Noise with any number of three classes, some ignored; for shapes and flow, not for learning."""
+    root, generator = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    for split, count in (('train', 20), ('val', 10)):
+        rows = [('image', *CLASSES)]
+        for i in range(count):
+            name = f'{split}{i}.png'
+            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(root / name)
+            rows.append((name, *([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, -1]][i % 4])))
+        with open(root / f'{split}.csv', 'w', newline='') as file:
+            csv.writer(file).writerows(rows)
+    return root
+
+
+@pytest.fixture
+def run(images, tmp_path, monkeypatch, capsys):
+    """Call main() with options; returns (exit code, stdout, stderr)."""
+    def call(*options, data=images):
+        monkeypatch.setattr(sys, 'argv', [
+            'train_timm.py', '--data-dir', str(data), *TINY, '--output', str(tmp_path), *map(str, options)])
+        code = train_timm.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+    return call
+
+
+def test_comparison(run, tmp_path):
+    code, out, err = run('--icasc-compare', '--experiment', 'both')
+    assert code == 0, err
+    assert 'mAP 11-point' in out and 'AUC' in out and 'top-1' not in out
+    assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
+    table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))
+    for row, name in zip(table, ('cross-entropy', 'icasc'), strict=True):
+        folder = tmp_path / 'both' / name
+        result = json.loads((folder / 'results.json').read_text())
+        last = result['last']
+        assert result['method'] == ('soft margin' if name == 'cross-entropy' else 'ICASC ach, order 2')
+        assert {f'eval_AP_{c}' for c in CLASSES} <= set(last)
+        assert last['eval_mAP'] == pytest.approx(np.mean([last[f'eval_AP_{c}'] for c in CLASSES]))
+        assert 0 <= float(row['zero maps']) <= 1 and float(row['zero maps']) == pytest.approx(last['eval_zero_maps'])
+        assert 'mAP' in result['best'] and float(row['mAP']) == pytest.approx(last['eval_mAP'])
+        summary = list(csv.DictReader(open(folder / 'summary.csv')))
+        assert float(summary[1]['eval_AUC']) == pytest.approx(last['eval_AUC'])
+        assert (summary[0]['train_loss_as_last'] != '') == (name == 'icasc')
+
+
+@pytest.mark.parametrize('options', [
+    ['--icasc-order', 1, '--icasc-attention', 'grad_cam'], ['-j', 2], ['--no-prefetcher'],
+    ['--model-ema', '--model-ema-decay', 0.5], ['--eval-metric', 'AUC'], ['--grad-accum-steps', 2, '--drop', 0.1],
+], ids=str)
+def test_training_features(options, run, tmp_path):
+    code, _, err = run('--experiment', 'x', *options)
+    assert code == 0, err
+    assert np.isfinite(json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['train_loss_as_inner'])
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):
+    options = ['--sched-on-updates', '--icasc-start-epoch', 0.5, '--model-ema', '--model-ema-decay', 0.9]
+    assert run('--experiment', 'whole', *options)[0] == 0
+    original = train_timm.check_finite
+
+    def terminate(means, epoch, step):
+        original(means, epoch, step)
+        if (epoch, step) == (1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train_timm, 'check_finite', terminate)
+    assert run('--experiment', 'cut', *options)[0] == 128 + signal.SIGTERM
+    monkeypatch.setattr(train_timm, 'check_finite', original)
+    code, out, _ = run('--experiment', 'cut', '--resume', 'auto')
+    assert code == 0 and 'resumed after epoch 1' in out
+    whole, cut = (torch.load(tmp_path / name / 'last.pth.tar', weights_only=False) for name in ('whole', 'cut'))
+    for key in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(value, cut[key][name]) for name, value in whole[key].items())
+
+
+BAD_INPUT = {
+    'measure': (['--eval-metric', 'top1'], '--eval-metric top1 does not fit multi-label data: it is mAP, AUC or loss'),
+    'mixup': (['--mixup', 0.2], '--mixup and --cutmix are for single-label data'),
+    'loss': (['--loss', 'bce'], '--loss bce is for single-label data'),
+    'number of classes': (['--num-classes', 5], '--num-classes 5: the multi-label data have 3 classes'),
+    'split': (['--val-split', 'dev'], "neither 'dev.csv' nor 'dev.json'"),
+}
+
+
+@pytest.mark.parametrize('options, message', BAD_INPUT.values(), ids=list(BAD_INPUT))
+def test_bad_input_is_one_clear_line_and_exit_code_2(options, message, run):
+    code, _, err = run('--experiment', 'x', *options)
+    assert code == 2 and message in err
+    assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err
+
+
+def test_a_measure_of_multi_label_data_on_others(run):
+    code, _, err = run('--dataset', 'digits', '--eval-metric', 'mAP')
+    assert code == 2 and '--eval-metric mAP does not fit single-label data: it is top1, top5 or loss' in err
+
+
+@pytest.fixture
+def broken(images, tmp_path):
+    """A copy of the images of which one cannot be read."""
+    for path in images.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes() if path.name != 'train3.png' else b'no image')
+    return tmp_path
+
+
+def test_an_image_that_cannot_be_read_is_named(run, broken):
+    code, _, err = run(data=broken)
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert err.startswith('train_timm.py: error: Cannot read the image') and 'train3.png' in err
+
+
+def test_an_error_in_a_loading_process_ends_the_run(broken, tmp_path):
+    """In a process of its own: what could hang is the end of Python."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / 'train_timm.py'), '--data-dir', str(broken), *TINY, '-j', '2', '--output',
+         str(tmp_path / 'runs')], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith('train_timm.py: error: Cannot read the image')

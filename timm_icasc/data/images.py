@@ -1,0 +1,100 @@
+"""Images with their labels and boxes: what every data set of this package serves."""
+from pathlib import Path
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import DataError
+
+__all__ = ['Box', 'LabelledImages', 'MultiLabelImages']
+
+
+class Box(NamedTuple):
+    """An object in an image, in pixels of the image as loaded, before any transform.
+
+    The box spans `[xmin, xmax) x [ymin, ymax)` with the origin at the top left corner of the top left pixel, so that
+    its width is `xmax - xmin`. (PASCAL VOC counts pixels from 1 and includes both ends.)
+
+    Attributes:
+        class_index: Index of its class.
+        xmin, ymin, xmax, ymax: Edges.
+        difficult: Marked as hard to recognise; evaluations leave it out.
+    """
+    class_index: int
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+    difficult: bool = False
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """Images and one class index each.
+
+    Args:
+        images: Image files, or arrays of pixels `[height, width, 3]`.
+        targets: Class index of each image.
+        class_names: Names in the order of the indices.
+        transform: Applied to the PIL image; settable, as timm's `create_loader` does.
+        mode: Pillow's image mode, 'RGB' or 'L'.
+        boxes: The objects of each image, where known.
+    """
+    multilabel = False
+
+    def __init__(
+            self,
+            images: Sequence[Union[Path, str, np.ndarray]],
+            targets: Any,
+            class_names: Sequence[str],
+            transform: Optional[Callable] = None,
+            mode: str = 'RGB',
+            boxes: Optional[Sequence[Sequence[Box]]] = None,
+    ):
+        self.images = images
+        self.targets = targets
+        self.class_names = list(class_names)
+        self.transform = transform
+        self.mode = mode
+        self._boxes = boxes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def boxes(self) -> Callable[[int], List[Box]]:
+        """`boxes(index)`: the objects of an image. A data set without boxes has no such attribute."""
+        if self._boxes is None:
+            raise AttributeError(f'{type(self).__name__} has no boxes')
+        return self._boxes_of
+
+    def _boxes_of(self, index: int) -> List[Box]:
+        return list(self._boxes[index])
+
+    def load(self, index: int) -> Image.Image:
+        """The image itself, untransformed.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        source = self.images[index]
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source).convert(self.mode)
+        try:
+            with Image.open(source) as image:
+                return image.convert(self.mode)
+        except OSError as e:
+            raise DataError(f"Cannot read the image '{source}': {' '.join(str(e).split())}") from e
+
+    def __getitem__(self, index: int) -> Tuple[Any, Any]:
+        image = self.load(index)
+        return (image if self.transform is None else self.transform(image)), self.targets[index]
+
+
+class MultiLabelImages(LabelledImages):
+    """Images with any number of classes each.
+
+    `targets` is a float tensor `[N, C]`: 1 present, 0 absent, -1 ignored (neither counted as present nor as absent).
+    """
+    multilabel = True

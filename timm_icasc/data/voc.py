@@ -1,0 +1,145 @@
+"""PASCAL VOC, 2007 to 2012: multi-label classification with boxes, from VOCdevkit folders or from a packed copy.
+
+Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010. A class whose objects in an image are
+all marked difficult is ignored there (target -1), as in the challenge's own label files.
+"""
+import json
+from pathlib import Path
+from typing import Callable, List, Optional, Tuple
+from xml.etree import ElementTree
+
+import torch
+
+from ..errors import DataError
+from .images import Box, MultiLabelImages
+
+__all__ = ['VOC_CLASSES', 'PackedVOC', 'VOCDevkit', 'read_boxes']
+
+VOC_CLASSES = (
+    'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog',
+    'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
+
+
+def read_boxes(path: Path, class_names: Tuple[str, ...]) -> List[Box]:
+    """The objects of an annotation in VOC's XML format, also ILSVRC's.
+
+    Raises:
+        DataError: The file is missing, is no such XML, or names an unknown class.
+    """
+    try:
+        boxes = []
+        for item in ElementTree.parse(path).getroot().iter('object'):
+            edges = item.find('bndbox')
+            xmin, ymin, xmax, ymax = (float(edges.findtext(edge)) for edge in ('xmin', 'ymin', 'xmax', 'ymax'))
+            boxes.append(Box(class_names.index(item.findtext('name')), xmin - 1, ymin - 1, xmax, ymax,
+                             item.findtext('difficult', '0').strip() == '1'))
+        return boxes
+    except OSError as e:
+        raise DataError(f"No annotation '{path}': {e.strerror}.") from e
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as e:
+        raise DataError(f"'{path}' is not a VOC annotation: {e}.") from e
+
+
+def _targets(boxes: List[List[Box]], num_classes: int) -> torch.Tensor:
+    targets = torch.zeros(len(boxes), num_classes)
+    for row, objects in zip(targets, boxes, strict=True):
+        for box in sorted(objects, key=lambda box: not box.difficult):  # one plain object outweighs difficult ones
+            row[box.class_index] = -1. if box.difficult else 1.
+    return targets
+
+
+class VOCDevkit(MultiLabelImages):
+    """One split of VOC as distributed: `VOC2012/{JPEGImages,Annotations,ImageSets/Main}`.
+
+    Args:
+        root: The folder `VOC<year>`, `VOCdevkit`, or the one that holds it.
+        year: '2007' to '2012'.
+        split: Name of a list in ImageSets/Main: 'train', 'val' ('validation'), 'trainval', 'test' (2007 only: the test
+            annotations of later years were never published).
+        transform: Applied to the PIL image.
+        mode: Pillow's image mode.
+
+    Attributes:
+        folder: The folder `VOC<year>`.
+        ids: Names of the images, without extension.
+
+    Raises:
+        DataError: A folder, list, image or annotation is missing or broken.
+    """
+
+    def __init__(
+            self,
+            root: str,
+            year: str,
+            split: str,
+            transform: Optional[Callable] = None,
+            mode: str = 'RGB',
+    ):
+        places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
+        self.folder = next((place for place in places if (place / 'JPEGImages').is_dir()), None)
+        if self.folder is None:
+            raise DataError(f"--data-dir: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
+        split = {'validation': 'val'}.get(split, split)
+        lists = self.folder / 'ImageSets' / 'Main'
+        try:
+            self.ids = (lists / f'{split}.txt').read_text().split()
+        except OSError as e:
+            known = sorted(p.stem for p in lists.glob('*.txt') if '_' not in p.stem)
+            raise DataError(f"No split '{split}': '{lists / split}.txt' is missing (there are: "
+                            f"{', '.join(known) or 'none'}).") from e
+        images = [self.folder / 'JPEGImages' / f'{name}.jpg' for name in self.ids]
+        missing = next((path for path in images if not path.is_file()), None)
+        if missing is not None:
+            raise DataError(f"No image '{missing}', which split '{split}' lists.")
+        boxes = [read_boxes(self.folder / 'Annotations' / f'{name}.xml', VOC_CLASSES) for name in self.ids]
+        super().__init__(images, _targets(boxes, len(VOC_CLASSES)), VOC_CLASSES, transform, mode, boxes)
+
+
+class PackedVOC(MultiLabelImages):
+    """VOC 2007 as one folder of small images and one annotations.json.
+
+    The JSON holds 'classes' and 'images', each with 'id', 'split', 'labels' (1 present, 0 difficult only, -1 absent),
+    'boxes' (class, xmin, ymin, xmax, ymax in VOC's pixels of the original image; difficult objects are left out) and
+    'scale' (x, y), the size of the packed image relative to the original.
+
+    Args:
+        root: Folder with `images/<id>.webp` and `annotations.json`.
+        split: 'train', 'val' ('validation') or 'trainval'.
+        transform: Applied to the PIL image.
+        mode: Pillow's image mode.
+
+    Attributes:
+        ids: Names of the images, without extension.
+
+    Raises:
+        DataError: A file is missing or broken, or there is no such split.
+    """
+
+    def __init__(self, root: str, split: str, transform: Optional[Callable] = None, mode: str = 'RGB'):
+        path = Path(root) / 'annotations.json'
+        try:
+            content = json.loads(path.read_text())
+            names, known = content['classes'], sorted({image['split'] for image in content['images']})
+            split = {'validation': 'val'}.get(split, split)
+            wanted = {'trainval': ('train', 'val')}.get(split, (split,))
+            chosen = [image for image in content['images'] if image['split'] in wanted]
+            self.ids = [image['id'] for image in chosen]
+            # From VOC's 1 present, 0 ignored, -1 absent.
+            labels = torch.tensor([image['labels'] for image in chosen], dtype=torch.float32).reshape(-1, len(names))
+            targets = torch.where(labels == 1, 1., torch.where(labels == 0, -1., 0.))
+            boxes = [[
+                Box(names.index(name), (xmin - 1) * x, (ymin - 1) * y, xmax * x, ymax * y)
+                for name, xmin, ymin, xmax, ymax in image['boxes']
+                for x, y in [image['scale']]
+            ] for image in chosen]
+        except OSError as e:
+            raise DataError(f"--data-dir: no file '{path}': {e.strerror}.") from e
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:
+            raise DataError(f"'{path}' is not in the packed VOC format: {type(e).__name__} {e}.") from e
+        if not chosen:
+            raise DataError(f"No split '{split}' in '{path}'; it has {', '.join([*known, 'trainval'])}.")
+        images = [Path(root) / 'images' / f'{name}.webp' for name in self.ids]
+        missing = next((path for path in images if not path.is_file()), None)
+        if missing is not None:
+            raise DataError(f"No image '{missing}', which annotations.json lists.")
+        super().__init__(images, targets, names, transform, mode, boxes)

@@ -1,0 +1,136 @@
+"""Multi-label classification: its loss, and its measures: average precision (three definitions) and area under ROC.
+
+Shapes: `B` batch, `N` images, `C` classes. Targets are 1 (present), 0 (absent) or -1 (ignored).
+"""
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from .errors import DataError
+from .losses import multilabel_soft_margin
+
+__all__ = ['MultiLabelEvaluator', 'MultiLabelSoftMarginLoss', 'multilabel_metrics', 'per_class_metrics',
+           'voc_average_precision']
+
+
+class MultiLabelSoftMarginLoss(nn.Module):
+    """`torch.nn.MultiLabelSoftMarginLoss` that leaves ignored classes (-1) out; the mean over the batch."""
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of logits `[B, C]` against targets `[B, C]`."""
+        return multilabel_soft_margin(logits, target).mean()
+
+
+def voc_average_precision(scores: np.ndarray, present: np.ndarray, definition: str = 'area') -> float:
+    """Average precision of one class as PASCAL VOC defines it.
+
+    The precision at a recall is the largest precision at that recall or a higher one. Images of equal score share one
+    threshold, so that their order does not matter.
+
+    Args:
+        scores: Scores of the images `[N]`, ignored ones left out.
+        present: Whether the class is present, `[N]`.
+        definition: 'area', the area under that curve (VOC 2010 to 2012), or '11-point', its mean at the recalls 0, 0.1,
+            ..., 1 (VOC 2007).
+
+    Returns:
+        A value in [0, 1]; NaN where the class is present nowhere.
+    """
+    if definition not in ('area', '11-point'):
+        raise ValueError(f"definition must be 'area' or '11-point', got '{definition}'.")
+    if not np.any(present):
+        return float('nan')
+    precision, recall, _ = precision_recall_curve(present, scores)
+    precision, recall = precision[-2::-1], recall[-2::-1]  # recall ascending, without scikit-learn's end point (0, 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    if definition == 'area':
+        return float(np.sum(np.diff(recall, prepend=0.) * precision))
+    # A recall of 0.3 may come out as 0.30000000000000004 or 0.2999...
+    return float(np.mean([precision[recall >= t - 1e-9].max(initial=0.) for t in np.linspace(0, 1, 11)]))
+
+
+def per_class_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> List[Dict[str, Any]]:
+    """The measures of each class, in percent.
+
+    Args:
+        scores: Logits or probabilities `[N, C]`.
+        targets: `[N, C]`, 1, 0 or -1.
+        class_names: Names of the classes.
+
+    Returns:
+        For each class 'class', 'images' (in which it is present), 'AP' (VOC's area), 'AP_11point', 'AP_sklearn'
+        (scikit-learn's, without interpolation), 'AUC'; NaN where the class is present nowhere (AUC: or everywhere).
+    """
+    rows = []
+    for c, name in enumerate(class_names):
+        counted = targets[:, c] >= 0
+        score, present = scores[counted, c], targets[counted, c] == 1
+        some, both = present.any(), present.any() and not present.all()
+        rows.append({
+            'class': name,
+            'images': int(present.sum()),
+            'AP': 100 * voc_average_precision(score, present, 'area'),
+            'AP_11point': 100 * voc_average_precision(score, present, '11-point'),
+            'AP_sklearn': 100 * float(average_precision_score(present, score)) if some else float('nan'),
+            'AUC': 100 * float(roc_auc_score(present, score)) if both else float('nan'),
+        })
+    return rows
+
+
+def multilabel_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> Dict[str, float]:
+    """Means over the classes, in percent, and each class's average precision; arguments as `per_class_metrics`.
+
+    Returns:
+        'mAP' (VOC 2010 to 2012), 'mAP_11point' (VOC 2007), 'mAP_sklearn', 'AUC', and 'AP_<class>' as in 'mAP'. Classes
+        without a present image are left out.
+
+    Raises:
+        DataError: No class is present in some images and absent in others.
+    """
+    rows = per_class_metrics(scores, targets, class_names)
+    if all(np.isnan(row['AUC']) for row in rows):
+        raise DataError('No class is present in some of the validation images and absent in others.')
+    return {
+        **{f'm{key}' if key != 'AUC' else key: float(np.nanmean([row[key] for row in rows]))
+           for key in ('AP', 'AP_11point', 'AP_sklearn', 'AUC')},
+        **{f"AP_{row['class']}": row['AP'] for row in rows if not np.isnan(row['AP'])},
+    }
+
+
+class MultiLabelEvaluator:
+    """Collects predictions and computes `multilabel_metrics` and the loss, as timm's evaluators are used.
+
+    Args:
+        max_samples: Count no more than this many images (the padding of a distributed sampler).
+        class_names: Names of the classes, in the order of the logits (default: their indices); logits beyond them are
+            not looked at.
+    """
+    default_metric = 'mAP'
+
+    def __init__(self, max_samples: Optional[int] = None, class_names: Optional[Sequence[str]] = None):
+        self.max_samples = max_samples
+        self.class_names = class_names
+        self.logits: List[torch.Tensor] = []
+        self.targets: List[torch.Tensor] = []
+
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        """Add logits `[B, C]` and targets `[B, C]`."""
+        self.logits.append(output.detach().float().cpu())
+        self.targets.append(target.detach().float().cpu())
+
+    def compute(self, distributed: bool = False) -> Dict[str, float]:
+        """'loss' and the measures, over the images of all processes."""
+        pair = tuple(torch.cat(values)[:self.max_samples] for values in (self.logits, self.targets))
+        if distributed:
+            gathered: List[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, pair)
+            pair = tuple(torch.cat(values) for values in zip(*gathered, strict=True))
+        logits, targets = pair
+        names = self.class_names or [str(c) for c in range(logits.shape[1])]
+        scores, labels = (values[:, :len(names)].numpy() for values in pair)
+        return {'loss': multilabel_soft_margin(logits, targets).mean().item(),
+                **multilabel_metrics(scores, labels, names)}
