@@ -15,7 +15,9 @@ from PIL import Image
 
 import timm_icasc
 from timm_icasc import ICASCConfig, LayerResolutionError, TargetError, attention_maps, icasc_forward, resolve_layers
-from timm_icasc.figures import CAPTION, CELL, COLORMAP, MARGIN, OPACITY, PAIR_GAP, attention_figure
+from timm_icasc.figures import attention_figure
+from timm_icasc.figures.page import CELL, COLORMAP, MARGIN, OPACITY, PAIR_GAP
+from timm_icasc.figures.pair import CAPTION
 from timm_icasc.losses import attention_overlap
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -197,7 +199,8 @@ def test_the_model_and_the_random_state_stay_as_they_are(draw, images):
 def test_no_pyplot(monkeypatch, tmp_path, images, toy):
     """None in sys.modules makes every import of pyplot fail, that of a fresh copy of the module included."""
     monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
-    monkeypatch.delitem(sys.modules, 'timm_icasc.figures')
+    for name in [name for name in sys.modules if name.startswith('timm_icasc.figures')]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(timm_icasc, 'figures', None)  # undone at the end, unlike what the import below does
     figures = importlib.import_module('timm_icasc.figures')
     for suffix in ('png', 'pdf', 'svg'):
@@ -216,7 +219,7 @@ def test_no_pyplot(monkeypatch, tmp_path, images, toy):
     ({'targets': (0, 4)}, r'0 to 3, the classes named, got \[0, 4\]'),
     ({'targets': (0, -1)}, r'0 to 3, the classes named, got \[0, -1\]'),
     ({'names': NAMES + ['cow']}, "has 5 names, but model 'ICASC' has 4 classes"),
-    ({'file': 'figure.docx'}, r"must end in one of \.png, \.pdf, \.svg, got '.*figure\.docx'"),
+    ({'file': 'figure.docx'}, r"must end in one of \.png, \.pdf, \.svg, \.jpg, \.webp, got '.*figure\.docx'"),
     ({'file': 'figure'}, 'must end in one of'),
 ])
 def test_bad_arguments_are_named(arguments, message, draw, tmp_path):

@@ -1,0 +1,1 @@
+"""Evaluation of trained checkpoints: loading, measuring image by image, localisation, comparison in pairs."""

@@ -1,0 +1,255 @@
+"""From what a user names (the folder of a run, a checkpoint file, a hub name) to a model and its test images."""
+import argparse
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import timm
+import torch
+import torch.nn as nn
+from timm.data import create_transform
+from timm.models import load_state_dict
+from torch.utils.data import Dataset
+
+from ..arguments import parse_args
+from ..data import class_names, create_dataset, is_multilabel
+from ..errors import DataError, ICASCError, LayerResolutionError
+from ..features import ICASCLayers
+from ..layers import resolve_layers
+from ..loaders import set_up_data_config
+from ..setup import set_up_model
+
+__all__ = ['Checkpoint', 'add_checkpoint_arguments', 'add_model_arguments', 'find_runs', 'load_checkpoint',
+           'load_checkpoints']
+
+HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
+WEIGHTS = {False: ('last.pth.tar', 'model_best.pth.tar'), True: ('model_best.pth.tar',)}
+# Options of the command that replace those of the run, where given.
+OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'workers', 'device')
+
+
+@dataclass
+class Checkpoint:
+    """A trained model and the images that it is evaluated on.
+
+    Attributes:
+        label: What tables and figures call it.
+        source: Where it comes from: the checkpoint file, or the name on the hub.
+        folder: The run's folder; None for a bare checkpoint.
+        model: In evaluation mode, on its device.
+        dataset: Images through the evaluation transform; None where only the model was wanted.
+        names: Class names in the order of the logits; None where the data set does not tell.
+        num_classes: Number of logits.
+        data_config: timm's: input size, mean, std, interpolation, crop.
+        layers: The inner and the last layer; None where the model has none that can be used.
+        batch_size: Images per batch.
+        args: Options of train_timm.py that the run had, with the overrides.
+    """
+    label: str
+    source: str
+    folder: Optional[Path]
+    model: nn.Module
+    dataset: Optional[Dataset]
+    names: Optional[List[str]]
+    num_classes: int
+    data_config: Dict[str, Any]
+    layers: Optional[ICASCLayers]
+    batch_size: int
+    args: argparse.Namespace
+
+    @property
+    def multilabel(self) -> bool:
+        return is_multilabel(self.dataset)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def class_name(self, index: int) -> str:
+        # A head may have more outputs than the data set has classes.
+        return self.names[index] if self.names and index < len(self.names) else str(index)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int] = '*') -> None:
+    """Which checkpoints, and on which images; read by `load_checkpoints`."""
+    group = add_model_arguments(parser, nargs)
+    group.add_argument('--data-dir', metavar='DIR', help='folder of the data set')
+    group.add_argument('--dataset', metavar='NAME', help='type of the data set, as in train_timm.py')
+    group.add_argument('--val-split', metavar='NAME', help='split to evaluate on')
+    group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
+    group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int]) -> argparse._ArgumentGroup:
+    """Which checkpoints, and how to run them; returns the group for further options."""
+    parser.add_argument(
+        'checkpoints', nargs=nargs, metavar='CHECKPOINT',
+        help='folder of a run of train_timm.py (of --icasc-compare: both its runs), a checkpoint file (one outside a '
+             "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
+    group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
+    group.add_argument('--best', action='store_true',
+                       help='the weights of the best epoch, which the validation images have chosen, not of the last')
+    group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
+    group.add_argument('--layers', nargs=2, metavar=('INNER', 'LAST'), help='module paths of the two layers')
+    group.add_argument('--img-size', type=int, metavar='N', help='image size')
+    group.add_argument('-b', '--batch-size', type=int, metavar='N', help='images per batch')
+    group.add_argument('-j', '--workers', type=int, metavar='N', help='data loading processes')
+    group.add_argument('--device', metavar='NAME', help='default: cuda where there is one')
+    return group
+
+
+def find_runs(path: Path) -> List[Path]:
+    """The folders of finished or interrupted runs at `path`: itself, or the two of --icasc-compare."""
+    if any(path.glob('*.pth.tar')):
+        return [path]
+    return sorted({file.parent for file in path.glob('*/*.pth.tar') if (file.parent / 'args.yaml').is_file()})
+
+
+def _run_arguments(source: str, given: argparse.Namespace, run: Optional[Path]) -> argparse.Namespace:
+    """The options of train_timm.py that the checkpoint was, or would have been, trained with."""
+    argv = []
+    if run is not None:
+        argv += ['--config', str(run / 'args.yaml')]
+    elif source.startswith(HUB):
+        argv += ['--model', source]
+    elif not given.model:
+        raise ICASCError(f"'{source}' has no args.yaml beside it: name its architecture with --model.")
+    if given.model and not source.startswith(HUB):
+        argv += ['--model', given.model]
+    if run is None and not given.data_dir and not getattr(given, 'dataset', None):
+        raise ICASCError(f"'{source}' tells no data set: name it with --data-dir (and --dataset).")
+    for name in OVERRIDES:
+        if getattr(given, name, None) is not None:
+            argv += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+    args = parse_args(argv)
+    if given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
+        args.dataset = ''  # the embedded data of the run give way to the folder
+    return args
+
+
+def _classifier_size(state_dict: Dict[str, torch.Tensor], model_name: str) -> Optional[int]:
+    """Number of logits, read from the weights of the head that the architecture names."""
+    config = timm.get_pretrained_cfg(model_name, allow_unregistered=True)
+    classifier = getattr(config, 'classifier', None)
+    classifier = classifier[0] if isinstance(classifier, (list, tuple)) else classifier
+    weight = state_dict.get(f'{classifier}.weight')
+    return None if weight is None else len(weight)
+
+
+def _load_model(args: argparse.Namespace, weights: Optional[Path], names: Optional[Sequence[str]]) -> nn.Module:
+    args.grad_checkpointing, args.initial_checkpoint, args.pretrained_path = False, '', None
+    args.pretrained = weights is None
+    if weights is None:
+        return set_up_model(args)
+    try:
+        state_dict = load_state_dict(str(weights))
+    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
+        raise ICASCError(f"cannot read the checkpoint '{weights}': {' '.join(str(e).split())[:200]}") from e
+    args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (len(names) if names else None)
+    model = set_up_model(args)
+    # Another image size than in training: position embeddings are resampled as timm does for its own weights.
+    resample = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    try:
+        if resample is not None and args.img_size:
+            state_dict = resample(state_dict, model)
+        model.load_state_dict(state_dict)
+    except (RuntimeError, TypeError) as e:
+        raise ICASCError(f"the weights of '{weights}' do not fit --model {args.model}: "
+                         f"{' '.join(str(e).split())[:200]}") from e
+    return model
+
+
+def _find_weights(source: str, best: bool) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        weights = next((path / name for name in WEIGHTS[best] if (path / name).is_file()), None)
+        if weights is None:
+            raise ICASCError(f"'{source}' has no {WEIGHTS[best][0]}: it is not the folder of a run.")
+        return weights
+    if not path.is_file():
+        raise ICASCError(f"no checkpoint or folder of a run '{source}'.")
+    return path
+
+
+def _open_dataset(args: argparse.Namespace) -> Dataset:
+    dataset = create_dataset(
+        args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
+        download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
+        batch_size=args.batch_size, seed=args.seed)
+    if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
+        raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
+    return dataset
+
+
+def load_checkpoint(
+        source: str,
+        given: argparse.Namespace,
+        label: Optional[str] = None,
+        with_data: bool = True,
+) -> Checkpoint:
+    """Load one checkpoint and open its test images.
+
+    Args:
+        source: Folder of a run, checkpoint file, 'hf-hub:NAME' or 'local-dir:PATH'.
+        given: Options of `add_checkpoint_arguments`, or of `add_model_arguments` without data.
+        label: Its name in tables and figures; the folder's name when None.
+        with_data: Whether to open the data set; without it, `dataset` and `names` are None.
+
+    Raises:
+        ICASCError: No such file, weights that do not fit, a model without --model.
+        DataError: The data set is missing, cannot be indexed, or has more classes than the model.
+    """
+    weights = None if source.startswith(HUB) else _find_weights(source, given.best)
+    run = weights.parent if weights is not None and (weights.parent / 'args.yaml').is_file() else None
+    args = _run_arguments(source, given, run)
+    args.in_chans = args.input_size[0] if args.input_size else args.in_chans or 3
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    dataset = _open_dataset(args) if with_data else None
+    names = class_names(dataset) if with_data else None
+    model = _load_model(args, weights, names)
+    try:
+        model = model.to(args.device).eval()
+    except (RuntimeError, AssertionError) as e:
+        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+    num_classes = getattr(model, 'num_classes', None) or args.num_classes or len(names)
+    if names and len(names) > num_classes:
+        raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
+    if names and len(names) < num_classes:
+        warnings.warn(f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
+                      f'(--class-map FILE says otherwise)', stacklevel=2)
+    config = set_up_data_config(args, model)
+    if with_data:
+        dataset.transform = create_transform(
+            config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
+            interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'])
+    layers = None
+    try:
+        layers = resolve_layers(model, given.layers or args.icasc_layers, config['input_size'])
+    except LayerResolutionError as e:
+        if given.layers:
+            raise
+        warnings.warn(f'attention is not measured: {e}', stacklevel=2)
+    return Checkpoint(
+        label=label or (weights.parent.name if run else Path(source).name), source=str(weights or source), folder=run,
+        model=model, dataset=dataset, names=names, num_classes=num_classes, data_config=config, layers=layers,
+        batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
+
+
+def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> List[Checkpoint]:
+    """`load_checkpoint` for each, the folder of --icasc-compare standing for its two runs; labels are made unique."""
+    expanded: List[str] = []
+    for source in sources:
+        runs = find_runs(Path(source)) if not source.startswith(HUB) and Path(source).is_dir() else []
+        expanded += [str(run) for run in runs] or [source]
+    expanded = list(dict.fromkeys(expanded))
+    checkpoints = [load_checkpoint(source, given) for source in expanded]
+    labels = [checkpoint.label for checkpoint in checkpoints]
+    for checkpoint, source in zip(checkpoints, expanded, strict=True):
+        if labels.count(checkpoint.label) > 1:
+            checkpoint.label = '-'.join(Path(source).parts[-2:])
+    for i, checkpoint in enumerate(checkpoints):
+        if checkpoint.label in [other.label for other in checkpoints[:i]]:
+            checkpoint.label = f'{checkpoint.label}-{i + 1}'
+    return checkpoints

@@ -1,0 +1,95 @@
+"""Does a class's attention lie on its objects? Maps against bounding boxes, one value per map.
+
+Shapes: `H W` size of the model's input in pixels; `n` boxes of one class, `xmin, ymin, xmax, ymax` in continuous
+coordinates (`geometry`). A map that is zero everywhere points nowhere: every measure is 0.
+"""
+from typing import Dict
+
+import numpy as np
+from scipy import ndimage
+
+__all__ = ['box_iou', 'box_mask', 'energy_in_boxes', 'largest_component_box', 'localise', 'pointing_game']
+
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
+
+
+def box_mask(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The pixels whose centre lies in one of the boxes: bool `[H, W]`."""
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    mask = np.zeros((height, width), dtype=bool)
+    for xmin, ymin, xmax, ymax in boxes:
+        mask |= ((y >= ymin) & (y < ymax))[:, None] & ((x >= xmin) & (x < xmax))[None]
+    return mask
+
+
+def pointing_game(heat: np.ndarray, boxes: np.ndarray, tolerance: float = 0.) -> bool:
+    """Whether the map's maximum lies in a box of the class (Zhang et al., "Excitation Backprop", 2016).
+
+    Args:
+        heat: Attention map at the size of the input, `[H, W]`, values >= 0.
+        boxes: `[n, 4]`.
+        tolerance: Margin around the boxes in pixels of the input. Zhang et al. allow 15 at the images' full size.
+    """
+    if not heat.any():
+        return False
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    x, y = column + 0.5, row + 0.5
+    return bool(np.any(
+        (x >= boxes[:, 0] - tolerance) & (x < boxes[:, 2] + tolerance)
+        & (y >= boxes[:, 1] - tolerance) & (y < boxes[:, 3] + tolerance)))
+
+
+def energy_in_boxes(heat: np.ndarray, mask: np.ndarray) -> float:
+    """Share of the map's sum that lies in the boxes (energy-based pointing game; Wang et al., "Score-CAM", 2020).
+
+    Args:
+        heat: Attention map `[H, W]`, values >= 0.
+        mask: `box_mask` of the class, `[H, W]`.
+    """
+    total = heat.sum(dtype=np.float64)
+    return float(heat[mask].sum(dtype=np.float64) / total) if total > 0 else 0.
+
+
+def largest_component_box(region: np.ndarray) -> np.ndarray:
+    """Tight box around the largest 8-connected component of a region, bool `[H, W]`: `[4]`."""
+    labels, _ = ndimage.label(region, EIGHT_NEIGHBOURS)
+    largest = np.bincount(labels.ravel())[1:].argmax()
+    rows, columns = ndimage.find_objects(labels)[largest]
+    return np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float64)
+
+
+def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box `[4]` with each of `[n, 4]`: `[n]` in [0, 1]."""
+    width = np.clip(np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0]), 0, None)
+    height = np.clip(np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1]), 0, None)
+    intersection = width * height
+
+    def area(b: np.ndarray) -> np.ndarray:
+        return (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    return intersection / (area(box) + area(boxes) - intersection)
+
+
+def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance: float = 0.) -> Dict[str, float]:
+    """Every measure of one map.
+
+    Args:
+        heat: Attention map at the size of the input, `[H, W]`, values >= 0.
+        boxes: Boxes of the map's class, `[n, 4]`, n >= 1.
+        sigma: Threshold of the region as a fraction of the map's maximum, as in the target mask (Eq. 4).
+        tolerance: See `pointing_game`.
+
+    Returns:
+        - 'pointing': 1 if the maximum lies in a box, else 0
+        - 'energy': share of the attention in the boxes
+        - 'iou': of the box around the largest region above the threshold with the nearest box of the class, as
+          Zhou et al. (CAM, 2016) localise
+        - 'iou50': 1 if that is at least 0.5, else 0
+        - 'no_map': 1 for a map of zeros
+        - 'box_area': share of the input that the boxes cover: what 'pointing' and 'energy' are by chance
+    """
+    mask = box_mask(boxes, *heat.shape)
+    iou = 0.
+    if heat.any():
+        iou = float(box_iou(largest_component_box(heat >= sigma * heat.max()), boxes).max())
+    return {'pointing': float(pointing_game(heat, boxes, tolerance)), 'energy': energy_in_boxes(heat, mask),
+            'iou': iou, 'iou50': float(iou >= 0.5), 'no_map': float(not heat.any()), 'box_area': float(mask.mean())}

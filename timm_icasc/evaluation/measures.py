@@ -1,0 +1,157 @@
+"""From the records of a checkpoint to its numbers: accuracy, average precision, KS statistic, attention, localisation.
+
+Every number is a function of the images' records and of how often each image counts, so that a bootstrap can draw
+the images anew (`comparison`). Shapes: `N` images, `C` classes.
+"""
+from typing import Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from ..multilabel import multilabel_metrics, per_class_metrics, voc_average_precision
+from .ks import KolmogorovSmirnov, kolmogorov_smirnov
+from .records import Records
+
+__all__ = ['ORDER', 'class_table', 'confused_classes', 'curve_measures', 'ks_of', 'mean_measures', 'measures']
+
+# Every measure, in the order of tables.
+ORDER = (
+    'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'ks',
+    'ks_probability', 'overlap_inner', 'overlap_last', 'overlap_cooccurring', 'as_inner', 'as_last', 'ac', 'zero_maps',
+    'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area',
+    'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
+PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
+
+
+def confused_classes(records: Records) -> np.ndarray:
+    """The class of highest score that is absent from the image, `[N]`; ignored classes are not considered."""
+    scores = records.scores.astype(np.float64)
+    if records.multilabel:
+        return np.where(records.targets == 0, scores[:, :records.targets.shape[1]], -np.inf).argmax(1)
+    scores[np.arange(len(scores)), records.targets] = -np.inf
+    return scores.argmax(1)
+
+
+def ks_of(records: Records, rows: np.ndarray, confused: Optional[np.ndarray] = None) -> KolmogorovSmirnov:
+    """KS statistic over the images `rows`: probabilities of the true classes, and of the image's most confusing one.
+
+    Where an image has several classes, each present one is an observation, and so is its highest-scoring absent one.
+    `confused`: `confused_classes` of the records, where already known.
+    """
+    confused = confused_classes(records) if confused is None else confused
+    highest = records.scores[rows, confused[rows]]
+    if records.multilabel:
+        targets = records.targets[rows]
+        chosen = records.scores[rows, :targets.shape[1]]
+        return kolmogorov_smirnov(chosen[targets > 0], highest[(targets == 0).any(1)])
+    return kolmogorov_smirnov(records.scores[rows, records.targets[rows]], highest)
+
+
+def _correct(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Whether the target is among the `k` highest scores, `[N]`; equal scores count against it."""
+    own = scores[np.arange(len(scores)), targets][:, None]
+    return ((scores >= own).sum(1) <= k).astype(np.float64)
+
+
+def _auc(scores: np.ndarray, present: np.ndarray) -> float:
+    return float(roc_auc_score(present, scores)) if present.any() and not present.all() else np.nan
+
+
+def _mean_over_classes(score: Callable, records: Records, rows: np.ndarray) -> float:
+    """Mean over the classes of `score(scores, present)` on the images `rows`, in percent; ignored ones are left out."""
+    scores, targets = records.scores[rows], records.targets[rows]
+    values = []
+    for c in range(targets.shape[1]):
+        known = targets[:, c] >= 0
+        values.append(score(scores[known, c], targets[known, c] > 0))
+    return 100 * _mean_of(np.array(values))
+
+
+def mean_measures(records: Records) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+    """Measures that are means: name -> numerator and weight of each image, `[N]` both; the value is sum over sum."""
+    columns: Dict[str, np.ndarray] = {}
+    if not records.multilabel:
+        several = [(1, 'top1'), (5, 'top5')] if records.scores.shape[1] > 5 else [(1, 'top1')]
+        for k, name in several:
+            columns[name] = 100 * _correct(records.scores, records.targets, k)
+            if records.ten_crop_scores is not None:
+                columns[f'{name}_ten_crop'] = 100 * _correct(records.ten_crop_scores, records.targets, k)
+    columns.update(records.images)
+    result = {name: (np.nan_to_num(column), (~np.isnan(column)).astype(np.float64))
+              for name, column in columns.items()}
+    for name in PAIR_MEASURES if records.pairs else ():
+        numerator, weight = np.zeros(len(records.indices)), np.zeros(len(records.indices))
+        np.add.at(numerator, records.pairs['image'], records.pairs[name])
+        np.add.at(weight, records.pairs['image'], 1)
+        result[name] = (numerator, weight)
+    return result
+
+
+def curve_measures(records: Records) -> Dict[str, Callable[[np.ndarray], float]]:
+    """Measures of the images together: name -> function of the rows that count (a row may occur several times)."""
+    confused = confused_classes(records)
+    result = {'ks': lambda rows: ks_of(records, rows, confused).margin}
+    if records.multilabel:
+        result['mAP'] = lambda rows: _mean_over_classes(voc_average_precision, records, rows)
+        result['AUC'] = lambda rows: _mean_over_classes(_auc, records, rows)
+    return result
+
+
+def measures(records: Records) -> Dict[str, float]:
+    """All measures of a checkpoint.
+
+    Returns:
+        - 'top1', 'top5' (from 6 classes on), with '_ten_crop': accuracy in percent
+        - 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC' (several classes per image): `multilabel.multilabel_metrics`
+        - 'ks', 'ks_probability': margin of the KS chart (Fig. 9) and the probability at which it occurs
+        - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map
+        - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5) without training
+        - 'zero_maps': share of images with a map of zeros
+        - 'overlap_cooccurring': histogram intersection of the maps of classes in one image, by default the last layer's
+        - 'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area': `localisation.localise`, means over the classes in
+          the images that have boxes
+    """
+    rows = np.arange(len(records.indices))
+    values = {}
+    if records.multilabel:
+        known = records.targets.shape[1]  # a head may have more outputs than the data set has classes
+        metrics = multilabel_metrics(records.scores[:, :known], records.targets, records.names[:known])
+        values = {name: value for name, value in metrics.items() if not name.startswith('AP_')}
+    values.update({name: f(rows) for name, f in curve_measures(records).items() if name not in values})
+    values['ks_probability'] = ks_of(records, rows).probability
+    for name, (numerator, weight) in mean_measures(records).items():
+        values[name] = float(numerator.sum() / weight.sum()) if weight.sum() else np.nan
+    return {name: values[name] for name in sorted(values, key=ORDER.index)}
+
+
+def _mean_of(column: np.ndarray) -> float:
+    return float(np.nanmean(column)) if len(column) and not np.isnan(column).all() else np.nan
+
+
+def class_table(records: Records) -> List[Dict[str, object]]:
+    """One row per class that occurs: number of images, accuracy or average precision, confusion, localisation."""
+    table = []
+    confused = confused_classes(records)
+    known = records.targets.shape[1] if records.multilabel else len(records.names)
+    if records.multilabel:
+        curves = per_class_metrics(records.scores[:, :known], records.targets, records.names[:known])
+    else:
+        correct = _correct(records.scores, records.targets, 1)
+    for c, name in enumerate(records.names[:known]):
+        chosen = records.targets[:, c] > 0 if records.multilabel else records.targets == c
+        if not chosen.any():
+            continue
+        row: Dict[str, object] = {'class': name, 'images': int(chosen.sum())}
+        if records.multilabel:
+            row.update({key: curves[c][key] for key in ('AP', 'AP_11point', 'AP_sklearn', 'AUC')})
+        else:
+            row['top1'] = 100 * _mean_of(correct[chosen])
+        row['confused_with'] = records.names[np.bincount(confused[chosen]).argmax()]
+        for key in ('overlap_inner', 'overlap_last'):
+            if key in records.images:
+                row[key] = _mean_of(records.images[key][chosen])
+        if records.pairs:
+            own = records.pairs['class'] == c
+            row.update({key: _mean_of(records.pairs[key][own]) for key in PAIR_MEASURES})
+        table.append(row)
+    return table

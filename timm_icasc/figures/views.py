@@ -1,0 +1,167 @@
+"""What figures and the browsing page show of an image: its classes, their probabilities and maps, and their overlap.
+
+Shapes: `N` images, `K` classes shown, `h w` image size.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from ..data import is_multilabel
+from ..evaluation.checkpoint import Checkpoint
+from ..losses import attention_consistency, attention_overlap, resize_mask, target_mask
+from ..objective import attention_maps
+from .page import displayed, to_size
+
+__all__ = ['ClassView', 'LayerView', 'image_name', 'load_items', 'truth_of', 'view_classes', 'view_layers']
+
+
+@dataclass
+class ClassView:
+    """One class of one image in the eyes of one model.
+
+    Attributes:
+        index: Class index.
+        name: Class name.
+        probability: Softmax probability, or sigmoid where an image can have several classes.
+        rank: 1 for the highest score.
+        truth: Whether the class is in the image.
+        heat: Attention over its own maximum, `[h, w]` in [0, 1].
+        overlap: Histogram intersection with the map of the nearest ground-truth class; None for that class itself,
+            NaN where a map is zero.
+    """
+    index: int
+    name: str
+    probability: float
+    rank: int
+    truth: bool
+    heat: np.ndarray
+    overlap: Optional[float]
+
+
+@dataclass
+class LayerView:
+    """The inner and the last layer's map of one class, by one method.
+
+    Attributes:
+        inner, last: Attention over its own maximum, `[h, w]` in [0, 1].
+        inside: Share of the inner attention inside the last layer's mask, Eq. 5 without theta.
+        overlap: Histogram intersection of the two maps on the inner grid.
+    """
+    inner: np.ndarray
+    last: np.ndarray
+    inside: float
+    overlap: float
+
+
+def image_name(checkpoint: Checkpoint, index: int) -> str:
+    """File name of an image, or its number in the data set."""
+    dataset = checkpoint.dataset
+    files = getattr(dataset, 'images', None)
+    if files is not None and isinstance(files[index], (str, Path)):
+        return Path(files[index]).name
+    try:
+        return Path(dataset.filename(index)).name  # timm's own data sets
+    except (AttributeError, NotImplementedError):
+        return f'image {index}'
+
+
+def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Images `[N, channels, h, w]` on the model's device, and their targets."""
+    items = [checkpoint.dataset[i] for i in indices]
+    return (torch.stack([image for image, _ in items]).to(checkpoint.device),
+            torch.stack([torch.as_tensor(target) for _, target in items]))
+
+
+def truth_of(target: torch.Tensor) -> List[int]:
+    """The classes in an image, from a class index or from `[C]` in {1, 0, -1}."""
+    return torch.nonzero(target > 0).flatten().tolist() if target.ndim else [int(target)]
+
+
+def colors_of(checkpoint: Checkpoint, images: torch.Tensor) -> np.ndarray:
+    return displayed(images, checkpoint.data_config['mean'], checkpoint.data_config['std'])
+
+
+def _own_scale(maps: torch.Tensor, size: Tuple[int, int]) -> np.ndarray:
+    heats = to_size(maps, size)
+    maximum = heats.amax((-2, -1), keepdim=True)
+    return (heats / torch.where(maximum > 0, maximum, 1)).numpy()
+
+
+def _paths(checkpoint: Checkpoint) -> Tuple[str, str]:
+    return checkpoint.layers.inner.path, checkpoint.layers.last.path
+
+
+def view_classes(
+        checkpoint: Checkpoint,
+        indices: Sequence[int],
+        topk: int = 5,
+        method: str = 'ach',
+        layer: str = 'last',
+) -> List[List[ClassView]]:
+    """For each image the `topk` classes of highest score, highest first.
+
+    A ground-truth class below them takes the place of the last one, so that it is always shown.
+    """
+    images, targets = load_items(checkpoint, indices)
+    multilabel = is_multilabel(checkpoint.dataset)
+    with torch.inference_mode():
+        logits = checkpoint.model(images).float().cpu()
+    scores = logits.sigmoid() if multilabel else logits.softmax(1)
+    topk = min(topk, logits.shape[1])
+    order = logits.sort(dim=1, descending=True, stable=True).indices
+    truths = [truth_of(target)[:topk] for target in targets]
+    chosen = []
+    for row, truth in zip(order.tolist(), truths, strict=True):
+        below = [c for c in row[topk:] if c in truth]
+        kept = [c for c in row[:topk] if c in truth]
+        others = [c for c in row[:topk] if c not in truth][:topk - len(below) - len(kept)]
+        chosen.append(sorted(kept + others, key=row.index) + below)
+    maps = attention_maps(
+        checkpoint.model, images, torch.tensor(chosen, device=images.device), method=method, layer=layer,
+        layers=_paths(checkpoint)).cpu()
+    heats = _own_scale(maps, tuple(images.shape[-2:]))
+    views = []
+    for n, (classes, truth) in enumerate(zip(chosen, truths, strict=True)):
+        own = [k for k, c in enumerate(classes) if c in truth]
+        rows = []
+        for k, c in enumerate(classes):
+            others = [j for j in own if j != k]
+            overlap = None
+            if others and (c not in truth or multilabel):
+                overlap = attention_overlap(maps[n, [k] * len(others)], maps[n, others]).max().item()
+            rows.append(ClassView(
+                c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1, c in truth,
+                heats[n, k], overlap))
+        views.append(rows)
+    return views
+
+
+def view_layers(
+        checkpoint: Checkpoint,
+        indices: Sequence[int],
+        method: str,
+        sigma: float = 0.55,
+) -> Tuple[List[int], List[LayerView]]:
+    """Inner against last layer for each image's ground-truth class (of several, the one of highest score).
+
+    Returns:
+        The classes and their views. An image without a class is drawn for its highest-scoring one.
+    """
+    images, targets = load_items(checkpoint, indices)
+    with torch.inference_mode():
+        logits = checkpoint.model(images).float().cpu()
+    classes = [max(truth_of(target) or range(len(row)), key=lambda c, row=row: row[c])
+               for target, row in zip(targets, logits.tolist(), strict=True)]
+    drawn = torch.tensor(classes, device=images.device)[:, None]
+    maps = {layer: attention_maps(checkpoint.model, images, drawn, method=method, layer=layer,
+                                  layers=_paths(checkpoint)).cpu() for layer in ('inner', 'last')}
+    heats = {layer: _own_scale(values, tuple(images.shape[-2:])) for layer, values in maps.items()}
+    inner, last = maps['inner'][:, 0], maps['last'][:, 0]
+    inside = -attention_consistency(inner, resize_mask(target_mask(last, sigma), inner.shape[-2:]), theta=0.)
+    overlap = attention_overlap(inner, resize_mask(last, inner.shape[-2:]))
+    return classes, [
+        LayerView(heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())
+        for n in range(len(classes))]
