@@ -1,0 +1,84 @@
+"""One loopback Hub and one client process for all tests; each test has repos of its own, and an empty cache.
+
+And runs of train_timm.py on a few images of noise: for the flow of files, not for learning.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_client import Client
+from hub_server import Hub
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_timm  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def hub_of_the_session(tmp_path_factory):
+    with Hub(tmp_path_factory.mktemp('hub')) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(hub_of_the_session):
+    yield hub_of_the_session
+    hub_of_the_session.faults.clear()
+    hub_of_the_session.reached.clear()
+    hub_of_the_session.released.clear()
+
+
+@pytest.fixture(scope='session')
+def client(hub_of_the_session, tmp_path_factory):
+    client = Client(hub_of_the_session.endpoint, tmp_path_factory.mktemp('client') / 'x')
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope='session')
+def noise_options(tmp_path_factory):
+    """Arguments of train_timm.py: one epoch, three classes, 12 training and 6 validation images."""
+    root, generator = tmp_path_factory.mktemp('noise'), np.random.default_rng(0)
+    for split, count in (('train', 4), ('val', 2)):
+        for name in ('ant', 'bat', 'cat'):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    return ['train_timm.py', '--data-dir', str(root), '--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--lr', '0.1',
+            '--batch-size', '4', '--icasc-eval-images', '4', '--icasc-order', '1', '--seed', '7']
+
+
+@pytest.fixture(scope='session')
+def train_on_noise(noise_options, tmp_path_factory):
+    """Call with further options; returns the run directory."""
+    def call(*options):
+        folder, argv = tmp_path_factory.mktemp('output'), sys.argv
+        sys.argv = [*noise_options, '--output', str(folder), '--experiment', 'x', *map(str, options)]
+        try:
+            assert train_timm.main() == 0
+        finally:
+            sys.argv = argv
+        return folder / 'x'
+    return call
+
+
+@pytest.fixture(scope='session')
+def multilabel(train_on_noise, noise_options, tmp_path_factory):
+    """A run on images of several classes each."""
+    root, labels = tmp_path_factory.mktemp('multilabel'), ('1,0,1', '0,1,0', '1,1,0', '0,0,1')
+    noise = Path(noise_options[noise_options.index('--data-dir') + 1])
+    for split in ('train', 'val'):
+        images = sorted((noise / split).rglob('*.png'))
+        rows = [f'{image},{labels[i % 4]}' for i, image in enumerate(images)]
+        (root / f'{split}.csv').write_text('\n'.join(['image,ant,bat,cat', *rows]))
+    return train_on_noise('--data-dir', root, '--dataset', 'multilabel', '--val-split', 'val', '--smoothing', 0)
+
+
+@pytest.fixture(scope='session')
+def compared(train_on_noise):
+    """The folder of an --icasc-compare job."""
+    return train_on_noise('--icasc-compare')
