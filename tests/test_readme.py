@@ -12,9 +12,12 @@ README = (ROOT / 'README.md').read_text()
 
 
 @pytest.mark.parametrize('code', re.findall(r'```python\n(.*?)```', README, re.S))
-def test_examples_run(code):
+def test_examples_run(code, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert 'pretrained=True' in code
-    exec(compile(code.replace('pretrained=True', 'pretrained=False'), 'README.md', 'exec'), {})
+    if 'icasc_digits' not in code:  # those weights are here
+        code = code.replace('pretrained=True', 'pretrained=False')
+    exec(compile(code, 'README.md', 'exec'), {})
 
 
 @pytest.mark.parametrize('line', re.findall(r'^\S.*train_timm\.py (--.*)', README, re.M))

@@ -1,16 +1,15 @@
 """What ICASC costs on this machine: time and peak memory of a training step against plain cross-entropy.
 
-    python -m timm_icasc.bench resnet18 --img-size 224 --batch-size 8
+    timm-icasc bench resnet18 --img-size 224 --batch-size 8
 """
 import argparse
 import ctypes
 import gc
 import multiprocessing
 import statistics
-import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Optional, Sequence, Tuple
+from typing import Callable, Dict, Optional
 
 import timm
 import torch
@@ -137,10 +136,7 @@ def measure_memory(
     return peaks
 
 
-def _parse(argv: Optional[Sequence[str]]) -> Tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(
-        prog='python -m timm_icasc.bench',
-        description='Time and peak memory of a training step, with and without ICASC.')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('models', nargs='+', metavar='MODEL', help='timm architectures')
     parser.add_argument('-b', '--batch-size', type=int, default=8, metavar='N', help='default: %(default)s')
     parser.add_argument('--img-size', type=int, metavar='N', help='default: the model\'s')
@@ -148,32 +144,23 @@ def _parse(argv: Optional[Sequence[str]]) -> Tuple[argparse.ArgumentParser, argp
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', metavar='NAME',
                         help='default: %(default)s')
     parser.add_argument('--threads', type=int, default=1, metavar='N', help='CPU threads (default: %(default)s)')
-    return parser, parser.parse_args(argv)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    parser, args = _parse(argv)
+def run(args: argparse.Namespace) -> int:
     for name in args.models:
         if not timm.is_model(name):
-            parser.error(f"unknown architecture '{name}'.")
+            raise ICASCError(f"unknown architecture '{name}'; timm.list_models() lists them.")
     for option in ('batch_size', 'repeats', 'threads'):
         if getattr(args, option) < 1:
-            parser.error(f"--{option.replace('_', '-')} must be at least 1.")
+            raise ICASCError(f"--{option.replace('_', '-')} must be at least 1.")
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     print(f"{'model':<32} {'variant':<16} {'s/step':>9} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
     for name in args.models:
-        try:
-            seconds = measure_time(name, args.batch_size, args.img_size, device, args.repeats)
-            memory = measure_memory(name, args.batch_size, args.img_size, device)
-        except ICASCError as e:
-            parser.error(str(e))
+        seconds = measure_time(name, args.batch_size, args.img_size, device, args.repeats)
+        memory = measure_memory(name, args.batch_size, args.img_size, device)
         for variant in VARIANTS:
             peak, plain = memory[variant], memory[VARIANTS[0]]
             print(f'{name:<32} {variant:<16} {seconds[variant]:>9.4f} {seconds[variant] / seconds[VARIANTS[0]]:>6.2f} '
                   + (f'{peak:>9.0f} {peak / plain:>6.2f}' if peak and plain else f"{'-':>9} {'-':>6}"))
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())
