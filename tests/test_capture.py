@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import create
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from timm_icasc import ICASCError, resolve_layers
-from timm_icasc.capture import capture_features
+from timm_icasc import ICASCError, resolve_layers, twice_differentiable
+from timm_icasc.capture import _TwiceDifferentiable, capture_features
 
 
 def resolved(model, size=64):
@@ -132,22 +133,11 @@ def test_hardsigmoid_keeps_its_values():
         torch.testing.assert_close(F.hardsigmoid(x), torch.clamp(x / 6 + 0.5, 0, 1))
 
 
-def test_fused_attention_stays_before_the_inner_layer_and_at_order_1(monkeypatch):
-    """Only the tail, two of twelve blocks and the rest of a third, may give up the fused kernels."""
-    import timm_icasc.capture as capture
+def test_only_the_tail_runs_by_equivalents_and_only_at_order_2(monkeypatch):
+    """Two of twelve blocks and the rest of a third stand behind the inner layer."""
     calls = []
-
-    class Counting(capture.sdpa_kernel if isinstance(capture.sdpa_kernel, type) else object):
-        def __init__(self, backend):
-            calls.append(backend)
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, *exc):
-            pass
-
-    monkeypatch.setattr(capture, 'sdpa_kernel', Counting)
+    original = twice_differentiable.attention
+    monkeypatch.setattr(twice_differentiable, 'attention', lambda *args: calls.append(args) or original(*args))
     model = create('vit_tiny_patch16_224').eval()
     layers = resolved(model)
     for order, expected in ((1, 0), (2, 3)):  # the inner layer is blocks.8: blocks 9, 10, 11 follow
@@ -155,6 +145,63 @@ def test_fused_attention_stays_before_the_inner_layer_and_at_order_1(monkeypatch
         with capture_features(model, layers, order=order):
             model(torch.zeros(1, 3, 64, 64))
         assert len(calls) == expected
+
+
+@pytest.mark.parametrize('operation, args, kwargs', [
+    pytest.param(F.conv2d, [(2, 4, 6, 6), (8, 2, 3, 3), (8,)], {'stride': (2, 1), 'padding': 1, 'groups': 2},
+                 id='grouped convolution'),
+    pytest.param(F.conv2d, [(2, 4, 6, 6), (8, 4, 3, 3)], {'padding': 'same'}, id='padding in words'),
+    pytest.param(F.conv2d, [(4, 6, 6), (8, 4, 3, 3)], {}, id='an image without a batch'),
+    pytest.param(F.gelu, [(2, 5)], {}, id='gelu'),
+    pytest.param(F.gelu, [(2, 5)], {'approximate': 'tanh'}, id='gelu by tanh'),
+    pytest.param(F.silu, [(2, 5)], {'inplace': True}, id='silu in place'),
+    pytest.param(F.scaled_dot_product_attention, [(2, 3, 5, 4)] * 3, {'scale': 0.3}, id='attention'),
+    pytest.param(F.scaled_dot_product_attention, [(2, 3, 5, 4)] * 3 + [(5, 5)], {}, id='attention with a bias'),
+    pytest.param(F.scaled_dot_product_attention, [(2, 3, 5, 4)] * 3, {'is_causal': True}, id='causal attention'),
+])
+def test_equivalents_have_the_values_and_both_derivatives_of_the_operation(operation, args, kwargs):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in args]
+    weight = torch.randn_like(operation(*[x.clone() for x in inputs], **kwargs))
+
+    def derivatives():
+        with sdpa_kernel(SDPBackend.MATH):  # the only one of torch's own that can be differentiated twice
+            output = operation(*[x.clone() for x in inputs], **kwargs)
+        first = torch.autograd.grad((output.square() * weight).sum(), inputs, create_graph=True)
+        return output, *first, *torch.autograd.grad(sum((g ** 3).sum() for g in first), inputs)
+
+    expected = derivatives()
+    with _TwiceDifferentiable(checkpointing=False):
+        found = derivatives()
+    for ours, torchs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, torchs)
+
+
+class WeightFromFeature(torch.nn.Module):
+    """A convolution whose kernel is made from the feature: the score's gradient goes through it too."""
+
+    def forward(self, x):
+        return F.conv2d(x, x.mean((0, 2, 3)).reshape(1, -1, 1, 1))
+
+
+def test_a_weight_made_from_features_passes_their_gradient_on():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    expected, = torch.autograd.grad(WeightFromFeature()(x).sum(), x)
+    with _TwiceDifferentiable(checkpointing=False):
+        score = WeightFromFeature()(x).sum()
+    with twice_differentiable.features_only():
+        found, = torch.autograd.grad(score, x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_equivalents_follow_autocast():
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    convolution = torch.nn.Conv2d(4, 4, 3, groups=4)
+    with torch.autocast('cpu', torch.bfloat16), _TwiceDifferentiable(checkpointing=False):
+        assert convolution(x).dtype == torch.bfloat16
+        assert F.scaled_dot_product_attention(x, x, x).dtype == torch.bfloat16
+        assert F.gelu(x).dtype == torch.float32
 
 
 def test_checkpointed_attention_at_order_2_is_refused():

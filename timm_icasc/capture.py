@@ -3,7 +3,7 @@
 Nothing outlives the context: no hook, no changed module, no global setting.
 """
 from contextlib import ExitStack, contextmanager
-from typing import Dict, Iterator, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from . import twice_differentiable
 from .errors import ICASCError
 from .features import FeatureLayer
 from .modules import is_checkpointing, unwrap_model
@@ -38,29 +39,70 @@ def hold_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
             m.num_batches_tracked.copy_(count)
 
 
-class _TwiceDifferentiable(TorchFunctionMode):
-    """Run the operations whose backward has no derivative by equivalents that have one.
+def _lowered(*tensors: Optional[torch.Tensor]) -> List[Optional[torch.Tensor]]:
+    """Tensors in the precision in which autocast runs convolutions and attention."""
+    device = next(x for x in tensors if x is not None).device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if x is not None and x.dtype == torch.float32 else x for x in tensors]
 
-    The fused kernels of scaled dot-product attention give way to the math kernel, hardsigmoid to its definition.
-    """
+
+def _convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    # A weight that is made in the forward pass may be made from features, and pass their gradient on.
+    if isinstance(padding, str) or x.ndim != 4 or not weight.is_leaf:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    x, weight, bias = _lowered(x, weight, bias)
+    return twice_differentiable.convolution(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, *, scale=None, enable_gqa=False):
+    if attn_mask is not None or dropout_p or is_causal or enable_gqa:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return twice_differentiable.attention(*_lowered(query, key, value), scale)
+
+
+def _gelu(input, *, approximate='none'):
+    return twice_differentiable.activation(input, 'gelu') if approximate == 'none' else F.gelu(
+        input, approximate=approximate)
+
+
+def _silu(input, inplace=False):
+    return twice_differentiable.activation(input, 'silu')
+
+
+def _hardsigmoid(input, inplace=False):
+    return F.relu6(input + 3) / 6
+
+
+# Without a second derivative, or with a dear one -> what stands in for it.
+EQUIVALENTS = {
+    F.conv2d: _convolution,
+    F.gelu: _gelu,
+    F.silu: _silu,
+    F.scaled_dot_product_attention: _attention,
+    F.hardsigmoid: _hardsigmoid,
+}
+ONCE_DIFFERENTIABLE = (F.scaled_dot_product_attention, F.hardsigmoid)
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Run the operations of the tail by equivalents of equal value that have a second derivative, or a cheaper one."""
 
     def __init__(self, checkpointing: bool):
         super().__init__()
         self.checkpointing = checkpointing
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (F.scaled_dot_product_attention, F.hardsigmoid) and self.checkpointing:
+        if not self.checkpointing:
+            func = EQUIVALENTS.get(func, func)
+        elif func in ONCE_DIFFERENTIABLE:
             raise ICASCError(
                 f'order=2 does not work with gradient checkpointing on a model that calls {func.__name__} behind the '
                 f'inner layer: the recomputation would run another kernel. Use order=1, or turn checkpointing off.')
-        if func is F.scaled_dot_product_attention:
-            with sdpa_kernel(SDPBackend.MATH):
-                return func(*args, **kwargs)
-        if func is F.hardsigmoid:
-            x = args[0] if args else kwargs['input']
-            return F.relu6(x + 3) / 6
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from .losses import MASK_SCALES, attention_consistency, attention_separation, re
 from .modules import is_checkpointing
 from .precision import at_least_float32
 from .targets import ClassPair, class_indices, select_classes, select_multilabel_classes
+from .twice_differentiable import features_only
 
 __all__ = ['ICASCConfig', 'ICASCOutput', 'attention_maps', 'icasc_forward']
 
@@ -113,8 +114,9 @@ def _score_gradients(
 ) -> List[torch.Tensor]:
     """Gradients of the scores that `cotangent` `[B, C]` picks with respect to each feature, in at least float32."""
     scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
-    gradients = torch.autograd.grad(
-        logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
+    with features_only():
+        gradients = torch.autograd.grad(
+            logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
     return [at_least_float32(g) / scale for g in gradients]
 
 
