@@ -232,7 +232,8 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
         record = {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
     method = 'soft margin' if job.multilabel else LOSSES[args.loss]
     if args.icasc:
-        method = f'ICASC {args.icasc_attention}, order {args.icasc_order}' + f', {method}' * (args.loss != 'ce')
+        attention = ' '.join([args.icasc_attention, *(f'with defect {name}' for name in args.icasc_defects)])
+        method = f'ICASC {attention}, order {args.icasc_order}' + f', {method}' * (args.loss != 'ce')
     result = {
         'method': method, 'epochs': job.epochs, 'last': record, 'wall_time': time.monotonic() - started,
         **provenance(args, command), 'model': model_record(job)}

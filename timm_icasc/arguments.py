@@ -10,6 +10,7 @@ from .config import RECIPES, load_config
 from .data.dataset import NAMES
 from .errors import ICASCError
 from .losses import MASK_SCALES
+from .reimplementation import DEFECTS
 
 __all__ = ['build_parser', 'parse_args']
 
@@ -228,6 +229,9 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                        help='divide the map by its maximum in the mask, or take it raw (default: %(default)s)')
     group.add_argument('--icasc-mask-grad', action=argparse.BooleanOptionalAction, default=False,
                        help='let the mask carry gradient (default: it is a pseudo-label)')
+    group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), metavar='NAME',
+                       help='not for training: do it as public re-implementations did, with these of their defects '
+                            f"({', '.join(DEFECTS)}); only for the study of docs/evidence.md (default: none)")
     group.add_argument('--icasc-eval-images', type=int, default=500, metavar='N',
                        help='validation images on which attention is measured after each epoch; 0: none '
                             '(default: %(default)s)')

@@ -27,6 +27,7 @@ from .layers import resolve_layers
 from .loaders import set_up_data, set_up_data_config, set_up_loaders
 from .multilabel import MultiLabelEvaluator, MultiLabelSoftMarginLoss
 from .objective import ICASCConfig
+from .reimplementation import PublicApproachTask
 from .task import ICASCTask, MultiLabelICASCTask
 from .weights import go_offline_unless_the_hub_answers, pretrained_source
 
@@ -123,6 +124,10 @@ def set_up_task(
             'soft_targets': args.mixup > 0 or args.cutmix > 0}}
     if not args.icasc:
         return plain_class(model, **criterion, device=device, verbose=False)
+    if args.icasc_defects:
+        if multilabel:
+            raise ICASCError('--icasc-defects is for single-label data; leave it out.')
+        icasc_class = partial(PublicApproachTask, defects=args.icasc_defects)
     return icasc_class(
         model, **criterion, config=icasc_config(args), layers=args.icasc_layers, input_size=input_size,
         start_steps=round(args.icasc_start_epoch * steps_per_epoch),

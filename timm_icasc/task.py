@@ -13,7 +13,7 @@ from .images import Images, input_size
 from .layers import resolve_layers
 from .modules import unwrap_model
 from .multilabel import MultiLabelEvaluator, MultiLabelSoftMarginLoss
-from .objective import ICASCConfig, icasc_forward
+from .objective import ICASCConfig, ICASCOutput, icasc_forward
 from .targets import check_multilabel_target, check_target
 
 __all__ = ['ICASCTask', 'MultiLabelICASCTask']
@@ -137,6 +137,12 @@ class ICASCTask(ClassificationTask):
         """Raise TargetError where the target does not fit the model's output."""
         check_target(logits, target)
 
+    def icasc_forward(self, input: Images, target: torch.Tensor) -> ICASCOutput:
+        """Logits and per-sample terms of one batch (`objective.icasc_forward`)."""
+        return icasc_forward(
+            self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config,
+            multilabel=self.multi_label)
+
     def forward(self, input: Images, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """Forward pass and the ICASC loss.
 
@@ -160,9 +166,7 @@ class ICASCTask(ClassificationTask):
             self.check_target(logits, target)
             loss = self.criterion(logits, target)
             return {'loss': loss, 'output': logits, 'loss_cls': loss.detach()}
-        icasc = icasc_forward(
-            self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config,
-            multilabel=self.multi_label)
+        icasc = self.icasc_forward(input, target)
         self.check_target(icasc.logits, target)
         loss_cls = self.criterion(icasc.logits, target)
         return {
