@@ -1,32 +1,112 @@
-"""The cost table."""
+"""The table of costs, and that each measurement measures what it says."""
+import json
+from dataclasses import replace
+
 import pytest
+import timm
 import torch
 
-from timm_icasc import bench
+from timm_icasc.benchmark import cost, maps
+from timm_icasc.benchmark.steps import PLAIN, VARIANTS, Setting, create_model, make_step
 from timm_icasc.cli import main
 
+SMALL = Setting(batch_size=2)
 
-def test_table_of_all_variants(capsys):
-    assert main(['bench', 'resnet20_cifar', '--batch-size', '2', '--repeats', '1', '--device', 'cpu']) == 0
+
+def test_table_and_record_of_all_variants(tmp_path, capsys):
+    file = tmp_path / 'bench.json'
+    assert main(['bench', 'resnet20_cifar', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 4
-    for line, variant in zip(lines[1:], bench.VARIANTS, strict=True):
+    assert len(lines) == 2 + len(VARIANTS)
+    record = json.loads(file.read_text())
+    assert record['setting']['batch_size'] == 2 and set(record['versions']) == {'timm_icasc', 'timm', 'torch'}
+    for line, (variant, result) in zip(lines[2:], record['steps']['resnet20_cifar'].items(), strict=True):
         assert line.startswith('resnet20_cifar') and variant in line
-        seconds, ratio, peak, _ = line.split()[-4:]
-        assert float(seconds) > 0 and float(ratio) > 0 and (peak == '-' or float(peak) > 0)
+        seconds, ratio, operations, peak, _ = line.split()[-5:]
+        assert float(seconds) == round(result['seconds'], 4) and float(ratio) == round(result['seconds_ratio'], 2)
+        assert float(operations) == round(result['operations_ratio'], 2)
+        assert peak == '-' if result['peak_mib'] is None else float(peak) == round(result['peak_mib'])
 
 
-def test_variants_do_what_they_say(monkeypatch):
-    orders = []
-    original = bench.ICASCTask
-    monkeypatch.setattr(bench, 'ICASCTask', lambda *a, **k: orders.append(k['order']) or original(*a, **k))
-    for variant in bench.VARIANTS:
-        bench._make_step('resnet20_cifar', variant, 2, None, torch.device('cpu'))()
-    assert orders == [1, 2]
+def test_maps_are_measured_beside_the_packages_that_are_installed(tmp_path, capsys):
+    file = tmp_path / 'maps.json'
+    argv = ['bench', 'resnet20_cifar', '--maps', '-b', '1', '--repeats', '1', '--device', 'cpu', '--topk', '2']
+    assert main([*argv, '--json', str(file)]) == 0
+    seconds = json.loads(file.read_text())['maps']['resnet20_cifar']
+    packages = ('timm_icasc', 'torchcam', 'pytorch_grad_cam')
+    assert set(seconds) == {maps.FORWARD, *(f'{p} {place}' for p in packages for place in ('last', 'inner'))}
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2 + len(seconds)
 
 
-@pytest.mark.parametrize('argv, message', [(['nonet'], "unknown architecture 'nonet'"),
-                                           (['resnet18', '--repeats', '0'], '--repeats must be at least 1')])
+@pytest.mark.parametrize('place', ['inner', 'last'])
+def test_the_maps_of_the_other_packages_are_the_same(place):
+    """Up to their scaling: to a maximum of 1, and from a minimum of 0."""
+    model, size = create_model('resnet18', replace(SMALL, img_size=64))
+    model.eval()
+    images = torch.randn(2, *size)
+    layer = getattr(maps.resolve_layers(model, input_size=size), place)
+    ours = maps.attention_maps(model, images, topk=2, method='grad_cam', layer=place)
+    lowest = ours.amin((2, 3), keepdim=True)
+    ours = (ours - lowest) / (ours - lowest).amax((2, 3), keepdim=True)
+    theirs = maps._torchcam(model, layer.path, images, 2)
+    torch.testing.assert_close(torch.stack([cams[0] for cams in theirs], 1), ours, atol=1e-4, rtol=1e-3)
+
+
+def operations_by_hand(model, size, classes_in_tail=0):
+    """Of convolutions and linear layers with the images in a batch of 2: forward, and both gradients of each."""
+    total = 0
+
+    def count(module, args, output):
+        nonlocal total
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            first = not hasattr(module, 'kernel_size') or module.in_channels != 3
+            total += 2 * output.numel() * module.weight[0].numel() * (3 if first else 2)  # images need no gradient
+    handles = [module.register_forward_hook(count) for module in model.modules()]
+    model(torch.randn(2, *size))
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.parametrize('name', ['resnet20_cifar', 'mobilenetv2_035'])
+def test_operations_of_a_plain_step_layer_by_layer(name):
+    """Depthwise convolutions included, which torch's own counter counts many times over."""
+    setting = replace(SMALL, img_size=32)
+    model, size = create_model(name, setting)
+    assert cost.count_operations(name, setting)[PLAIN] == operations_by_hand(model, size)
+
+
+def test_operations_grow_with_the_order():
+    plain, first, second, public = cost.count_operations('resnet20_cifar', SMALL).values()
+    assert plain < first < second < public
+
+
+def test_every_variant_is_a_training_step():
+    for variant in VARIANTS:
+        step = make_step('resnet20_cifar', variant, SMALL)
+        parameter = next(p for cell in step.__closure__ for p in getattr(cell.cell_contents, 'param_groups', ())
+                         )['params'][0]
+        before = parameter.detach().clone()
+        step()
+        assert not torch.equal(parameter, before)
+
+
+@pytest.mark.parametrize('setting', [replace(SMALL, channels_last=True), replace(SMALL, img_size=64)])
+def test_settings(setting):
+    model, size = create_model('resnet18', setting)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last) == setting.channels_last
+    assert size[1] == (setting.img_size or timm.get_pretrained_cfg('resnet18').input_size[1])
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['nonet'], "unknown architecture 'nonet'"),
+    (['resnet18', '--repeats', '0'], '--repeats must be at least 1'),
+    (['resnet18', '--img-size', '0'], '--img-size must be at least 1'),
+    (['resnet18', '--device', 'tpu'], "--device: cannot use 'tpu'"),
+    (['resnet18', '--json', 'nowhere/bench.json'], "--json: there is no folder 'nowhere'"),
+    (['vgg11', '--img-size', '8', '--maps'], 'VGG cannot run on 3 x 8 x 8 images'),
+    (['xcit_nano_12_p16_224', '--img-size', '8'], '--img-size 8 does not fit xcit_nano_12_p16_224'),
+])
 def test_bad_input(argv, message, capsys):
     assert main(['bench', *argv]) == 2
     assert message in capsys.readouterr().err

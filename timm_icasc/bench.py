@@ -1,139 +1,29 @@
-"""What ICASC costs on this machine: time and peak memory of a training step against plain cross-entropy.
+"""What ICASC costs on this machine: time, peak memory and operations of a training step against plain cross-entropy.
 
-    timm-icasc bench resnet18 --img-size 224 --batch-size 8
+    timm-icasc bench resnet18 --batch-size 8          orders 1 and 2, and how public re-implementations go about it
+    timm-icasc bench resnet50 --amp --channels-last   as it would be trained
+    timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
+
+The steps take turns in one process; seconds are medians, on a CPU of processor time. "operations" counts the matrix
+products and convolutions alone: the ratio to which the time would fall if nothing else took any.
 """
 import argparse
-import ctypes
-import gc
-import multiprocessing
-import statistics
-import time
+import json
+import sys
 from pathlib import Path
-from typing import Callable, Dict, Optional
+from typing import Any, Dict, List
 
 import timm
 import torch
-from timm.task import ClassificationTask
-from tqdm import tqdm
 
+from .benchmark.cost import count_operations, measure_memory, measure_time
+from .benchmark.maps import FORWARD, measure_maps
+from .benchmark.steps import PLAIN, VARIANTS, Setting
 from .errors import ICASCError
-from .task import ICASCTask
+from .version import installed_versions
 
-__all__ = ['measure_memory', 'measure_time']
-
-VARIANTS = ('cross-entropy', 'ICASC order 1', 'ICASC order 2')
-
-
-def _make_step(
-        name: str,
-        variant: str,
-        batch_size: int,
-        img_size: Optional[int],
-        device: torch.device,
-) -> Callable[[], None]:
-    torch.manual_seed(0)
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size
-    model = timm.create_model(name, **({'img_size': img_size} if img_size and fixed else {})).to(device).train()
-    channels, height, width = model.pretrained_cfg['input_size']
-    images = torch.randn(batch_size, channels, img_size or height, img_size or width, device=device)
-    target = torch.randint(model.num_classes, (batch_size,), device=device)
-    if variant == 'cross-entropy':
-        task = ClassificationTask(model, device=device, verbose=False)
-    else:
-        task = ICASCTask(
-            model, order=int(variant[-1]), input_size=tuple(images.shape[1:]), device=device, verbose=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-
-    def step() -> None:
-        task(images, target)['loss'].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return step
-
-
-def measure_time(
-        name: str,
-        batch_size: int,
-        img_size: Optional[int],
-        device: torch.device,
-        repeats: int,
-) -> Dict[str, float]:
-    """Median seconds of a training step (forward, backward, SGD), the variants interleaved in one process.
-
-    On the CPU it is processor time (`time.process_time`), which other programs disturb least; elsewhere wall time.
-    """
-    clock = time.process_time if device.type == 'cpu' else time.perf_counter
-    steps = {variant: _make_step(name, variant, batch_size, img_size, device) for variant in VARIANTS}
-    seconds = {variant: [] for variant in VARIANTS}
-    for repeat in tqdm(range(repeats + 1), desc=name, leave=False, disable=None):
-        for variant, step in steps.items():
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            started = clock()
-            step()
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            if repeat:  # the first one warms up
-                seconds[variant].append(clock() - started)
-    return {variant: statistics.median(values) for variant, values in seconds.items()}
-
-
-def _resident(field: str) -> Optional[float]:
-    """'VmRSS' (now) or 'VmHWM' (peak) of this process in MiB; None where the system does not tell."""
-    try:
-        lines = Path('/proc/self/status').read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-    except (OSError, StopIteration):
-        return None
-
-
-def _peak_memory(
-        name: str,
-        variant: str,
-        batch_size: int,
-        img_size: Optional[int],
-        device: str,
-        threads: int,
-) -> Optional[float]:
-    torch.set_num_threads(threads)
-    step = _make_step(name, variant, batch_size, img_size, torch.device(device))
-    if device.startswith('cuda'):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        for _ in range(2):
-            step()
-        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
-    step()  # what is allocated once, by the layer probe or by the kernels, does not count
-    gc.collect()
-    try:
-        ctypes.CDLL('libc.so.6').malloc_trim(0)  # else the steps fill, unseen, what making the model has freed
-    except (OSError, AttributeError):
-        return None
-    before = _resident('VmRSS')
-    if before is None:
-        return None
-    Path('/proc/self/clear_refs').write_text('5')  # the peak of making the model does not count
-    for _ in range(2):
-        step()
-    return _resident('VmHWM') - before
-
-
-def measure_memory(
-        name: str,
-        batch_size: int,
-        img_size: Optional[int],
-        device: torch.device,
-) -> Dict[str, Optional[float]]:
-    """Peak memory of two training steps on top of model and data, in MiB; every variant in a process of its own.
-
-    On the CPU by Linux's account of resident memory (glibc); None on other systems.
-    """
-    peaks = {}
-    for variant in VARIANTS:
-        with multiprocessing.get_context('spawn').Pool(1) as pool:
-            peaks[variant] = pool.apply(
-                _peak_memory, (name, variant, batch_size, img_size, str(device), torch.get_num_threads()))
-    return peaks
+COLUMNS = f"{'model':<32} {'step':<16} {'s/step':>9} {'ratio':>6} {'operations':>10} {'peak MiB':>9} {'ratio':>6}"
+MAPS_COLUMNS = f"{'model':<32} {'maps':<24} {'s/batch':>9} {'ratio':>6}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,25 +32,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--img-size', type=int, metavar='N', help='default: the model\'s')
     parser.add_argument('--repeats', type=int, default=7, metavar='N', help='timed steps (default: %(default)s)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', metavar='NAME',
-                        help='default: %(default)s')
+                        help='cpu, cuda, mps (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=1, metavar='N', help='CPU threads (default: %(default)s)')
+    parser.add_argument('--channels-last', action='store_true', help='channels last memory layout')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
+    parser.add_argument('--topk', type=int, default=5, metavar='N',
+                        help='with --maps: maps of this many classes an image (default: %(default)s)')
+    parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
 
 
-def run(args: argparse.Namespace) -> int:
+def _measure_steps(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[str, Any]]:
+    seconds, memory = measure_time(name, setting, repeats), measure_memory(name, setting)
+    operations = count_operations(name, setting)
+    results = {}
+    for variant in VARIANTS:
+        peak, plain = memory[variant], memory[PLAIN]
+        results[variant] = {
+            'seconds': seconds[variant], 'seconds_ratio': seconds[variant] / seconds[PLAIN],
+            'operations': operations[variant], 'operations_ratio': operations[variant] / operations[PLAIN],
+            'peak_mib': peak, 'peak_ratio': peak / plain if peak and plain else None}
+    return results
+
+
+def _rows(name: str, results: Dict[str, Dict[str, Any]]) -> List[str]:
+    def cell(value, width, digits):
+        return f'{value:>{width}.{digits}f}' if value is not None else f"{'-':>{width}}"
+    return [f'{name:<32} {variant:<16} {r["seconds"]:>9.4f} {r["seconds_ratio"]:>6.2f} {r["operations_ratio"]:>10.2f} '
+            f'{cell(r["peak_mib"], 9, 0)} {cell(r["peak_ratio"], 6, 2)}' for variant, r in results.items()]
+
+
+def _map_rows(name: str, seconds: Dict[str, float]) -> List[str]:
+    return [f'{name:<32} {what:<24} {value:>9.4f} {value / seconds[FORWARD]:>6.2f}' for what, value in seconds.items()]
+
+
+def _check(args: argparse.Namespace) -> Setting:
     for name in args.models:
         if not timm.is_model(name):
             raise ICASCError(f"unknown architecture '{name}'; timm.list_models() lists them.")
-    for option in ('batch_size', 'repeats', 'threads'):
+    for option in ('batch_size', 'repeats', 'threads', 'topk'):
         if getattr(args, option) < 1:
             raise ICASCError(f"--{option.replace('_', '-')} must be at least 1.")
+    if args.img_size is not None and args.img_size < 1:
+        raise ICASCError('--img-size must be at least 1.')
+    try:
+        torch.ones(1, device=args.device).sum().item()
+    except (RuntimeError, NotImplementedError, AssertionError) as e:
+        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
+    return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp)
+
+
+def run(args: argparse.Namespace) -> int:
+    setting = _check(args)
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    print(f"{'model':<32} {'variant':<16} {'s/step':>9} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
+    print(f'{setting}; {args.threads} CPU thread(s), torch {torch.__version__}')
+    print(MAPS_COLUMNS if args.maps else COLUMNS)
+    models: Dict[str, Any] = {}
     for name in args.models:
-        seconds = measure_time(name, args.batch_size, args.img_size, device, args.repeats)
-        memory = measure_memory(name, args.batch_size, args.img_size, device)
-        for variant in VARIANTS:
-            peak, plain = memory[variant], memory[VARIANTS[0]]
-            print(f'{name:<32} {variant:<16} {seconds[variant]:>9.4f} {seconds[variant] / seconds[VARIANTS[0]]:>6.2f} '
-                  + (f'{peak:>9.0f} {peak / plain:>6.2f}' if peak and plain else f"{'-':>9} {'-':>6}"))
+        if args.maps:
+            models[name] = measure_maps(name, setting, args.topk, args.repeats)
+            lines = _map_rows(name, models[name])
+        else:
+            models[name] = _measure_steps(name, setting, args.repeats)
+            lines = _rows(name, models[name])
+        print('\n'.join(lines), flush=True)
+        if args.json:  # after each model: a long table that is interrupted is not lost
+            device = torch.cuda.get_device_name(setting.device) if setting.device.startswith('cuda') else args.device
+            record = {
+                'command': sys.argv[1:], 'device': device, 'setting': vars(setting), 'threads': args.threads,
+                'repeats': args.repeats, 'versions': installed_versions(), 'maps' if args.maps else 'steps': models}
+            Path(args.json).write_text(json.dumps(record, indent=1) + '\n')
     return 0

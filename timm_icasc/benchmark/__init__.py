@@ -1,0 +1,1 @@
+"""What ICASC costs: a training step, attention maps, and the operations that both ask for."""

@@ -1,0 +1,122 @@
+"""Time, peak memory and operations of a training step."""
+import ctypes
+import gc
+import multiprocessing
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from tqdm import tqdm
+
+from .steps import VARIANTS, Setting, make_step
+
+__all__ = ['count_operations', 'interleaved_seconds', 'measure_memory', 'measure_time']
+
+
+def interleaved_seconds(
+        calls: Dict[str, Callable[[], Any]],
+        device: torch.device,
+        repeats: int,
+        description: str,
+) -> Dict[str, float]:
+    """Median seconds of each call, all of them in turn, after one that warms up.
+
+    On the CPU it is processor time (`time.process_time`), which other programs disturb least; elsewhere wall time.
+    """
+    clock = time.process_time if device.type == 'cpu' else time.perf_counter
+
+    def wait() -> None:
+        if device.type != 'cpu':
+            torch.accelerator.synchronize()
+
+    seconds = {name: [] for name in calls}
+    for repeat in tqdm(range(repeats + 1), desc=description, leave=False, disable=None):
+        for name, call in calls.items():
+            wait()
+            started = clock()
+            call()
+            wait()
+            if repeat:
+                seconds[name].append(clock() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_time(name: str, setting: Setting, repeats: int) -> Dict[str, float]:
+    """Median seconds of a training step of each variant."""
+    steps = {variant: make_step(name, variant, setting) for variant in VARIANTS}
+    return interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: time')
+
+
+def _resident(field: str) -> Optional[float]:
+    """'VmRSS' (now) or 'VmHWM' (peak) of this process in MiB; None where the system does not tell."""
+    try:
+        lines = Path('/proc/self/status').read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
+
+
+def _peak_memory(name: str, variant: str, setting: Setting, threads: int) -> Optional[float]:
+    torch.set_num_threads(threads)
+    step = make_step(name, variant, setting)
+    if setting.device.startswith('cuda'):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for _ in range(2):
+            step()
+        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    if setting.device != 'cpu':
+        return None
+    step()  # what is allocated once, by the layer probe or by the kernels, does not count
+    gc.collect()
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)  # else the steps fill, unseen, what making the model has freed
+    except (OSError, AttributeError):
+        return None
+    before = _resident('VmRSS')
+    if before is None:
+        return None
+    Path('/proc/self/clear_refs').write_text('5')  # the peak of making the model does not count
+    for _ in range(2):
+        step()
+    return _resident('VmHWM') - before
+
+
+def measure_memory(name: str, setting: Setting) -> Dict[str, Optional[float]]:
+    """Peak memory of two training steps on top of model and data, in MiB; every variant in a process of its own.
+
+    On the CPU by Linux's account of resident memory (glibc); None on other systems.
+    """
+    peaks = {}
+    for variant in tqdm(VARIANTS, desc=f'{name}: memory', leave=False, disable=None):
+        with multiprocessing.get_context('spawn').Pool(1) as pool:
+            peaks[variant] = pool.apply(_peak_memory, (name, variant, setting, torch.get_num_threads()))
+    return peaks
+
+
+def _convolution_backward(gradient, x, weight, _0, _1, _2, _3, transposed, _4, _5, asked, out_shape=None, **_) -> int:
+    """Each gradient of a convolution takes as many operations as the convolution.
+
+    Torch's own count of the weight's gradient is too high by the number of groups.
+    """
+    return conv_flop_count(list(x), list(weight), list(gradient), transposed=transposed) * sum(asked[:2])
+
+
+def count_operations(name: str, setting: Setting) -> Dict[str, int]:
+    """Floating-point operations of a training step, by torch's counter: products of matrices and convolutions only.
+
+    Counted on meta tensors. The ratio to the plain step is what the step would cost if nothing else took time.
+    """
+    on_meta = replace(setting, device='meta', batch_size=2, channels_last=False, amp=False)
+    counts = {}
+    for variant in VARIANTS:
+        step = make_step(name, variant, on_meta)
+        mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+            step()
+        counts[variant] = counter.get_total_flops()
+    return counts

@@ -1,0 +1,76 @@
+"""The training steps that are held against each other."""
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional, Tuple
+
+import timm
+import torch
+import torch.nn as nn
+from timm.task import ClassificationTask
+
+from ..errors import ICASCError
+from ..reimplementation import PublicApproachTask
+from ..task import ICASCTask
+
+__all__ = ['PLAIN', 'VARIANTS', 'Setting', 'create_model', 'make_step']
+
+PLAIN = 'cross-entropy'
+# Name -> the task, from model, images' size and device.
+VARIANTS: Dict[str, Callable[..., ClassificationTask]] = {
+    PLAIN: lambda model, size, device: ClassificationTask(model, device=device, verbose=False),
+    'ICASC order 1': lambda model, size, device: ICASCTask(
+        model, order=1, input_size=size, device=device, verbose=False),
+    'ICASC order 2': lambda model, size, device: ICASCTask(
+        model, order=2, input_size=size, device=device, verbose=False),
+    'public approach': lambda model, size, device: PublicApproachTask(
+        model, input_size=size, device=device, verbose=False),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a step is measured under."""
+    batch_size: int = 8
+    img_size: Optional[int] = None  # the model's own when None
+    device: str = 'cpu'
+    channels_last: bool = False
+    amp: bool = False  # bfloat16
+
+    def __str__(self) -> str:
+        return ', '.join([self.device, f'batch {self.batch_size}', *['channels last'] * self.channels_last,
+                          *['bfloat16 autocast'] * self.amp])
+
+
+def create_model(name: str, setting: Setting) -> Tuple[nn.Module, Tuple[int, int, int]]:
+    """The model in training mode with seeded weights, and its images' channels, height and width."""
+    torch.manual_seed(0)
+    size = setting.img_size
+    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    try:
+        with torch.device('meta') if setting.device == 'meta' else nullcontext():
+            model = timm.create_model(name, **({'img_size': size} if size and fixed else {}))
+    except (AssertionError, ValueError) as e:
+        raise ICASCError(f'--img-size {size} does not fit {name}: {" ".join(str(e).split())[:200]}') from e
+    channels, height, width = model.pretrained_cfg['input_size']
+    model.to(setting.device, memory_format=torch.channels_last if setting.channels_last else torch.preserve_format)
+    return model.train(), (channels, size or height, size or width)
+
+
+def make_step(name: str, variant: str, setting: Setting) -> Callable[[], None]:
+    """A training step on random images: forward, backward, SGD."""
+    device = torch.device(setting.device)
+    model, size = create_model(name, setting)
+    images = torch.randn(setting.batch_size, *size, device=device)
+    if setting.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    target = torch.randint(model.num_classes, (setting.batch_size,), device=device)
+    task = VARIANTS[variant](model, size, device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16) if setting.amp else nullcontext():
+            loss = task(images, target)['loss']
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step
