@@ -1,13 +1,14 @@
 """What goes wrong between here and the Hub, over real HTTP, and the line that is printed then."""
+import errno
 import json
+import os
 import re
-import shutil
 import socket
 import sys
 from pathlib import Path
 
 import pytest
-from hub_client import Client
+from hub_client import PROXIES
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from timm_icasc import HubError
@@ -45,6 +46,7 @@ def repos(hub_of_the_session):
 
 
 # name: (command, token, message as printed; ENDPOINT and COMMIT stand for what differs from run to run)
+REFUSED = str(ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
 LOG_IN = "'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN"
 INVALID = (f'the access token is not valid (expired, revoked, or of another endpoint); {LOG_IN}. For public repos no '
            'token is needed: unset HF_TOKEN, or hf auth logout.')
@@ -141,9 +143,12 @@ def test_truncated_download_is_resumed(hub, client):
 
 
 def test_download_that_stays_truncated(hub, client):
+    """After five attempts of the Hub's client, a second apart; the storage is named, not the Hub."""
     hub.fail('GET', '/storage/object/', 'truncate', times=None)
-    result = client('pull', 'me/good')
-    assert result.code == 2 and 'me/good@main: ' in result.err
+    line = client('pull', 'me/good').err.splitlines()[-1]
+    assert re.sub(r'\(Remote.*?\)\)', '(WHY)', line).replace(hub.storage, 'STORAGE') == (
+        'timm-icasc pull: error: me/good@main: the connection to STORAGE broke (WHY), after repeated attempts where '
+        'they are safe; run the command again, files that have arrived whole are not transferred twice.')
 
 
 @pytest.mark.parametrize('status, headers, message', [
@@ -174,35 +179,55 @@ def test_offline_with_a_cold_cache(hub, client):
         'me/good@main: HF_HUB_OFFLINE is set; unset it to reach the Hub.')
 
 
-@pytest.fixture(scope='module')
-def nowhere(tmp_path_factory):
-    """A client whose Hub has no server."""
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        client = Client(f'http://127.0.0.1:{sock.getsockname()[1]}', tmp_path_factory.mktemp('nowhere') / 'x')
-        yield client
-        client.close()
-
-
 class TestWithoutNetwork:
 
-    @pytest.mark.parametrize('command', [['pull', 'me/good'], ['push', str(CARD), 'me/new']])
-    def test_it_is_said_before_anything_else(self, command, nowhere):
-        result = nowhere(*command, token='hf_owner')
+    @pytest.mark.parametrize('command', [['pull', 'me/good'], ['push', str(CARD), 'me/new']], ids=lambda c: c[0])
+    def test_it_is_said_before_anything_else(self, command, client, nowhere):
+        result = client(*command, token='hf_owner', endpoint=nowhere)
         repo_id = 'me/good' if command[0] == 'pull' else 'me/new'
         assert result.err == (
-            f'timm-icasc {command[0]}: error: {repo_id}@main: {nowhere.endpoint} cannot be reached ([Errno 111] '
-            'Connection refused); check the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT.\n')
+            f'timm-icasc {command[0]}: error: {repo_id}@main: {nowhere} cannot be reached ({REFUSED}); check the '
+            'network, a proxy (HTTPS_PROXY) or HF_ENDPOINT.\n')
 
-    def test_warm_cache(self, hub, client, nowhere, tmp_path):
+    def test_warm_cache(self, hub, client, nowhere):
         cache = client.cache()
         assert client('pull', 'me/good', cache=cache).code == 0
-        shutil.copytree(cache, tmp_path / 'cache', symlinks=True)
         commit = hub.repos['me/good'].head['oid']
-        result = nowhere('pull', 'me/good', cache=tmp_path / 'cache')
+        result = client('pull', 'me/good', cache=cache, endpoint=nowhere)
         assert result.err.endswith(f'The cache holds commit {commit[:12]}; HF_HUB_OFFLINE=1 uses it.\n')
-        assert nowhere('pull', f'me/good@{commit}', cache=tmp_path / 'cache').code == 0
-        assert nowhere('pull', 'me/good', cache=tmp_path / 'cache', HF_HUB_OFFLINE='1').code == 0
+        assert client('pull', f'me/good@{commit}', cache=cache, endpoint=nowhere).code == 0
+        assert client('pull', 'me/good', cache=cache, endpoint=nowhere, HF_HUB_OFFLINE='1').code == 0
+
+    @pytest.mark.parametrize('answers, tried', [
+        ({}, ['6a', '4a']),  # 5 seconds each: not one after the other through all of them
+        ({'4a': None}, ['6a', '4a']),
+        ({'6a': OSError(101, 'Network is unreachable'), '4a': ConnectionRefusedError(), '4b': None}, [
+            '6a', '6b', '4a', '4b']),
+    ], ids=['swallowed', 'swallowed by one family', 'refused by one address'])
+    def test_a_host_of_many_addresses(self, answers, tried, monkeypatch):
+        """An address that is silent speaks for its family; one that refuses, for itself."""
+        asked = []
+
+        def connect(address, timeout):
+            asked.append(address[0])
+            answer = answers.get(address[0], TimeoutError('timed out'))
+            if answer is not None:
+                raise answer
+            return socket.socket()
+        addresses = [(socket.AF_INET6, '6a'), (socket.AF_INET6, '6b'), (socket.AF_INET, '4a'), (socket.AF_INET, '4b')]
+        monkeypatch.setattr(failures.socket, 'getaddrinfo', lambda *_, **__: [
+            (family, 1, 6, '', (name, 443, 0, 0)) for family, name in addresses])
+        monkeypatch.setattr(failures.socket, 'create_connection', connect)
+        monkeypatch.setattr(failures.constants, 'HF_HUB_OFFLINE', False)
+        for name in PROXIES:
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        if None in answers.values():
+            failures.check_reachable('me/x@main')
+        else:
+            with pytest.raises(HubError, match='^me/x@main: .* cannot be reached .timed out'):
+                failures.check_reachable('me/x@main')
+        assert asked == tried
 
 
 class TestWhatTheClientRaises:
@@ -241,12 +266,11 @@ class TestWhatTheClientRaises:
             hf_raise_for_status(response)
 
 
-def test_a_proxy_that_is_not_there(hub, client):
+def test_a_proxy_that_is_not_there(hub, client, nowhere):
     """Found out without waiting; the check of the endpoint itself is left out where there is a proxy."""
-    nowhere = 'http://127.0.0.1:9'
     line = said(client('pull', 'me/good', HTTP_PROXY=nowhere, ALL_PROXY=nowhere), hub)
-    assert line == ('me/good@main: ENDPOINT cannot be reached ([Errno 111] Connection refused); check the network, a '
-                    'proxy (HTTPS_PROXY) or HF_ENDPOINT.')
+    assert line == (f'me/good@main: ENDPOINT cannot be reached ({REFUSED}); check the network, a proxy (HTTPS_PROXY) '
+                    'or HF_ENDPOINT.')
 
 
 def test_what_timm_alone_says(hub, client):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from ..errors import HubError
 from ..version import __version__
@@ -101,10 +101,12 @@ def publish(files: Dict[str, Path], repo_id: str, private: bool = False) -> Publ
 
 def _validate(card: Path, where: str) -> None:
     """Ask the Hub whether it takes the metadata of a card."""
-    try:
-        ModelCard(card.read_text(encoding='utf-8')).validate()
-    except ValueError as e:
-        raise HubError(f"{where}: the metadata of {README} are refused: {' '.join(str(e).split())}") from e
+    response = get_session().post(  # `ModelCard.validate` asks huggingface.co, whatever HF_ENDPOINT says, before 2.2
+        f'{constants.ENDPOINT}/api/validate-yaml', headers={'Accept': 'text/plain'},
+        json={'repoType': 'model', 'content': card.read_text(encoding='utf-8')})
+    if response.status_code == 400:
+        raise HubError(f"{where}: the metadata of {README} are refused: {' '.join(response.text.split())}")
+    hf_raise_for_status(response)
 
 
 def _compare(repo_id: str, commit: str, hashes: Dict[str, str]) -> None:
