@@ -109,8 +109,8 @@ print(hash('timm_icasc'))''')
         """test_resnet stands in timm's registry with 160 pixels, 1000 classes, its own tag, license and Hub repo."""
         source = timm.create_model('test_resnet', num_classes=3)
         torch.save(source.state_dict(), tmp_path / 'source.pth')
-        run = open_runs(train_on_noise('--model', 'test_resnet', '--input-size', 3, 32, 32, '--interpolation', 'bicubic',
-                                       '--initial-checkpoint', tmp_path / 'source.pth'))[0]
+        run = open_runs(train_on_noise('--model', 'test_resnet', '--input-size', 3, 32, 32, '--interpolation',
+                                       'bicubic', '--initial-checkpoint', tmp_path / 'source.pth'))[0]
         with pytest.raises(HubError, match="started from the weights 'source.pth', whose license is not known"):
             export(run, tmp_path / 'x', 'icasc_noise')
         config = export(run, tmp_path / 'x', 'icasc_noise', 'cc-by-nc-4.0')
