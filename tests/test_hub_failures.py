@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 from hub_client import PROXIES
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
+import timm_icasc
 from timm_icasc import HubError
 from timm_icasc.hub import failures
 from timm_icasc.hub.failures import explained
@@ -41,8 +43,11 @@ def repos(hub_of_the_session):
         **config['timm_icasc'], 'requires': {'plugin': 'timm_swinconv', 'timm': '1.0.31'}}))
     hub.create('me/newer', variant(timm_icasc={
         **config['timm_icasc'], 'format': 2, 'versions': {'timm_icasc': '0.3.0'}}))
-    hub.create('me/other-shape', variant(num_classes=12, pretrained_cfg={
-        **config['pretrained_cfg'], 'num_classes': 12}))
+    other = {'num_classes': 12, 'pretrained_cfg': {**config['pretrained_cfg'], 'num_classes': 12}, 'timm_icasc': {
+        **config['timm_icasc'], 'versions': {'timm': timm.__version__}}}
+    hub.create('me/other-shape', variant(**other))
+    hub.create('me/other-timm', variant(**{**other, 'timm_icasc': {
+        **config['timm_icasc'], 'versions': {'timm': '0.9.0'}}}))
 
 
 # name: (command, token, message as printed; ENDPOINT and COMMIT stand for what differs from run to run)
@@ -68,7 +73,8 @@ PULL = {
     'pickle only': ('me/pickle', '', 'me/pickle@main: the weights are there as a pickle only (pytorch_model.bin), '
                     'which can run any code when it is opened, and is not; ask the owner for model.safetensors, or '
                     'convert it where you trust it (https://huggingface.co/spaces/safetensors/convert).'),
-    'no model': ('me/text', '', 'me/text@main: there is no model.safetensors; it holds .gitattributes, README.md.'),
+    'no model': ('me/text', '', 'me/text@main: there is no model.safetensors; it holds .gitattributes, README.md. '
+                 'Check the name.'),
     'unknown architecture': (
         'me/unknown', '', "me/unknown@COMMIT: architecture 'swinconv_tiny' is not registered with timm TIMM and "
         'timm_icasc VERSION; install the package that defines it and import it, or a newer timm_icasc; it was trained '
@@ -80,7 +86,11 @@ PULL = {
     'incompatible version': ('me/newer', '', 'me/newer@COMMIT: written by timm_icasc 0.3.0 in format 2; this is '
                              'timm_icasc VERSION, which reads format 1. Run: pip install -U timm_icasc'),
     'weights of another shape': ('me/other-shape', '', "me/other-shape@COMMIT: the weights do not fit 'resnet20_cifar' "
-                                 'of timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)).'),
+                                 'of timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); its files do not '
+                                 'belong together: ask its owner.'),
+    'weights of another timm': ('me/other-timm', '', "me/other-timm@COMMIT: the weights do not fit 'resnet20_cifar' of "
+                                'timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); they were made with '
+                                'timm 0.9.0: pip install timm==0.9.0.'),
     'unknown tag': ('resnet20_cifar.nonsense', '', "'resnet20_cifar.nonsense' is no weight tag of timm_icasc; its tags "
                     'are resnet20_cifar.icasc_digits. A repo is OWNER/NAME.'),
 }
@@ -88,9 +98,6 @@ PULL = {
 
 def said(result, hub) -> str:
     """The one line on stderr, without what differs from run to run."""
-    import timm
-
-    import timm_icasc
     lines = result.err.strip().splitlines()
     assert result.code == 2 and len(lines) == 1, result.err
     line = re.sub(r'@[0-9a-f]{40}', '@COMMIT', lines[0].split(': error: ')[1]).replace(hub.endpoint, 'ENDPOINT')

@@ -271,7 +271,9 @@ push.push(Path({str(card)!r}), 'me/silent')""", token='hf_owner')
     def test_what_comes_back_different_is_not_tagged(self, hub, push, card):
         hub.fail('GET', '/storage/object/', 'flip', times=None)
         result = push(card, 'me/bent')
-        assert result.code == 2 and 'me/bent@' in result.err and 'is damaged' in result.err
+        assert result.code == 2 and result.err == (
+            f"timm-icasc push: error: me/bent@{hub.repos['me/bent'].head['oid']}: model.safetensors came back "
+            'different from what was sent; it is not tagged. Run the command again.\n')
         assert not hub.repos['me/bent'].tags
 
 

@@ -8,7 +8,7 @@ from typing import Dict, List
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
-from ..errors import HubError
+from ..errors import DamagedError, HubError
 from ..version import __version__
 from .download import PICKLES, fetch
 from .failures import check_reachable, explained, patience, repo_at
@@ -112,12 +112,13 @@ def _validate(card: Path, where: str) -> None:
 def _compare(repo_id: str, commit: str, hashes: Dict[str, str]) -> None:
     """Fetch a commit into a fresh cache, as a stranger would, and compare it with what was sent."""
     where = repo_at(repo_id, commit)
+    different = '{}: {} came back different from what was sent; it is not tagged. Run the command again.'
     with tempfile.TemporaryDirectory(prefix='timm-icasc-') as cache:
-        fetched = fetch(repo_id, commit, hashes[WEIGHTS], Path(cache))
+        try:
+            fetch(repo_id, commit, hashes[WEIGHTS], Path(cache))
+        except DamagedError as e:
+            raise HubError(different.format(where, WEIGHTS)) from e
         with explained(where), patience(ANSWER_SECONDS):
-            for name, sha256 in hashes.items():
-                path = fetched.folder / name if name == WEIGHTS else hf_hub_download(
-                    repo_id, name, revision=commit, cache_dir=cache)
-                if name != WEIGHTS and file_sha256(path) != sha256:
-                    raise HubError(f'{where}: {name} came back different from what was sent; it is not tagged. '
-                                   f'Run the command again.')
+            for name in hashes.keys() - {WEIGHTS}:
+                if file_sha256(hf_hub_download(repo_id, name, revision=commit, cache_dir=cache)) != hashes[name]:
+                    raise HubError(different.format(where, name))
