@@ -255,7 +255,7 @@ torch.save(timm.create_model(tagged.name, pretrained=True).state_dict(), {str(tm
 
     def test_other_contents_than_the_pinned_are_refused(self, hub, client, tmp_path):
         result = self.create(hub, client, tmp_path, sha256='0' * 64)
-        assert 'HubError: me/pinned@' in result.err and 'is not the pinned one' in result.err
+        assert 'DamagedError: me/pinned@' in result.err and 'is not the pinned one' in result.err
         assert not (tmp_path / 'state.pt').exists()
 
     def test_without_network(self, hub, client, nowhere, tmp_path):
