@@ -14,6 +14,7 @@ from hub_fixtures import (  # noqa: F401
     hub_of_the_session,
     multilabel,
     noise_options,
+    nowhere,
     train_on_noise,
 )
 

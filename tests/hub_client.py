@@ -9,13 +9,23 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Optional
 
 ROOT = Path(__file__).parent.parent
-NO_PROXY = {name: '' for name in ('HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY', 'http_proxy', 'https_proxy', 'all_proxy')}
+PROXIES = ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy')
+
+
+def clean_environment(**changes: str) -> Dict[str, str]:
+    """The machine's environment without what it says of a Hub, an account or a proxy, and for this code."""
+    kept = {name: value for name, value in os.environ.items()
+            if name.lower() not in PROXIES and not name.startswith(('HF_', 'HUGGING', 'TRANSFORMERS_'))}
+    return {**kept, 'OMP_NUM_THREADS': '1', 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1',
+            'HF_HUB_DISABLE_TELEMETRY': '1',
+            'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))), **changes}
 
 
 @dataclass
@@ -23,40 +33,41 @@ class Result:
     code: int
     out: str
     err: str
+    seconds: float = 0.
 
 
 class Client:
-    """Runs `timm-icasc` commands and Python code against one endpoint, each in a process of its own.
-
-    What the machine says of a Hub or a proxy (HF_HUB_OFFLINE, HF_TOKEN, ...) stays outside: each command's environment
-    has only what its test names.
-    """
+    """Runs `timm-icasc` commands and Python code against one endpoint, each in a process of its own."""
 
     def __init__(self, endpoint: str, folder: Path):
         self.endpoint, self.folder, self.count = endpoint, Path(folder), 0
         self.folder.mkdir(parents=True)
-        environment = {
-            name: value for name, value in os.environ.items() if name not in NO_PROXY and not name.startswith('HF_')}
+        seed = '2' if os.environ.get('PYTHONHASHSEED') == '1' else '1'  # another than that of the tests
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**environment, 'HF_ENDPOINT': endpoint, 'HF_HOME': str(self.folder / 'home'), 'OMP_NUM_THREADS': '1',
-                 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_HUB_DISABLE_TELEMETRY': '1',
-                 'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))})
+            env=clean_environment(HF_ENDPOINT=endpoint, HF_HOME=str(self.folder / 'home'), PYTHONHASHSEED=seed))
+        self.ready = False
 
     def cache(self) -> Path:
         self.count += 1
         return self.folder / f'cache-{self.count}'
 
-    def start(self, *argv, code: str = '', cache: Optional[Path] = None, token: str = '', **environment: str) -> int:
+    def start(self, *argv, code: str = '', cache: Optional[Path] = None, token: str = '', endpoint: str = '',
+              **environment: str) -> int:
         """Begin a command, or `code`; returns the process id."""
         request = {'argv': [str(a) for a in argv], 'code': code, 'cache': str(cache or self.cache()),
-                   'environment': {'HF_TOKEN': token, **environment}}
+                   'endpoint': endpoint or self.endpoint, 'environment': {'HF_TOKEN': token, **environment}}
+        self.ready = self.ready or self.process.stdout.readline() == 'ready\n'
+        self.started = time.monotonic()
         self.process.stdin.write(json.dumps(request) + '\n')
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())['pid']
 
     def finish(self) -> Result:
-        return Result(**json.loads(self.process.stdout.readline()))
+        result = Result(**json.loads(self.process.stdout.readline()), seconds=time.monotonic() - self.started)
+        if result.code:
+            print(f"\n{result.seconds:.1f} s: {(result.err.strip() or 'killed').splitlines()[-1]}")  # for pytest -s
+        return result
 
     def __call__(self, *argv, **kwargs) -> Result:
         self.start(*argv, **kwargs)
@@ -75,7 +86,7 @@ def _child(request: Dict, path: str) -> None:
     os.environ.update(request['environment'])
     for name in [name for name, value in os.environ.items() if not value]:
         del os.environ[name]
-    constants.HF_HUB_CACHE = request['cache']
+    constants.HF_HUB_CACHE, constants.ENDPOINT = request['cache'], request['endpoint']
     constants.HF_HUB_OFFLINE = os.environ.get('HF_HUB_OFFLINE') == '1'
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -99,6 +110,7 @@ def _serve() -> None:
 
     import timm_icasc  # noqa: F401
     from timm_icasc.hub import card, pull, push  # noqa: F401
+    print('ready', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
             path = os.path.join(folder, 'result')
@@ -114,3 +126,4 @@ def _serve() -> None:
 
 if __name__ == '__main__':
     _serve()
+    os._exit(0)  # torch takes seconds to leave

@@ -2,6 +2,7 @@
 
 And runs of train_timm.py on a few images of noise: for the flow of files, not for learning.
 """
+import socket
 import sys
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def client(hub_of_the_session, tmp_path_factory):
     client = Client(hub_of_the_session.endpoint, tmp_path_factory.mktemp('client') / 'x')
     yield client
     client.close()
+
+
+@pytest.fixture(scope='session')
+def nowhere():
+    """An endpoint without a server: its port is taken, so that nothing else begins to listen there."""
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        yield f'http://127.0.0.1:{taken.getsockname()[1]}'
 
 
 @pytest.fixture(scope='session')

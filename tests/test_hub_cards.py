@@ -160,6 +160,33 @@ def test_images_with_several_classes_are_judged_by_average_precision():
     assert result.metric_type == 'mean_average_precision' and result.metric_value == 61.25
 
 
+class TestThePapersRow:
+    """Where the paper has the data set; of the others, its card says in words that there is none."""
+
+    def render(self, tmp_path, dataset, architecture='resnet110_cifar'):
+        results = json.loads(SOURCES[0].with_suffix('.json').read_text())
+        shutil.copytree(SHIPPED[0], tmp_path / 'x')
+        config = json.loads((tmp_path / 'x' / 'config.json').read_text())
+        (tmp_path / 'x' / 'config.json').write_text(json.dumps({**config, 'architecture': architecture}))
+        return card.render(
+            tmp_path / 'x', yaml.safe_load(SOURCES[0].read_text()), {**results, 'dataset': dataset}, 'x', 'x')
+
+    def test_beside_our_own(self, tmp_path):
+        lines = self.render(tmp_path, 'cifar100').splitlines()
+        at = lines.index('| cross-entropy in the paper, Table 4 | not told | 72.78 | - | - | - | - | - |')
+        assert lines[at - 1].startswith('| ICASC ach, order 2 | 42, 43, 44 |')
+        assert lines[at + 1] == '| ICASC ach in the paper, Table 4 | not told | 76.11 | - | - | - | - | - |'
+        assert sum(line.startswith('Its rows in the table: quoted second-hand') for line in lines) == 1
+        assert 'Its best gain over its own baseline is +3.33 on CIFAR-100 (arXiv:1811.07484v3, abstract (gain of ' \
+            'ICASC over its baseline)).' in lines
+
+    @pytest.mark.parametrize('dataset, architecture, gain', [
+        ('cifar100', 'resnet20_cifar', True), ('digits', 'resnet110_cifar', False)])
+    def test_no_row(self, dataset, architecture, gain, tmp_path):
+        text = self.render(tmp_path, dataset, architecture)
+        assert 'in the paper' not in text and ('Its best gain' in text) == gain
+
+
 @pytest.mark.parametrize('name', ['images', 'runs'])
 def test_a_value_that_the_template_does_not_get(name):
     results = json.loads(SOURCES[0].with_suffix('.json').read_text())

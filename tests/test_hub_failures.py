@@ -1,15 +1,18 @@
 """What goes wrong between here and the Hub, over real HTTP, and the line that is printed then."""
+import errno
 import json
+import os
 import re
-import shutil
 import socket
 import sys
 from pathlib import Path
 
 import pytest
-from hub_client import Client
+import timm
+from hub_client import PROXIES
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
+import timm_icasc
 from timm_icasc import HubError
 from timm_icasc.hub import failures
 from timm_icasc.hub.failures import explained
@@ -40,11 +43,15 @@ def repos(hub_of_the_session):
         **config['timm_icasc'], 'requires': {'plugin': 'timm_swinconv', 'timm': '1.0.31'}}))
     hub.create('me/newer', variant(timm_icasc={
         **config['timm_icasc'], 'format': 2, 'versions': {'timm_icasc': '0.3.0'}}))
-    hub.create('me/other-shape', variant(num_classes=12, pretrained_cfg={
-        **config['pretrained_cfg'], 'num_classes': 12}))
+    other = {'num_classes': 12, 'pretrained_cfg': {**config['pretrained_cfg'], 'num_classes': 12}, 'timm_icasc': {
+        **config['timm_icasc'], 'versions': {'timm': timm.__version__}}}
+    hub.create('me/other-shape', variant(**other))
+    hub.create('me/other-timm', variant(**{**other, 'timm_icasc': {
+        **config['timm_icasc'], 'versions': {'timm': '0.9.0'}}}))
 
 
 # name: (command, token, message as printed; ENDPOINT and COMMIT stand for what differs from run to run)
+REFUSED = str(ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
 LOG_IN = "'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN"
 INVALID = (f'the access token is not valid (expired, revoked, or of another endpoint); {LOG_IN}. For public repos no '
            'token is needed: unset HF_TOKEN, or hf auth logout.')
@@ -66,7 +73,8 @@ PULL = {
     'pickle only': ('me/pickle', '', 'me/pickle@main: the weights are there as a pickle only (pytorch_model.bin), '
                     'which can run any code when it is opened, and is not; ask the owner for model.safetensors, or '
                     'convert it where you trust it (https://huggingface.co/spaces/safetensors/convert).'),
-    'no model': ('me/text', '', 'me/text@main: there is no model.safetensors; it holds .gitattributes, README.md.'),
+    'no model': ('me/text', '', 'me/text@main: there is no model.safetensors; it holds .gitattributes, README.md. '
+                 'Check the name.'),
     'unknown architecture': (
         'me/unknown', '', "me/unknown@COMMIT: architecture 'swinconv_tiny' is not registered with timm TIMM and "
         'timm_icasc VERSION; install the package that defines it and import it, or a newer timm_icasc; it was trained '
@@ -78,7 +86,11 @@ PULL = {
     'incompatible version': ('me/newer', '', 'me/newer@COMMIT: written by timm_icasc 0.3.0 in format 2; this is '
                              'timm_icasc VERSION, which reads format 1. Run: pip install -U timm_icasc'),
     'weights of another shape': ('me/other-shape', '', "me/other-shape@COMMIT: the weights do not fit 'resnet20_cifar' "
-                                 'of timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)).'),
+                                 'of timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); its files do not '
+                                 'belong together: ask its owner.'),
+    'weights of another timm': ('me/other-timm', '', "me/other-timm@COMMIT: the weights do not fit 'resnet20_cifar' of "
+                                'timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); they were made with '
+                                'timm 0.9.0: pip install timm==0.9.0.'),
     'unknown tag': ('resnet20_cifar.nonsense', '', "'resnet20_cifar.nonsense' is no weight tag of timm_icasc; its tags "
                     'are resnet20_cifar.icasc_digits. A repo is OWNER/NAME.'),
 }
@@ -86,9 +98,6 @@ PULL = {
 
 def said(result, hub) -> str:
     """The one line on stderr, without what differs from run to run."""
-    import timm
-
-    import timm_icasc
     lines = result.err.strip().splitlines()
     assert result.code == 2 and len(lines) == 1, result.err
     line = re.sub(r'@[0-9a-f]{40}', '@COMMIT', lines[0].split(': error: ')[1]).replace(hub.endpoint, 'ENDPOINT')
@@ -141,9 +150,12 @@ def test_truncated_download_is_resumed(hub, client):
 
 
 def test_download_that_stays_truncated(hub, client):
+    """After five attempts of the Hub's client, a second apart; the storage is named, not the Hub."""
     hub.fail('GET', '/storage/object/', 'truncate', times=None)
-    result = client('pull', 'me/good')
-    assert result.code == 2 and 'me/good@main: ' in result.err
+    line = client('pull', 'me/good').err.splitlines()[-1]
+    assert re.sub(r'\(Remote.*?\)\)', '(WHY)', line).replace(hub.storage, 'STORAGE') == (
+        'timm-icasc pull: error: me/good@main: the connection to STORAGE broke (WHY), after repeated attempts where '
+        'they are safe; run the command again, files that have arrived whole are not transferred twice.')
 
 
 @pytest.mark.parametrize('status, headers, message', [
@@ -174,35 +186,55 @@ def test_offline_with_a_cold_cache(hub, client):
         'me/good@main: HF_HUB_OFFLINE is set; unset it to reach the Hub.')
 
 
-@pytest.fixture(scope='module')
-def nowhere(tmp_path_factory):
-    """A client whose Hub has no server."""
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        client = Client(f'http://127.0.0.1:{sock.getsockname()[1]}', tmp_path_factory.mktemp('nowhere') / 'x')
-        yield client
-        client.close()
-
-
 class TestWithoutNetwork:
 
-    @pytest.mark.parametrize('command', [['pull', 'me/good'], ['push', str(CARD), 'me/new']])
-    def test_it_is_said_before_anything_else(self, command, nowhere):
-        result = nowhere(*command, token='hf_owner')
+    @pytest.mark.parametrize('command', [['pull', 'me/good'], ['push', str(CARD), 'me/new']], ids=lambda c: c[0])
+    def test_it_is_said_before_anything_else(self, command, client, nowhere):
+        result = client(*command, token='hf_owner', endpoint=nowhere)
         repo_id = 'me/good' if command[0] == 'pull' else 'me/new'
         assert result.err == (
-            f'timm-icasc {command[0]}: error: {repo_id}@main: {nowhere.endpoint} cannot be reached ([Errno 111] '
-            'Connection refused); check the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT.\n')
+            f'timm-icasc {command[0]}: error: {repo_id}@main: {nowhere} cannot be reached ({REFUSED}); check the '
+            'network, a proxy (HTTPS_PROXY) or HF_ENDPOINT.\n')
 
-    def test_warm_cache(self, hub, client, nowhere, tmp_path):
+    def test_warm_cache(self, hub, client, nowhere):
         cache = client.cache()
         assert client('pull', 'me/good', cache=cache).code == 0
-        shutil.copytree(cache, tmp_path / 'cache', symlinks=True)
         commit = hub.repos['me/good'].head['oid']
-        result = nowhere('pull', 'me/good', cache=tmp_path / 'cache')
+        result = client('pull', 'me/good', cache=cache, endpoint=nowhere)
         assert result.err.endswith(f'The cache holds commit {commit[:12]}; HF_HUB_OFFLINE=1 uses it.\n')
-        assert nowhere('pull', f'me/good@{commit}', cache=tmp_path / 'cache').code == 0
-        assert nowhere('pull', 'me/good', cache=tmp_path / 'cache', HF_HUB_OFFLINE='1').code == 0
+        assert client('pull', f'me/good@{commit}', cache=cache, endpoint=nowhere).code == 0
+        assert client('pull', 'me/good', cache=cache, endpoint=nowhere, HF_HUB_OFFLINE='1').code == 0
+
+    @pytest.mark.parametrize('answers, tried', [
+        ({}, ['6a', '4a']),  # 5 seconds each: not one after the other through all of them
+        ({'4a': None}, ['6a', '4a']),
+        ({'6a': OSError(101, 'Network is unreachable'), '4a': ConnectionRefusedError(), '4b': None}, [
+            '6a', '6b', '4a', '4b']),
+    ], ids=['swallowed', 'swallowed by one family', 'refused by one address'])
+    def test_a_host_of_many_addresses(self, answers, tried, monkeypatch):
+        """An address that is silent speaks for its family; one that refuses, for itself."""
+        asked = []
+
+        def connect(address, timeout):
+            asked.append(address[0])
+            answer = answers.get(address[0], TimeoutError('timed out'))
+            if answer is not None:
+                raise answer
+            return socket.socket()
+        addresses = [(socket.AF_INET6, '6a'), (socket.AF_INET6, '6b'), (socket.AF_INET, '4a'), (socket.AF_INET, '4b')]
+        monkeypatch.setattr(failures.socket, 'getaddrinfo', lambda *_, **__: [
+            (family, 1, 6, '', (name, 443, 0, 0)) for family, name in addresses])
+        monkeypatch.setattr(failures.socket, 'create_connection', connect)
+        monkeypatch.setattr(failures.constants, 'HF_HUB_OFFLINE', False)
+        for name in PROXIES:
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        if None in answers.values():
+            failures.check_reachable('me/x@main')
+        else:
+            with pytest.raises(HubError, match='^me/x@main: .* cannot be reached .timed out'):
+                failures.check_reachable('me/x@main')
+        assert asked == tried
 
 
 class TestWhatTheClientRaises:
@@ -241,12 +273,11 @@ class TestWhatTheClientRaises:
             hf_raise_for_status(response)
 
 
-def test_a_proxy_that_is_not_there(hub, client):
+def test_a_proxy_that_is_not_there(hub, client, nowhere):
     """Found out without waiting; the check of the endpoint itself is left out where there is a proxy."""
-    nowhere = 'http://127.0.0.1:9'
     line = said(client('pull', 'me/good', HTTP_PROXY=nowhere, ALL_PROXY=nowhere), hub)
-    assert line == ('me/good@main: ENDPOINT cannot be reached ([Errno 111] Connection refused); check the network, a '
-                    'proxy (HTTPS_PROXY) or HF_ENDPOINT.')
+    assert line == (f'me/good@main: ENDPOINT cannot be reached ({REFUSED}); check the network, a proxy (HTTPS_PROXY) '
+                    'or HF_ENDPOINT.')
 
 
 def test_what_timm_alone_says(hub, client):

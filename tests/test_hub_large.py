@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_client import clean_environment
 from hub_server import Hub
 from PIL import Image
 from safetensors import safe_open
@@ -30,9 +31,8 @@ def test_vit_large_there_and_back(tmp_path, capsys):
 
     def measured(label, *argv, **environment):
         started = time.monotonic()
-        process = subprocess.Popen([sys.executable, *map(str, argv)], env={
-            **os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'HF_HUB_DISABLE_XET': '1',
-            'HF_HUB_DISABLE_PROGRESS_BARS': '1', **environment}, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *map(str, argv)], env=clean_environment(**environment),
+                                   stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0

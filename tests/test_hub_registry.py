@@ -2,9 +2,8 @@
 import dataclasses
 import importlib
 import json
-import os
+import re
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +20,11 @@ from timm_icasc.hub.weights import write_weights
 
 CARDS = Path(__file__).parent.parent / 'hub_cards'
 NAME = 'resnet20_cifar.icasc_digits'
+FRESH_IMPORT = '''
+import sys, warnings
+for name in [name for name in sys.modules if name.split('.')[0] == 'timm_icasc']:
+    del sys.modules[name]
+'''
 PUBLISHED = 'test_resnet.icasc_test'  # a tag of an architecture that is timm's own
 
 
@@ -99,6 +103,23 @@ def test_registering_again_is_silent_and_changes_nothing():
     assert not hasattr(getattr(entrypoint, registry.MARK), registry.MARK), 'wrapped once'
 
 
+def test_another_import_is_silent_too(client, tmp_path):
+    """Under the same name once forgotten, and under another name."""
+    (tmp_path / 'another_name').symlink_to(Path(timm_icasc.__file__).parent)
+    result = client(code=FRESH_IMPORT + f'''
+import timm
+names = timm.list_models('*_cifar*', pretrained=False), timm.list_pretrained()
+warnings.simplefilter('error')
+sys.path.insert(0, {str(tmp_path)!r})
+import timm_icasc, another_name
+assert (timm.list_models('*_cifar*', pretrained=False), timm.list_pretrained()) == names
+entrypoint = timm.models.model_entrypoint('resnet20_cifar')
+assert not hasattr(getattr(entrypoint, {registry.MARK!r}), {registry.MARK!r})
+assert timm.create_model({NAME!r}, pretrained=True).pretrained_cfg['tag'] == 'icasc_digits'
+''')
+    assert result.code == 0, result.err
+
+
 def test_the_default_weights_of_timms_architectures_stay():
     before = {name: timm.get_pretrained_cfg(name) for name in ('test_resnet', 'resnet18', 'resnet18.a1_in1k')}
     names = timm.list_pretrained('resnet18*')
@@ -155,34 +176,41 @@ class TestWithoutSymbolicLinks:
         (tmp_path / 'x' / 'timm_icasc' / 'hub_cards').write_text('../hub_cards')
         return tmp_path / 'x' / 'timm_icasc'
 
-    def python(self, package, code):
-        return subprocess.run([sys.executable, '-W', 'always', '-c', code], cwd=package.parent, text=True, check=True,
-                              capture_output=True, env={**os.environ, 'PYTHONPATH': str(package.parent)})
-
     def test_a_checkout_finds_the_folder_beside_the_package(self, package):
         shutil.copytree(CARDS, package.parent / 'hub_cards')
         assert registry.find_cards(package) == package.parent / 'hub_cards'
 
-    def test_an_installation_lacks_it_and_says_so(self, package):
+    def test_an_installation_lacks_it_and_says_so(self, package, client):
         """The import goes on; publishing a run, which needs the template of the card, is refused in one line."""
-        result = self.python(package, f'''
+        result = client(code=FRESH_IMPORT + f'''
+from timm.models import _registry
+_registry._model_has_pretrained.clear()  # of the tests' own import
+sys.path.insert(0, {str(package.parent)!r})
 import timm, timm_icasc
+assert timm_icasc.__file__.startswith({str(package)!r})
 from timm_icasc.hub import card
 assert timm.list_pretrained('*icasc*') == [] and timm.create_model('resnet20_cifar')
 try:
     card.render_sources(card.Path({str(CARDS / NAME)!r} + '.yaml'))
 except timm_icasc.HubError as e:
-    print(e)
+    print(e)''')
+        assert result.code == 0, result.err
+        assert 'its weight tags are not registered' in result.err and "no folder '" in result.err
+        assert result.out.startswith(NAME) and 'card.md.j2\'; install timm_icasc again.' in result.out
+
+
+@pytest.mark.parametrize('gone', [('timm.models', 'model_entrypoint'), ('timm', 'get_pretrained_cfg')], ids='.'.join)
+def test_the_import_survives_it(gone, client):
+    """What timm no longer has costs the tags, not the package."""
+    module, name = gone
+    result = client(code=FRESH_IMPORT + f'''
+import timm
+delattr(sys.modules[{module!r}], {name!r})
+import timm_icasc, torch
+assert timm_icasc.ICASCTask is not None and timm.create_model('resnet20_cifar').num_classes == 100
 ''')
-        assert 'its weight tags are not registered' in result.stderr and "no folder '" in result.stderr
-        assert result.stdout.startswith(NAME) and 'card.md.j2\'; install timm_icasc again.' in result.stdout
-
-
-def test_the_import_survives_it(monkeypatch):
-    monkeypatch.delattr(timm.models, 'model_entrypoint')
-    with pytest.warns(UserWarning, match='weight tags are not registered'):
-        importlib.reload(timm_icasc)
-    assert timm_icasc.ICASCTask is not None
+    assert result.code == 0, result.err
+    assert 'its weight tags are not registered' in result.err and name in result.err
 
 
 class TestPublished:
@@ -203,6 +231,7 @@ class TestPublished:
         return content
 
     def create(self, hub, client, tmp_path, sha256=None, **kwargs):
+        """The process that asks timm for the tag."""
         revision = hub.repos['me/pinned'].commits[1]['oid']
         sha256 = sha256 or hub.repos['me/pinned'].commits[1]['files']['model.safetensors']['oid']
         return client(code=f'''
@@ -226,8 +255,12 @@ torch.save(timm.create_model(tagged.name, pretrained=True).state_dict(), {str(tm
 
     def test_other_contents_than_the_pinned_are_refused(self, hub, client, tmp_path):
         result = self.create(hub, client, tmp_path, sha256='0' * 64)
-        assert 'HubError: me/pinned@' in result.err and 'is not the pinned one' in result.err
+        assert 'DamagedError: me/pinned@' in result.err and 'is not the pinned one' in result.err
         assert not (tmp_path / 'state.pt').exists()
+
+    def test_without_network(self, hub, client, nowhere, tmp_path):
+        result = self.create(hub, client, tmp_path, endpoint=nowhere)
+        assert re.search(f'HubError: me/pinned@[0-9a-f]{{40}}: {nowhere} cannot be reached .*; check', result.err)
 
     def test_failures_are_said_and_a_warm_cache_needs_no_token(self, hub, client, tmp_path):
         cold = self.create(hub, client, tmp_path, token='hf_wrong')

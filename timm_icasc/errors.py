@@ -28,3 +28,7 @@ class NonFiniteLossError(ICASCError):
 
 class HubError(ICASCError):
     """Publishing to the Hub or getting weights back failed: names repo@revision, the cause and the remedy."""
+
+
+class DamagedError(HubError):
+    """A file of weights is not what it was when it was published."""

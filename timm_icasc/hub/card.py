@@ -18,8 +18,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 
 from ..errors import HubError
+from ..paper import PAPER
 from .evaluate import evaluate_runs
-from .export import Run, export, measure_of, metrics_of, open_runs
+from .export import Measure, Run, export, measure_of, metrics_of, open_runs
 from .registry import CARDS, TEMPLATE
 from .weights import FIGURE, METADATA_KEY, README, build_model, read_config
 
@@ -30,7 +31,6 @@ WRITTEN = {'title', 'description', 'license', 'dataset', 'paper', 'shipped', 'sh
 RUN_LIMITS = [
     'The results are of the images that the run was validated on. They were not used for training or to choose the '
     'epoch, but may have been looked at while its options were chosen.',
-    'The paper\'s protocol was not necessarily followed; see the training command.',
 ]
 
 
@@ -73,6 +73,20 @@ def _differences(runs: List[Dict[str, Any]]) -> List[Dict[str, str]]:
         rows.append({'method': method, 'baseline': baseline, 'measure': text,
                      'verdict': f" ({', '.join(signs)} of {len(deltas)} runs)"})
     return rows
+
+
+def _paper(architecture: str, dataset: str, measure: Measure) -> Dict[str, Any]:
+    """What paper.yaml knows of a data set: rows of this architecture, and the gain; nothing of other data sets."""
+    content = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
+    if found is None:
+        return {'rows': [], 'gain': None}
+    table = f"Table {found['table']}" if found['table'] else 'a table'
+    return {
+        'rows': [{'method': f"{row['method']} in the paper, {table}", 'measure': f"{row['value']:.2f}",
+                  'source': content['sources'][row['source']]}
+                 for row in found['rows'] if row['model'] == architecture and row['value'] is not None],
+        'gain': f"{found['gain']:+.2f} on {found['title']} ({content['sources'][found['gain_source']]})"}
 
 
 def _metadata(name: str, written: Dict[str, Any], config: Dict[str, Any], results: Dict[str, Any], method: str) -> str:
@@ -122,6 +136,7 @@ def render(
         loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True)
     try:
+        measure = measure_of(results['runs'][0]['metrics'])
         context = {
             **{key: ours[key] for key in (
                 'method', 'icasc', 'layers', 'command', 'commit', 'seed', 'epochs', 'versions', 'source', 'sha256',
@@ -133,7 +148,8 @@ def render(
             'parameters': sum(p.numel() for p in build_model(folder).parameters()),
             'topk': min(3, config['num_classes']),
             'plugin': defined_in if defined_in != 'timm' else None, 'load': load, 'by_tag': ':' not in load,
-            'measure': measure_of(results['runs'][0]['metrics']), 'results': results,
+            'measure': measure, 'results': results,
+            'published': _paper(config['architecture'], results['dataset'], measure),
             'rows': _rows(results['runs']), 'differences': _differences(results['runs']),
             'several_seeds': len({run['seed'] for run in results['runs']}) > 1,
             'figure': written['figure'] if (folder / FIGURE).is_file() else None,
@@ -176,7 +192,7 @@ def render_run(run: Run, folder: Path, repo_id: str) -> str:
         'license': config['pretrained_cfg']['license'],
         'description': f"`{config['architecture']}`, trained on {data['name']} with {run.results['method']} by "
                        f'the script train_timm.py of timm_icasc.',
-        'paper': 'no row of its tables was compared with this run.', 'limits': RUN_LIMITS + (
+        'paper': 'its protocol was not necessarily followed; see the training command.', 'limits': RUN_LIMITS + (
             ['One run: how much its results depend on the seed is not known.'] if len(run.siblings) < 3 else []),
         'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',
     }

@@ -51,7 +51,8 @@ def _refuse_without_safetensors(files, where: str) -> None:
         raise HubError(f'{where}: the weights are there as a pickle only ({pickles[0]}), which can run any code when '
                        f'it is opened, and is not; ask the owner for {WEIGHTS}, or convert it where you trust it '
                        f'(https://huggingface.co/spaces/safetensors/convert).')
-    raise HubError(f"{where}: there is no {WEIGHTS}; it holds {', '.join(sorted(files)[:6]) or 'nothing'}.")
+    raise HubError(f"{where}: there is no {WEIGHTS}; it holds {', '.join(sorted(files)[:6]) or 'nothing'}. "
+                   f'Check the name.')
 
 
 def _cached(repo_id: str, revision: Optional[str], cache_dir: Optional[Path]) -> Optional[Path]:

@@ -34,6 +34,21 @@ def repo_at(repo_id: str, revision: Optional[str]) -> str:
     return f"{repo_id}@{revision or 'main'}"
 
 
+def _connect(host: str, port: int) -> None:
+    """Open a connection to any address of a host: a firewall that swallows one of a family swallows all of it."""
+    silent, error = set(), None
+    for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if family in silent:
+            continue
+        try:
+            return socket.create_connection(address[:2], timeout=CONNECT_SECONDS).close()
+        except OSError as e:
+            error = e
+            if isinstance(e, TimeoutError):
+                silent.add(family)
+    raise error
+
+
 def check_reachable(where: str) -> None:
     """Find out in seconds what the Hub's client would take a minute of attempts for.
 
@@ -49,8 +64,7 @@ def check_reachable(where: str) -> None:
         return  # reachable through the proxy alone, if at all
     endpoint = urlparse(constants.ENDPOINT)
     try:
-        port = endpoint.port or (443 if endpoint.scheme == 'https' else 80)
-        socket.create_connection((endpoint.hostname, port), timeout=CONNECT_SECONDS).close()
+        _connect(endpoint.hostname, endpoint.port or (443 if endpoint.scheme == 'https' else 80))
     except OSError as e:
         raise HubError(f'{where}: {constants.ENDPOINT} cannot be reached ({e}); {CHECK_NETWORK}.') from e
 
@@ -73,6 +87,15 @@ def _first(error: BaseException, kinds) -> Optional[BaseException]:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _asked(error: Exception) -> str:
+    """The origin that a request went to: the Hub's, or that of the storage it names."""
+    try:
+        url = urlparse(str(error.request.url))
+    except (AttributeError, RuntimeError):  # raised without one
+        return constants.ENDPOINT
+    return f'{url.scheme}://{url.netloc}'
 
 
 def _status(error: HfHubHTTPError) -> str:
@@ -129,9 +152,9 @@ def _cause_and_remedy(error: BaseException) -> Optional[str]:
     module, name = type(error).__module__.split('.')[0], type(error).__name__
     if module in ('httpx', 'httpx2', 'httpcore', 'httpcore2', 'requests', 'urllib3'):
         if name in ('ConnectError', 'ConnectTimeout', 'ProxyError'):
-            return f'{constants.ENDPOINT} cannot be reached ({error}); {CHECK_NETWORK}'
-        return f'the connection to {constants.ENDPOINT} broke ({name}: {error}), after repeated attempts where they ' \
-               f'are safe; run the command again, files that have arrived whole are not transferred twice'
+            return f'{_asked(error)} cannot be reached ({error}); {CHECK_NETWORK}'
+        return f"the connection to {_asked(error)} broke ({name}: {str(error).rstrip('.')}), after repeated attempts " \
+               f'where they are safe; run the command again, files that have arrived whole are not transferred twice'
     # RuntimeError: what hf_xet says of its own transfers.
     if module in ('huggingface_hub', 'hf_xet') or isinstance(error, (ValueError, OSError, RuntimeError)):
         return ' '.join(str(error).split())[:400] or name

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
-from ..errors import HubError
+from ..errors import DamagedError, HubError
 from ..version import __version__
 from .download import PICKLES, fetch
 from .failures import check_reachable, explained, patience, repo_at
@@ -101,21 +101,24 @@ def publish(files: Dict[str, Path], repo_id: str, private: bool = False) -> Publ
 
 def _validate(card: Path, where: str) -> None:
     """Ask the Hub whether it takes the metadata of a card."""
-    try:
-        ModelCard(card.read_text(encoding='utf-8')).validate()
-    except ValueError as e:
-        raise HubError(f"{where}: the metadata of {README} are refused: {' '.join(str(e).split())}") from e
+    response = get_session().post(  # `ModelCard.validate` asks huggingface.co, whatever HF_ENDPOINT says, before 2.2
+        f'{constants.ENDPOINT}/api/validate-yaml', headers={'Accept': 'text/plain'},
+        json={'repoType': 'model', 'content': card.read_text(encoding='utf-8')})
+    if response.status_code == 400:
+        raise HubError(f"{where}: the metadata of {README} are refused: {' '.join(response.text.split())}")
+    hf_raise_for_status(response)
 
 
 def _compare(repo_id: str, commit: str, hashes: Dict[str, str]) -> None:
     """Fetch a commit into a fresh cache, as a stranger would, and compare it with what was sent."""
     where = repo_at(repo_id, commit)
+    different = '{}: {} came back different from what was sent; it is not tagged. Run the command again.'
     with tempfile.TemporaryDirectory(prefix='timm-icasc-') as cache:
-        fetched = fetch(repo_id, commit, hashes[WEIGHTS], Path(cache))
+        try:
+            fetch(repo_id, commit, hashes[WEIGHTS], Path(cache))
+        except DamagedError as e:
+            raise HubError(different.format(where, WEIGHTS)) from e
         with explained(where), patience(ANSWER_SECONDS):
-            for name, sha256 in hashes.items():
-                path = fetched.folder / name if name == WEIGHTS else hf_hub_download(
-                    repo_id, name, revision=commit, cache_dir=cache)
-                if name != WEIGHTS and file_sha256(path) != sha256:
-                    raise HubError(f'{where}: {name} came back different from what was sent; it is not tagged. '
-                                   f'Run the command again.')
+            for name in hashes.keys() - {WEIGHTS}:
+                if file_sha256(hf_hub_download(repo_id, name, revision=commit, cache_dir=cache)) != hashes[name]:
+                    raise HubError(different.format(where, name))

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..errors import HubError
+from ..errors import DamagedError, HubError
 from ..version import __version__
 
 __all__ = ['CONFIG', 'FIGURE', 'FILES', 'FORMAT', 'METADATA_KEY', 'OPTIONS', 'README', 'WEIGHTS', 'build_model',
@@ -148,6 +148,13 @@ def build_model(folder: Path) -> torch.nn.Module:
         return timm.create_model(name)
 
 
+def _other_timm(ours: Mapping[str, Any]) -> str:
+    """The remedy where the files are whole and this timm cannot use them."""
+    version = ours.get('versions', {}).get('timm', timm.__version__)
+    return f'they were made with timm {version}: pip install timm=={version}' if version != timm.__version__ else \
+        'its files do not belong together: ask its owner'
+
+
 def check_folder(
         folder: Path,
         where: str,
@@ -164,34 +171,34 @@ def check_folder(
         The configuration, and the sha256 of the weights file.
 
     Raises:
-        HubError: A hash differs, or names and shapes are not those of the architecture.
+        DamagedError: A hash differs.
+        HubError: Names and shapes are not those of the architecture.
     """
     config, path = read_config(folder, where), Path(folder) / WEIGHTS
     ours = config.get(METADATA_KEY, {})
     found = file_sha256(path, 'checking')
     for source, expected in {**(sha256 or {}), f'that of {CONFIG}': ours.get('sha256')}.items():
         if expected is not None and found != expected:
-            raise HubError(f'{where}: {WEIGHTS} is damaged: its sha256 {found[:12]}... is not {source}, '
-                           f"{expected[:12]}... Delete '{path.resolve()}' and fetch it again.")
+            raise DamagedError(f'{where}: {WEIGHTS} is damaged: its sha256 {found[:12]}... is not {source}, '
+                               f"{expected[:12]}... Delete '{path.resolve()}' and fetch it again.")
     try:
         with safe_open(path, 'pt') as file:
             header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
             tensors = _OnDisk(file)
             if 'tensors_sha256' in header and tensors_sha256(tensors) != header['tensors_sha256']:
-                raise HubError(f'{where}: {WEIGHTS} is damaged: its values are not those that its header was written '
-                               f"for. Delete '{path.resolve()}' and fetch it again.")
+                raise DamagedError(f'{where}: {WEIGHTS} is damaged: its values are not those that its header was '
+                                   f"written for. Delete '{path.resolve()}' and fetch it again.")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in tensors}
     except SafetensorError as e:
-        raise HubError(f'{where}: {WEIGHTS} is damaged or no safetensors file ({e}); fetch it again.') from e
+        raise DamagedError(f'{where}: {WEIGHTS} is damaged or no safetensors file ({e}); fetch it again.') from e
     try:
         wanted = {name: tuple(tensor.shape) for name, tensor in build_model(Path(folder)).state_dict().items()}
     except Exception as e:  # whatever an architecture says to arguments that are not its own
         raise HubError(f"{where}: timm {timm.__version__} cannot build '{config['architecture']}' as {CONFIG} asks "
-                       f"({' '.join(str(e).split())[:200]}); it was made with timm "
-                       f"{ours.get('versions', {}).get('timm', '?')}.") from e
+                       f"({' '.join(str(e).split())[:200]}); {_other_timm(ours)}.") from e
     if shapes != wanted:
         wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
         raise HubError(f"{where}: the weights do not fit '{config['architecture']}' of timm {timm.__version__}: "
                        f"{len(wrong)} differ, first {wrong[0]} (file: {shapes.get(wrong[0])}, model: "
-                       f'{wanted.get(wrong[0])}).')
+                       f'{wanted.get(wrong[0])}); {_other_timm(ours)}.')
     return config, found
