@@ -234,8 +234,8 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
     if args.icasc:
         method = f'ICASC {args.icasc_attention}, order {args.icasc_order}' + f', {method}' * (args.loss != 'ce')
     result = {
-        'method': method, 'epochs': job.epochs, 'last': record, 'wall_time': time.monotonic() - started,
-        **provenance(args, command), 'model': model_record(job)}
+        'method': method, 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
+        'wall_time': time.monotonic() - started, **provenance(args, command), 'model': model_record(job)}
     if device.type == 'cuda':
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:
