@@ -54,14 +54,25 @@ def test_measures_of_a_run_are_those_of_its_model(run, capsys):
     assert 'top-1 %' in text and 'KS margin' in text and 'by class' in text
 
 
-def test_the_same_numbers_each_time_and_for_every_batch_size(run, tmp_path):
-    for name, size in (('first', 7), ('second', 7), ('third', 30)):
+def voc_run(folder, seed=0):
+    """A run on coloured squares, the data beside it."""
+    data = folder.parent / 'voc'
+    if not data.exists():
+        make_packed_voc(data)
+    return make_run(folder, num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val', seed=seed)
+
+
+@pytest.mark.parametrize('make, sizes', [(make_run, (7, 30)), (voc_run, (1, 6))])
+def test_the_same_numbers_each_time_and_for_every_batch_size(make, sizes, tmp_path):
+    run = make(tmp_path / 'run')
+    for name, size in (('first', sizes[0]), ('second', sizes[0]), ('third', sizes[1])):
         assert evaluate(run, '--images', 30, '--batch-size', size, '--output', tmp_path / name) == 0
     first, second, third = (json.loads((tmp_path / name / 'run' / 'eval.json').read_text())['measures']
                             for name in ('first', 'second', 'third'))
+    assert ('pointing' in first) == (make is voc_run)
     assert first == second
     assert first == pytest.approx(third, rel=1e-4)
-    assert (tmp_path / 'first' / 'summary.csv').read_text().startswith('checkpoint,top1,')
+    assert (tmp_path / 'first' / 'summary.csv').read_text().startswith('checkpoint,')
 
 
 def test_ten_crops(run):
@@ -108,9 +119,7 @@ def test_the_order_of_a_comparison_is_that_of_its_option(run, tmp_path, capsys):
 
 
 def test_comparison_of_earlier_evaluations(tmp_path, capsys):
-    data = make_packed_voc(tmp_path / 'voc')
-    runs = [make_run(tmp_path / f'run{i}', num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val',
-                     seed=i) for i in range(2)]
+    runs = [voc_run(tmp_path / f'run{i}', seed=i) for i in range(2)]
     assert evaluate('--compare', *runs, '--resamples', 30, '--ten-crop') == 0
     first = read(runs[1], 'comparison.json')
     (runs[1] / 'last.pth.tar').unlink()
@@ -120,6 +129,13 @@ def test_comparison_of_earlier_evaluations(tmp_path, capsys):
     (runs[0] / 'eval' / 'records.npz').write_bytes(b'')
     assert evaluate('--compare', *[run / 'eval' for run in runs]) == 2
     assert 'holds no records' in capsys.readouterr().err
+
+
+def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(run, tmp_path, capsys):
+    other = voc_run(tmp_path / 'other')
+    assert evaluate('--compare', run, other) == 2
+    assert "'run' and 'other' have different data sets" in capsys.readouterr().err
+    assert not (run / 'eval').exists() and not (other / 'eval').exists()
 
 
 def test_both_runs_of_a_comparison_are_found(tmp_path, capsys):
@@ -161,8 +177,7 @@ def test_boxes_of_one_class(tmp_path):
 
 
 def test_several_classes_per_image(tmp_path, capsys):
-    data = make_packed_voc(tmp_path / 'voc')
-    run = make_run(tmp_path / 'run', num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val')
+    run, data = voc_run(tmp_path / 'run'), tmp_path / 'voc'
     assert evaluate(run) == 0
     result = read(run)
     measures = result['measures']
@@ -170,7 +185,7 @@ def test_several_classes_per_image(tmp_path, capsys):
     assert 'top1' not in measures
     rows = list(csv.DictReader(open(run / 'eval' / 'images.csv')))
     pairs = list(csv.DictReader(open(run / 'eval' / 'pairs.csv')))
-    assert len(rows) == 6 and sum(len(row['target'].split()) for row in rows) == sum(
+    assert len(rows) == 6 and sum(len(row['target'].split(';')) for row in rows) == sum(
         row['images'] for row in result['classes'])
     assert {p['class_name'] for p in pairs} == {'red', 'green', 'blue'}
 
@@ -182,7 +197,7 @@ def test_several_classes_per_image(tmp_path, capsys):
     image = image.resize((48, 32), Image.Resampling.BILINEAR).crop((8, 0, 40, 32))
     x = (torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
     maps = attention_maps(model, x[None], [1, 2])[0]
-    assert rows[0]['target'] == 'green blue'
+    assert rows[0]['target'] == 'green;blue'
     expected = attention_overlap(maps[:1], maps[1:]).item()
     assert float(rows[0]['overlap_cooccurring']) == pytest.approx(expected, rel=1e-3)
 
@@ -214,9 +229,8 @@ def test_a_vision_transformer_at_another_size(tmp_path):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_image_that_cannot_be_read_is_named(workers, tmp_path, capsys):
-    data = make_packed_voc(tmp_path / 'voc')
-    (data / 'images' / '000003.webp').write_bytes(b'RIFF')
-    run = make_run(tmp_path / 'run', num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val')
+    run = voc_run(tmp_path / 'run')
+    (tmp_path / 'voc' / 'images' / '000003.webp').write_bytes(b'RIFF')
     assert evaluate(run, '--workers', workers) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and '000003.webp' in error

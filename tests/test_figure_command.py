@@ -74,6 +74,7 @@ def test_layers_by_method(runs, tmp_path):
     assert figure('layers', runs[0], '--indices', 7, '--output', tmp_path / 'f.svg') == 0
     texts = texts_of(tmp_path / 'f.svg')
     model, images, targets = model_and_images(runs[0], (7,))
+    assert 'image 7' in texts and f'{targets[0]}, {model(images).softmax(1)[0, targets[0]]:.1%}' in texts
     titles = {'grad_cam': 'Grad-CAM (Eq. 1)', 'grad_cam_plus_plus': 'Grad-CAM++', 'ach': 'ach (Eq. 2)'}
     for method, title in titles.items():
         inner, last = (attention_maps(model, images, targets, method=method, layer=layer)[0] for layer in

@@ -16,8 +16,8 @@ import numpy as np
 
 from .attention import ATTENTION_METHODS
 from .data import evenly_spaced
-from .errors import DataError, ICASCError
-from .evaluation.checkpoint import Checkpoint, add_checkpoint_arguments, load_checkpoints
+from .errors import ICASCError
+from .evaluation.checkpoint import Checkpoint, add_checkpoint_arguments, check_same_data, load_checkpoints
 from .evaluation.measures import ks_of
 from .evaluation.records import score_images
 from .figures.browse import browsing_page
@@ -64,14 +64,6 @@ def _check(args: argparse.Namespace, path: Path) -> None:
             raise ICASCError(f'--output: {e}') from e
 
 
-def _same_data(checkpoints: Sequence[Checkpoint]) -> None:
-    first = checkpoints[0]
-    for other in checkpoints[1:]:
-        if len(other.dataset) != len(first.dataset) or other.names != first.names:
-            raise DataError(f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
-                            f'--data-dir and --dataset.')
-
-
 def _correct(checkpoint: Checkpoint, indices: List[int]) -> np.ndarray:
     """Whether the highest-scoring class is in the image, for each of `indices`."""
     records = score_images(checkpoint, indices)
@@ -115,7 +107,7 @@ def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Pat
     for checkpoint in checkpoints:
         if checkpoint.layers is None:
             raise ICASCError(f"no attention maps of '{checkpoint.label}': name its layers, --layers INNER LAST.")
-    _same_data(checkpoints)
+    check_same_data(checkpoints)
     indices = _choose(args, checkpoints)
     if args.kind == 'layers':
         layers_figure(checkpoints, indices, path)

@@ -77,16 +77,16 @@ def write_csv(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
 
 
 def image_rows(records: Records) -> List[Dict[str, Any]]:
-    """One row per image: classes, probabilities and every measure of it."""
+    """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`."""
     rows = []
     confused = confused_classes(records)
     for i, index in enumerate(records.indices):
         target = records.targets[i]
         present = np.flatnonzero(target > 0) if records.multilabel else np.array([target])
         row = {
-            'index': int(index), 'target': ' '.join(records.names[c] for c in present),
+            'index': int(index), 'target': ';'.join(records.names[c] for c in present),
             'predicted': records.names[records.scores[i].argmax()],
-            'target_probability': ' '.join(f'{records.scores[i, c]:.4g}' for c in present),
+            'target_probability': ';'.join(f'{records.scores[i, c]:.4g}' for c in present),
             'confused': records.names[confused[i]],
             'confused_probability': f'{records.scores[i, confused[i]]:.4g}'}
         row.update({name: f'{column[i]:.6g}' for name, column in records.images.items()})

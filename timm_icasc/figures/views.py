@@ -46,10 +46,12 @@ class LayerView:
     """The inner and the last layer's map of one class, by one method.
 
     Attributes:
+        probability: Softmax probability of the class, or sigmoid where an image can have several classes.
         inner, last: Attention over its own maximum, `[h, w]` in [0, 1].
         inside: Share of the inner attention inside the last layer's mask, Eq. 5 without theta.
         overlap: Histogram intersection of the two maps on the inner grid.
     """
+    probability: float
     inner: np.ndarray
     last: np.ndarray
     inside: float
@@ -153,6 +155,7 @@ def view_layers(
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
         logits = checkpoint.model(images).float().cpu()
+    scores = logits.sigmoid() if is_multilabel(checkpoint.dataset) else logits.softmax(1)
     classes = [max(truth_of(target) or range(len(row)), key=lambda c, row=row: row[c])
                for target, row in zip(targets, logits.tolist(), strict=True)]
     drawn = torch.tensor(classes, device=images.device)[:, None]
@@ -163,5 +166,5 @@ def view_layers(
     inside = -attention_consistency(inner, resize_mask(target_mask(last, sigma), inner.shape[-2:]), theta=0.)
     overlap = attention_overlap(inner, resize_mask(last, inner.shape[-2:]))
     return classes, [
-        LayerView(heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())
-        for n in range(len(classes))]
+        LayerView(scores[n, c].item(), heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())
+        for n, c in enumerate(classes)]
