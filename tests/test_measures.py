@@ -96,7 +96,7 @@ def test_class_table():
 @pytest.mark.parametrize('multilabel', [False, True])
 def test_paired_bootstrap_one_resample_at_a_time(multilabel):
     a, b = records(0, multilabel=multilabel), records(1, multilabel=multilabel, label='b')
-    resamples = 12
+    resamples = 6
     result = compare(a, b, resamples)
     drawn = np.random.default_rng(SEED).integers(40, size=(resamples, 40))
 
