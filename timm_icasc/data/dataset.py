@@ -81,7 +81,10 @@ def create_dataset(
         own = {'transform': kwargs.get('transform'), 'mode': kwargs.get('input_img_mode', 'RGB')}
         if name == 'multilabel':
             own['class_map'] = kwargs.get('class_map')
-        return NAMES[name](root, split, **own)
+        dataset = NAMES[name](root, split, **own)
+        if not len(dataset):
+            raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
+        return dataset
     if name and not name.startswith(TYPES):
         raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
                         f"{', '.join(TYPES)}.")
