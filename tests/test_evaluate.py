@@ -184,6 +184,8 @@ def test_several_classes_per_image(tmp_path, capsys):
     pairs = list(csv.DictReader(open(run / 'eval' / 'pairs.csv')))
     assert len(rows) == 6 and sum(len(row['target'].split(';')) for row in rows) == sum(
         row['images'] for row in result['classes'])
+    assert [row['file'] for row in rows] == [f'{i:06d}.webp' for i in (1, 2, 3, 5, 6, 7)]
+    assert {p['file'] for p in pairs} == {row['file'] for row in rows}
     assert {p['class_name'] for p in pairs} == {'red', 'green', 'blue'}
 
     # The overlap of the maps of the two squares in one image, drawn on its own.

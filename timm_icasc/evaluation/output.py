@@ -84,7 +84,7 @@ def image_rows(records: Records) -> List[Dict[str, Any]]:
         target = records.targets[i]
         present = np.flatnonzero(target > 0) if records.multilabel else np.array([target])
         row = {
-            'index': int(index), 'target': ';'.join(records.names[c] for c in present),
+            'index': int(index), 'file': records.files[i], 'target': ';'.join(records.names[c] for c in present),
             'predicted': records.names[records.scores[i].argmax()],
             'target_probability': ';'.join(f'{records.scores[i, c]:.4g}' for c in present),
             'confused': records.names[confused[i]],
@@ -102,7 +102,7 @@ def write_evaluation(folder: Path, records: Records, content: Dict[str, Any]) ->
     write_csv(folder / 'classes.csv', table)
     write_csv(folder / 'images.csv', image_rows(records))
     if records.pairs:
-        named = [{'index': int(records.indices[row]), 'class_name': records.names[c]}
+        named = [{'index': int(records.indices[row]), 'file': records.files[row], 'class_name': records.names[c]}
                  for row, c in zip(records.pairs['image'], records.pairs['class'], strict=True)]
         columns = {name: column for name, column in records.pairs.items() if name not in ('image', 'class')}
         write_csv(folder / 'pairs.csv', [
@@ -113,7 +113,7 @@ def write_evaluation(folder: Path, records: Records, content: Dict[str, Any]) ->
 def save_records(path: Path, records: Records) -> None:
     """Everything that a comparison needs, as one .npz file."""
     arrays = {'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
-              'label': np.array(records.label), 'names': np.array(records.names)}
+              'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names)}
     if records.ten_crop_scores is not None:
         arrays['ten_crop_scores'] = records.ten_crop_scores
     for group in ('images', 'pairs'):
@@ -125,7 +125,7 @@ def load_records(path: Path) -> Records:
     """What `save_records` wrote.
 
     Raises:
-        ICASCError: The file is not of that kind.
+        ICASCError: The file is not of that kind, or of an earlier version.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -134,7 +134,7 @@ def load_records(path: Path) -> Records:
             group: {name.split('/', 1)[1]: column for name, column in arrays.items() if name.startswith(f'{group}/')}
             for group in ('images', 'pairs')}
         return Records(
-            str(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['scores'], arrays['targets'],
-            arrays.get('ten_crop_scores'), **groups)
+            str(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
+            arrays['scores'], arrays['targets'], arrays.get('ten_crop_scores'), **groups)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
         raise ICASCError(f"'{path}' holds no records of timm-icasc eval: {e}") from e

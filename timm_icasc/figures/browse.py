@@ -9,9 +9,10 @@ from typing import List, Sequence
 import numpy as np
 from PIL import Image
 
+from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .page import FRAME, grey, overlay
-from .views import ClassView, colors_of, image_name, load_items, truth_of, view_classes
+from .views import ClassView, colors_of, load_items, truth_of, view_classes
 
 __all__ = ['browsing_page']
 
@@ -113,7 +114,7 @@ def browsing_page(
         for row, index in enumerate(batch):
             names = [first.class_name(c) for c in truth_of(targets[row])]
             seen.update(names)
-            name = image_name(first, index)
+            name = image_name(first.dataset, index)
             correct = [v[row][0].truth if v[row][0].rank == 1 else False for v in views]
             parts = [f'<div><h2>{html.escape(", ".join(names))}</h2>{_figure(_picture(colors[row]), [name])}</div>']
             for checkpoint, gray, v in zip(checkpoints, greys, views, strict=True):

@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Sequence
 
+from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .page import (
     CELL,
@@ -19,7 +20,7 @@ from .page import (
     grey,
     overlay,
 )
-from .views import colors_of, image_name, load_items, view_layers
+from .views import colors_of, load_items, view_layers
 
 __all__ = ['layers_figure']
 
@@ -73,7 +74,8 @@ def layers_figure(
             for row, (index, view) in enumerate(zip(classes, views, strict=True)):
                 top = tops[row]
                 if not column and not m:
-                    page.text(image_name(first, indices[row]), MARGIN + CELL / 2, top - DESCENT, CELL, style='italic')
+                    name = image_name(first.dataset, indices[row])
+                    page.text(name, MARGIN + CELL / 2, top - DESCENT, CELL, style='italic')
                     page.image(colors[row], MARGIN, top, CELL, cell_height)
                 if not m:
                     page.text(f'{checkpoint.class_name(index)}, {view.probability:.1%}', model_left, top - DESCENT,

@@ -3,7 +3,6 @@
 Shapes: `N` images, `K` classes shown, `h w` image size.
 """
 from dataclasses import dataclass
-from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..losses import attention_consistency, attention_overlap, resize_mask, targ
 from ..objective import attention_maps
 from .page import displayed, to_size
 
-__all__ = ['ClassView', 'LayerView', 'image_name', 'load_items', 'truth_of', 'view_classes', 'view_layers']
+__all__ = ['ClassView', 'LayerView', 'load_items', 'truth_of', 'view_classes', 'view_layers']
 
 
 @dataclass
@@ -56,18 +55,6 @@ class LayerView:
     last: np.ndarray
     inside: float
     overlap: float
-
-
-def image_name(checkpoint: Checkpoint, index: int) -> str:
-    """File name of an image, or its number in the data set."""
-    dataset = checkpoint.dataset
-    files = getattr(dataset, 'images', None)
-    if files is not None and isinstance(files[index], (str, Path)):
-        return Path(files[index]).name
-    try:
-        return Path(dataset.filename(index)).name  # timm's own data sets
-    except (AttributeError, NotImplementedError):
-        return f'image {index}'
 
 
 def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
