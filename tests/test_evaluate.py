@@ -119,6 +119,7 @@ def test_comparison_of_earlier_evaluations(tmp_path, capsys):
     runs = [voc_run(tmp_path / f'run{i}', seed=i) for i in range(2)]
     assert evaluate('--compare', *runs, '--resamples', 10, '--ten-crop') == 0
     first = read(runs[1], 'comparison.json')
+    assert {'mAP', 'mAP_ten_crop', 'AUC_ten_crop', 'pointing_both'} <= set(first['measures'])
     (runs[1] / 'last.pth.tar').unlink()
     assert evaluate('--compare', *[run / 'eval' for run in runs], '--resamples', 10) == 0
     assert read(runs[1], 'comparison.json')['measures'] == first['measures']

@@ -125,7 +125,8 @@ def test_browsing_page_is_whole_and_self_contained(tmp_path):
     page = Page()
     page.feed(text)
     sections = [attrs for tag, attrs in page.tags if tag == 'section']
-    pictures = [attrs['src'] for tag, attrs in page.tags if tag == 'img']
+    scale, *pictures = [attrs['src'] for tag, attrs in page.tags if tag == 'img']
+    assert scale.startswith('data:image/webp')
     assert [s['data-name'] for s in sections] == [f'{i:06d}.webp' for i in (1, 2, 3, 5, 6, 7)]
     assert len(pictures) == 6 * (1 + 2 * 2)
     for picture in pictures:

@@ -79,6 +79,12 @@ def test_several_classes_per_image():
     assert values['AUC'] == pytest.approx(100 * np.mean(areas))
     margins = [np.mean(np.array(absent) <= p) - np.mean(np.array(present) <= p) for p in present + absent]
     assert values['ks'] == pytest.approx(max(margins, key=abs))
+    assert 'mAP_ten_crop' not in values
+    crops = records(seed=1, multilabel=True)
+    r.ten_crop_scores = crops.scores
+    assert {name: measures(r)[f'{name}_ten_crop'] for name in ('mAP', 'AUC')} == pytest.approx(
+        {name: measures(crops)[name] for name in ('mAP', 'AUC')})
+    assert {**measures(r), **values} == measures(r), 'the others stay as they are'
     table = class_table(r)
     assert [row['AUC'] for row in table] == pytest.approx([100 * a for a in areas])
 

@@ -27,6 +27,7 @@ section { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .7rem 0; b
 h2 { font-size: 1em; margin: 0 0 .2rem; font-weight: 600; }
 figure { display: inline-block; margin: 0 .35rem 0 0; width: 134px; vertical-align: top; font-size: 12px; }
 figure img { width: 128px; display: block; border: 3px solid transparent; }
+img.scale { vertical-align: middle; }
 figure.truth img { border-color: FRAME; }
 figure.first figcaption { font-weight: 600; }
 figcaption { overflow-wrap: anywhere; }
@@ -125,6 +126,7 @@ def browsing_page(
                 f'data-classes="{html.escape(json.dumps(names), quote=True)}" '
                 f'data-correct="{html.escape(json.dumps(correct), quote=True)}">{"".join(parts)}</section>')
     options = ''.join(f'<option>{html.escape(name)}</option>' for name in sorted(seen))
+    scale = _picture(np.repeat(overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None]), 12, axis=0))
     title = html.escape(' and '.join(c.label for c in checkpoints))
     page = f'''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Attention of {title}</title><style>{STYLE}</style></head><body>
@@ -133,8 +135,9 @@ def browsing_page(
 <option value="differ">right for one model, wrong for another</option></select></label>
 <label>Name <input id="text"></label><span id="count"></span></header>
 <p>{title}: attention ({html.escape(method)}, {html.escape(layer)} layer) of the {topk} highest-scoring classes, each
-map from 0 to its own maximum. Red frame: ground truth. \u2717: the highest-scoring class is not in the image. Overlap:
-with the nearest map of the ground truth.</p>
+map from 0 <img class="scale" alt="grey, blue, green, yellow" src="{scale}"> to its own maximum. Red frame: ground
+truth. \u2717: the highest-scoring class is not in the image. #: rank of its score. Overlap: histogram intersection with
+the nearest map of the ground truth, 0 to 1.</p>
 {"".join(sections)}<script>{SCRIPT}</script></body></html>
 '''
     path.parent.mkdir(parents=True, exist_ok=True)
