@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
     group.add_argument('--attention', default='ach', choices=list(ATTENTION_METHODS),
                        help='attention maps of classes and html (default: %(default)s)')
-    group.add_argument('--layer', default='last', choices=('inner', 'last'), help='layer of classes and html')
+    group.add_argument('--layer', default='last', choices=('inner', 'last'),
+                       help='layer of classes and html (default: %(default)s)')
     group.add_argument('--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure')
 
 
