@@ -346,6 +346,8 @@ def test_bad_input_is_one_line(arguments, message, voc, tmp_path, capsys):
 
 
 def test_a_classifier_of_other_classes_is_refused(voc, tmp_path, capsys):
-    run = make_run(tmp_path / 'run', num_classes=10)
+    run = make_run(tmp_path / 'both' / 'run', num_classes=10)
     assert segment(run, '--data-dir', voc, '--output', tmp_path / 'out') == 2
     assert 'the classifier has 10 classes, VOC 20' in capsys.readouterr().err
+    assert segment(tmp_path / 'both', '--data-dir', voc, '--output', tmp_path / 'out') == 2
+    assert f"both' holds 1 runs, name one: {run}" in capsys.readouterr().err

@@ -165,6 +165,8 @@ def _find_weights(source: str, best: bool) -> Path:
     path = Path(source)
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS[best] if (path / name).is_file()), None)
+        if weights is None and (runs := [run for run in find_runs(path) if run != path]):
+            raise ICASCError(f"'{source}' holds {len(runs)} runs, name one: {', '.join(map(str, runs))}.")
         if weights is None:
             raise ICASCError(f"'{source}' has no {WEIGHTS[best][0]}: it is not the folder of a run.")
         return weights
