@@ -253,6 +253,7 @@ def test_layers_of_ones_own(run):
     (['RUN', '--data-dir', 'nowhere'], "no folder 'nowhere'"),
     (['RUN', '--images', '0'], '--images must be at least 1'),
     (['RUN', '--sigma', '2'], '--sigma is a fraction'),
+    (['nowhere', '--output', 'FILE'], '--output: cannot write to'),  # known before the checkpoint is looked for
     (['RUN', '--layers', 'layer1', 'nowhere'], "has no layer 'nowhere'"),
     (['--compare', 'RUN', 'RUN'], '--compare needs two different checkpoints'),
 ])
@@ -261,7 +262,7 @@ def test_bad_input_is_one_line(arguments, message, run, tmp_path, capsys):
     (tmp_path / 'bare.pth.tar').write_bytes((run / 'last.pth.tar').read_bytes())
     (tmp_path / 'text.pth.tar').write_text('no checkpoint')
     places = {'RUN': run, 'EMPTY': tmp_path / 'empty', 'BARE': tmp_path / 'bare.pth.tar',
-              'TEXT': tmp_path / 'text.pth.tar'}
+              'TEXT': tmp_path / 'text.pth.tar', 'FILE': tmp_path / 'text.pth.tar' / 'out'}
     assert evaluate(*[places.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and len([line for line in error.splitlines() if 'error:' in line]) == 1

@@ -165,7 +165,7 @@ def test_images_that_one_model_gets_wrong(tmp_path, capsys):
     (['classes', 'RUN', '--choose', 'corrected'], 'name two'),
     (['classes', 'RUN', '--topk', '0'], '--topk must be at least 1'),
     (['classes', 'RUN', '--labels', 'a', 'b'], '--labels must be 1'),
-    (['ks', 'RUN', '--output', 'FILE/f.png'], "cannot write"),
+    (['ks', 'nowhere', '--output', 'FILE/f.png'], 'cannot write'),  # known before the checkpoint is looked for
 ])
 def test_bad_input_is_one_line(arguments, message, runs, tmp_path, capsys):
     (tmp_path / 'file').touch()

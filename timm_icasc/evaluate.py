@@ -76,6 +76,11 @@ def _check(args: argparse.Namespace) -> None:
             raise ICASCError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
     if not 0 <= args.sigma <= 1:
         raise ICASCError(f'--sigma is a fraction of the maximum, 0 to 1, got {args.sigma}.')
+    if args.output:
+        try:
+            Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        except OSError as e:
+            raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
 
 
 def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:

@@ -63,6 +63,10 @@ def _check(args: argparse.Namespace, path: Path) -> None:
             check_format(path)
         except ValueError as e:
             raise ICASCError(f'--output: {e}') from e
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
 
 
 def _correct(checkpoint: Checkpoint, indices: List[int]) -> np.ndarray:
