@@ -198,6 +198,9 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
     if layers is not None:
         say(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
                   f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
+    if args.icasc and args.icasc_start_epoch >= job.epochs:
+        say(args, f'warning: the terms of ICASC never start: --icasc-start-epoch {args.icasc_start_epoch:g}, but '
+                  f'--epochs {job.epochs}')
     if start_epoch:
         say(args, f'resumed after epoch {start_epoch}')
     say(args, header(job.multilabel))
@@ -235,8 +238,8 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
         attention = ' '.join([args.icasc_attention, *(f'with defect {name}' for name in args.icasc_defects)])
         method = f'ICASC {attention}, order {args.icasc_order}' + f', {method}' * (args.loss != 'ce')
     result = {
-        'method': method, 'epochs': job.epochs, 'last': record, 'wall_time': time.monotonic() - started,
-        **provenance(args, command), 'model': model_record(job)}
+        'method': method, 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
+        'wall_time': time.monotonic() - started, **provenance(args, command), 'model': model_record(job)}
     if device.type == 'cuda':
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:

@@ -104,12 +104,20 @@ class TestVOCdevkit:
         with pytest.raises(DataError, match="No annotation '.*2007_000001.xml'"):
             create_dataset('voc2012', str(root), 'train')
 
-    @pytest.mark.parametrize('text', ['<annotation>', '<annotation><object><name>dog</name></object></annotation>',
-                                      '<annotation><object><name>yeti</name><bndbox><xmin>1</xmin><ymin>1</ymin>'
-                                      '<xmax>2</xmax><ymax>2</ymax></bndbox></object></annotation>'])
-    def test_broken_annotations_are_named(self, text, root):
+    @pytest.mark.parametrize('text, message', [
+        ('<annotation>', 'no element found'),
+        ('<annotation><object><name>dog</name></object></annotation>', "an object 'dog' without bndbox"),
+        ('<annotation><object><name>yeti</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>'
+         '</bndbox></object></annotation>', "no class 'yeti'"),
+    ])
+    def test_broken_annotations_are_named(self, text, message, root):
         (root / 'VOCdevkit' / 'VOC2012' / 'Annotations' / '2007_000001.xml').write_text(text)
-        with pytest.raises(DataError, match="2007_000001.xml' is not a VOC annotation"):
+        with pytest.raises(DataError, match=f"2007_000001.xml' is not a VOC annotation: {message}"):
+            create_dataset('voc2012', str(root), 'train')
+
+    def test_an_empty_list_is_named(self, root):
+        (root / 'VOCdevkit' / 'VOC2012' / 'ImageSets' / 'Main' / 'train.txt').write_text('')
+        with pytest.raises(DataError, match="Split 'train' of data set 'voc2012' .* is empty"):
             create_dataset('voc2012', str(root), 'train')
 
 
@@ -145,6 +153,13 @@ class TestPackedVOC:
         (root / 'images' / '000002.webp').unlink()
         with pytest.raises(DataError, match="No image '.*000002.webp'"):
             create_dataset('voc2007-packed', str(root), 'val')
+        content = json.loads((root / 'annotations.json').read_text())
+        for key, value, message in (('labels', [1, -1], 'RuntimeError shape'), ('scale', [1], 'not enough values'),
+                                    ('boxes', [['yeti', 1, 1, 2, 2]], "a box of no class, 'yeti'")):
+            broken = {**content, 'images': [{**content['images'][0], key: value}]}
+            (root / 'annotations.json').write_text(json.dumps(broken))
+            with pytest.raises(DataError, match=f'not in the packed VOC format: .*{message}'):
+                create_dataset('voc2007-packed', str(root), 'train')
         (root / 'annotations.json').write_text('{"images": []}')
         with pytest.raises(DataError, match="not in the packed VOC format: KeyError 'classes'"):
             create_dataset('voc2007-packed', str(root), 'val')
@@ -448,6 +463,10 @@ class TestMultiLabelLists:
         'no JSON': ('train.json', '{', 'Expecting property name'),
         'no list': ('train.json', '[]', 'expected a CSV'),
         'no image': ('train.csv', 'image,labels\nphotos/z.png,dog\n', "No image '.*z.png'"),
+        'no images': ('train.csv', 'image,labels\n', 'is empty'),
+        'no classes': ('train.json', '{"images": [{"image": "photos/a.png", "labels": []}]}', 'no class occurs'),
+        'a text for a list': ('train.json', '{"images": [{"image": "photos/a.png", "labels": "dog"}]}',
+                              "the labels of 'photos/a.png' are no list of names"),
         'twice': ('train.csv', 'image,dog,dog\nphotos/a.png,1,1\n', 'a class is named twice'),
         'box of no class': ('train.json', '{"images": [{"image": "photos/a.png", "labels": ["dog"], '
                                           '"boxes": [["cat", 1, 2, 3, 4]]}]}', 'cat'),

@@ -54,14 +54,25 @@ def test_measures_of_a_run_are_those_of_its_model(run, capsys):
     assert 'top-1 %' in text and 'KS margin' in text and 'by class' in text
 
 
-def test_the_same_numbers_each_time_and_for_every_batch_size(run, tmp_path):
-    for name, size in (('first', 7), ('second', 7), ('third', 30)):
+def voc_run(folder, seed=0):
+    """A run on coloured squares, the data beside it."""
+    data = folder.parent / 'voc'
+    if not data.exists():
+        make_packed_voc(data)
+    return make_run(folder, num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val', seed=seed)
+
+
+@pytest.mark.parametrize('make, sizes', [(make_run, (7, 30)), (voc_run, (1, 6))])
+def test_the_same_numbers_each_time_and_for_every_batch_size(make, sizes, tmp_path):
+    run = make(tmp_path / 'run')
+    for name, size in (('first', sizes[0]), ('second', sizes[0]), ('third', sizes[1])):
         assert evaluate(run, '--images', 30, '--batch-size', size, '--output', tmp_path / name) == 0
     first, second, third = (json.loads((tmp_path / name / 'run' / 'eval.json').read_text())['measures']
                             for name in ('first', 'second', 'third'))
+    assert ('pointing' in first) == (make is voc_run)
     assert first == second
     assert first == pytest.approx(third, rel=1e-4)
-    assert (tmp_path / 'first' / 'summary.csv').read_text().startswith('checkpoint,top1,')
+    assert (tmp_path / 'first' / 'summary.csv').read_text().startswith('checkpoint,')
 
 
 def test_ten_crops(run):
@@ -79,13 +90,10 @@ def test_ten_crops(run):
     for i in [i * 450 // 20 for i in range(20)]:
         image = dataset[i][0].resize((40, 40), Image.Resampling.BILINEAR)
         assert model.pretrained_cfg['interpolation'] == 'bilinear'
-        total = 0
-        for left, top in ((0, 0), (8, 0), (0, 8), (8, 8), (4, 4)):
-            for mirrored in (False, True):
-                crop = image.crop((left, top, left + 32, top + 32))
-                x = torch.tensor(np.array(crop)).permute(2, 0, 1) / 255
-                total = total + model((((x.flip(2) if mirrored else x) - mean) / std)[None]).softmax(1)
-        hits += int(total.argmax() == dataset[i][1])
+        crops = [torch.tensor(np.array(image.crop((left, top, left + 32, top + 32)))).permute(2, 0, 1) / 255
+                 for left, top in ((0, 0), (8, 0), (0, 8), (8, 8), (4, 4))]
+        crops = torch.stack(crops + [crop.flip(2) for crop in crops])
+        hits += int(model((crops - mean) / std).softmax(1).sum(0).argmax() == dataset[i][1])
     assert cropped['top1_ten_crop'] == pytest.approx(100 * hits / 20)
 
 
@@ -108,18 +116,24 @@ def test_the_order_of_a_comparison_is_that_of_its_option(run, tmp_path, capsys):
 
 
 def test_comparison_of_earlier_evaluations(tmp_path, capsys):
-    data = make_packed_voc(tmp_path / 'voc')
-    runs = [make_run(tmp_path / f'run{i}', num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val',
-                     seed=i) for i in range(2)]
-    assert evaluate('--compare', *runs, '--resamples', 30, '--ten-crop') == 0
+    runs = [voc_run(tmp_path / f'run{i}', seed=i) for i in range(2)]
+    assert evaluate('--compare', *runs, '--resamples', 10, '--ten-crop') == 0
     first = read(runs[1], 'comparison.json')
+    assert {'mAP', 'mAP_ten_crop', 'AUC_ten_crop', 'pointing_both'} <= set(first['measures'])
     (runs[1] / 'last.pth.tar').unlink()
-    assert evaluate('--compare', *[run / 'eval' for run in runs], '--resamples', 30) == 0
+    assert evaluate('--compare', *[run / 'eval' for run in runs], '--resamples', 10) == 0
     assert read(runs[1], 'comparison.json')['measures'] == first['measures']
     assert 'run1 - run0: 6 images' in capsys.readouterr().out
     (runs[0] / 'eval' / 'records.npz').write_bytes(b'')
     assert evaluate('--compare', *[run / 'eval' for run in runs]) == 2
     assert 'holds no records' in capsys.readouterr().err
+
+
+def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(run, tmp_path, capsys):
+    other = voc_run(tmp_path / 'other')
+    assert evaluate('--compare', run, other) == 2
+    assert "'run' and 'other' have different data sets" in capsys.readouterr().err
+    assert not (run / 'eval').exists() and not (other / 'eval').exists()
 
 
 def test_both_runs_of_a_comparison_are_found(tmp_path, capsys):
@@ -161,8 +175,7 @@ def test_boxes_of_one_class(tmp_path):
 
 
 def test_several_classes_per_image(tmp_path, capsys):
-    data = make_packed_voc(tmp_path / 'voc')
-    run = make_run(tmp_path / 'run', num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val')
+    run, data = voc_run(tmp_path / 'run'), tmp_path / 'voc'
     assert evaluate(run) == 0
     result = read(run)
     measures = result['measures']
@@ -170,8 +183,10 @@ def test_several_classes_per_image(tmp_path, capsys):
     assert 'top1' not in measures
     rows = list(csv.DictReader(open(run / 'eval' / 'images.csv')))
     pairs = list(csv.DictReader(open(run / 'eval' / 'pairs.csv')))
-    assert len(rows) == 6 and sum(len(row['target'].split()) for row in rows) == sum(
+    assert len(rows) == 6 and sum(len(row['target'].split(';')) for row in rows) == sum(
         row['images'] for row in result['classes'])
+    assert [row['file'] for row in rows] == [f'{i:06d}.webp' for i in (1, 2, 3, 5, 6, 7)]
+    assert {p['file'] for p in pairs} == {row['file'] for row in rows}
     assert {p['class_name'] for p in pairs} == {'red', 'green', 'blue'}
 
     # The overlap of the maps of the two squares in one image, drawn on its own.
@@ -182,7 +197,7 @@ def test_several_classes_per_image(tmp_path, capsys):
     image = image.resize((48, 32), Image.Resampling.BILINEAR).crop((8, 0, 40, 32))
     x = (torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
     maps = attention_maps(model, x[None], [1, 2])[0]
-    assert rows[0]['target'] == 'green blue'
+    assert rows[0]['target'] == 'green;blue'
     expected = attention_overlap(maps[:1], maps[1:]).item()
     assert float(rows[0]['overlap_cooccurring']) == pytest.approx(expected, rel=1e-3)
 
@@ -214,9 +229,8 @@ def test_a_vision_transformer_at_another_size(tmp_path):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_image_that_cannot_be_read_is_named(workers, tmp_path, capsys):
-    data = make_packed_voc(tmp_path / 'voc')
-    (data / 'images' / '000003.webp').write_bytes(b'RIFF')
-    run = make_run(tmp_path / 'run', num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val')
+    run = voc_run(tmp_path / 'run')
+    (tmp_path / 'voc' / 'images' / '000003.webp').write_bytes(b'RIFF')
     assert evaluate(run, '--workers', workers) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and '000003.webp' in error
@@ -239,6 +253,7 @@ def test_layers_of_ones_own(run):
     (['RUN', '--data-dir', 'nowhere'], "no folder 'nowhere'"),
     (['RUN', '--images', '0'], '--images must be at least 1'),
     (['RUN', '--sigma', '2'], '--sigma is a fraction'),
+    (['nowhere', '--output', 'FILE'], '--output: cannot write to'),  # known before the checkpoint is looked for
     (['RUN', '--layers', 'layer1', 'nowhere'], "has no layer 'nowhere'"),
     (['--compare', 'RUN', 'RUN'], '--compare needs two different checkpoints'),
 ])
@@ -247,7 +262,7 @@ def test_bad_input_is_one_line(arguments, message, run, tmp_path, capsys):
     (tmp_path / 'bare.pth.tar').write_bytes((run / 'last.pth.tar').read_bytes())
     (tmp_path / 'text.pth.tar').write_text('no checkpoint')
     places = {'RUN': run, 'EMPTY': tmp_path / 'empty', 'BARE': tmp_path / 'bare.pth.tar',
-              'TEXT': tmp_path / 'text.pth.tar'}
+              'TEXT': tmp_path / 'text.pth.tar', 'FILE': tmp_path / 'text.pth.tar' / 'out'}
     assert evaluate(*[places.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and len([line for line in error.splitlines() if 'error:' in line]) == 1

@@ -1,5 +1,6 @@
 """`timm-icasc figure`: read back from SVG (texts are comments there), from pixels, and from the page's HTML."""
 import base64
+import csv
 import io
 import json
 import re
@@ -10,7 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from runs import make_packed_voc, make_run
+from runs import make_cub, make_packed_voc, make_run
 
 from timm_icasc import attention_maps
 from timm_icasc.cli import main
@@ -19,9 +20,10 @@ from timm_icasc.evaluation.ks import kolmogorov_smirnov
 from timm_icasc.losses import attention_overlap
 
 
-@pytest.fixture
-def runs(tmp_path):
-    return [make_run(tmp_path / name, seed=seed) for seed, name in enumerate(('baseline', 'sharpened'))]
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    return [make_run(folder / name, seed=seed) for seed, name in enumerate(('baseline', 'sharpened'))]
 
 
 def figure(*arguments):
@@ -74,6 +76,7 @@ def test_layers_by_method(runs, tmp_path):
     assert figure('layers', runs[0], '--indices', 7, '--output', tmp_path / 'f.svg') == 0
     texts = texts_of(tmp_path / 'f.svg')
     model, images, targets = model_and_images(runs[0], (7,))
+    assert 'image 7' in texts and f'{targets[0]}, {model(images).softmax(1)[0, targets[0]]:.1%}' in texts
     titles = {'grad_cam': 'Grad-CAM (Eq. 1)', 'grad_cam_plus_plus': 'Grad-CAM++', 'ach': 'ach (Eq. 2)'}
     for method, title in titles.items():
         inner, last = (attention_maps(model, images, targets, method=method, layer=layer)[0] for layer in
@@ -123,7 +126,8 @@ def test_browsing_page_is_whole_and_self_contained(tmp_path):
     page = Page()
     page.feed(text)
     sections = [attrs for tag, attrs in page.tags if tag == 'section']
-    pictures = [attrs['src'] for tag, attrs in page.tags if tag == 'img']
+    scale, *pictures = [attrs['src'] for tag, attrs in page.tags if tag == 'img']
+    assert scale.startswith('data:image/webp')
     assert [s['data-name'] for s in sections] == [f'{i:06d}.webp' for i in (1, 2, 3, 5, 6, 7)]
     assert len(pictures) == 6 * (1 + 2 * 2)
     for picture in pictures:
@@ -138,15 +142,20 @@ def test_browsing_page_is_whole_and_self_contained(tmp_path):
     assert len(framed) == 2 * sum(map(len, names))
 
 
-def test_images_that_one_model_gets_wrong(runs, tmp_path, capsys):
+def test_images_that_one_model_gets_wrong(tmp_path, capsys):
     """The highest-scoring class decides, for a model with random weights as for any other."""
-    for choice in ('wrong', 'corrected'):
-        assert figure('classes', *runs, '--choose', choice, '--images', 5, '--output', tmp_path / 'f.png') == 0
-        chosen = list(map(int, re.search(r'images: (.*)', capsys.readouterr().out).group(1).split()))
-        first, last = (model_and_images(run, chosen) for run in runs)
-        assert not any((first[0](first[1]).argmax(1) == torch.tensor(first[2])).tolist())
-        if choice == 'corrected':
-            assert all((last[0](last[1]).argmax(1) == torch.tensor(last[2])).tolist())
+    data = make_cub(tmp_path / 'cub', per_class=4)
+    runs = [make_run(tmp_path / name, num_classes=3, dataset='cub200', data_dir=str(data), seed=seed)
+            for seed, name in enumerate(('baseline', 'sharpened'))]
+    assert main(['eval', *map(str, runs)]) == 0
+    first, last = ([row['predicted'] == row['target'] for row in csv.DictReader(open(run / 'eval' / 'images.csv'))]
+                   for run in runs)
+    for choice, shown in (('wrong', runs[:1]), ('corrected', runs)):
+        expected = [i for i in range(12) if not first[i] and (choice == 'wrong' or last[i])]
+        assert 0 < len(expected) < 12
+        capsys.readouterr()
+        assert figure('classes', *shown, '--choose', choice, '--images', 12, '--output', tmp_path / 'f.png') == 0
+        assert f"images: {' '.join(map(str, expected))}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -156,7 +165,7 @@ def test_images_that_one_model_gets_wrong(runs, tmp_path, capsys):
     (['classes', 'RUN', '--choose', 'corrected'], 'name two'),
     (['classes', 'RUN', '--topk', '0'], '--topk must be at least 1'),
     (['classes', 'RUN', '--labels', 'a', 'b'], '--labels must be 1'),
-    (['ks', 'RUN', '--output', 'FILE/f.png'], "cannot write"),
+    (['ks', 'nowhere', '--output', 'FILE/f.png'], 'cannot write'),  # known before the checkpoint is looked for
 ])
 def test_bad_input_is_one_line(arguments, message, runs, tmp_path, capsys):
     (tmp_path / 'file').touch()

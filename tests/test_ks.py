@@ -26,5 +26,11 @@ def test_the_sign_tells_which_is_larger():
     assert kolmogorov_smirnov(low, low).margin == 0
 
 
+@pytest.mark.filterwarnings('error')
+def test_single_values_have_a_margin_too():
+    result = kolmogorov_smirnov(np.array([0.7]), np.array([0.2]))
+    assert result.margin == 1 and result.probability == 0.2
+
+
 def test_nothing_to_compare():
     assert np.isnan(kolmogorov_smirnov(np.array([]), np.array([0.1])).margin)

@@ -1,6 +1,8 @@
 """Attention against boxes: every measure recomputed with loops over pixels in float64."""
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from timm_icasc.evaluation.localisation import (
     box_iou,
@@ -43,6 +45,18 @@ def test_masks_energy_and_pointing(seed):
     result = localise(heat, boxes)
     assert result['box_area'] == pytest.approx(area / (9 * 13))
     assert result['energy'] == pytest.approx(in_box / total)
+
+
+def test_pixels_that_share_the_maximum_count_by_their_share():
+    """A maximum in a corner cell is flat over a quarter of it when enlarged, up to rounding in either direction."""
+    grid = torch.tensor([[0.7, 0.1, 0.2], [0., 0.3, 0.1], [0.1, 0., 0.]])
+    heat = F.interpolate(grid[None, None], (24, 24), mode='bilinear', align_corners=False)[0, 0].numpy()
+    boxes = np.array([[0., 0., 2., 24.]])
+    assert (heat >= 0.7 - 1e-6).sum() == 16
+    expected = sum(x < 2 for x in range(4) for _ in range(4)) / 16
+    for noise in (heat * 0, GENERATOR.normal(0, 1e-7, heat.shape), -GENERATOR.normal(0, 1e-7, heat.shape)):
+        assert pointing_game(heat + noise, boxes) == expected == 0.5
+    assert pointing_game(np.ones((4, 6)), np.array([[0., 0., 3., 2.]])) == 0.25, 'a flat map points by chance'
 
 
 def flood(region, start):

@@ -27,7 +27,8 @@ def records(seed=0, count=40, classes=7, multilabel=False, label='a'):
         scores += 0.3 * targets
     else:
         scores = scores / scores.sum(1, keepdims=True)
-    return Records(label, NAMES[:classes], np.arange(count), scores, targets, images=images, pairs=pairs)
+    files = [f'{i}.jpg' for i in range(count)]
+    return Records(label, NAMES[:classes], np.arange(count), files, scores, targets, images=images, pairs=pairs)
 
 
 def test_accuracy():
@@ -78,6 +79,12 @@ def test_several_classes_per_image():
     assert values['AUC'] == pytest.approx(100 * np.mean(areas))
     margins = [np.mean(np.array(absent) <= p) - np.mean(np.array(present) <= p) for p in present + absent]
     assert values['ks'] == pytest.approx(max(margins, key=abs))
+    assert 'mAP_ten_crop' not in values
+    crops = records(seed=1, multilabel=True)
+    r.ten_crop_scores = crops.scores
+    assert {name: measures(r)[f'{name}_ten_crop'] for name in ('mAP', 'AUC')} == pytest.approx(
+        {name: measures(crops)[name] for name in ('mAP', 'AUC')})
+    assert {**measures(r), **values} == measures(r), 'the others stay as they are'
     table = class_table(r)
     assert [row['AUC'] for row in table] == pytest.approx([100 * a for a in areas])
 
@@ -96,7 +103,7 @@ def test_class_table():
 @pytest.mark.parametrize('multilabel', [False, True])
 def test_paired_bootstrap_one_resample_at_a_time(multilabel):
     a, b = records(0, multilabel=multilabel), records(1, multilabel=multilabel, label='b')
-    resamples = 12
+    resamples = 6
     result = compare(a, b, resamples)
     drawn = np.random.default_rng(SEED).integers(40, size=(resamples, 40))
 
@@ -104,14 +111,14 @@ def test_paired_bootstrap_one_resample_at_a_time(multilabel):
         taken = [np.flatnonzero(r.pairs['image'] == row) for row in rows]
         pairs = {name: np.concatenate([column[t] for t in taken]) for name, column in r.pairs.items()}
         pairs['image'] = np.concatenate([np.full(len(t), i) for i, t in enumerate(taken)])
-        return Records(r.label, r.names, np.arange(40), r.scores[rows], r.targets[rows],
+        return Records(r.label, r.names, np.arange(40), r.files, r.scores[rows], r.targets[rows],
                        images={name: column[rows] for name, column in r.images.items()}, pairs=pairs)
 
     mapped = (a.pairs['no_map'] == 0) & (b.pairs['no_map'] == 0)
     assert 0 < mapped.sum() < 60
 
     def everything(r, rows):
-        chosen = Records(r.label, r.names, r.indices, r.scores, r.targets,
+        chosen = Records(r.label, r.names, r.indices, r.files, r.scores, r.targets,
                          pairs={name: column[mapped] for name, column in r.pairs.items()})
         both = measures(resampled(chosen, rows))
         both = {f'{name}_both': both[name] for name in ('pointing', 'energy', 'iou', 'iou50')}
@@ -146,6 +153,10 @@ def test_the_interval_covers_a_real_difference_of_every_image():
 def test_other_images_cannot_be_compared():
     with pytest.raises(DataError, match="'a' and 'b' were not evaluated on the same images"):
         compare(records(), records(count=39, label='b'))
+    other = records(label='b')
+    other.files[3] = 'another.jpg'
+    with pytest.raises(DataError, match='not evaluated on the same images'):
+        compare(records(), other)
 
 
 def test_weights_of_pairs_are_counts():

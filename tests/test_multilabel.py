@@ -1,12 +1,10 @@
 """Average precision and AUC against the challenge's own algorithm, written out in loops, and against scikit-learn."""
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import in_two_processes
 from sklearn.metrics import average_precision_score, roc_auc_score
 from timm.task import MultiLabelClassificationTask
 
@@ -161,28 +159,17 @@ class TestEvaluator:
         assert ours.compute()['loss'] == pytest.approx(theirs.compute()['loss'])
 
 
-DISTRIBUTED_SCRIPT = '''
-import json
-import sys
-import torch
-import torch.distributed as dist
-from timm_icasc.multilabel import MultiLabelEvaluator
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-scores, targets = torch.load(f'{folder}/batch.pt')
-evaluator = MultiLabelEvaluator(max_samples=30 - rank)  # 59 images: the second process has one of padding
-evaluator.update(scores[rank::2], targets[rank::2])
-open(f'{folder}/{rank}.json', 'w').write(json.dumps(evaluator.compute(distributed=True)))
-dist.destroy_process_group()
-'''
+def measure_half(rank, folder):
+    scores, targets = torch.load(folder / 'batch.pt')
+    evaluator = MultiLabelEvaluator(max_samples=30 - rank)  # 59 images: the second process has one of padding
+    evaluator.update(scores[rank::2], targets[rank::2])
+    (folder / f'{rank}.json').write_text(json.dumps(evaluator.compute(distributed=True)))
 
 
 def test_two_processes_measure_what_one_does(tmp_path):
     scores, targets = (torch.tensor(x, dtype=torch.float32) for x in scores_and_targets())
     torch.save((scores, targets), tmp_path / 'batch.pt')
-    processes = [subprocess.Popen([sys.executable, '-c', DISTRIBUTED_SCRIPT, str(rank), str(tmp_path)],
-                                  cwd=Path(__file__).parent.parent) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    in_two_processes(measure_half, tmp_path)
     alone = MultiLabelEvaluator()
     alone.update(scores[:59], targets[:59])
     for rank in range(2):

@@ -1,13 +1,11 @@
 """ICASC on multi-label targets: class choice, loss and terms against loops, finite differences, DDP."""
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from conftest import ToyNet, create
+from processes import in_two_processes
 from test_objective import directional_derivatives, layers_of, reference_terms
 from timm.task import ClassificationTask
 
@@ -187,26 +185,17 @@ def test_attention_is_measured_on_samples_that_have_both_sides(toy, batch):
     assert whole == pytest.approx(both, rel=1e-5)
 
 
-DDP_SCRIPT = '''
-import sys
-import torch
-import torch.distributed as dist
-import timm
-from timm_icasc import MultiLabelICASCTask
-torch.manual_seed(0)
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-model = timm.create_model('convnext_atto', num_classes=4).double()
-task = MultiLabelICASCTask(model, verbose=False)
-images, target = torch.load(f'{folder}/batch.pt')
-half = slice(2 * rank, 2 * rank + 2)
-task.prepare_distributed()
-for _ in range(2):  # the second step finds the reducer as the first left it
-    task.zero_grad()
-    task(images[half], target[half])['loss'].backward()
-torch.save({n: p.grad for n, p in model.named_parameters()}, f'{folder}/gradients-{rank}.pt')
-dist.destroy_process_group()
-'''
+def gradients_of_half(rank, folder):
+    torch.manual_seed(0)
+    model = timm.create_model('convnext_atto', num_classes=4).double()
+    task = MultiLabelICASCTask(model, verbose=False)
+    images, target = torch.load(folder / 'batch.pt')
+    half = slice(2 * rank, 2 * rank + 2)
+    task.prepare_distributed()
+    for _ in range(2):  # the second step finds the reducer as the first left it
+        task.zero_grad()
+        task(images[half], target[half])['loss'].backward()
+    torch.save({n: p.grad for n, p in model.named_parameters()}, folder / f'gradients-{rank}.pt')
 
 
 def test_two_process_ddp_equals_one_process_on_the_joined_batch(tmp_path):
@@ -215,10 +204,7 @@ def test_two_process_ddp_equals_one_process_on_the_joined_batch(tmp_path):
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator)
     target = torch.tensor(TARGET, dtype=torch.float64)
     torch.save((images, target), tmp_path / 'batch.pt')
-    processes = [
-        subprocess.Popen([sys.executable, '-c', DDP_SCRIPT, str(rank), str(tmp_path)], cwd=Path(__file__).parent.parent)
-        for rank in range(2)]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    in_two_processes(gradients_of_half, tmp_path)
     torch.manual_seed(0)
     model = timm.create_model('convnext_atto', num_classes=4).double()
     make_task(model)(images, target)['loss'].backward()

@@ -30,10 +30,12 @@ def arguments(recipe, *options):
 
 
 def built(recipe, *options):
+    """On the meta device: shapes and names without the arithmetic of 448 pixels."""
     args = arguments(recipe, *options)
-    model = set_up_model(args)
+    with torch.device('meta'):
+        model = set_up_model(args)
     size = args.img_size or 32
-    task = set_up_task(args, model, torch.device('cpu'), (3, size, size), UPDATES, args.dataset.startswith('voc'))
+    task = set_up_task(args, model, torch.device('meta'), (3, size, size), UPDATES, args.dataset.startswith('voc'))
     return args, model, task
 
 
@@ -48,7 +50,7 @@ def test_recipes_build(recipe):
     optimizer, scheduler, epochs = set_up_optimizer(args, model, UPDATES)
     assert epochs == args.epochs and scheduler is not None and len(optimizer.param_groups[0]['params'])
     args.icasc = False
-    plain = set_up_task(args, model, torch.device('cpu'), (3, size, size), UPDATES, multilabel)
+    plain = set_up_task(args, model, torch.device('meta'), (3, size, size), UPDATES, multilabel)
     assert type(plain) is (MultiLabelClassificationTask if multilabel else ClassificationTask)
 
 

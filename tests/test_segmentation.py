@@ -252,7 +252,7 @@ def test_data(voc):
             VOCSegmentation(voc, 'train')
 
 
-def test_training_on_good_cues_learns_and_resumes_exactly(voc, tmp_path):
+def test_training_resumes_exactly(voc, tmp_path):
     dataset, config = VOCSegmentation(voc, 'train'), SegmentationConfig(**TINY)
 
     def fresh():
@@ -261,7 +261,6 @@ def test_training_on_good_cues_learns_and_resumes_exactly(voc, tmp_path):
     network = fresh()
     grid = score_grid(network, config.image_size)
     cues = mask_cues(dataset, grid)
-    history = train(network, dataset, cues, SegmentationConfig(**{**TINY, 'iterations': 1}), tmp_path / 'one')
     whole = fresh()
     train(whole, dataset, cues, config, tmp_path / 'whole')
     later = train(whole, dataset, cues, config, tmp_path / 'whole')
@@ -283,7 +282,6 @@ def test_training_on_good_cues_learns_and_resumes_exactly(voc, tmp_path):
         module.SAVE_EVERY = saved
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    assert history['loss'] > 0
     with pytest.raises(ICASCError, match='other options'):
         train(fresh(), dataset, cues, SegmentationConfig(**{**TINY, 'lr': 0.02}), tmp_path / 'whole')
 
@@ -348,6 +346,8 @@ def test_bad_input_is_one_line(arguments, message, voc, tmp_path, capsys):
 
 
 def test_a_classifier_of_other_classes_is_refused(voc, tmp_path, capsys):
-    run = make_run(tmp_path / 'run', num_classes=10)
+    run = make_run(tmp_path / 'both' / 'run', num_classes=10)
     assert segment(run, '--data-dir', voc, '--output', tmp_path / 'out') == 2
     assert 'the classifier has 10 classes, VOC 20' in capsys.readouterr().err
+    assert segment(tmp_path / 'both', '--data-dir', voc, '--output', tmp_path / 'out') == 2
+    assert f"both' holds 1 runs, name one: {run}" in capsys.readouterr().err

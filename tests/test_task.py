@@ -1,13 +1,12 @@
 """ICASCTask as a timm training task: result, schedules, and every way timm scripts train."""
 import copy
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import timm
 import torch
 from conftest import ToyNet, create
+from processes import in_two_processes
 from timm.data import Mixup
 from timm.loss import LOSS_TYPES, MULTI_LABEL_LOSS_TYPES
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
@@ -271,26 +270,17 @@ class TestTrainingFeatures:
         assert set(task.get_checkpoint_state()['state_dict']) == set(model.state_dict())
 
 
-DDP_SCRIPT = '''
-import sys
-import torch
-import torch.distributed as dist
-import timm
-from timm_icasc import ICASCTask
-torch.manual_seed(0)
-rank, order, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-model = timm.create_model('convnext_atto', num_classes=10).double()
-task = ICASCTask(model, order=order, verbose=False)
-images, target = torch.load(f'{folder}/batch.pt')
-half = slice(2 * rank, 2 * rank + 2)
-task.prepare_distributed()
-for _ in range(2):  # the second step finds the reducer as the first left it
-    task.zero_grad()
-    task(images[half], target[half])['loss'].backward()
-torch.save({n: p.grad for n, p in model.named_parameters()}, f'{folder}/gradients-{rank}.pt')
-dist.destroy_process_group()
-'''
+def gradients_of_half(rank, folder, order):
+    torch.manual_seed(0)
+    model = timm.create_model('convnext_atto', num_classes=10).double()
+    task = ICASCTask(model, order=order, verbose=False)
+    images, target = torch.load(folder / 'batch.pt')
+    half = slice(2 * rank, 2 * rank + 2)
+    task.prepare_distributed()
+    for _ in range(2):  # the second step finds the reducer as the first left it
+        task.zero_grad()
+        task(images[half], target[half])['loss'].backward()
+    torch.save({n: p.grad for n, p in model.named_parameters()}, folder / f'gradients-{rank}.pt')
 
 
 @pytest.mark.parametrize('order', [1, 2])
@@ -299,11 +289,7 @@ def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path)
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator)
     target = torch.tensor([0, 1, 2, 3])
     torch.save((images, target), tmp_path / 'batch.pt')
-    processes = [
-        subprocess.Popen([sys.executable, '-c', DDP_SCRIPT, str(rank), str(order), str(tmp_path)],
-                         cwd=Path(__file__).parent.parent)
-        for rank in range(2)]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    in_two_processes(partial(gradients_of_half, order=order), tmp_path)
     torch.manual_seed(0)
     model = timm.create_model('convnext_atto', num_classes=10).double()
     expected = parameter_gradients(make_task(model, order=order), images, target)

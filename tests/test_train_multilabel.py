@@ -59,6 +59,7 @@ def test_comparison(run, tmp_path):
         folder = tmp_path / 'both' / name
         result = json.loads((folder / 'results.json').read_text())
         last = result['last']
+        assert result['world_size'] == 1  # what makes a batch of an update, for `timm-icasc paper`
         assert result['method'] == ('soft margin' if name == 'cross-entropy' else 'ICASC ach, order 2')
         assert {f'eval_AP_{c}' for c in CLASSES} <= set(last)
         assert last['eval_mAP'] == pytest.approx(np.mean([last[f'eval_AP_{c}'] for c in CLASSES]))
@@ -77,6 +78,12 @@ def test_training_features(options, run, tmp_path):
     code, _, err = run('--experiment', 'x', *options)
     assert code == 0, err
     assert np.isfinite(json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['train_loss_as_inner'])
+
+
+def test_terms_that_never_start_are_told(run, tmp_path):
+    code, out, _ = run('--experiment', 'x', '--epochs', 1, '--icasc-start-epoch', 1)
+    assert code == 0 and 'warning: the terms of ICASC never start: --icasc-start-epoch 1, but --epochs 1' in out
+    assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['train_loss_as_inner'] is None
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):

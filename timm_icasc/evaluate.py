@@ -16,7 +16,13 @@ from typing import Dict, Sequence
 
 from .data import evenly_spaced
 from .errors import ICASCError
-from .evaluation.checkpoint import Checkpoint, add_checkpoint_arguments, find_runs, load_checkpoints
+from .evaluation.checkpoint import (
+    Checkpoint,
+    add_checkpoint_arguments,
+    check_same_data,
+    find_runs,
+    load_checkpoints,
+)
 from .evaluation.comparison import compare
 from .evaluation.measures import class_table, measures
 from .evaluation.output import (
@@ -70,6 +76,11 @@ def _check(args: argparse.Namespace) -> None:
             raise ICASCError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
     if not 0 <= args.sigma <= 1:
         raise ICASCError(f'--sigma is a fraction of the maximum, 0 to 1, got {args.sigma}.')
+    if args.output:
+        try:
+            Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        except OSError as e:
+            raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
 
 
 def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
@@ -138,6 +149,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoints = load_checkpoints([*(c for c in args.checkpoints if c not in compared), *compared], args)
     if compared and len(checkpoints) < 2:
         raise ICASCError('--compare needs two different checkpoints.')
+    if compared:
+        check_same_data(checkpoints[-2:])
     records = []
     for checkpoint in checkpoints:
         records.append(_evaluate(args, checkpoint))

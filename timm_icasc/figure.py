@@ -16,8 +16,8 @@ import numpy as np
 
 from .attention import ATTENTION_METHODS
 from .data import evenly_spaced
-from .errors import DataError, ICASCError
-from .evaluation.checkpoint import Checkpoint, add_checkpoint_arguments, load_checkpoints
+from .errors import ICASCError
+from .evaluation.checkpoint import Checkpoint, add_checkpoint_arguments, check_same_data, load_checkpoints
 from .evaluation.measures import ks_of
 from .evaluation.records import score_images
 from .figures.browse import browsing_page
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
     group.add_argument('--attention', default='ach', choices=list(ATTENTION_METHODS),
                        help='attention maps of classes and html (default: %(default)s)')
-    group.add_argument('--layer', default='last', choices=('inner', 'last'), help='layer of classes and html')
+    group.add_argument('--layer', default='last', choices=('inner', 'last'),
+                       help='layer of classes and html (default: %(default)s)')
     group.add_argument('--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure')
 
 
@@ -62,14 +63,10 @@ def _check(args: argparse.Namespace, path: Path) -> None:
             check_format(path)
         except ValueError as e:
             raise ICASCError(f'--output: {e}') from e
-
-
-def _same_data(checkpoints: Sequence[Checkpoint]) -> None:
-    first = checkpoints[0]
-    for other in checkpoints[1:]:
-        if len(other.dataset) != len(first.dataset) or other.names != first.names:
-            raise DataError(f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
-                            f'--data-dir and --dataset.')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
 
 
 def _correct(checkpoint: Checkpoint, indices: List[int]) -> np.ndarray:
@@ -115,7 +112,7 @@ def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Pat
     for checkpoint in checkpoints:
         if checkpoint.layers is None:
             raise ICASCError(f"no attention maps of '{checkpoint.label}': name its layers, --layers INNER LAST.")
-    _same_data(checkpoints)
+    check_same_data(checkpoints)
     indices = _choose(args, checkpoints)
     if args.kind == 'layers':
         layers_figure(checkpoints, indices, path)

@@ -1,109 +1,62 @@
-"""Finished runs beside the paper's figures: Tables 2 to 9 as far as there are runs, "not run" for the rest.
+"""Every table and figure of the paper: the command that makes it, the paper's figures, finished runs beside them.
 
-    timm-icasc paper output                     every run below the folder, mean and deviation over seeds
+    timm-icasc paper                            each table and figure with its command, and what it needs
+    timm-icasc paper output                     with every run below the folder, mean and deviation over seeds
     timm-icasc paper output --output paper.md   also written to a file (.md, .json or .csv)
 
 A run is a folder with results.json and args.yaml, as train_timm.py leaves it, or with segmentation.json (Table 2).
-Runs that differ in the seed alone are averaged; a run counts as the paper's where its model, epochs and batch size are.
-The value is that of the last epoch, with what `timm-icasc eval` has added (ten crops). The paper's figures, each with
-its source, are in paper.yaml.
+Runs that differ in the seed alone are averaged. A run stands in a row of the paper where its model, epochs, batch size,
+image size and splits are the recipe's; the note names what else differs. The value is that of the last epoch, with what
+`timm-icasc eval` has added (ten crops). The paper's figures, each with its source, are in paper.yaml.
 """
 import argparse
-import json
-import statistics
-import warnings
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
+from .arguments import parse_args
+from .config import RECIPES
 from .errors import ICASCError
 from .evaluation.output import format_table, write_csv, write_json
+from .finished import (
+    INCIDENTAL,
+    Run,
+    check_folders,
+    collect_runs,
+    collect_segmentations,
+    group_runs,
+    mean_and_deviation,
+)
 
-__all__ = ['Run', 'collect_runs', 'collect_segmentations', 'paper_rows', 'segmentation_rows']
+__all__ = ['PAPER', 'figure_rows', 'paper_rows', 'segmentation_rows', 'setting_rows']
 
 PAPER = Path(__file__).parent / 'paper.yaml'
-UNPUBLISHED = ''  # the source of a row that the paper does not have
-# Options that do not change what is measured, or that tell one run of a group from another.
-INCIDENTAL = ('seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
-              'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
-              'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile')
+FIGURES = 'Figures'
+# Options in which a run must agree with a recipe to stand in a row of the paper.
+DECIDING = ('model', 'epochs', 'batch_size', 'img_size', 'train_split', 'val_split')
 # What settings of a segmentation may be averaged over seeds; the first is the model, the others are told in the note.
 SETTINGS = ('network', 'classifier', 'year', 'train_split', 'train_images', 'image_size', 'iterations', 'batch_size',
             'lr')
 NAMES = {'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops',
          'top5_ten_crop': 'top-5 %, ten crops', 'mAP': 'mAP %', 'AUC': 'AUC %'}
+UNKNOWN = 'not known'  # a figure that the paper has
+HEAD = '''# The paper's tables and figures
+
+Written by `timm-icasc paper{folders} --output {name}`. The paper: Wang et al., "Sharpen Focus: Learning with Attention
+Separability and Consistency", ICCV 2019.
+'''
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its options and its measures."""
-    folder: Path
-    options: Dict[str, Any]
-    measures: Dict[str, float]
-    method: str
-
-    @property
-    def data(self) -> str:
-        """Name of the data set, or of the folder of images."""
-        return self.options.get('dataset') or Path(self.options.get('data_dir') or '').name
-
-    @property
-    def seed(self) -> int:
-        return self.options.get('seed', 42)
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether the classification loss alone was trained."""
-        return not self.method.startswith('ICASC')
-
-    def signature(self, without_icasc: bool = False) -> str:
-        """What runs that may be averaged have in common."""
-        return json.dumps({k: v for k, v in sorted(self.options.items())
-                           if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}, default=str)
+def _text(mean: float, deviation: Optional[float], sign: str = '') -> str:
+    return f'{mean:{sign}.2f}' + (f' \u00b1 {deviation:.2f}' if deviation is not None else '')
 
 
-def _read_run(file: Path) -> Optional[Run]:
-    try:
-        result = json.loads(file.read_text())
-        options = yaml.safe_load((file.parent / 'args.yaml').read_text())
-        measures = {name.removeprefix('eval_'): value for name, value in result['last'].items()
-                    if name.startswith('eval_') and isinstance(value, (int, float))}
-        evaluated = file.parent / 'eval' / 'eval.json'
-        if evaluated.is_file():
-            extra = json.loads(evaluated.read_text())['measures']
-            measures.update({name: value for name, value in extra.items() if name not in measures})
-        return Run(file.parent, options, measures, result['method'])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as e:
-        warnings.warn(f"'{file.parent}' is left out, its files cannot be read: {type(e).__name__} {e}", stacklevel=2)
-        return None
-
-
-def collect_runs(folders: Sequence[Path]) -> List[Run]:
-    """Every finished run at or below the folders.
-
-    Raises:
-        ICASCError: A folder is missing.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise ICASCError(f"no folder '{folder}'.")
-    files = sorted({file.resolve() for folder in folders for file in folder.rglob('results.json')})
-    return [run for run in map(_read_run, files) if run is not None]
-
-
-def collect_segmentations(folders: Sequence[Path]) -> List[Dict[str, Any]]:
-    """Every finished segmentation.json at or below the folders."""
-    results = []
-    for file in sorted({file.resolve() for folder in folders for file in folder.rglob('segmentation.json')}):
-        try:
-            result = json.loads(file.read_text())
-            if result.get('mIoU') is not None:
-                results.append(result)
-        except (OSError, ValueError, AttributeError) as e:
-            warnings.warn(f"'{file}' is left out, it cannot be read: {e}", stacklevel=2)
-    return results
+def _row(table: str, model: Optional[str], method: str, measure: str, paper: Any, ours: Optional[str],
+         source: Optional[str] = None, command: Optional[str] = None) -> Dict[str, Any]:
+    return {'table': table, 'model': model, 'method': method, 'measure': measure, 'paper': paper, 'ours': ours,
+            'seeds': None, 'to the baseline': None, 'note': '', 'source': source, 'command': command}
 
 
 def segmentation_rows(results: Sequence[Dict[str, Any]], content: Dict[str, Any]) -> List[Dict[str, Any]]:
@@ -114,36 +67,15 @@ def segmentation_rows(results: Sequence[Dict[str, Any]], content: Dict[str, Any]
         groups.setdefault((result['attention'], setting), {})[result['seed']] = result
     rows = []
     for paper in content['rows']:
-        row = {'table': f"Table {content['table']}, {content['title']}", 'model': None, 'method': paper['method'],
-               'measure': 'mIoU %', 'paper': paper['value'], 'ours': f"not run: needs {content['needs']}",
-               'seeds': None, 'to the baseline': None, 'note': '', 'source': None}
+        value = UNKNOWN if paper['value'] is None else paper['value']
+        row = _row(f"Table {content['table']}, {content['title']}", None, paper['method'], 'mIoU %', value,
+                   f"not run: needs {content['needs']}", command=content['command'].format(method=paper['method']))
         own = [group for (method, _), group in groups.items() if method == paper['method']]
         rows += [{
-            **row, 'model': group[min(group)]['network'], 'seeds': ' '.join(map(str, sorted(group))),
-            'ours': _text(*_mean_and_deviation([result['mIoU'] for result in group.values()])),
+            **row, 'model': group[min(group)].get('network'), 'seeds': ' '.join(map(str, sorted(group))),
+            'ours': _text(*mean_and_deviation([result['mIoU'] for result in group.values()])),
             'note': ', '.join(f'{key}={group[min(group)].get(key)}' for key in SETTINGS[1:])} for group in own] or [row]
     return rows
-
-
-def _groups(runs: Sequence[Run]) -> List[List[Run]]:
-    """Runs that differ in the seed alone; of two with one seed, the later folder in the alphabet counts."""
-    groups: Dict[Tuple[str, str], Dict[int, Run]] = {}
-    for run in runs:
-        group = groups.setdefault((run.method, run.signature(run.is_baseline)), {})
-        if run.seed in group:
-            warnings.warn(f"'{group[run.seed].folder}' and '{run.folder}' are the same run with the same seed; the "
-                          f'second counts', stacklevel=2)
-        group[run.seed] = run
-    return [[group[seed] for seed in sorted(group)] for group in groups.values()]
-
-
-def _mean_and_deviation(values: Sequence[float]) -> Tuple[float, Optional[float]]:
-    """Mean, and sample standard deviation (n - 1) from two values on."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def _text(mean: float, deviation: Optional[float], sign: str = '') -> str:
-    return f'{mean:{sign}.2f}' + (f' \u00b1 {deviation:.2f}' if deviation is not None else '')
 
 
 def _difference(group: Sequence[Run], baselines: Sequence[Sequence[Run]], metric: str) -> Optional[str]:
@@ -151,136 +83,213 @@ def _difference(group: Sequence[Run], baselines: Sequence[Sequence[Run]], metric
     for baseline in baselines:
         if baseline[0].signature(True) == group[0].signature(True):
             by_seed = {run.seed: run.measures.get(metric) for run in baseline}
-            pairs = [run.measures[metric] - by_seed[run.seed] for run in group if by_seed.get(run.seed) is not None]
-            return f'{_text(*_mean_and_deviation(pairs), sign="+")} (n={len(pairs)})' if pairs else None
+            pairs = [run.measures[metric] - by_seed[run.seed] for run in group
+                     if run.measures.get(metric) is not None and by_seed.get(run.seed) is not None]
+            return f'{_text(*mean_and_deviation(pairs), sign="+")} (n={len(pairs)})' if pairs else None
     return None
 
 
-def _distinguish(groups: Sequence[Sequence[Run]]) -> List[str]:
-    """For each group, the options in which it differs from others of the same model and method."""
+def _counts(run: Run, key: str) -> bool:
+    """Whether an option tells runs apart; those of ICASC do not matter to a baseline, and a method's name tells two."""
+    return key not in (*INCIDENTAL, 'icasc', 'icasc_order', 'icasc_attention') and not (
+        run.is_baseline and key.startswith('icasc'))
+
+
+def _departures(run: Run, options: Dict[str, Any]) -> str:
+    """Options of a run that differ from `options`."""
+    return ', '.join(f'{k}={v}' for k, v in sorted(run.options.items())
+                     if _counts(run, k) and k in options and v != options[k])
+
+
+def _distinguish(groups: Sequence[Sequence[Run]], recipe: Optional[Dict[str, Any]] = None) -> List[str]:
+    """For each group, the options in which it differs from others of the same model, and decidingly from a recipe."""
     notes = []
     for group in groups:
         own = group[0]
         rivals = [g[0] for g in groups if g is not group and g[0].options.get('model') == own.options.get('model')]
-        keys = sorted({k for rival in rivals for k in {*rival.options, *own.options}
-                       if rival.options.get(k) != own.options.get(k) and k not in INCIDENTAL
-                       and not k.startswith('icasc_') * own.is_baseline and k != 'icasc'})
-        notes.append(', '.join(f'{k}={own.options.get(k)}' for k in keys))
+        keys = {k for rival in rivals for k in {*rival.options, *own.options}
+                if rival.options.get(k) != own.options.get(k)}
+        keys |= {k for k in DECIDING[1:] if recipe and k in own.options and own.options[k] != recipe[k]}
+        notes.append(', '.join(f'{k}={own.options.get(k)}' for k in sorted(keys) if _counts(own, k)))
     return notes
 
 
-def _own_rows(groups: Sequence[Sequence[Run]], metrics: Sequence[str]) -> List[Dict[str, Any]]:
-    baselines = [group for group in groups if group[0].is_baseline]
+def _own_rows(
+        table: str,
+        groups: Sequence[Sequence[Run]],
+        metrics: Sequence[str],
+        baselines: Sequence[Sequence[Run]],
+        notes: Sequence[str],
+) -> List[Dict[str, Any]]:
     rows = []
-    for group, note in zip(groups, _distinguish(groups), strict=True):
+    for group, note in zip(groups, notes, strict=True):
         for metric in metrics:
-            values = [run.measures[metric] for run in group if run.measures.get(metric) is not None]
-            if values:
+            measured = [run for run in group if run.measures.get(metric) is not None]
+            if measured:
                 rows.append({
-                    'model': group[0].options.get('model'), 'method': group[0].method, 'measure': NAMES[metric],
-                    'paper': None, 'ours': _text(*_mean_and_deviation(values)),
-                    'seeds': ' '.join(str(run.seed) for run in group),
+                    **_row(table, group[0].options.get('model'), group[0].method, NAMES[metric], None,
+                           _text(*mean_and_deviation([run.measures[metric] for run in measured]))),
+                    'seeds': ' '.join(str(run.seed) for run in measured),
                     'to the baseline': None if group[0].is_baseline else _difference(group, baselines, metric),
                     'note': note})
     return rows
 
 
-def paper_rows(runs: Sequence[Run], content: Optional[Dict[str, Any]] = None) -> List[Dict[str, Any]]:
-    """The tables as one list of rows.
+@cache
+def _parsed(recipe: str, data_dir: str, extra: Tuple[str, ...]) -> Dict[str, Any]:
+    return vars(parse_args(['--data-dir', data_dir, '--config', str(RECIPES / recipe), *extra]))
+
+
+def _recipe_options(experiment: Dict[str, Any], method: str, row: Dict[str, Any]) -> Tuple[Dict[str, Any], str]:
+    """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
+    extra = [word for name, value in row.get('options', {}).items()
+             for word in (f"--{name.replace('_', '-')}", str(value))] + method.split()
+    options = _parsed(experiment['recipe'], experiment['data_dir'], tuple(extra))
+    return options, ''.join(f' {word}' for word in extra)
+
+
+def _agrees(run: Run, options: Dict[str, Any]) -> bool:
+    return all(run.options.get(key, options[key]) == options[key] for key in DECIDING)
+
+
+def _experiment_rows(experiment: Dict[str, Any], runs: Sequence[Run], content: Dict[str, Any]) -> List[Dict[str, Any]]:
+    table = f"{'Table ' + str(experiment['table']) if experiment['table'] else 'Tables 3-9'}, {experiment['title']}"
+    missing, metrics = f"not run: needs {experiment['needs']}", experiment['metrics']
+    groups, result, placed = group_runs(runs), [], []
+    baselines = [group for group in groups if group[0].is_baseline]
+    recipe = {}
+    for row in experiment['rows']:
+        options, text = _recipe_options(experiment, content['methods'][row['method']], row)
+        recipe = recipe or options
+        command = content['train'].format(recipe=f"timm_icasc/recipes/{experiment['recipe']}", options=text,
+                                          data_dir=experiment['data_dir'])
+        command = ' && '.join(filter(None, [command, experiment.get('then')]))
+        paper = _row(table, options['model'], ', '.join(filter(None, [row['method'], row.get('label')])),
+                     ' / '.join(NAMES[metric] for metric in metrics), UNKNOWN if row['value'] is None else row['value'],
+                     missing, content['sources'].get(row.get('source')), command)
+        own = [group for group in groups if _agrees(group[0], options)
+               and row['method'] in ('baseline' if group[0].is_baseline else group[0].method.split(',')[0])]
+        placed += own
+        found = _own_rows(table, own, metrics, baselines, [
+            ', '.join(filter(None, [row.get('label'), _departures(group[0], options)])) for group in own])
+        for match in found:
+            first = match['measure'] == NAMES[metrics[0]]  # the one that the paper's figure is of
+            result.append({**match, 'paper': paper['paper'] if first else UNKNOWN,
+                           'source': paper['source'] if first else None, 'command': command})
+        result += [] if found else [paper]
+    others = [group for group in groups if group not in placed]
+    notes = [', '.join(filter(None, ['not the recipe\u2019s settings', note])) for note in _distinguish(others, recipe)]
+    result += _own_rows(table, others, metrics, baselines, notes)
+    result.append(_row(table, 'best of the paper', 'gain over its baseline', '', f"{experiment['gain']:+.2f}",
+                       None if runs else missing, content['sources'][experiment['gain_source']]))
+    return result
+
+
+def paper_rows(runs: Sequence[Run], content: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Tables 3 to 9 as one list of rows.
 
     Args:
         runs: Finished runs, of whatever data and model.
         content: Of paper.yaml.
 
     Returns:
-        Rows with 'table', 'model', 'method', 'measure', 'paper' (figure or None: not known), 'ours' (mean and standard
-        deviation over seeds), 'seeds', 'to the baseline' (mean difference seed by seed), 'note' and 'source'.
+        Rows with 'table', 'model', 'method', 'measure', 'paper' (figure, 'not known', or None where it has none),
+        'ours' (mean and standard deviation over seeds), 'seeds', 'to the baseline' (mean difference seed by seed),
+        'note', 'source' and 'command'.
     """
-    content = content or yaml.safe_load(PAPER.read_text())
     result, placed = [], []
     for experiment in content['experiments']:
-        number = f"Table {experiment['table']}" if experiment['table'] else 'Tables 3-9'
-        title = f"{number}, {experiment['title']}"
         own = [run for run in runs if run.data in experiment['names']]
         placed += own
-        protocol = experiment.get('protocol')
-        exact = [run for run in own if protocol and all(run.options.get(k) in v for k, v in protocol.items())]
-        missing = f"not run: needs {experiment['needs']}; recipe {experiment['recipe']}"
-        exact_rows = _own_rows(_groups(exact), experiment['metrics'])
-        for row in experiment['rows']:
-            matches = [r for r in exact_rows
-                       if (r['model'], r['method'].split(',')[0]) == (row['model'], row['method'])]
-            paper = {'table': title, 'model': row['model'], 'method': row['method'],
-                     'measure': NAMES[experiment['metrics'][0]], 'paper': row['value'],
-                     'ours': missing, 'seeds': None, 'to the baseline': None, 'note': '',
-                     'source': content['sources'].get(row.get('source'))}
-            for match in matches or [None]:
-                result.append({**paper, **({k: v for k, v in match.items() if k != 'paper'} if match else {})})
-        known = {(row['model'], row['method']) for row in experiment['rows']}
-        result += [{'table': title, **row, 'source': UNPUBLISHED} for row in exact_rows
-                   if (row['model'], row['method'].split(',')[0]) not in known]
-        others = _own_rows(_groups([run for run in own if run not in exact]), experiment['metrics'])
-        for row in others:
-            row['note'] = ', '.join(filter(None, ['not the paper\u2019s protocol' if protocol else '', row['note']]))
-            result.append({'table': title, **row, 'source': UNPUBLISHED})
-        result.append({
-            'table': title, 'model': 'best of the paper', 'method': 'gain over its baseline', 'measure': '',
-            'paper': f"{experiment['gain']:+.2f}", 'ours': None if own else missing,
-            'seeds': None, 'to the baseline': None, 'note': '',
-            'source': content['sources'][experiment['gain_source']]})
-    rest = _groups([run for run in runs if run not in placed])
-    names = sorted({group[0].data for group in rest})
-    for name in names:
+        result += _experiment_rows(experiment, own, content)
+    rest = group_runs([run for run in runs if run not in placed])
+    for name in sorted({group[0].data for group in rest}):
         groups = [group for group in rest if group[0].data == name]
-        result += [{'table': f'not in the paper, {name}', **row, 'source': UNPUBLISHED}
-                   for row in _own_rows(groups, ('top1', 'mAP', 'AUC'))]
+        baselines = [group for group in groups if group[0].is_baseline]
+        result += _own_rows(f'not in the paper, {name}', groups, ('top1', 'mAP', 'AUC'), baselines,
+                            _distinguish(groups))
     return result
+
+
+def setting_rows(content: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Table 1 and Table 1 of the appendix: the recipes' settings."""
+    rows = []
+    for experiment in content['experiments']:
+        options, _ = _recipe_options(experiment, '', {})
+        rows.append({
+            'table': content['settings']['title'], 'data set': experiment['title'],
+            'model': options['model'], 'pixels': options['img_size'], 'epochs': options['epochs'],
+            'batch size': options['batch_size'], 'learning rate': options['lr'], 'schedule': options['sched'],
+            'weight decay': options['weight_decay'], 'recipe': f"timm_icasc/recipes/{experiment['recipe']}"})
+    return rows
+
+
+def figure_rows(content: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The figures: what each shows, whether there is one of other models or data here, what the paper's takes."""
+    rows = []
+    for figure in content['figures']:
+        rows.append({'table': FIGURES, 'figure': figure['figure'], 'shows': figure['shows'],
+                     'ours': f"not run: needs {figure['needs']}", 'of VOC 2007': figure['here'],
+                     'command': figure['command']})
+    return rows
 
 
 def _cells(rows: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
     """Rows as text, without the columns that are empty throughout."""
-    shown = [dict(row) for row in rows]
-    for row in shown:
-        if row['paper'] is None and row['source'] != UNPUBLISHED:
-            row['paper'] = 'not known'
-    keys = [k for k in shown[0] if k not in ('table', 'source') and any(row[k] not in (None, '') for row in shown)]
-    return [{k: '' if row[k] is None else str(row[k]) for k in keys} for row in shown]
+    keys = [k for k in rows[0] if k not in ('table', 'source', 'command')
+            and any(row[k] not in (None, '') for row in rows)]
+    return [{k: '' if row[k] is None else str(row[k]) for k in keys} for row in rows]
 
 
-def _show(rows: Sequence[Dict[str, Any]], markdown: bool) -> str:
-    parts = []
+def _show(rows: Sequence[Dict[str, Any]], content: Dict[str, Any], markdown: bool) -> str:
+    told = {e['title']: f"Here in its place: {e['here']}"
+            for e in (content['segmentation'], *content['experiments']) if e.get('here')}
+    told[content['settings']['title']] = content['settings']['note']
+    parts = ['\n'.join(f'- {note}' for note in content['notes'])]
     for title in dict.fromkeys(row['table'] for row in rows):
-        cells = _cells([row for row in rows if row['table'] == title])
+        own = [row for row in rows if row['table'] == title]
+        cells = _cells(own)
         if markdown:
             lines = [f"| {' | '.join(cells[0])} |", '|' + '---|' * len(cells[0])]
             lines += [f"| {' | '.join(row.values())} |" for row in cells]
-            parts.append(f'### {title}\n\n' + '\n'.join(lines))
+            parts.append(f'## {title}\n\n' + '\n'.join(lines))
         else:
             parts.append(f'{title}\n{format_table(cells)}')
-    sources = dict.fromkeys(row['source'] for row in rows if row['source'])
-    parts.append('\n'.join(['Sources of the column "paper":', *(f'- {source}' for source in sources)]))
+        note = told.get(title) or told.get(title.split(', ', 1)[-1])
+        if note:
+            parts.append(note)
+        commands = dict.fromkeys(row['command'] for row in own if row.get('command'))
+        if commands:
+            parts.append('\n'.join(['```bash', *commands, '```'] if markdown else [f'  {c}' for c in commands]))
+    sources = dict.fromkeys(row['source'] for row in rows if row.get('source'))
+    parts.append(('## Sources\n\n' if markdown else 'Sources of the column "paper":\n')
+                 + '\n'.join(f'- {source}' for source in sources))
     return '\n\n'.join(parts) + '\n'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folders', nargs='+', type=Path, metavar='DIR', help='folders of runs, searched to any depth')
+    parser.add_argument('folders', nargs='*', type=Path, metavar='DIR', help='folders of runs, searched to any depth')
     parser.add_argument('--output', type=Path, metavar='FILE', help='also write the tables: .md, .json or .csv')
 
 
 def run(args: argparse.Namespace) -> int:
     if args.output and args.output.suffix not in ('.md', '.json', '.csv'):
         raise ICASCError(f"--output ends in .md, .json or .csv, got '{args.output}'.")
+    check_folders(args.folders)
     runs, segmentations = collect_runs(args.folders), collect_segmentations(args.folders)
-    if not runs and not segmentations:
+    if args.folders and not runs and not segmentations:
         raise ICASCError(f"no finished run (results.json) below {', '.join(map(str, args.folders))}.")
     content = yaml.safe_load(PAPER.read_text())
-    rows = segmentation_rows(segmentations, content['segmentation']) + paper_rows(runs, content)
-    print(_show(rows, markdown=False), end='')
+    rows = [*setting_rows(content), *segmentation_rows(segmentations, content['segmentation']),
+            *paper_rows(runs, content), *figure_rows(content)]
+    print(_show(rows, content, markdown=False), end='')
     if args.output:
         try:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             if args.output.suffix == '.md':
-                args.output.write_text(_show(rows, markdown=True), encoding='utf-8')
+                folders = ''.join(f' {folder}' for folder in args.folders)
+                head = HEAD.format(folders=folders, name=args.output)
+                args.output.write_text(f'{head}\n{_show(rows, content, markdown=True)}', encoding='utf-8')
             else:
                 (write_json if args.output.suffix == '.json' else write_csv)(args.output, rows)
         except OSError as e:

@@ -2,7 +2,7 @@
 from .caltech import Caltech256
 from .cifar import cifar100
 from .cub import CUB200
-from .dataset import class_names, create_dataset, evenly_spaced, is_multilabel
+from .dataset import class_names, create_dataset, evenly_spaced, image_name, is_multilabel
 from .digits import DigitsDataset
 from .imagenet import ILSVRC2012
 from .images import Box, LabelledImages, MultiLabelImages
@@ -13,5 +13,5 @@ from .voc import VOC_CLASSES, PackedVOC, VOCDevkit
 __all__ = [
     'CUB200', 'ILSVRC2012', 'VOC_CLASSES', 'Box', 'Caltech256', 'DigitsDataset', 'LabelledImages', 'MultiLabelImages',
     'MultiLabelList', 'PackedVOC', 'VOCDevkit', 'cifar100', 'class_names', 'create_dataset', 'evenly_spaced',
-    'is_multilabel', 'use_pad_crop',
+    'image_name', 'is_multilabel', 'use_pad_crop',
 ]

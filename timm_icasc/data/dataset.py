@@ -14,7 +14,7 @@ from .imagenet import ILSVRC2012
 from .multilabel import MultiLabelList
 from .voc import PackedVOC, VOCDevkit
 
-__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'is_multilabel']
+__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'is_multilabel']
 
 # Name -> how to make it from root, split and the transform and Pillow mode that every data set takes.
 NAMES = {
@@ -81,7 +81,10 @@ def create_dataset(
         own = {'transform': kwargs.get('transform'), 'mode': kwargs.get('input_img_mode', 'RGB')}
         if name == 'multilabel':
             own['class_map'] = kwargs.get('class_map')
-        return NAMES[name](root, split, **own)
+        dataset = NAMES[name](root, split, **own)
+        if not len(dataset):
+            raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
+        return dataset
     if name and not name.startswith(TYPES):
         raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
                         f"{', '.join(TYPES)}.")
@@ -107,6 +110,17 @@ def class_names(dataset: torch.utils.data.Dataset) -> Optional[List[str]]:
         if getattr(holder, 'classes', None):
             return [str(name) for name in holder.classes]
     return None
+
+
+def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
+    """File name of an image, or its number in the data set."""
+    files = getattr(dataset, 'images', None)
+    if files is not None and isinstance(files[index], (str, Path)):
+        return Path(files[index]).name
+    try:
+        return Path(dataset.filename(index)).name  # timm's own data sets
+    except (AttributeError, NotImplementedError):
+        return f'image {index}'
 
 
 def is_multilabel(dataset: torch.utils.data.Dataset) -> bool:

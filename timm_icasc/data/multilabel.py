@@ -74,7 +74,12 @@ class MultiLabelList(MultiLabelImages):
         try:
             content = _from_csv(path) if path.suffix == '.csv' else json.loads(path.read_text())
             records = content['images']
+            for record in records:
+                if not isinstance(record['labels'], list) or not isinstance(record.get('ignore', []), list):
+                    raise ValueError(f"the labels of '{record['image']}' are no list of names")
             names = self._class_names(folder, class_map, content)
+            if records and not names:
+                raise ValueError('no class occurs in it')
             labels = [set(record['labels']) for record in records]
             ignored = [set(record.get('ignore', ())) for record in records]
             images = [folder / record['image'] for record in records]

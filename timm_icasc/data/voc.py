@@ -29,9 +29,13 @@ def read_boxes(path: Path, class_names: Tuple[str, ...]) -> List[Box]:
     try:
         boxes = []
         for item in ElementTree.parse(path).getroot().iter('object'):
-            edges = item.find('bndbox')
+            name, edges = item.findtext('name'), item.find('bndbox')
+            if name not in class_names:
+                raise ValueError(f"no class '{name}'")
+            if edges is None:
+                raise ValueError(f"an object '{name}' without bndbox")
             xmin, ymin, xmax, ymax = (float(edges.findtext(edge)) for edge in ('xmin', 'ymin', 'xmax', 'ymax'))
-            boxes.append(Box(class_names.index(item.findtext('name')), xmin - 1, ymin - 1, xmax, ymax,
+            boxes.append(Box(class_names.index(name), xmin - 1, ymin - 1, xmax, ymax,
                              item.findtext('difficult', '0').strip() == '1'))
         return boxes
     except OSError as e:
@@ -127,6 +131,9 @@ class PackedVOC(MultiLabelImages):
             # From VOC's 1 present, 0 ignored, -1 absent.
             labels = torch.tensor([image['labels'] for image in chosen], dtype=torch.float32).reshape(-1, len(names))
             targets = torch.where(labels == 1, 1., torch.where(labels == 0, -1., 0.))
+            unknown = {name for image in chosen for name, *_ in image['boxes']} - set(names)
+            if unknown:
+                raise ValueError(f"a box of no class, '{min(unknown)}'")
             boxes = [[
                 Box(names.index(name), (xmin - 1) * x, (ymin - 1) * y, xmax * x, ymax * y)
                 for name, xmin, ymin, xmax, ymax in image['boxes']
@@ -134,7 +141,7 @@ class PackedVOC(MultiLabelImages):
             ] for image in chosen]
         except OSError as e:
             raise DataError(f"--data-dir: no file '{path}': {e.strerror}.") from e
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError, RuntimeError) as e:  # also of torch's shapes
             raise DataError(f"'{path}' is not in the packed VOC format: {type(e).__name__} {e}.") from e
         if not chosen:
             raise DataError(f"No split '{split}' in '{path}'; it has {', '.join([*known, 'trainval'])}.")

@@ -21,8 +21,8 @@ from ..layers import resolve_layers
 from ..loaders import set_up_data_config
 from ..setup import set_up_model
 
-__all__ = ['Checkpoint', 'add_checkpoint_arguments', 'add_model_arguments', 'find_runs', 'load_checkpoint',
-           'load_checkpoints']
+__all__ = ['Checkpoint', 'add_checkpoint_arguments', 'add_model_arguments', 'check_same_data', 'find_runs',
+           'load_checkpoint', 'load_checkpoints']
 
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
 WEIGHTS = {False: ('last.pth.tar', 'model_best.pth.tar'), True: ('model_best.pth.tar',)}
@@ -165,6 +165,8 @@ def _find_weights(source: str, best: bool) -> Path:
     path = Path(source)
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS[best] if (path / name).is_file()), None)
+        if weights is None and (runs := [run for run in find_runs(path) if run != path]):
+            raise ICASCError(f"'{source}' holds {len(runs)} runs, name one: {', '.join(map(str, runs))}.")
         if weights is None:
             raise ICASCError(f"'{source}' has no {WEIGHTS[best][0]}: it is not the folder of a run.")
         return weights
@@ -253,3 +255,12 @@ def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> List[
         if checkpoint.label in [other.label for other in checkpoints[:i]]:
             checkpoint.label = f'{checkpoint.label}-{i + 1}'
     return checkpoints
+
+
+def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise DataError where the checkpoints would be shown or measured on different images."""
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        if len(other.dataset) != len(first.dataset) or other.names != first.names:
+            raise DataError(f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
+                            f'--data-dir and --dataset.')

@@ -61,7 +61,7 @@ def compare(
     Raises:
         DataError: The two were not evaluated on the same images.
     """
-    if not np.array_equal(a.indices, b.indices) or not np.array_equal(a.targets, b.targets):
+    if a.files != b.files or not np.array_equal(a.indices, b.indices) or not np.array_equal(a.targets, b.targets):
         raise DataError(f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared "
                         f'in pairs.')
     count = len(a.indices)

@@ -28,8 +28,9 @@ def kolmogorov_smirnov(target: np.ndarray, confused: np.ndarray) -> KolmogorovSm
     """Compare the probabilities of the true classes `[n]` with those of the most confusing ones `[m]`."""
     if not len(target) or not len(confused):
         return KolmogorovSmirnov(np.nan, np.nan, np.sort(target), np.sort(confused))
-    # The p value plays no part, and its exact computation takes time.
-    result = stats.ks_2samp(target, confused, method='asymp')
+    # The p value plays no part; its exact computation takes time, the other one divides by zero for single values.
+    with np.errstate(divide='ignore', invalid='ignore'):
+        result = stats.ks_2samp(target, confused, method='asymp')
     # scipy: +1 where the first sample's distribution function is the larger one there, so its values are smaller.
     return KolmogorovSmirnov(
         margin=float(-result.statistic_sign * result.statistic), probability=float(result.statistic_location),

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 __all__ = ['box_iou', 'box_mask', 'energy_in_boxes', 'largest_component_box', 'localise', 'pointing_game']
 
+EQUAL = 1e-5  # relative difference that rounding makes between equal values
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 
@@ -22,21 +23,25 @@ def box_mask(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return mask
 
 
-def pointing_game(heat: np.ndarray, boxes: np.ndarray, tolerance: float = 0.) -> bool:
+def pointing_game(heat: np.ndarray, boxes: np.ndarray, tolerance: float = 0.) -> float:
     """Whether the map's maximum lies in a box of the class (Zhang et al., "Excitation Backprop", 2016).
+
+    Where several pixels share the maximum, the share of them that do: an enlarged map is flat along the image's edge,
+    and which of those pixels is highest is a matter of rounding.
 
     Args:
         heat: Attention map at the size of the input, `[H, W]`, values >= 0.
         boxes: `[n, 4]`.
         tolerance: Margin around the boxes in pixels of the input. Zhang et al. allow 15 at the images' full size.
+
+    Returns:
+        1 or 0, or between them where pixels share the maximum.
     """
     if not heat.any():
-        return False
-    row, column = np.unravel_index(heat.argmax(), heat.shape)
-    x, y = column + 0.5, row + 0.5
-    return bool(np.any(
-        (x >= boxes[:, 0] - tolerance) & (x < boxes[:, 2] + tolerance)
-        & (y >= boxes[:, 1] - tolerance) & (y < boxes[:, 3] + tolerance)))
+        return 0.
+    rows, columns = np.nonzero(heat >= (1 - EQUAL) * heat.max())
+    widened = boxes + tolerance * np.array([-1., -1., 1., 1.])
+    return float(box_mask(widened, *heat.shape)[rows, columns].mean())
 
 
 def energy_in_boxes(heat: np.ndarray, mask: np.ndarray) -> float:
@@ -79,7 +84,7 @@ def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance
         tolerance: See `pointing_game`.
 
     Returns:
-        - 'pointing': 1 if the maximum lies in a box, else 0
+        - 'pointing': 1 if the maximum lies in a box, else 0; a share where pixels share the maximum
         - 'energy': share of the attention in the boxes
         - 'iou': of the box around the largest region above the threshold with the nearest box of the class, as
           Zhou et al. (CAM, 2016) localise
@@ -91,5 +96,5 @@ def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance
     iou = 0.
     if heat.any():
         iou = float(box_iou(largest_component_box(heat >= sigma * heat.max()), boxes).max())
-    return {'pointing': float(pointing_game(heat, boxes, tolerance)), 'energy': energy_in_boxes(heat, mask),
+    return {'pointing': pointing_game(heat, boxes, tolerance), 'energy': energy_in_boxes(heat, mask),
             'iou': iou, 'iou50': float(iou >= 0.5), 'no_map': float(not heat.any()), 'box_area': float(mask.mean())}

@@ -3,6 +3,7 @@
 Every number is a function of the images' records and of how often each image counts, so that a bootstrap can draw
 the images anew (`comparison`). Shapes: `N` images, `C` classes.
 """
+from dataclasses import replace
 from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -16,8 +17,9 @@ __all__ = ['ORDER', 'class_table', 'confused_classes', 'curve_measures', 'ks_of'
 
 # Every measure, in the order of tables.
 ORDER = (
-    'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'ks',
-    'ks_probability', 'overlap_inner', 'overlap_last', 'overlap_cooccurring', 'as_inner', 'as_last', 'ac', 'zero_maps',
+    'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'mAP_ten_crop',
+    'AUC_ten_crop', 'ks', 'ks_probability', 'overlap_inner', 'overlap_last', 'overlap_cooccurring', 'as_inner',
+    'as_last', 'ac', 'zero_maps',
     'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area',
     'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
 PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
@@ -94,6 +96,10 @@ def curve_measures(records: Records) -> Dict[str, Callable[[np.ndarray], float]]
     if records.multilabel:
         result['mAP'] = lambda rows: _mean_over_classes(voc_average_precision, records, rows)
         result['AUC'] = lambda rows: _mean_over_classes(_auc, records, rows)
+        if records.ten_crop_scores is not None:
+            crops = replace(records, scores=records.ten_crop_scores)
+            result['mAP_ten_crop'] = lambda rows: _mean_over_classes(voc_average_precision, crops, rows)
+            result['AUC_ten_crop'] = lambda rows: _mean_over_classes(_auc, crops, rows)
     return result
 
 
@@ -102,7 +108,8 @@ def measures(records: Records) -> Dict[str, float]:
 
     Returns:
         - 'top1', 'top5' (from 6 classes on), with '_ten_crop': accuracy in percent
-        - 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC' (several classes per image): `multilabel.multilabel_metrics`
+        - 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC' (several classes per image): `multilabel.multilabel_metrics`; 'mAP'
+          and 'AUC' also with '_ten_crop'
         - 'ks', 'ks_probability': margin of the KS chart (Fig. 9) and the probability at which it occurs
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map
         - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5) without training

@@ -20,7 +20,8 @@ RECORDS = 'records.npz'
 TITLES = {
     'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops', 'top5_ten_crop': 'top-5 %, ten crops',
     'mAP': 'mAP % (VOC 2010-12)', 'mAP_11point': 'mAP % (VOC 2007)', 'mAP_sklearn': 'mAP % (scikit-learn)',
-    'AUC': 'AUC %', 'ks': 'KS margin', 'ks_probability': 'KS at probability',
+    'AUC': 'AUC %', 'mAP_ten_crop': 'mAP % (VOC 2010-12), ten crops', 'AUC_ten_crop': 'AUC %, ten crops',
+    'ks': 'KS margin', 'ks_probability': 'KS at probability',
     'as_inner': 'L_AS inner (Eq. 3)', 'as_last': 'L_AS last (Eq. 3)', 'ac': 'L_AC (Eq. 5)',
     'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last', 'zero_maps': 'zero maps',
     'overlap_cooccurring': 'overlap of co-occurring classes', 'pointing': 'pointing game',
@@ -77,16 +78,16 @@ def write_csv(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
 
 
 def image_rows(records: Records) -> List[Dict[str, Any]]:
-    """One row per image: classes, probabilities and every measure of it."""
+    """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`."""
     rows = []
     confused = confused_classes(records)
     for i, index in enumerate(records.indices):
         target = records.targets[i]
         present = np.flatnonzero(target > 0) if records.multilabel else np.array([target])
         row = {
-            'index': int(index), 'target': ' '.join(records.names[c] for c in present),
+            'index': int(index), 'file': records.files[i], 'target': ';'.join(records.names[c] for c in present),
             'predicted': records.names[records.scores[i].argmax()],
-            'target_probability': ' '.join(f'{records.scores[i, c]:.4g}' for c in present),
+            'target_probability': ';'.join(f'{records.scores[i, c]:.4g}' for c in present),
             'confused': records.names[confused[i]],
             'confused_probability': f'{records.scores[i, confused[i]]:.4g}'}
         row.update({name: f'{column[i]:.6g}' for name, column in records.images.items()})
@@ -102,7 +103,7 @@ def write_evaluation(folder: Path, records: Records, content: Dict[str, Any]) ->
     write_csv(folder / 'classes.csv', table)
     write_csv(folder / 'images.csv', image_rows(records))
     if records.pairs:
-        named = [{'index': int(records.indices[row]), 'class_name': records.names[c]}
+        named = [{'index': int(records.indices[row]), 'file': records.files[row], 'class_name': records.names[c]}
                  for row, c in zip(records.pairs['image'], records.pairs['class'], strict=True)]
         columns = {name: column for name, column in records.pairs.items() if name not in ('image', 'class')}
         write_csv(folder / 'pairs.csv', [
@@ -113,7 +114,7 @@ def write_evaluation(folder: Path, records: Records, content: Dict[str, Any]) ->
 def save_records(path: Path, records: Records) -> None:
     """Everything that a comparison needs, as one .npz file."""
     arrays = {'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
-              'label': np.array(records.label), 'names': np.array(records.names)}
+              'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names)}
     if records.ten_crop_scores is not None:
         arrays['ten_crop_scores'] = records.ten_crop_scores
     for group in ('images', 'pairs'):
@@ -125,7 +126,7 @@ def load_records(path: Path) -> Records:
     """What `save_records` wrote.
 
     Raises:
-        ICASCError: The file is not of that kind.
+        ICASCError: The file is not of that kind, or of an earlier version.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -134,7 +135,7 @@ def load_records(path: Path) -> Records:
             group: {name.split('/', 1)[1]: column for name, column in arrays.items() if name.startswith(f'{group}/')}
             for group in ('images', 'pairs')}
         return Records(
-            str(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['scores'], arrays['targets'],
-            arrays.get('ten_crop_scores'), **groups)
+            str(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
+            arrays['scores'], arrays['targets'], arrays.get('ten_crop_scores'), **groups)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
         raise ICASCError(f"'{path}' holds no records of timm-icasc eval: {e}") from e

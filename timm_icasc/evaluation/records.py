@@ -3,7 +3,7 @@
 Shapes: `N` images, `C` classes, `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
 """
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
+from ..data import image_name
 from ..errors import DataError, TargetError
 from ..losses import attention_overlap
 from ..metrics import separability
@@ -36,6 +37,7 @@ class Records:
         label: Name of the checkpoint.
         names: Names of the `C` classes.
         indices: Positions of the images in the data set, `[N]`.
+        files: File names of the images, or their numbers.
         scores: Class probabilities `[N, C]`: softmax, or sigmoid where an image can have several classes.
         targets: Class indices `[N]`; several classes: `[N, C]` with 1 present, 0 absent, -1 ignored.
         ten_crop_scores: Probabilities averaged over ten crops, `[N, C]`.
@@ -46,6 +48,7 @@ class Records:
     label: str
     names: List[str]
     indices: np.ndarray
+    files: List[str]
     scores: np.ndarray
     targets: np.ndarray
     ten_crop_scores: Optional[np.ndarray] = None
@@ -178,6 +181,19 @@ def _check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
                           f'to {checkpoint.num_classes - 1}.')
 
 
+def _records(
+        checkpoint: Checkpoint,
+        indices: Sequence[int],
+        scores: List[torch.Tensor],
+        targets: List[torch.Tensor],
+) -> Records:
+    """What every pass over the images gives, from its batches."""
+    return Records(
+        label=checkpoint.label, names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
+        indices=np.array(indices), files=[image_name(checkpoint.dataset, i) for i in indices],
+        scores=torch.cat(scores).numpy(), targets=torch.cat(targets).numpy())
+
+
 def collect_records(
         checkpoint: Checkpoint,
         config: Optional[ICASCConfig] = None,
@@ -240,9 +256,8 @@ def collect_records(
             targets.append(target.cpu())
             for name, column in values.items():
                 columns.setdefault(name, []).append(column.cpu().double())
-    records = Records(
-        label=checkpoint.label, names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
-        indices=np.array(indices), scores=torch.cat(scores).numpy(), targets=torch.cat(targets).numpy(),
+    records = replace(
+        _records(checkpoint, indices, scores, targets),
         images={name: torch.cat(parts).numpy() for name, parts in columns.items()},
         pairs={name: np.array([pair[name] for pair in pairs]) for name in (pairs[0] if pairs else ())})
     if ten_crop:
@@ -259,9 +274,7 @@ def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> Records:
         _check_targets(target, checkpoint)
         scores.append(_probabilities(checkpoint.model(images.to(checkpoint.device)), checkpoint.multilabel).cpu())
         targets.append(target)
-    return Records(
-        label=checkpoint.label, names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
-        indices=np.array(indices), scores=torch.cat(scores).numpy(), targets=torch.cat(targets).numpy())
+    return _records(checkpoint, indices, scores, targets)
 
 
 @torch.inference_mode()

@@ -9,9 +9,10 @@ from typing import List, Sequence
 import numpy as np
 from PIL import Image
 
+from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .page import FRAME, grey, overlay
-from .views import ClassView, colors_of, image_name, load_items, truth_of, view_classes
+from .views import ClassView, colors_of, load_items, truth_of, view_classes
 
 __all__ = ['browsing_page']
 
@@ -26,6 +27,7 @@ section { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .7rem 0; b
 h2 { font-size: 1em; margin: 0 0 .2rem; font-weight: 600; }
 figure { display: inline-block; margin: 0 .35rem 0 0; width: 134px; vertical-align: top; font-size: 12px; }
 figure img { width: 128px; display: block; border: 3px solid transparent; }
+img.scale { vertical-align: middle; }
 figure.truth img { border-color: FRAME; }
 figure.first figcaption { font-weight: 600; }
 figcaption { overflow-wrap: anywhere; }
@@ -71,7 +73,9 @@ def _figure(picture: str, caption: Sequence[str], classes: Sequence[str] = ()) -
 def _class_figure(view: ClassView, gray: np.ndarray) -> str:
     mark = '\u2717 ' if view.rank == 1 and not view.truth else ''
     caption = [f'{mark}{view.name}', f'{view.probability:.1%}, #{view.rank}']
-    if view.overlap is not None and view.overlap == view.overlap:
+    if not view.heat.any():
+        caption.append('map is zero')
+    elif view.overlap is not None and view.overlap == view.overlap:
         caption.append(f'overlap {view.overlap:.2f}')
     classes = ['truth'] * view.truth + ['first'] * (view.rank == 1)
     return _figure(_picture(overlay(gray, view.heat)), caption, classes)
@@ -111,7 +115,7 @@ def browsing_page(
         for row, index in enumerate(batch):
             names = [first.class_name(c) for c in truth_of(targets[row])]
             seen.update(names)
-            name = image_name(first, index)
+            name = image_name(first.dataset, index)
             correct = [v[row][0].truth if v[row][0].rank == 1 else False for v in views]
             parts = [f'<div><h2>{html.escape(", ".join(names))}</h2>{_figure(_picture(colors[row]), [name])}</div>']
             for checkpoint, gray, v in zip(checkpoints, greys, views, strict=True):
@@ -122,6 +126,7 @@ def browsing_page(
                 f'data-classes="{html.escape(json.dumps(names), quote=True)}" '
                 f'data-correct="{html.escape(json.dumps(correct), quote=True)}">{"".join(parts)}</section>')
     options = ''.join(f'<option>{html.escape(name)}</option>' for name in sorted(seen))
+    scale = _picture(np.repeat(overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None]), 12, axis=0))
     title = html.escape(' and '.join(c.label for c in checkpoints))
     page = f'''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Attention of {title}</title><style>{STYLE}</style></head><body>
@@ -130,8 +135,9 @@ def browsing_page(
 <option value="differ">right for one model, wrong for another</option></select></label>
 <label>Name <input id="text"></label><span id="count"></span></header>
 <p>{title}: attention ({html.escape(method)}, {html.escape(layer)} layer) of the {topk} highest-scoring classes, each
-map from 0 to its own maximum. Red frame: ground truth. \u2717: the highest-scoring class is not in the image. Overlap:
-with the nearest map of the ground truth.</p>
+map from 0 <img class="scale" alt="grey, blue, green, yellow" src="{scale}"> to its own maximum. Red frame: ground
+truth. \u2717: the highest-scoring class is not in the image. #: rank of its score. Overlap: histogram intersection with
+the nearest map of the ground truth, 0 to 1.</p>
 {"".join(sections)}<script>{SCRIPT}</script></body></html>
 '''
     path.parent.mkdir(parents=True, exist_ok=True)

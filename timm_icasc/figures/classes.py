@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Sequence
 
+from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .page import (
     CELL,
@@ -18,7 +19,7 @@ from .page import (
     grey,
     overlay,
 )
-from .views import colors_of, image_name, load_items, truth_of, view_classes
+from .views import colors_of, load_items, truth_of, view_classes
 
 __all__ = ['classes_figure']
 
@@ -62,7 +63,7 @@ def classes_figure(
     page = Page(width, bottom + len(CAPTION) * SMALL_LINE + MARGIN)
     for row, top in enumerate(tops):
         center = MARGIN + CELL / 2
-        page.text(image_name(first, indices[row]), center, top - LINE - DESCENT, CELL, style='italic')
+        page.text(image_name(first.dataset, indices[row]), center, top - LINE - DESCENT, CELL, style='italic')
         page.text(', '.join(map(first.class_name, truth_of(targets[row]))), center, top - DESCENT, CELL)
         page.image(colors[row], MARGIN, top, CELL, cell_height)
     for column, checkpoint in enumerate(checkpoints):

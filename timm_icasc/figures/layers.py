@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Sequence
 
+from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .page import (
     CELL,
@@ -19,13 +20,13 @@ from .page import (
     grey,
     overlay,
 )
-from .views import colors_of, image_name, load_items, view_layers
+from .views import colors_of, load_items, view_layers
 
 __all__ = ['layers_figure']
 
 TITLES = {'grad_cam': 'Grad-CAM (Eq. 1)', 'grad_cam_plus_plus': 'Grad-CAM++', 'ach': 'ach (Eq. 2)'}
 CAPTION = (
-    'Attention for the ground truth, each map from 0 to its own maximum.',
+    'Attention for the ground truth, named with its {score} probability; each map from 0 to its own maximum.',
     'In mask: share of the inner attention inside the last layer\u2019s mask (Eq. 5 without theta).',
     'Overlap: histogram intersection of the two maps, 0 to 1.',
 )
@@ -73,14 +74,18 @@ def layers_figure(
             for row, (index, view) in enumerate(zip(classes, views, strict=True)):
                 top = tops[row]
                 if not column and not m:
-                    page.text(f'{first.class_name(index)}, {image_name(first, indices[row])}', MARGIN, top - DESCENT,
-                              width, align='left')
+                    name = image_name(first.dataset, indices[row])
+                    page.text(name, MARGIN + CELL / 2, top - DESCENT, CELL, style='italic')
                     page.image(colors[row], MARGIN, top, CELL, cell_height)
+                if not m:
+                    page.text(f'{checkpoint.class_name(index)}, {view.probability:.1%}', model_left, top - DESCENT,
+                              model_width, align='left')
                 for k, heat in enumerate((view.inner, view.last)):
                     page.image(overlay(greys[row], heat), pair_left + k * (CELL + PAIR_GAP), top, CELL, cell_height)
                 missing = view.overlap != view.overlap
                 note = 'a map is zero' if missing else f'in mask {view.inside:.2f}, overlap {view.overlap:.2f}'
                 page.text(note, pair_left + pair_width / 2, top + cell_height + SMALL_LINE - 2, pair_width,
                           size=SMALL_TEXT)
-    page.caption(CAPTION, bottom, width)
+    score = 'sigmoid' if first.multilabel else 'softmax'
+    page.caption([line.format(score=score) for line in CAPTION], bottom, width)
     return page.save(path)

@@ -4,6 +4,7 @@ Drawn with matplotlib's object interface: no display, no pyplot and no global st
 
 Shapes: `N` images, `H W` grid of a layer, `h w` image size.
 """
+from bisect import bisect_left
 from pathlib import Path
 from typing import Sequence, Tuple
 
@@ -65,10 +66,14 @@ class Page:
         """Write one line, shortened with an ellipsis where it is wider than `width`."""
         font = FontProperties(size=size, weight=weight, style=style)
         shown = text = ' '.join(text.split())[:200]
-        # Class names are data: a dollar sign in them starts no formula.
-        while self.renderer.get_text_width_height_descent(shown, font, ismath=False)[0] > width and text:
-            text = text[:-1].rstrip()
-            shown = f'{text}\u2026'
+
+        def fits(line: str) -> bool:
+            # Class names are data: a dollar sign in them starts no formula.
+            return self.renderer.get_text_width_height_descent(line, font, ismath=False)[0] <= width
+        if not fits(text):
+            lengths = range(1, len(text))
+            kept = bisect_left(lengths, True, key=lambda n: not fits(f'{text[:n].rstrip()}\u2026'))
+            shown = f'{text[:kept].rstrip()}\u2026'
         self.axes.text(x, baseline, shown, ha=align, va='baseline', color='black', font=font, parse_math=False)
 
     def scale_bar(self, left: int, top: int, width: int) -> None:

@@ -3,7 +3,6 @@
 Shapes: `N` images, `K` classes shown, `h w` image size.
 """
 from dataclasses import dataclass
-from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..losses import attention_consistency, attention_overlap, resize_mask, targ
 from ..objective import attention_maps
 from .page import displayed, to_size
 
-__all__ = ['ClassView', 'LayerView', 'image_name', 'load_items', 'truth_of', 'view_classes', 'view_layers']
+__all__ = ['ClassView', 'LayerView', 'load_items', 'truth_of', 'view_classes', 'view_layers']
 
 
 @dataclass
@@ -46,26 +45,16 @@ class LayerView:
     """The inner and the last layer's map of one class, by one method.
 
     Attributes:
+        probability: Softmax probability of the class, or sigmoid where an image can have several classes.
         inner, last: Attention over its own maximum, `[h, w]` in [0, 1].
         inside: Share of the inner attention inside the last layer's mask, Eq. 5 without theta.
         overlap: Histogram intersection of the two maps on the inner grid.
     """
+    probability: float
     inner: np.ndarray
     last: np.ndarray
     inside: float
     overlap: float
-
-
-def image_name(checkpoint: Checkpoint, index: int) -> str:
-    """File name of an image, or its number in the data set."""
-    dataset = checkpoint.dataset
-    files = getattr(dataset, 'images', None)
-    if files is not None and isinstance(files[index], (str, Path)):
-        return Path(files[index]).name
-    try:
-        return Path(dataset.filename(index)).name  # timm's own data sets
-    except (AttributeError, NotImplementedError):
-        return f'image {index}'
 
 
 def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -153,6 +142,7 @@ def view_layers(
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
         logits = checkpoint.model(images).float().cpu()
+    scores = logits.sigmoid() if is_multilabel(checkpoint.dataset) else logits.softmax(1)
     classes = [max(truth_of(target) or range(len(row)), key=lambda c, row=row: row[c])
                for target, row in zip(targets, logits.tolist(), strict=True)]
     drawn = torch.tensor(classes, device=images.device)[:, None]
@@ -163,5 +153,5 @@ def view_layers(
     inside = -attention_consistency(inner, resize_mask(target_mask(last, sigma), inner.shape[-2:]), theta=0.)
     overlap = attention_overlap(inner, resize_mask(last, inner.shape[-2:]))
     return classes, [
-        LayerView(heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())
-        for n in range(len(classes))]
+        LayerView(scores[n, c].item(), heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())
+        for n, c in enumerate(classes)]

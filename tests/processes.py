@@ -1,0 +1,23 @@
+"""Two processes of a distributed job, forked from the tests' own: nothing is imported anew."""
+import multiprocessing
+
+import torch
+import torch.distributed as dist
+
+
+def _work(function, rank, folder):
+    torch.set_num_threads(1)  # the parent's threads are not there any more
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    function(rank, folder)
+    dist.destroy_process_group()
+
+
+def in_two_processes(function, folder):
+    """Run `function(rank, folder)` in two processes that form a group; results go through files in `folder`."""
+    context = multiprocessing.get_context('fork')
+    processes = [context.Process(target=_work, args=(function, rank, folder), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0, 0], 'the traceback is on stderr'
