@@ -3,8 +3,9 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator
 
 import torch.nn as nn
+from torch.distributed.fsdp import FSDPModule
 
-__all__ = ['evaluation_mode', 'is_checkpointing', 'unwrap_model']
+__all__ = ['evaluation_mode', 'is_checkpointing', 'is_sharded', 'unwrap_model']
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -21,6 +22,11 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 def is_checkpointing(model: nn.Module) -> bool:
     """Whether gradient checkpointing is on, by the flag that timm's models carry."""
     return any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 (`fully_shard`) gathers parameters for a forward or backward pass, and lets go of them after it."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _own_attributes(module: nn.Module) -> Dict[str, Any]:

@@ -12,11 +12,12 @@ import torch.nn as nn
 
 from .attention import ATTENTION_METHODS
 from .capture import capture_features, hold_batch_norm_statistics
+from .errors import ICASCError
 from .features import FeatureLayer, ICASCLayers
 from .images import ImagePlane, Images, PatchGrid, image_plane, input_size
 from .layers import resolve_layers
 from .losses import MASK_SCALES, attention_consistency, attention_separation, resize_mask, target_mask
-from .modules import is_checkpointing
+from .modules import is_checkpointing, is_sharded
 from .precision import at_least_float32
 from .targets import ClassPair, class_indices, select_classes, select_multilabel_classes
 from .twice_differentiable import features_only
@@ -166,6 +167,10 @@ def icasc_forward(
     if not on:
         return ICASCOutput(logits=model(images))
     order = 1 if leaves else config.order
+    if order == 2 and is_sharded(model):
+        raise ICASCError(
+            'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
+            'needs: use order=1 (--icasc-order 1), or DistributedDataParallel.')
     inner_target, inner_confused, last_confused = bool(on & {'as_inner', 'ac'}), 'as_inner' in on, 'as_last' in on
     tapped = [layers.inner, layers.last] if inner_target else [layers.last]
     with capture_features(model, tapped, order=order, leaves=leaves) as features:
