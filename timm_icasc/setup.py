@@ -82,9 +82,11 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     except HubError:  # says repo, cause and remedy already
         raise
     except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
-        weights = ' (weights cannot be fetched? --pretrained-path FILE)' if args.pretrained or ':' in args.model else ''
+        remedy = ''
+        if args.pretrained or ':' in args.model:
+            remedy = ' (weights cannot be fetched? Train with --pretrained-path FILE; elsewhere, name a checkpoint)'
         message = ' '.join(str(e).split())[:300] or type(e).__name__
-        raise ICASCError(f'--model {args.model}: {message}{weights}') from e
+        raise ICASCError(f'--model {args.model}: {message}{remedy}') from e
     getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
     if args.grad_checkpointing:
         if not hasattr(model, 'set_grad_checkpointing'):
