@@ -119,6 +119,7 @@ FEATURES = {
     'late start': ['--icasc-start-epoch', 0.5, '--icasc-ramp-epochs', 0.5],
     'another family': ['--model', 'vit_tiny_patch16_224', '--img-size', 32],
     'CIFAR augmentation': ['--crop-padding', 4],
+    'images on the device': ['--resident-data', '--crop-padding', 4, '--color-jitter', 0],
     'worker processes': ['-j', 2],
     'plain loss': ['--no-icasc', '--torchcompile', 'eager'],
     'no measuring': ['--icasc-eval-images', 0],

@@ -61,6 +61,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
                        help='validation split (default: %(default)s)')
     group.add_argument('--class-map', default='', metavar='FILENAME', help='file that maps class to index')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
+    group.add_argument('--resident-data', action='store_true',
+                       help='read the training images once, keep them on the device; pad, crop and mirror them there '
+                            '(small sets, with --crop-padding or --no-aug, no other augmentation than --hflip)')
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -280,6 +283,13 @@ def _check(args: argparse.Namespace) -> None:
                          f'got {args.batch_size}.')
     if args.loss == 'asl' and (args.mixup or args.cutmix):
         raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
+    if args.resident_data:
+        cropped = args.crop_padding is not None or args.no_aug
+        others = {'--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,
+                  '--color-jitter (give 0)': args.color_jitter and not args.no_aug, '--vflip': args.vflip,
+                  '--mixup': args.mixup, '--cutmix': args.cutmix}
+        for option in (option for option, given in others.items() if given):
+            raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
     if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
         raise ICASCError('--data-dir is missing: the folder of the images, DIR/train/CLASS/IMAGE '
                          '(or --dataset digits).')

@@ -8,7 +8,7 @@ import torch.nn as nn
 from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
 from torch.utils.data import DataLoader, Dataset
 
-from .data import class_names, create_dataset, evenly_spaced, is_multilabel, use_pad_crop
+from .data import ResidentLoader, class_names, create_dataset, evenly_spaced, is_multilabel, use_pad_crop
 from .errors import DataError, ICASCError
 from .interrupt import ignore_signals
 
@@ -104,8 +104,13 @@ def set_up_loaders(
     for loader in (loader_train, loader_val):
         loader = getattr(loader, 'loader', loader)  # inside the prefetcher
         loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
-    if args.crop_padding is not None:
-        use_pad_crop(train, data_config['input_size'][-2:], args.crop_padding)
+    image_size = data_config['input_size'][-2:]
+    if args.resident_data:
+        loader_train = ResidentLoader(
+            train, image_size, args.batch_size, data_config['mean'], data_config['std'], args.crop_padding or 0,
+            0. if args.no_aug else args.hflip, device, args.distributed, args.workers)
+    elif args.crop_padding is not None:
+        use_pad_crop(train, image_size, args.crop_padding)
     if not len(loader_train):
         raise DataError(f'--batch-size {args.batch_size} is more than the {len(train)} training images of a process.')
     attention_loader = None
