@@ -21,6 +21,8 @@ TITLES = {
     'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops', 'top5_ten_crop': 'top-5 %, ten crops',
     'mAP': 'mAP % (VOC 2010-12)', 'mAP_11point': 'mAP % (VOC 2007)', 'mAP_sklearn': 'mAP % (scikit-learn)',
     'AUC': 'AUC %', 'ks': 'KS margin', 'ks_probability': 'KS at probability',
+    'ece': 'calibration error', 'flip_overlap': 'overlap with the flipped', 'flip_iou': 'IoU with the flipped',
+    'crop_overlap': 'overlap with the cropped', 'crop_iou': 'IoU with the cropped',
     'as_inner': 'L_AS inner (Eq. 3)', 'as_last': 'L_AS last (Eq. 3)', 'ac': 'L_AC (Eq. 5)',
     'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last', 'zero_maps': 'zero maps',
     'overlap_cooccurring': 'overlap of co-occurring classes', 'pointing': 'pointing game',
