@@ -35,6 +35,8 @@ from .study.processes import Outcome, carry_out
 from .study.record import check_unchanged, read_records
 from .study.summary import summarise
 
+MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is done
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('file', type=Path, metavar='FILE', help='the study')
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
                 if name in outcome.failed:
                     tqdm.write(f'{name} FAILED, see {output / name}.log:\n{outcome.failed[name]}', file=sys.stderr)
                 else:
-                    tqdm.write(f'{name} done')
+                    final = read_records(study)[name]['final']
+                    tqdm.write(f"{name} done: {', '.join(f'{m} {final[m]:.2f}' for m in MAIN if m in final)}")
 
         outcome = carry_out(study, todo, output, args.jobs, 60 * (args.minutes or float('inf')),
                             lambda: bool(flag.signal_number), on_change)

@@ -1,13 +1,15 @@
 """The runs of a study as processes: several at a time, stopped cleanly, gone on with in the next session."""
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from ..errors import ICASCError
 from .definition import Run, Study
@@ -98,6 +100,22 @@ def environment_of(jobs: int) -> Dict[str, str]:
             'PYTHONPATH': os.pathsep.join(paths)}
 
 
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Two sweeps at once would write into the same runs; the lock ends with the process, however it ends."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = open(output / '.lock', 'w')
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write to '{output}': {e.strerror}.") from e
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise ICASCError(f"another sweep is at work in '{output}': wait for it, or name another --output.") from e
+        yield
+
+
 def carry_out(
         study: Study,
         runs: Sequence[Run],
@@ -122,32 +140,32 @@ def carry_out(
         raise ICASCError(f"a sweep runs train_timm.py, which is not at '{TRAINER}': use a checkout, no installation.")
     outcome, waiting, deadline = Outcome(), list(runs), time.monotonic() + seconds
     environment, under_way = environment_of(jobs), []
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        while waiting or under_way:
-            if stop_asked() or time.monotonic() > deadline:
-                outcome.stopped = 'asked to' if stop_asked() else 'the time is up'
-                break
-            changed = False
-            while waiting and len(under_way) < jobs:
-                under_way.append(_Work(study, waiting.pop(0), output, environment))
-                changed = True
-            for work in list(under_way):
-                success = work.advance()
-                if success is None:
-                    continue
-                under_way.remove(work)
-                changed = True
-                if success:
-                    outcome.finished.append(work.run.name)
-                else:
-                    outcome.failed[work.run.name] = work.last_lines()
-            if changed:
-                on_change([work.run.name for work in under_way], outcome)
-            time.sleep(POLL)
-    finally:
-        for work in under_way:
-            work.stop()
-        for work in under_way:
-            work.leave()
+    with _alone_in(output):
+        try:
+            while waiting or under_way:
+                if stop_asked() or time.monotonic() > deadline:
+                    outcome.stopped = 'asked to' if stop_asked() else 'the time is up'
+                    break
+                changed = False
+                while waiting and len(under_way) < jobs:
+                    under_way.append(_Work(study, waiting.pop(0), output, environment))
+                    changed = True
+                for work in list(under_way):
+                    success = work.advance()
+                    if success is None:
+                        continue
+                    under_way.remove(work)
+                    changed = True
+                    if success:
+                        outcome.finished.append(work.run.name)
+                    else:
+                        outcome.failed[work.run.name] = work.last_lines()
+                if changed:
+                    on_change([work.run.name for work in under_way], outcome)
+                time.sleep(POLL)
+        finally:
+            for work in under_way:
+                work.stop()
+            for work in under_way:
+                work.leave()
     return outcome

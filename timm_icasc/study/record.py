@@ -16,6 +16,9 @@ from .definition import Run, Study, changed_options
 
 __all__ = ['check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path']
 
+# What the tables and the check of changes read.
+NEEDED = ('variant', 'seed', 'commit', 'dirty', 'versions', 'machine', 'evaluated', 'final', 'curve', 'options')
+
 
 def record_path(study: Study, run: Run) -> Path:
     return study.records / f'{run.name}.json'
@@ -74,7 +77,8 @@ def make_record(study: Study, run: Run, folder: Path, environment: Dict[str, str
             'machine': {'processor': _processor(), 'cores': os.cpu_count(), 'device': result['device'],
                         'threads': environment['OMP_NUM_THREADS'], 'system': platform.platform()},
             'wall_time': sum(row['eval_seconds'] for row in curve),  # of all epochs, interrupted or not
-            'evaluated': {name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
+            'evaluated': {**{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
+                          'arguments': list(study.evaluation)},
             'final': evaluation['measures'], 'curve': curve, 'options': run.options,
         }
         if not images.multilabel:
@@ -98,7 +102,8 @@ def read_records(study: Study) -> Dict[str, Dict[str, Any]]:
         if path.is_file():
             try:
                 record = json.loads(path.read_text())
-                record['final'], record['curve'], record['options']
+                if missing := set(NEEDED) - set(record):
+                    raise KeyError(min(missing))
             except (ValueError, KeyError, TypeError) as e:
                 raise ICASCError(f"'{path}' is no record of a run; remove it, and the sweep does the run again.") from e
             records[run.name] = record
@@ -106,11 +111,16 @@ def read_records(study: Study) -> Dict[str, Dict[str, Any]]:
 
 
 def check_unchanged(study: Study, records: Dict[str, Dict[str, Any]], output: Path) -> None:
-    """Refuse a study of which a variant was changed after it has run, or begun to run.
+    """Refuse a study of which a variant was changed after it has run, or begun to run, or the evaluation.
 
     Raises:
         ICASCError: Names the variant, the options and what to remove.
     """
+    for name, record in records.items():
+        if (earlier := record['evaluated']['arguments']) != list(study.evaluation):
+            raise ICASCError(
+                f"'{name}' was evaluated with '{' '.join(earlier)}', the study says '{' '.join(study.evaluation)}': "
+                f"take 'evaluate' back, or remove the records, and the sweep evaluates the finished runs again.")
     for run in study.runs:
         folder = output / run.name
         begun = [(record_path(study, run), records[run.name]['options'])] if run.name in records else []
