@@ -181,6 +181,19 @@ class TestReport:
             contents.append([(tmp_path / name).read_bytes() for name in ('page.md', 'records/s.png')])
         assert contents[0] == contents[1]
 
+    def test_several_classes_per_image(self, recorded, tmp_path):
+        """No top-1, so average precision, and no interval over images."""
+        for file in recorded[0].records.glob('*.json'):
+            record = json.loads(file.read_text())
+            del record['correct'], record['final']['top1']
+            record['final']['mAP'] = 50. + record['seed'] + 2 * (record['variant'] != 'plain')
+            record['curve'] = [{'epoch': 0, 'eval_mAP': 40., 'eval_seconds': 1.}]
+            file.write_text(json.dumps(record))
+        assert sweep(recorded[0].file, '--report') == 0
+        page = (tmp_path / 'page.md').read_text()
+        assert '| order-1 | 0 1 | 40.00 ± 0.00 | +0.00 | 52.50 ± 0.71 | +2.00 ± 0.00 | +2.00 to +2.00 | 1 |' in page
+        assert 'over seeds and images |' not in page and '![mAP %' in page
+
     def test_without_records_marks_or_page(self, recorded, tmp_path, capsys):
         (tmp_path / 'page.md').write_text('no marks')
         assert sweep(recorded[0].file, '--report') == 2
