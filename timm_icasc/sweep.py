@@ -22,14 +22,14 @@ does not stop the others: the sweep shows its last lines, ends with exit code 1,
 import argparse
 import sys
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 from tqdm import tqdm
 
 from .errors import ICASCError
 from .evaluation.output import format_table
 from .interrupt import interruptible
-from .study.definition import load_study
+from .study.definition import Study, load_study
 from .study.page import accuracy_table, attention_table, write_page
 from .study.processes import Outcome, carry_out
 from .study.record import check_unchanged, read_records
@@ -97,6 +97,6 @@ def run(args: argparse.Namespace) -> int:
     return 128 + signal_number if signal_number else 1 if outcome.failed else 0
 
 
-def _print_tables(study, records) -> None:
+def _print_tables(study: Study, records: Dict[str, Dict[str, Any]]) -> None:
     summaries = summarise(study, records)
     print(f'\n{format_table(accuracy_table(summaries, records))}\n\n{format_table(attention_table(summaries))}')
