@@ -5,6 +5,7 @@ import re
 import signal
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from timm_icasc.cli import main
 from timm_icasc.errors import ICASCError
 from timm_icasc.study import processes
 from timm_icasc.study.definition import load_study
-from timm_icasc.study.record import correct_of, read_records
+from timm_icasc.study.record import check_unchanged, correct_of, read_records
 from timm_icasc.study.summary import interval_over_seeds, interval_over_seeds_and_images, summarise
 
+STUDIES = sorted((Path(__file__).parent.parent / 'docs' / 'evidence').glob('*.yaml'))
 STUDY = {
     'baseline': 'plain', 'seeds': [0, 1, 2], 'common': {'dataset': 'digits', 'epochs': 2, 'val_split': 'validation'},
     'variants': {'plain': {'icasc': False}, 'order-1': {'icasc_order': 1}}, 'report': 'page.md'}
@@ -113,6 +115,12 @@ class TestDefinition:
     def test_a_missing_file_is_one_line(self, tmp_path, capsys):
         assert sweep(tmp_path / 'none.yaml') == 2
         assert 'none.yaml' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('file', STUDIES, ids=lambda p: p.stem)
+def test_the_studies_of_docs_are_those_that_their_records_come_from(file, tmp_path):
+    study = load_study(file)
+    check_unchanged(study, read_records(study), tmp_path)
 
 
 class TestSummary:

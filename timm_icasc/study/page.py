@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import ICASCError
 from ..evaluation.output import TITLES
@@ -130,6 +131,7 @@ def curves_figure(study: Study, records: Dict[str, Dict[str, Any]], path: Path) 
                   **style)
         axis.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], color=style['color'],
                           alpha=0.12, linewidth=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel('epoch')
     axis.set_ylabel(f"{TITLES[title]}, {record['options']['val_split']}")
     axis.grid(alpha=0.25)
