@@ -178,7 +178,7 @@ class TestReport:
         row, = [line for line in page.splitlines() if line.startswith('| order-1 | 0 1 |')]
         assert f'| {mean:.2f} ± ' in row
         assert '| order-1 | 0.500 ± 0.000 (+0.000) |' in page
-        assert 'Not run yet: `order-1-seed2`.' in page
+        assert 'Not run yet, with these seeds: `order-1` 2.' in page
         assert '](records/s.png)' in page and (tmp_path / 'records' / 's.png').stat().st_size > 5000
         assert 'order-1' in capsys.readouterr().out
 

@@ -92,7 +92,10 @@ def _versions(records: Dict[str, Dict[str, Any]]) -> str:
 
 
 def _body(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[VariantSummary], figure: Path) -> str:
-    missing = [run.name for run in study.runs if run.name not in records]
+    missing: Dict[str, List[str]] = {}
+    for run in study.runs:
+        if run.name not in records:
+            missing.setdefault(run.variant, []).append(str(run.seed))
     first = next(iter(records.values()))
     parts = [
         f'{len(records)} of {len(study.runs)} runs; {first["evaluated"]["images"]} images of '
@@ -102,14 +105,15 @@ def _body(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[Vari
         f'seeds": bootstrap in which the seeds are drawn anew, on these test images; with few seeds it is too narrow '
         f'(of three it is no wider than from the smallest to the largest difference). "Over seeds and images": the '
         f'test images are drawn anew as well; with one seed it holds the chance of the images alone. Seconds are wall '
-        f'time of an epoch with its validation.*',
+        f'time of an epoch with its validation, and whatever else the machine was doing.*',
         markdown(attention_table(summaries)),
         f'*Mean ± standard deviation over the seeds (difference to `{study.baseline}`). All variants are measured with '
         f'{first["evaluated"]["attention"]} maps.*',
         f'![{TITLES[_main_measure(summaries)]} by epoch]({figure.as_posix()})',
     ]
     if missing:
-        parts.append(f'Not run yet: {", ".join(f"`{name}`" for name in missing)}.')
+        listed = ', '.join(f"`{variant}` {' '.join(seeds)}" for variant, seeds in missing.items())
+        parts.append(f'Not run yet, with these seeds: {listed}.')
     return '\n\n'.join(parts)
 
 
