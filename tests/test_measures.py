@@ -4,6 +4,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from timm_icasc import DataError
+from timm_icasc.evaluation.calibration import expected_calibration_error
 from timm_icasc.evaluation.comparison import SEED, compare
 from timm_icasc.evaluation.measures import class_table, confused_classes, ks_of, mean_measures, measures
 from timm_icasc.evaluation.records import Records
@@ -38,6 +39,13 @@ def test_accuracy():
         hits = sum(t in sorted(range(7), key=lambda c: -s[c])[:k] for s, t in zip(r.scores, r.targets, strict=True))
         assert values[name] == pytest.approx(100 * hits / n)
     assert 'mAP' not in values and 'top5' not in measures(records(classes=5)), 'the five best of five are no test'
+
+
+def test_calibration_is_that_of_the_predicted_class():
+    r = records()
+    hits = np.array([s.argmax() == t for s, t in zip(r.scores, r.targets, strict=True)])
+    assert measures(r)['ece'] == expected_calibration_error(r.scores.max(1), hits)
+    assert 'ece' not in measures(records(multilabel=True))
 
 
 def test_confused_class_and_ks_margin():
@@ -128,7 +136,7 @@ def test_paired_bootstrap_one_resample_at_a_time(multilabel):
     whole = everything(a, np.arange(40)), everything(b, np.arange(40))
     expected = {'ks', 'overlap_last', 'ac', 'energy', 'pointing', 'iou', 'iou50', 'no_map'}
     expected |= {'pointing_both', 'energy_both', 'iou_both', 'iou50_both'}
-    assert set(result) == expected | ({'mAP', 'AUC'} if multilabel else {'top1', 'top5'})
+    assert set(result) == expected | ({'mAP', 'AUC'} if multilabel else {'top1', 'top5', 'ece'})
     for name, row in result.items():
         differences = [second[name] - first[name] for first, second in pairs]
         assert row['difference'] == pytest.approx(whole[1][name] - whole[0][name])

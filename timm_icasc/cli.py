@@ -19,6 +19,7 @@ COMMANDS = {
     'figure': ('figure', 'what trained checkpoints attend to: class maps, layers, KS chart, a page to browse'),
     'segment': ('segment', 'attention as weak cues for semantic segmentation (Table 2)'),
     'paper': ('paper', 'finished runs beside the figures of the paper, mean and deviation over seeds'),
+    'sweep': ('sweep', 'a study: variants x seeds of train_timm.py, their records and what follows from them'),
     'bench': ('bench', 'what a training step with ICASC costs on this machine'),
     'card': ('hub.card', 'the cards of hub_cards/: evaluate, render, check'),
     'push': ('hub.push', 'publish a finished run on the Hugging Face Hub'),

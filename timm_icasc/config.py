@@ -9,7 +9,7 @@ from timm.utils import ParseKwargs
 
 from .errors import ICASCError
 
-__all__ = ['RECIPES', 'load_config']
+__all__ = ['RECIPES', 'check_options', 'load_config']
 
 RECIPES = Path(__file__).parent / 'recipes'
 
@@ -49,13 +49,21 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> Dict[str, Any]:
         raise ICASCError(f"--config: '{path}' is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(config, dict):
         raise ICASCError(f"--config: '{path}' holds no 'option: value' lines.")
+    return check_options(config, parser, f"--config: '{path}'")
+
+
+def check_options(config: Dict[str, Any], parser: argparse.ArgumentParser, where: str) -> Dict[str, Any]:
+    """The options of a mapping as the command line would have parsed them; keys with '-' or '_'.
+
+    Raises:
+        ICASCError: A key or value is not an option's; the message begins with `where`.
+    """
     actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
     options = {}
     for key, value in config.items():
         name = str(key).replace('-', '_')
         if name not in actions:
             close = difflib.get_close_matches(name, actions, 1)
-            raise ICASCError(f"--config: '{path}' has the unknown key '{key}'"
-                             f"{f'; did you mean {close[0]!r}?' if close else '.'}")
-        options[name] = _checked(actions[name], value, f"--config: '{path}'")
+            raise ICASCError(f"{where} has the unknown key '{key}'{f'; did you mean {close[0]!r}?' if close else '.'}")
+        options[name] = _checked(actions[name], value, where)
     return options

@@ -1,4 +1,4 @@
-"""Evaluate trained checkpoints: accuracy, separability, consistency, KS statistic, localisation.
+"""Evaluate trained checkpoints: accuracy, calibration, separability, consistency, KS statistic, localisation.
 
     timm-icasc eval output/resnet20_cifar-digits                     a run, or both runs of --icasc-compare
     timm-icasc eval --compare RUN_A RUN_B                            B - A with a paired bootstrap interval
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--images', type=int, metavar='N', help='only N images, evenly spaced (default: all)')
     group.add_argument('--ten-crop', action='store_true',
                        help='also average the probabilities of ten crops (needs --crop-pct below 1 to differ much)')
+    group.add_argument('--robustness', action='store_true',
+                       help="also hold the true classes' maps against those of the flipped and of the cropped image")
     group.add_argument('--attention', default='ach', choices=('ach', 'grad_cam'),
                        help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
     group.add_argument('--layer', default='last', choices=('last', 'inner'),
@@ -92,7 +94,7 @@ def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
 def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
     config = ICASCConfig(attention=args.attention, sigma=args.sigma)
     indices = evenly_spaced(checkpoint.dataset, args.images or len(checkpoint.dataset)).indices
-    records = collect_records(checkpoint, config, indices, args.ten_crop, args.tolerance, args.layer)
+    records = collect_records(checkpoint, config, indices, args.ten_crop, args.tolerance, args.layer, args.robustness)
     folder = _folder(args, checkpoint)
     layers = checkpoint.layers
     try:

@@ -10,16 +10,18 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from ..multilabel import multilabel_metrics, per_class_metrics, voc_average_precision
+from .calibration import expected_calibration_error
 from .ks import KolmogorovSmirnov, kolmogorov_smirnov
 from .records import Records
 
-__all__ = ['ORDER', 'class_table', 'confused_classes', 'curve_measures', 'ks_of', 'mean_measures', 'measures']
+__all__ = ['ORDER', 'class_table', 'confused_classes', 'correct_predictions', 'curve_measures', 'ks_of',
+           'mean_measures', 'measures']
 
 # Every measure, in the order of tables.
 ORDER = (
     'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'mAP_ten_crop',
-    'AUC_ten_crop', 'ks', 'ks_probability', 'overlap_inner', 'overlap_last', 'overlap_cooccurring', 'as_inner',
-    'as_last', 'ac', 'zero_maps',
+    'AUC_ten_crop', 'ks', 'ks_probability', 'ece', 'overlap_inner', 'overlap_last', 'overlap_cooccurring', 'as_inner',
+    'as_last', 'ac', 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
     'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area',
     'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
 PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
@@ -53,6 +55,11 @@ def _correct(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """Whether the target is among the `k` highest scores, `[N]`; equal scores count against it."""
     own = scores[np.arange(len(scores)), targets][:, None]
     return ((scores >= own).sum(1) <= k).astype(np.float64)
+
+
+def correct_predictions(records: Records) -> np.ndarray:
+    """Whether the class of highest score is the true one, `[N]`; single-label records."""
+    return _correct(records.scores, records.targets, 1)
 
 
 def _auc(scores: np.ndarray, present: np.ndarray) -> float:
@@ -100,6 +107,9 @@ def curve_measures(records: Records) -> Dict[str, Callable[[np.ndarray], float]]
             crops = replace(records, scores=records.ten_crop_scores)
             result['mAP_ten_crop'] = lambda rows: _mean_over_classes(voc_average_precision, crops, rows)
             result['AUC_ten_crop'] = lambda rows: _mean_over_classes(_auc, crops, rows)
+    else:
+        confidence, correct = records.scores.max(1), correct_predictions(records)
+        result['ece'] = lambda rows: expected_calibration_error(confidence[rows], correct[rows])
     return result
 
 
@@ -111,9 +121,11 @@ def measures(records: Records) -> Dict[str, float]:
         - 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC' (several classes per image): `multilabel.multilabel_metrics`; 'mAP'
           and 'AUC' also with '_ten_crop'
         - 'ks', 'ks_probability': margin of the KS chart (Fig. 9) and the probability at which it occurs
+        - 'ece' (one class per image): `calibration.expected_calibration_error`
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map
         - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5) without training
         - 'zero_maps': share of images with a map of zeros
+        - 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', where asked for: `robustness.map_robustness`
         - 'overlap_cooccurring': histogram intersection of the maps of classes in one image, by default the last layer's
         - 'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area': `localisation.localise`, means over the classes in
           the images that have boxes
@@ -143,7 +155,7 @@ def class_table(records: Records) -> List[Dict[str, object]]:
     if records.multilabel:
         curves = per_class_metrics(records.scores[:, :known], records.targets, records.names[:known])
     else:
-        correct = _correct(records.scores, records.targets, 1)
+        correct = correct_predictions(records)
     for c, name in enumerate(records.names[:known]):
         chosen = records.targets[:, c] > 0 if records.multilabel else records.targets == c
         if not chosen.any():

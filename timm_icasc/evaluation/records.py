@@ -23,6 +23,7 @@ from ..objective import ICASCConfig, attention_maps
 from .checkpoint import Checkpoint
 from .geometry import Geometry, transform_geometry
 from .localisation import localise
+from .robustness import map_robustness
 
 __all__ = ['Records', 'collect_records', 'score_images']
 
@@ -142,6 +143,12 @@ def _cooccurring_overlap(maps: torch.Tensor, present: List[List[int]]) -> torch.
     return values
 
 
+def _mean_over_present(values: Dict[str, torch.Tensor], present: List[List[int]]) -> Dict[str, torch.Tensor]:
+    """Means over the present classes, `[B]`, of values `[B, K]` in the rows of `_present_classes`; NaN without one."""
+    return {name: torch.stack([row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
+            for name, value in values.items()}
+
+
 def _localise_batch(
         maps: torch.Tensor,
         present: List[List[int]],
@@ -201,6 +208,7 @@ def collect_records(
         ten_crop: bool = False,
         tolerance: float = 0.,
         layer: str = 'last',
+        robustness: bool = False,
 ) -> Records:
     """Run a checkpoint over its test images and keep what is measured of each.
 
@@ -214,6 +222,7 @@ def collect_records(
         ten_crop: Also score ten crops of each image.
         tolerance: Margin of the pointing game in pixels of the input.
         layer: 'last' or 'inner': whose maps are held against boxes and against those of co-occurring classes.
+        robustness: Also hold the present classes' maps against those of the flipped and of the cropped image.
     """
     config = config or ICASCConfig()
     utils.random_seed(SEED)
@@ -238,8 +247,12 @@ def collect_records(
             else:
                 logits, values = separability(
                     checkpoint.model, images, target, checkpoint.layers, config, multilabel)
+                drawn, present = _present_classes(target)
+                if robustness:
+                    values.update(_mean_over_present(map_robustness(
+                        checkpoint.model, images, drawn, checkpoint.layers, config.attention, layer, config.sigma),
+                        present))
                 if multilabel or has_boxes:
-                    drawn, present = _present_classes(target)
                     maps = attention_maps(
                         checkpoint.model, images, drawn, method=config.attention, layer=layer,
                         layers=(checkpoint.layers.inner.path, checkpoint.layers.last.path))

@@ -1,0 +1,71 @@
+"""Does a map stay with the object when the image is turned over or cropped?
+
+Shapes: `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
+"""
+from typing import Dict
+
+import torch
+import torch.nn.functional as F
+
+from ..features import ICASCLayers
+from ..losses import attention_overlap
+from ..objective import attention_maps
+
+__all__ = ['central_crop', 'map_robustness', 'region_iou']
+
+CROP = 0.75  # side of the crop as a share of the image's
+
+
+def central_crop(x: torch.Tensor, share: float = CROP) -> torch.Tensor:
+    """The middle of images or maps `[B, K, H, W]`, brought back to their size (bilinear)."""
+    theta = torch.tensor([[share, 0., 0.], [0., share, 0.]], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=False)
+
+
+def region_iou(a: torch.Tensor, b: torch.Tensor, sigma: float = 0.55) -> torch.Tensor:
+    """Intersection over union of the regions above `sigma` of each map's maximum: `[..., H, W]` -> `[...]`.
+
+    NaN where either map is zero everywhere.
+    """
+    maxima = [m.amax((-2, -1), keepdim=True) for m in (a, b)]
+    first, second = (m > sigma * maximum for m, maximum in zip((a, b), maxima, strict=True))
+    exists = torch.stack([(maximum > 0)[..., 0, 0] for maximum in maxima]).all(0)
+    iou = (first & second).sum((-2, -1)) / (first | second).sum((-2, -1))
+    return torch.where(exists, iou, torch.nan)
+
+
+def map_robustness(
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        classes: torch.Tensor,
+        layers: ICASCLayers,
+        method: str = 'ach',
+        layer: str = 'last',
+        sigma: float = 0.55,
+) -> Dict[str, torch.Tensor]:
+    """Likeness of the maps of an image and of its transformed copies, where both show the same part of it.
+
+    Args:
+        model: Classifier, in evaluation mode.
+        images: `[B, 3, H, W]`.
+        classes: Whose maps, `[B, K]`.
+        layers: From `resolve_layers`.
+        method: 'ach' or 'grad_cam'.
+        layer: 'last' or 'inner'.
+        sigma: Threshold of the regions, as a fraction of a map's maximum.
+
+    Returns:
+        'flip_overlap', 'flip_iou': the map of the mirrored image, mirrored back, against the image's map;
+        'crop_overlap', 'crop_iou': the map of the image's middle, enlarged, against the middle of the image's map;
+        `[B, K]` each: histogram intersection (`losses.attention_overlap`) and `region_iou`, 1 for equal maps.
+    """
+    def maps_of(x: torch.Tensor) -> torch.Tensor:
+        return attention_maps(
+            model, x, classes, method=method, layer=layer, layers=(layers.inner.path, layers.last.path))
+
+    maps = maps_of(images)
+    pairs = {'flip': (maps_of(images.flip(-1)).flip(-1), maps),
+             'crop': (maps_of(central_crop(images)), central_crop(maps))}
+    return {f'{name}_{measure}': value for name, (a, b) in pairs.items()
+            for measure, value in (('overlap', attention_overlap(a, b)), ('iou', region_iou(a, b, sigma)))}
