@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .errors import ICASCError, LayerResolutionError
 from .features import FeatureLayer, ICASCLayers
 from .layers import inspect_layers
+from .meta import FullConvolutions, RememberShapes
 from .objective import ICASCConfig, icasc_forward
 from .probe import graph_nodes
 from .support import load_record, row, summary, support_page, write_record, write_summary
@@ -44,7 +45,7 @@ def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int,
     """Share of the parameter tensors that the gradient of the ICASC terms reaches in a training step.
 
     The backward pass runs down to the inner layer; what lies before it is an ordinary backward pass, whose graph is
-    followed but not computed.
+    followed but not computed. The shapes of grouped convolutions are followed as those of full ones.
     """
     images = torch.empty(2, *input_size, device='meta')
     target = torch.empty(2, dtype=torch.int64, device='meta')
@@ -54,7 +55,8 @@ def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int,
     handle = model.get_submodule(layers.inner.path).register_forward_hook(
         lambda module, args, output: features.append(layers.inner.get(output)))
     try:
-        loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
+        with FullConvolutions():
+            loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
     finally:
         handle.remove()
     before = {node.variable for node in graph_nodes(features[-1]) if hasattr(node, 'variable')}
@@ -77,24 +79,25 @@ def inspect_architecture(name: str, img_size: Optional[int] = None) -> Dict[str,
         that the class scores depend on), 'order1' and 'order2' (share of the parameter tensors that the gradient of
         the terms reaches, or the reason why there is none).
     """
-    with torch.device('meta'):
-        fixed = timm.get_pretrained_cfg(name).fixed_input_size
-        model = timm.create_model(name, num_classes=10, **({'img_size': img_size} if img_size and fixed else {}))
-    channels, height, width = model.pretrained_cfg['input_size']
-    input_size = (channels, img_size or height, img_size or width)
-    record: Dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
-    try:
-        layers, nonzero = inspect_layers(model, input_size)
-    except LayerResolutionError as e:
-        return {**record, 'error': str(e)}
-    record.update(inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4))
-    model.train()
-    for order in (1, 2):
+    with RememberShapes():
+        with torch.device('meta'):
+            fixed = timm.get_pretrained_cfg(name).fixed_input_size
+            model = timm.create_model(name, num_classes=10, **({'img_size': img_size} if img_size and fixed else {}))
+        channels, height, width = model.pretrained_cfg['input_size']
+        input_size = (channels, img_size or height, img_size or width)
+        record: Dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
         try:
-            record[f'order{order}'] = round(_reached_share(model, layers, input_size, order), 4)
-        except Exception as e:  # whatever an operation without a derivative says
-            record[f'order{order}'] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
-    return record
+            layers, nonzero = inspect_layers(model, input_size)
+        except LayerResolutionError as e:
+            return {**record, 'error': str(e)}
+        record.update(inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4))
+        model.train()
+        for order in (1, 2):
+            try:
+                record[f'order{order}'] = round(_reached_share(model, layers, input_size, order), 4)
+            except Exception as e:  # whatever an operation without a derivative says
+                record[f'order{order}'] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        return record
 
 
 def _inspect(job: Tuple[str, Optional[int]]) -> Tuple[str, Dict[str, Any], float]:
