@@ -1,5 +1,6 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
@@ -188,17 +189,16 @@ class Probe:
             if calls - 1 != number:
                 return output
             x = layer.get(output)
+            stack.enter_context(Materialize(generator))
             feature = random_tensor(x.shape, generator).to(x.dtype).requires_grad_()
             return layer.replace(output, feature.clone())  # a leaf must not be overwritten in place
 
-        handle = self.model.get_submodule(layer.path).register_forward_hook(start_here)
         constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
-        try:
-            with Materialize(generator):
-                logits = self._forward(self._images.detach(), constants)
-                if not logits.requires_grad:
-                    return None
-                cotangent = random_tensor(logits.shape, generator).to(logits)
-                return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
-        finally:
-            handle.remove()
+        with ExitStack() as stack:
+            handle = self.model.get_submodule(layer.path).register_forward_hook(start_here)
+            stack.callback(handle.remove)
+            logits = self._forward(self._images[:1].detach(), constants)  # one image tells
+            if not logits.requires_grad:
+                return None
+            cotangent = random_tensor(logits.shape, generator).to(logits)
+            return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
