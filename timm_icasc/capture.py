@@ -17,6 +17,9 @@ from .modules import is_checkpointing, unwrap_model
 
 __all__ = ['capture_features', 'hold_batch_norm_statistics']
 
+# torch.nn.MultiheadAttention calls the first inside the second, where no function mode sees it.
+ATTENTION_FUNCTIONS = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+
 
 @contextmanager
 def hold_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
@@ -50,11 +53,11 @@ class _TwiceDifferentiable(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (F.scaled_dot_product_attention, F.hardsigmoid) and self.checkpointing:
+        if func in (*ATTENTION_FUNCTIONS, F.hardsigmoid) and self.checkpointing:
             raise ICASCError(
                 f'order=2 does not work with gradient checkpointing on a model that calls {func.__name__} behind the '
                 f'inner layer: the recomputation would run another kernel. Use order=1, or turn checkpointing off.')
-        if func is F.scaled_dot_product_attention:
+        if func in ATTENTION_FUNCTIONS:
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **kwargs)
         if func is F.hardsigmoid:

@@ -28,7 +28,7 @@ from .layers import inspect_layers
 from .meta import FullConvolutions, RememberShapes
 from .objective import ICASCConfig, icasc_forward
 from .probe import graph_nodes
-from .support import load_record, row, summary, support_page, write_record, write_summary
+from .support import around_summary, load_record, row, summary, support_page, write_record, write_summary
 
 __all__ = ['inspect_architecture']
 
@@ -117,7 +117,7 @@ def _select(patterns: Sequence[str], everything: bool) -> List[str]:
         raise ICASCError('name architectures or filters (resnet50, \'vit_*\'), or pass --all.')
     names = timm.list_models() if everything else []
     for pattern in patterns:
-        found = [pattern] if timm.is_model(pattern) else timm.list_models(pattern)
+        found = [pattern] if timm.is_model(pattern) else timm.list_models(pattern) if pattern else []
         if not found:
             raise ICASCError(f"no architecture matches '{pattern}'; timm.list_models() lists them.")
         names += [name for name in found if name not in names]
@@ -140,10 +140,15 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 1 or (args.img_size is not None and args.img_size < 1):
         raise ICASCError('--jobs and --img-size must be at least 1.')
     names = _select(args.models, args.all)
-    path = Path(args.json) if args.json else None
-    record = load_record(path)
+    path = Path(args.json) if args.json is not None else None
+    record = load_record(path, args.img_size)
     if args.all:
         record['total'] = len(names)
+    # What cannot be written is better known before the work than after it.
+    if args.summary is not None:
+        around_summary(Path(args.summary))
+    if path:
+        write_record(path, record)
     todo = [name for name in names if name not in record['models']]
     jobs = min(args.jobs, len(todo))
     saved = begun = time.monotonic()
@@ -177,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     if path:
         path.with_suffix('.md').write_text(support_page(record))
         print(f"{len(record['models'])} architectures in {path} and {path.with_suffix('.md')}")
-    if args.summary:
+    if args.summary is not None:
         write_summary(Path(args.summary), record)
     return 0
 

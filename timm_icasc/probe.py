@@ -57,7 +57,7 @@ class Probe:
         self.calls: Dict[str, Call] = {}  # the last call of each module
         self._gradients: Dict[int, Optional[torch.Tensor]] = {}
         self._shares: Dict[FeatureLayer, float] = {}
-        parameter = next(model.parameters())
+        parameter = next(model.parameters(), torch.empty(0))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
         self._images = random_tensor((2, *input_size), generator).to(parameter.device, parameter.dtype)

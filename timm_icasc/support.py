@@ -4,7 +4,7 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch
@@ -12,7 +12,7 @@ import torch
 from .errors import ICASCError
 from .version import __version__
 
-__all__ = ['load_record', 'row', 'summary', 'support_page', 'write_record', 'write_summary']
+__all__ = ['around_summary', 'load_record', 'row', 'summary', 'support_page', 'write_record', 'write_summary']
 
 BEGIN, END = '<!-- support begins -->', '<!-- support ends -->'
 LEVELS = ('order 2', 'order 1 only', 'unsupported')
@@ -22,21 +22,32 @@ def _versions() -> Dict[str, str]:
     return {'timm_icasc': __version__, 'timm': timm.__version__, 'torch': torch.__version__.split('+')[0]}
 
 
-def load_record(path: Optional[Path]) -> Dict[str, Any]:
-    """The record in the file, if it is of the versions installed here; else an empty one.
+def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[str, Any]:
+    """The record in the file, if it is of the versions installed here and of this image size; else an empty one.
+
+    Args:
+        path: The file; None for a record that is not kept.
+        img_size: Height and width of the images; None for each architecture's own.
 
     Raises:
-        ICASCError: The file holds something else, or records of other versions.
+        ICASCError: The file holds something else, or records of other versions or another size.
     """
-    if path is None or not path.is_file():
-        return {'versions': _versions(), 'models': {}}
+    if path is not None and (path.is_dir() or path.suffix == '.md'):
+        raise ICASCError(f"--json: '{path}' must be a file such as support.json; the table goes beside it, as .md.")
+    if path is None or not path.exists():
+        return {'versions': _versions(), 'img_size': img_size, 'models': {}}
     try:
         record = json.loads(path.read_text())
-        versions, _ = record['versions'], record['models'].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        versions = record['versions']
+        for name, result in record['models'].items():
+            row(name, result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as e:
         raise ICASCError(f"--json: '{path}' is not a record of layers; name another file.") from e
     if versions != _versions():
         raise ICASCError(f"--json: '{path}' was made with {versions}, here are {_versions()}; remove it to begin anew.")
+    if record.get('img_size') != img_size:
+        size = record.get('img_size') or 'the default'
+        raise ICASCError(f"--img-size: '{path}' was made with {size}; name another file.")
     return record
 
 
@@ -138,8 +149,8 @@ def support_page(record: Dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def write_summary(path: Path, record: Dict[str, Any]) -> None:
-    """Put the summary between the two marks in the file.
+def around_summary(path: Path) -> Tuple[str, str]:
+    """What stands in the file before and after its summary, the marks included.
 
     Raises:
         ICASCError: The file or the marks are missing.
@@ -147,4 +158,10 @@ def write_summary(path: Path, record: Dict[str, Any]) -> None:
     text = path.read_text() if path.is_file() else ''
     if BEGIN not in text or END not in text:
         raise ICASCError(f"--summary: '{path}' has no lines '{BEGIN}' and '{END}'.")
-    path.write_text(f'{text.partition(BEGIN)[0]}{BEGIN}\n{summary(record)}\n{END}{text.partition(END)[2]}')
+    return text.partition(BEGIN)[0] + BEGIN, END + text.partition(END)[2]
+
+
+def write_summary(path: Path, record: Dict[str, Any]) -> None:
+    """Put the summary between the two marks in the file."""
+    before, after = around_summary(path)
+    path.write_text(f'{before}\n{summary(record)}\n{after}')
