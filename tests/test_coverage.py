@@ -1,5 +1,7 @@
 """`timm-icasc layers`: what it prints and records, and that it goes on where it stopped."""
 import json
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import timm
@@ -72,27 +74,38 @@ def test_table_record_and_resume(tmp_path, capsys, monkeypatch):
     assert '| test_vit | 160x160 | blocks.3 NLC 1+10x10 | blocks.4 NLC 1+10x10 |' in file.with_suffix('.md').read_text()
 
 
-def test_an_interrupt_keeps_what_is_done(tmp_path, monkeypatch, capsys):
-    class Pool:
-        def __init__(self, jobs):
-            pass
+class InThisProcess:
+    """The first job is done; what comes then is as given."""
+    then = None
 
-        def __enter__(self):
-            return self
+    def __init__(self, jobs, context, begin):
+        pass
 
-        def __exit__(self, *exc):
-            pass
+    def __enter__(self):
+        return self
 
-        def imap_unordered(self, function, jobs):
-            yield function(jobs[0])
-            raise KeyboardInterrupt
+    def __exit__(self, *exc):
+        pass
 
-    class Context:
-        def __init__(self, method):
-            self.Pool = Pool
-    monkeypatch.setattr(coverage.multiprocessing, 'get_context', Context)
+    def submit(self, function, *args):
+        future, done = Future(), self.then is None or not hasattr(self, 'first')
+        self.first = True
+        future.set_result(function(*args)) if done else future.set_exception(self.then)
+        return future
+
+    def shutdown(self, cancel_futures):
+        assert cancel_futures
+
+
+@pytest.mark.parametrize('event, code', [(KeyboardInterrupt(), 130), (BrokenProcessPool(), 2)])
+def test_what_is_done_is_kept(event, code, tmp_path, monkeypatch, capsys):
+    """After Ctrl-C, and where the system killed a process."""
+    monkeypatch.setattr(InThisProcess, 'then', event)
+    monkeypatch.setattr(coverage, 'ProcessPoolExecutor', InThisProcess)
+    monkeypatch.setattr(coverage, 'as_completed', iter)
     file = tmp_path / 'record.json'
-    assert cli.main(['layers', *SMALL, '--json', str(file)]) == 130
+    assert cli.main(['layers', *SMALL, '--json', str(file)]) == code
+    assert ('a process was killed' in capsys.readouterr().err) == (code == 2)
     assert list(json.loads(file.read_text())['models']) == ['test_resnet']
 
 

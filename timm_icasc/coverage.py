@@ -11,8 +11,11 @@ models: `timm_icasc.resolve_layers(model)` tells the layers of the model at hand
 import argparse
 import multiprocessing
 import os
+import signal
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -100,16 +103,20 @@ def inspect_architecture(name: str, img_size: Optional[int] = None) -> Dict[str,
         return record
 
 
-def _inspect(job: Tuple[str, Optional[int]]) -> Tuple[str, Dict[str, Any], float]:
-    """Name, record and processor time of one architecture, in a process of the pool."""
+def _begin_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which waits for what is under way
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
+
+
+def _inspect(name: str, img_size: Optional[int]) -> Tuple[str, Dict[str, Any], float]:
+    """Name, record and processor time of one architecture, in a process of the pool."""
     started = time.process_time()
     try:
-        result = inspect_architecture(*job)
+        result = inspect_architecture(name, img_size)
     except Exception as e:  # one architecture that cannot be made must not end the sweep
         result = {'error': f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'}
-    return job[0], result, time.process_time() - started
+    return name, result, time.process_time() - started
 
 
 def _select(patterns: Sequence[str], everything: bool) -> List[str]:
@@ -163,16 +170,21 @@ def run(args: argparse.Namespace) -> int:
 
     seconds_before = record.get('seconds', 0)
     if todo:
-        with multiprocessing.get_context('spawn').Pool(jobs) as pool:
-            results = pool.imap_unordered(_inspect, [(name, args.img_size) for name in todo])
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), _begin_process) as pool:
+            futures = [pool.submit(_inspect, name, args.img_size) for name in todo]
             try:
-                for name, result, seconds in tqdm(results, total=len(todo), desc='architectures', disable=None):
+                for future in tqdm(as_completed(futures), total=len(todo), desc='architectures', disable=None):
+                    name, result, seconds = future.result()
                     record['models'][name] = result
                     record['processor_seconds'] = round(record.get('processor_seconds', 0) + seconds, 1)
                     if time.monotonic() - saved > SAVE_SECONDS:
                         save()
+            except BrokenProcessPool as e:
+                raise ICASCError('--jobs: a process was killed (out of memory?); with --json, the same command goes on '
+                                 'from here.') from e
             finally:
                 save()
+                pool.shutdown(cancel_futures=True)
     chosen = {name: record['models'][name] for name in names}
     if not args.all:
         for name, result in chosen.items():
