@@ -128,9 +128,13 @@ def test_gradient_checkpointing_moves_the_tap_inside(checkpointing):
 
 
 def test_torchvision_model_with_explicit_layers():
-    from torchvision.models import resnet18
-    layers = resolve_layers(resnet18(num_classes=5), layers=('layer3', 'layer4'), input_size=(3, 64, 64))
-    assert layers.last.channels == 512
+    """The README's: one flat sequence without blocks, in which no stage shows."""
+    from torchvision.models import vgg11
+    model = vgg11(num_classes=5, init_weights=False)
+    with pytest.raises(LayerResolutionError, match='name both yourself'):
+        resolve_layers(model, input_size=(3, 64, 64))
+    layers = resolve_layers(model, layers=('features.14', 'features.19'), input_size=(3, 64, 64))
+    assert (layers.inner.grid, layers.last.grid, layers.last.channels) == ((8, 8), (4, 4), 512)
 
 
 def describe(layers):

@@ -52,11 +52,11 @@ class _Resolver:
 
     def _without_stages(self) -> Optional[ICASCLayers]:
         """The last feature that a block puts out, taken so far from inside its containers that stages show."""
-        ends = list(self._ended_last())
-        ends = [f for f in ends if f.grid == ends[0].grid]
+        blocks = list(self._ended_last())
+        ends = [f for f in blocks if f.grid == blocks[0].grid]
         pairs = []
         for last in ends:
-            finer = next((f for f in self._ended_last() if _is_finer(f, last) and self._is_stage_before(f, last)), None)
+            finer = next((f for f in blocks if _is_finer(f, last) and self._is_stage_before(f, last)), None)
             pairs += [ICASCLayers(finer, last)] if finer is not None else []
         for inner, last in sorted(pairs, key=lambda pair: math.prod(pair.inner.grid)):
             if self.probe.nonzero_share(last) and self.probe.is_reached(inner):

@@ -100,46 +100,65 @@ def _count(results: List[Dict[str, Any]]) -> str:
     return ', '.join(f'{counts[name]:,} {name}' for name in LEVELS if counts[name])
 
 
-def summary(record: Dict[str, Any]) -> str:
-    """Markdown: totals, the sweep's time, and every architecture that falls short, with its reason."""
-    timms = {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
-    results = list(timms.values())
+def _family(result: Dict[str, Any]) -> str:
+    return result.get('family', 'unknown').rpartition('.')[2]
+
+
+def _timms(record: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """The architectures without those that this package adds."""
+    return {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
+
+
+def _totals(record: Dict[str, Any]) -> List[str]:
+    results = list(_timms(record).values())
     reached = [r for r in results if 'inner' in r]
     hierarchical = sum(map(_is_hierarchical, reached))
-    families = len({r.get('family') for r in results})
-    lines = [f"Of {len(results):,} architectures of timm {record['versions']['timm']} ({families} modules): "
-             f'**{_count(results)}**.']
+    lines = [f"Of {len(results):,} architectures of timm {record['versions']['timm']} "
+             f'({len(set(map(_family, results)))} modules): **{_count(results)}**.']
     if reached:
         lines += [f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
                   f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
                   f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
     if 'seconds' in record:
         lines[-1] += (f" The sweep took {record['seconds'] / 60:.0f} minutes in {record['jobs']} processes, "
-                      f"{record['processor_seconds'] / 60:.0f} of processor time.")
+                      f"{record.get('processor_seconds', 0) / 60:.0f} of processor time.")
     missing = record.get('total', 0) - len(record['models'])
     if missing > 0:
         lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
-    short = {name: r for name, r in sorted(timms.items()) if level(r) != LEVELS[0]}
-    if short:
-        lines += ['', '| falls short | level | reason |', '|---|---|---|']
-        lines += [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in short.items()]
-    return '\n'.join(lines)
+    return lines
+
+
+def _falling_short(record: Dict[str, Any]) -> List[str]:
+    """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
+    rows = [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in sorted(_timms(record).items())
+            if level(r) != LEVELS[0]]
+    return ['', '| falls short | level | reason |', '|---|---|---|', *rows] if rows else []
+
+
+def summary(record: Dict[str, Any]) -> str:
+    """Markdown: totals, the sweep's time, architectures per module, and each that falls short, with its reason."""
+    families = Counter(map(_family, _timms(record).values()))
+    by_number = sorted(families.items(), key=lambda item: (-item[1], item[0]))
+    lines = ['', 'By module: ' + ', '.join(f'{family} {number}' for family, number in by_number) + '.']
+    return '\n'.join([*_totals(record), *lines, *_falling_short(record)])
 
 
 def support_page(record: Dict[str, Any]) -> str:
-    """Markdown: the summary, a table of families, and every architecture with its layers."""
+    """Markdown: totals, what falls short, a table of families, and every architecture with its layers."""
     families: Dict[str, List[Dict[str, Any]]] = {}
     for result in record['models'].values():
-        families.setdefault(result.get('family', 'unknown').rpartition('.')[2], []).append(result)
+        families.setdefault(_family(result), []).append(result)
     versions = ', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items()))
     lines = ['# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
-             '', summary(record), '',
-             '| module | architectures | order 2 | order 1 only | unsupported | hierarchical |',
-             '|---|---|---|---|---|---|']
+             '', *_totals(record), *_falling_short(record), '',
+             "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all.",
+             '', '| module | architectures | order 2 | order 1 only | unsupported | hierarchical | non-zero |',
+             '|---|---|---|---|---|---|---|']
     for family, results in sorted(families.items()):
         counts = Counter(map(level, results))
+        least = min((r['nonzero'] for r in results if 'inner' in r), default=0)
         lines.append(f"| {family} | {len(results)} | {' | '.join(str(counts[name]) for name in LEVELS)} "
-                     f'| {sum(map(_is_hierarchical, results))} |')
+                     f'| {sum(map(_is_hierarchical, results))} | {least:.0%} |')
     lines += ['', 'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '',
               '| architecture | input | inner | last |', '|---|---|---|---|']
     for name, result in sorted(record['models'].items()):
