@@ -114,8 +114,23 @@ class HardSigmoidNet(torch.nn.Module):
         return self.fc((x * self.gate(x)).mean((2, 3)))
 
 
+class MultiheadNet(torch.nn.Module):
+    """torch's own attention module, whose call of the fused kernel no function mode sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1)
+        self.attention, self.fc = torch.nn.MultiheadAttention(4, 2, batch_first=True), torch.nn.Linear(4, 3)
+        self.feature_info = [{'num_chs': 4, 'reduction': 2, 'module': 'stem'},
+                             {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
+
+    def forward(self, x):
+        x = self.stage(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.fc(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
 @pytest.mark.parametrize('model, size', [
-    (HardSigmoidNet(), 16), ('vit_tiny_patch16_224', 64), ('swin_tiny_patch4_window7_224', 64)])
+    (HardSigmoidNet(), 16), (MultiheadNet(), 16), ('vit_tiny_patch16_224', 64), ('swin_tiny_patch4_window7_224', 64)])
 def test_double_backward_where_torch_has_none(model, size):
     model = (create(model) if isinstance(model, str) else model).eval()
     with capture_features(model, resolved(model, size)) as features:

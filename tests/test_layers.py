@@ -100,6 +100,18 @@ def test_explicit_layers():
     assert layers.inner.grid == (8, 8) and layers.inner.channels == 128
 
 
+def test_a_module_with_two_names():
+    model = create('resnet18')
+    model.trunk_end = model.layer4
+    assert resolve_layers(model, layers=('layer3', 'trunk_end'), input_size=(3, 64, 64)).last.path == 'layer4'
+
+
+def test_a_single_point_is_no_map():
+    """On 32 x 32 images the last stage has one; the stages before it serve."""
+    layers = resolve_layers(create('resnet18'), input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path, layers.last.grid) == ('layer2', 'layer3', (2, 2))
+
+
 def test_outputs_that_the_model_overwrites_are_marked():
     """timm's BasicBlock adds the shortcut to bn2's output in place."""
     layers = resolve_layers(create('resnet18'), layers=('layer3.1.bn2', 'layer4.1.bn2'), input_size=(3, 64, 64))
@@ -116,9 +128,13 @@ def test_gradient_checkpointing_moves_the_tap_inside(checkpointing):
 
 
 def test_torchvision_model_with_explicit_layers():
-    from torchvision.models import resnet18
-    layers = resolve_layers(resnet18(num_classes=5), layers=('layer3', 'layer4'), input_size=(3, 64, 64))
-    assert layers.last.channels == 512
+    """The README's: one flat sequence without blocks, in which no stage shows."""
+    from torchvision.models import vgg11
+    model = vgg11(num_classes=5, init_weights=False)
+    with pytest.raises(LayerResolutionError, match='name both yourself'):
+        resolve_layers(model, input_size=(3, 64, 64))
+    layers = resolve_layers(model, layers=('features.14', 'features.19'), input_size=(3, 64, 64))
+    assert (layers.inner.grid, layers.last.grid, layers.last.channels) == ((8, 8), (4, 4), 512)
 
 
 def describe(layers):
@@ -178,10 +194,23 @@ def test_a_model_without_feature_info():
     assert (layers.inner.path, layers.last.path) == ('middle', 'late')
 
 
-def test_torchvision_model_without_a_word():
-    from torchvision.models import resnet18
-    layers = resolve_layers(resnet18(num_classes=5), input_size=(3, 64, 64))
-    assert (layers.inner.path, layers.last.path) == ('layer3', 'layer4')
+@pytest.mark.parametrize('name, inner, last', [
+    ('resnet18', 'layer3', 'layer4'),
+    # All stages in one container: the layers are inside it.
+    ('convnext_tiny', 'features.5', 'features.7'),
+    ('mobilenet_v3_small', 'features.8', 'features.12'),
+    ('regnet_y_400mf', 'trunk_output.block3', 'trunk_output.block4'),
+    # Not the branch of a block, which is at the finer resolution too, and later.
+    ('inception_v3', 'Mixed_6e', 'Mixed_7c'),
+    # The class token alone is read.
+    ('vit_b_16', 'encoder.layers.encoder_layer_8', 'encoder.layers.encoder_layer_10'),
+])
+def test_torchvision_models_without_a_word(name, inner, last):
+    import torchvision
+    kwargs = {'init_weights': False} if name == 'inception_v3' else {}
+    model = getattr(torchvision.models, name)(num_classes=5, **kwargs)
+    layers = resolve_layers(model.to('meta'), input_size=(3, 224, 224))
+    assert (layers.inner.path, layers.last.path) == (inner, last)
 
 
 @pytest.mark.parametrize('wrap', [
@@ -264,9 +293,19 @@ class TestClearErrors:
         with pytest.raises(LayerResolutionError, match="no layer 'layer9'.*layer1, layer2, layer3, layer4"):
             resolve_layers(create('resnet18'), layers=('layer9', 'layer4'))
 
-    def test_one_path(self):
+    @pytest.mark.parametrize('layers', [('layer4',), 'layer4', 3, (None, 'layer4'), ()])
+    def test_not_two_paths(self, layers):
         with pytest.raises(LayerResolutionError, match='two module paths'):
-            resolve_layers(create('resnet18'), layers=('layer4',))
+            resolve_layers(create('resnet18'), layers=layers)
+
+    @pytest.mark.parametrize('input_size', [64, (64, 64)])
+    def test_not_an_input_size(self, input_size):
+        with pytest.raises(LayerResolutionError, match='input_size must be'):
+            resolve_layers(create('resnet18'), input_size=input_size)
+
+    def test_not_a_model(self):
+        with pytest.raises(LayerResolutionError, match="model must be a torch.nn.Module, got 'resnet18'"):
+            resolve_layers('resnet18')
 
     def test_wrong_order(self):
         with pytest.raises(LayerResolutionError, match="'layer4' must come before 'layer3'"):

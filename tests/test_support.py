@@ -40,6 +40,7 @@ def test_summary_counts_timms_own_and_names_what_falls_short(record):
     text = summary(record)
     assert 'Of 4 architectures' in text and '2 modules' in text
     assert '**2 order 2, 1 order 1 only, 1 unsupported**' in text
+    assert 'By module: x 3, y 1.' in text
     assert '2 have an inner layer of about twice' in text and '1 are isotropic' in text
     assert '10 minutes in 2 processes, 18 of processor time' in text
     assert '| `first` | order 1 only | RuntimeError: no derivative |' in text
@@ -54,7 +55,7 @@ def test_an_unfinished_sweep_says_so(record):
 
 def test_page_has_families_and_architectures(record):
     page = support_page(record)
-    assert '| x | 3 | 2 | 1 | 0 | 2 |' in page and '| resnet_cifar | 1 | 1 | 0 | 0 | 1 |' in page
+    assert '| x | 3 | 2 | 1 | 0 | 2 | 50% |' in page and '| resnet_cifar | 1 | 1 | 0 | 0 | 1 | 100% |' in page
     assert '| refused | 64x64 | - | - |' in page
 
 
@@ -62,6 +63,8 @@ def test_file_round_trip(record, tmp_path):
     path = tmp_path / 'deep' / 'record.json'
     write_record(path, record)
     assert load_record(path) == json.loads(path.read_text()) == record
+    with pytest.raises(ICASCError, match="--img-size: .* was made with the default"):
+        load_record(path, img_size=64)
     assert [p.name for p in path.parent.iterdir()] == ['record.json']
 
 

@@ -3,7 +3,7 @@
 Nothing outlives the context: no hook, no changed module, no global setting.
 """
 from contextlib import ExitStack, contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -56,11 +56,18 @@ def _convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     return twice_differentiable.convolution(x, weight, bias, stride, padding, dilation, groups)
 
 
+def _by_math_kernel(function: Callable) -> Callable:
+    """The function with the kernel of scaled dot-product attention that torch can differentiate twice."""
+    def call(*args, **kwargs):
+        with sdpa_kernel(SDPBackend.MATH):
+            return function(*args, **kwargs)
+    return call
+
+
 def _attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, *, scale=None, enable_gqa=False):
     if attn_mask is not None or dropout_p or is_causal or enable_gqa:
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return _by_math_kernel(F.scaled_dot_product_attention)(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return twice_differentiable.attention(*_lowered(query, key, value), scale)
 
 
@@ -83,9 +90,11 @@ EQUIVALENTS = {
     F.gelu: _gelu,
     F.silu: _silu,
     F.scaled_dot_product_attention: _attention,
+    # torch.nn.MultiheadAttention's; it calls the one above where no function mode sees it.
+    F.multi_head_attention_forward: _by_math_kernel(F.multi_head_attention_forward),
     F.hardsigmoid: _hardsigmoid,
 }
-ONCE_DIFFERENTIABLE = (F.scaled_dot_product_attention, F.hardsigmoid)
+ONCE_DIFFERENTIABLE = (F.scaled_dot_product_attention, F.multi_head_attention_forward, F.hardsigmoid)
 
 
 class _TwiceDifferentiable(TorchFunctionMode):

@@ -11,8 +11,11 @@ models: `timm_icasc.resolve_layers(model)` tells the layers of the model at hand
 import argparse
 import multiprocessing
 import os
+import signal
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -25,9 +28,10 @@ from tqdm import tqdm
 from .errors import ICASCError, LayerResolutionError
 from .features import FeatureLayer, ICASCLayers
 from .layers import inspect_layers
+from .meta import FullConvolutions, RememberShapes
 from .objective import ICASCConfig, icasc_forward
 from .probe import graph_nodes
-from .support import load_record, row, summary, support_page, write_record, write_summary
+from .support import around_summary, load_record, row, summary, support_page, write_record, write_summary
 
 __all__ = ['inspect_architecture']
 
@@ -44,7 +48,7 @@ def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int,
     """Share of the parameter tensors that the gradient of the ICASC terms reaches in a training step.
 
     The backward pass runs down to the inner layer; what lies before it is an ordinary backward pass, whose graph is
-    followed but not computed.
+    followed but not computed. The shapes of grouped convolutions are followed as those of full ones.
     """
     images = torch.empty(2, *input_size, device='meta')
     target = torch.empty(2, dtype=torch.int64, device='meta')
@@ -54,7 +58,8 @@ def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int,
     handle = model.get_submodule(layers.inner.path).register_forward_hook(
         lambda module, args, output: features.append(layers.inner.get(output)))
     try:
-        loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
+        with FullConvolutions():
+            loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
     finally:
         handle.remove()
     before = {node.variable for node in graph_nodes(features[-1]) if hasattr(node, 'variable')}
@@ -77,36 +82,41 @@ def inspect_architecture(name: str, img_size: Optional[int] = None) -> Dict[str,
         that the class scores depend on), 'order1' and 'order2' (share of the parameter tensors that the gradient of
         the terms reaches, or the reason why there is none).
     """
-    with torch.device('meta'):
-        fixed = timm.get_pretrained_cfg(name).fixed_input_size
-        model = timm.create_model(name, num_classes=10, **({'img_size': img_size} if img_size and fixed else {}))
-    channels, height, width = model.pretrained_cfg['input_size']
-    input_size = (channels, img_size or height, img_size or width)
-    record: Dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
-    try:
-        layers, nonzero = inspect_layers(model, input_size)
-    except LayerResolutionError as e:
-        return {**record, 'error': str(e)}
-    record.update(inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4))
-    model.train()
-    for order in (1, 2):
+    with RememberShapes():
+        with torch.device('meta'):
+            fixed = timm.get_pretrained_cfg(name).fixed_input_size
+            model = timm.create_model(name, num_classes=10, **({'img_size': img_size} if img_size and fixed else {}))
+        channels, height, width = model.pretrained_cfg['input_size']
+        input_size = (channels, img_size or height, img_size or width)
+        record: Dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
         try:
-            record[f'order{order}'] = round(_reached_share(model, layers, input_size, order), 4)
-        except Exception as e:  # whatever an operation without a derivative says
-            record[f'order{order}'] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
-    return record
+            layers, nonzero = inspect_layers(model, input_size)
+        except LayerResolutionError as e:
+            return {**record, 'error': str(e)}
+        record.update(inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4))
+        model.train()
+        for order in (1, 2):
+            try:
+                record[f'order{order}'] = round(_reached_share(model, layers, input_size, order), 4)
+            except Exception as e:  # whatever an operation without a derivative says
+                record[f'order{order}'] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        return record
 
 
-def _inspect(job: Tuple[str, Optional[int]]) -> Tuple[str, Dict[str, Any], float]:
-    """Name, record and processor time of one architecture, in a process of the pool."""
+def _begin_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which waits for what is under way
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
+
+
+def _inspect(name: str, img_size: Optional[int]) -> Tuple[str, Dict[str, Any], float]:
+    """Name, record and processor time of one architecture, in a process of the pool."""
     started = time.process_time()
     try:
-        result = inspect_architecture(*job)
+        result = inspect_architecture(name, img_size)
     except Exception as e:  # one architecture that cannot be made must not end the sweep
         result = {'error': f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'}
-    return job[0], result, time.process_time() - started
+    return name, result, time.process_time() - started
 
 
 def _select(patterns: Sequence[str], everything: bool) -> List[str]:
@@ -114,7 +124,7 @@ def _select(patterns: Sequence[str], everything: bool) -> List[str]:
         raise ICASCError('name architectures or filters (resnet50, \'vit_*\'), or pass --all.')
     names = timm.list_models() if everything else []
     for pattern in patterns:
-        found = [pattern] if timm.is_model(pattern) else timm.list_models(pattern)
+        found = [pattern] if timm.is_model(pattern) else timm.list_models(pattern) if pattern else []
         if not found:
             raise ICASCError(f"no architecture matches '{pattern}'; timm.list_models() lists them.")
         names += [name for name in found if name not in names]
@@ -137,10 +147,15 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 1 or (args.img_size is not None and args.img_size < 1):
         raise ICASCError('--jobs and --img-size must be at least 1.')
     names = _select(args.models, args.all)
-    path = Path(args.json) if args.json else None
-    record = load_record(path)
+    path = Path(args.json) if args.json is not None else None
+    record = load_record(path, args.img_size)
     if args.all:
         record['total'] = len(names)
+    # What cannot be written is better known before the work than after it.
+    if args.summary is not None:
+        around_summary(Path(args.summary))
+    if path:
+        write_record(path, record)
     todo = [name for name in names if name not in record['models']]
     jobs = min(args.jobs, len(todo))
     saved = begun = time.monotonic()
@@ -155,16 +170,21 @@ def run(args: argparse.Namespace) -> int:
 
     seconds_before = record.get('seconds', 0)
     if todo:
-        with multiprocessing.get_context('spawn').Pool(jobs) as pool:
-            results = pool.imap_unordered(_inspect, [(name, args.img_size) for name in todo])
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), _begin_process) as pool:
+            futures = [pool.submit(_inspect, name, args.img_size) for name in todo]
             try:
-                for name, result, seconds in tqdm(results, total=len(todo), desc='architectures', disable=None):
+                for future in tqdm(as_completed(futures), total=len(todo), desc='architectures', disable=None):
+                    name, result, seconds = future.result()
                     record['models'][name] = result
                     record['processor_seconds'] = round(record.get('processor_seconds', 0) + seconds, 1)
                     if time.monotonic() - saved > SAVE_SECONDS:
                         save()
+            except BrokenProcessPool as e:
+                raise ICASCError('--jobs: a process was killed (out of memory?); with --json, the same command goes on '
+                                 'from here.') from e
             finally:
                 save()
+                pool.shutdown(cancel_futures=True)
     chosen = {name: record['models'][name] for name in names}
     if not args.all:
         for name, result in chosen.items():
@@ -174,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     if path:
         path.with_suffix('.md').write_text(support_page(record))
         print(f"{len(record['models'])} architectures in {path} and {path.with_suffix('.md')}")
-    if args.summary:
+    if args.summary is not None:
         write_summary(Path(args.summary), record)
     return 0
 

@@ -4,6 +4,7 @@ Shapes: `B` batch, `K` channels, `H W` feature grid, `L` tokens (prefix tokens s
 """
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -22,6 +23,7 @@ def _aspect_mismatch(grid: Tuple[int, int], image_size: Tuple[int, int]) -> floa
     return abs(math.log(grid[0] / grid[1]) - math.log(image_size[0] / image_size[1]))
 
 
+@lru_cache(maxsize=1024)
 def _token_grid(num_tokens: int, image_size: Tuple[int, int]) -> Optional[Tuple[int, int]]:
     """Factor `num_tokens` into the rows and columns whose aspect is the image's; None if no factors come close."""
     grids = [(h, num_tokens // h) for h in range(1, num_tokens + 1) if num_tokens % h == 0]

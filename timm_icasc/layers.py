@@ -41,11 +41,28 @@ class _Resolver:
 
     def resolve(self) -> Optional[ICASCLayers]:
         stages = self._stages()
-        last = stages[-1] if stages else next(self._ended_last(), None)
-        if last is not None and not self.probe.nonzero_share(last):
+        if not stages:
+            return self._without_stages()
+        last = stages[-1]
+        if not self.probe.nonzero_share(last):
             # The patch tokens of the last block get no gradient where the head reads the class token alone.
             last = next(filter(self.probe.nonzero_share, self._before(last)), None)
         inner = self._inner(stages, last) if last is not None else None
+        return ICASCLayers(inner, last) if inner is not None else None
+
+    def _without_stages(self) -> Optional[ICASCLayers]:
+        """The last feature that a block puts out, taken so far from inside its containers that stages show."""
+        blocks = list(self._ended_last())
+        ends = [f for f in blocks if f.grid == blocks[0].grid]
+        pairs = []
+        for last in ends:
+            finer = next((f for f in blocks if _is_finer(f, last) and self._is_stage_before(f, last)), None)
+            pairs += [ICASCLayers(finer, last)] if finer is not None else []
+        for inner, last in sorted(pairs, key=lambda pair: math.prod(pair.inner.grid)):
+            if self.probe.nonzero_share(last) and self.probe.is_reached(inner):
+                return ICASCLayers(inner, last)
+        last = next(filter(self.probe.nonzero_share, ends), None)
+        inner = self._at_depth(self._series(last), last) if last is not None else None
         return ICASCLayers(inner, last) if inner is not None else None
 
     def _readings(self, path: str, channels: Optional[int] = None) -> List[FeatureLayer]:
@@ -82,7 +99,10 @@ class _Resolver:
             # What is off the path (the patches of a head that reads the class token) still says where to step back.
             features.append(min(readings, default=None, key=lambda r: (
                 math.prod(r.grid) == 1, self._scale_mismatch(r, entry), not self.probe.is_on_path(r))))
-        return [f for f in features if f is not None] if features and features[-1] is not None else []
+        if not features or features[-1] is None:
+            return []
+        # A single point is no map: small images leave the last stages of common networks without a grid.
+        return [f for f in features if f is not None and math.prod(f.grid) > 1]
 
     def _scale_mismatch(self, layer: FeatureLayer, entry: Dict[str, Any]) -> float:
         """Octaves between the layer's grid and the resolution that `feature_info` tells; for several outputs."""
@@ -115,14 +135,22 @@ class _Resolver:
     def _precedes(self, layer: FeatureLayer, other: FeatureLayer) -> bool:
         return self.probe.calls[layer.path].ended < self.probe.calls[other.path].began
 
+    def _is_stage_before(self, layer: FeatureLayer, last: FeatureLayer) -> bool:
+        """Whether `layer` precedes `last`, and is no branch inside a block that does."""
+        parents = [layer.path[:i] for i, letter in enumerate(layer.path) if letter == '.']
+        began = self.probe.calls[last.path].began
+        return self._precedes(layer, last) and not any(
+            parent in self.probe.calls and self.probe.calls[parent].ended < began for parent in parents)
+
     def _inner(self, stages: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
-        deepest_first = stages[::-1] if stages else self._ended_last()
-        for feature in (f for f in deepest_first if _is_finer(f, last)):
-            earlier = [f for f in (feature, *(self._series(feature)[::-1] if stages else ()))
-                       if self._precedes(f, last) and self.probe.is_reached(f)]
-            if earlier:
-                return earlier[0]
-        series = stages if len(stages) > 1 else self._series(last)
+        for feature in (f for f in stages[::-1] if _is_finer(f, last)):
+            for earlier in (feature, *self._series(feature)[::-1]):
+                if self._precedes(earlier, last) and self.probe.is_reached(earlier):
+                    return earlier
+        return self._at_depth(stages if len(stages) > 1 else self._series(last), last)
+
+    def _at_depth(self, series: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
+        """The inner layer of an isotropic model, whose features are `series`."""
         depth = math.ceil(ISOTROPIC_INNER_DEPTH * len(series)) - 1
         # By the end, not by the beginning: a container that ends in `last` has the whole series inside.
         earlier = [f for f in series[:depth + 1] if self.probe.calls[f.path].ended < self.probe.calls[last.path].ended]
@@ -147,15 +175,17 @@ def _resolve_explicit(
         paths: Sequence[str],
         input_size: Tuple[int, int, int],
 ) -> ICASCLayers:
-    if isinstance(paths, str) or len(paths) != 2:
+    if not (isinstance(paths, (list, tuple)) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
         raise LayerResolutionError(f'layers must be two module paths, (inner, last), got {paths!r}.')
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for path in paths:
         if path not in modules or not path:
             siblings = [name for name in modules if name.count('.') == path.count('.') and name]
             raise LayerResolutionError(
                 f"{type(model).__name__} has no layer '{path}'; modules at that depth: {', '.join(siblings[:12])}"
                 f"{', ...' if len(siblings) > 12 else ''}.")
+    first_name = {module: path for path, module in model.named_modules()}  # a module may have several
+    paths = [first_name[modules[path]] for path in paths]
     probe = Probe(model, input_size)
     calls = [probe.calls.get(path) for path in paths]
     if paths[0] == paths[1] or (None not in calls and calls[0].ended > calls[1].ended):
@@ -201,14 +231,18 @@ def resolve_layers(
     Raises:
         LayerResolutionError: A path does not exist, or no spatial feature is on the path to the logits.
     """
+    if not isinstance(model, nn.Module):
+        raise LayerResolutionError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
     model = unwrap_model(model)
     if input_size is None:
         input_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', DEFAULT_INPUT_SIZE)
         input_size = (getattr(model, 'in_chans', input_size[0]), *input_size[1:])
+    if not (isinstance(input_size, (list, tuple)) and len(input_size) == 3):
+        raise LayerResolutionError(f'input_size must be (channels, height, width), got {input_size!r}.')
     # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
     # or another pooling changes which tokens the logits see.
     state = (is_checkpointing(model), str(getattr(model, 'global_pool', None)), tuple(map(id, model.modules())))
-    key = (tuple(layers) if layers is not None else None, tuple(input_size), hash(state))
+    key = (str(layers), tuple(input_size), hash(state))
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
         if layers is not None:

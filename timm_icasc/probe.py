@@ -1,18 +1,17 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .errors import LayerResolutionError
 from .features import FeatureLayer, read_layout
+from .meta import Materialize, random_tensor
 from .modules import evaluation_mode
 
 __all__ = ['Call', 'Probe', 'graph_nodes']
@@ -39,64 +38,9 @@ class Call(NamedTuple):
     versions: List[int]
 
 
-def _random(shape: Tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=generator)
-
-
 def _is_feature(x: Any) -> bool:
     """Whether `x` can be a feature of the probe's two images; windows and heads folded into the batch are not."""
     return isinstance(x, torch.Tensor) and x.requires_grad and x.ndim in (3, 4) and len(x) == 2
-
-
-class _Materialize(TorchDispatchMode):
-    """Where real and meta tensors meet in an operation, put random values in place of the meta ones.
-
-    Random matrices let every dependence through that the architecture has, which is all that is asked of them.
-    """
-
-    def __init__(self, generator: torch.Generator):
-        super().__init__()
-        self.generator = generator
-        self.attention = _MaterializeAttention(self)
-
-    def __enter__(self):
-        self.attention.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        self.attention.__exit__(*error)
-
-    def _real(self, x: Any) -> Any:
-        if not isinstance(x, torch.Tensor) or x.device.type != 'meta':
-            return x
-        if not x.is_floating_point():
-            return torch.zeros(x.shape, dtype=x.dtype)
-        return (_random(x.shape, self.generator) * 0.1).to(x.dtype)
-
-    def materialize(self, args: Tuple, kwargs: Dict[str, Any]) -> Tuple[Tuple, Dict[str, Any]]:
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        if any(x.device.type == 'meta' for x in tensors) and any(x.ndim and x.device.type != 'meta' for x in tensors):
-            args, kwargs = tree_map(self._real, (args, kwargs))
-        return args, kwargs
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        args, kwargs = self.materialize(args, kwargs or {})
-        return func(*args, **kwargs)
-
-
-class _MaterializeAttention(TorchFunctionMode):
-    """Scaled dot-product attention compares devices before it dispatches (a pooling head's learned query)."""
-
-    def __init__(self, outer: _Materialize):
-        super().__init__()
-        self.outer = outer
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            args, kwargs = self.outer.materialize(args, kwargs)
-        return func(*args, **kwargs)
 
 
 class Probe:
@@ -113,13 +57,13 @@ class Probe:
         self.calls: Dict[str, Call] = {}  # the last call of each module
         self._gradients: Dict[int, Optional[torch.Tensor]] = {}
         self._shares: Dict[FeatureLayer, float] = {}
-        parameter = next(model.parameters())
+        parameter = next(model.parameters(), torch.empty(0))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
-        self._images = _random((2, *input_size), generator).to(parameter.device, parameter.dtype)
+        self._images = random_tensor((2, *input_size), generator).to(parameter.device, parameter.dtype)
         # Heads that start at zero would hide every gradient; the probe sees random values in their place.
         self._random_weights = {} if self.on_meta else {
-            name: _random(p.shape, generator).to(p.device, p.dtype) * 0.02
+            name: random_tensor(p.shape, generator).to(p.device, p.dtype) * 0.02
             for name, p in model.named_parameters() if p.ndim > 1 and not p.detach().any()
         }
         self._clock = 0
@@ -154,7 +98,7 @@ class Probe:
             for handle in handles:
                 handle.remove()
         self._check_logits()
-        self._cotangent = _random(self.logits.shape, generator).to(self.logits)
+        self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
 
     def _forward(self, images: torch.Tensor, weights: Dict[str, torch.Tensor]) -> torch.Tensor:
         with evaluation_mode(self.model), torch.enable_grad():
@@ -245,17 +189,16 @@ class Probe:
             if calls - 1 != number:
                 return output
             x = layer.get(output)
-            feature = _random(x.shape, generator).to(x.dtype).requires_grad_()
+            stack.enter_context(Materialize(generator))
+            feature = random_tensor(x.shape, generator).to(x.dtype).requires_grad_()
             return layer.replace(output, feature.clone())  # a leaf must not be overwritten in place
 
-        handle = self.model.get_submodule(layer.path).register_forward_hook(start_here)
         constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
-        try:
-            with _Materialize(generator):
-                logits = self._forward(self._images.detach(), constants)
-                if not logits.requires_grad:
-                    return None
-                cotangent = _random(logits.shape, generator).to(logits)
-                return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
-        finally:
-            handle.remove()
+        with ExitStack() as stack:
+            handle = self.model.get_submodule(layer.path).register_forward_hook(start_here)
+            stack.callback(handle.remove)
+            logits = self._forward(self._images[:1].detach(), constants)  # one image tells
+            if not logits.requires_grad:
+                return None
+            cotangent = random_tensor(logits.shape, generator).to(logits)
+            return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]

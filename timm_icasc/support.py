@@ -4,7 +4,7 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch
@@ -12,7 +12,7 @@ import torch
 from .errors import ICASCError
 from .version import __version__
 
-__all__ = ['load_record', 'row', 'summary', 'support_page', 'write_record', 'write_summary']
+__all__ = ['around_summary', 'load_record', 'row', 'summary', 'support_page', 'write_record', 'write_summary']
 
 BEGIN, END = '<!-- support begins -->', '<!-- support ends -->'
 LEVELS = ('order 2', 'order 1 only', 'unsupported')
@@ -22,21 +22,32 @@ def _versions() -> Dict[str, str]:
     return {'timm_icasc': __version__, 'timm': timm.__version__, 'torch': torch.__version__.split('+')[0]}
 
 
-def load_record(path: Optional[Path]) -> Dict[str, Any]:
-    """The record in the file, if it is of the versions installed here; else an empty one.
+def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[str, Any]:
+    """The record in the file, if it is of the versions installed here and of this image size; else an empty one.
+
+    Args:
+        path: The file; None for a record that is not kept.
+        img_size: Height and width of the images; None for each architecture's own.
 
     Raises:
-        ICASCError: The file holds something else, or records of other versions.
+        ICASCError: The file holds something else, or records of other versions or another size.
     """
-    if path is None or not path.is_file():
-        return {'versions': _versions(), 'models': {}}
+    if path is not None and (path.is_dir() or path.suffix == '.md'):
+        raise ICASCError(f"--json: '{path}' must be a file such as support.json; the table goes beside it, as .md.")
+    if path is None or not path.exists():
+        return {'versions': _versions(), 'img_size': img_size, 'models': {}}
     try:
         record = json.loads(path.read_text())
-        versions, _ = record['versions'], record['models'].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        versions = record['versions']
+        for name, result in record['models'].items():
+            row(name, result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as e:
         raise ICASCError(f"--json: '{path}' is not a record of layers; name another file.") from e
     if versions != _versions():
         raise ICASCError(f"--json: '{path}' was made with {versions}, here are {_versions()}; remove it to begin anew.")
+    if record.get('img_size') != img_size:
+        size = record.get('img_size') or 'the default'
+        raise ICASCError(f"--img-size: '{path}' was made with {size}; name another file.")
     return record
 
 
@@ -89,46 +100,65 @@ def _count(results: List[Dict[str, Any]]) -> str:
     return ', '.join(f'{counts[name]:,} {name}' for name in LEVELS if counts[name])
 
 
-def summary(record: Dict[str, Any]) -> str:
-    """Markdown: totals, the sweep's time, and every architecture that falls short, with its reason."""
-    timms = {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
-    results = list(timms.values())
+def _family(result: Dict[str, Any]) -> str:
+    return result.get('family', 'unknown').rpartition('.')[2]
+
+
+def _timms(record: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """The architectures without those that this package adds."""
+    return {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
+
+
+def _totals(record: Dict[str, Any]) -> List[str]:
+    results = list(_timms(record).values())
     reached = [r for r in results if 'inner' in r]
     hierarchical = sum(map(_is_hierarchical, reached))
-    families = len({r.get('family') for r in results})
-    lines = [f"Of {len(results):,} architectures of timm {record['versions']['timm']} ({families} modules): "
-             f'**{_count(results)}**.']
+    lines = [f"Of {len(results):,} architectures of timm {record['versions']['timm']} "
+             f'({len(set(map(_family, results)))} modules): **{_count(results)}**.']
     if reached:
         lines += [f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
                   f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
                   f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
     if 'seconds' in record:
         lines[-1] += (f" The sweep took {record['seconds'] / 60:.0f} minutes in {record['jobs']} processes, "
-                      f"{record['processor_seconds'] / 60:.0f} of processor time.")
+                      f"{record.get('processor_seconds', 0) / 60:.0f} of processor time.")
     missing = record.get('total', 0) - len(record['models'])
     if missing > 0:
         lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
-    short = {name: r for name, r in sorted(timms.items()) if level(r) != LEVELS[0]}
-    if short:
-        lines += ['', '| falls short | level | reason |', '|---|---|---|']
-        lines += [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in short.items()]
-    return '\n'.join(lines)
+    return lines
+
+
+def _falling_short(record: Dict[str, Any]) -> List[str]:
+    """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
+    rows = [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in sorted(_timms(record).items())
+            if level(r) != LEVELS[0]]
+    return ['', '| falls short | level | reason |', '|---|---|---|', *rows] if rows else []
+
+
+def summary(record: Dict[str, Any]) -> str:
+    """Markdown: totals, the sweep's time, architectures per module, and each that falls short, with its reason."""
+    families = Counter(map(_family, _timms(record).values()))
+    by_number = sorted(families.items(), key=lambda item: (-item[1], item[0]))
+    lines = ['', 'By module: ' + ', '.join(f'{family} {number}' for family, number in by_number) + '.']
+    return '\n'.join([*_totals(record), *lines, *_falling_short(record)])
 
 
 def support_page(record: Dict[str, Any]) -> str:
-    """Markdown: the summary, a table of families, and every architecture with its layers."""
+    """Markdown: totals, what falls short, a table of families, and every architecture with its layers."""
     families: Dict[str, List[Dict[str, Any]]] = {}
     for result in record['models'].values():
-        families.setdefault(result.get('family', 'unknown').rpartition('.')[2], []).append(result)
+        families.setdefault(_family(result), []).append(result)
     versions = ', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items()))
     lines = ['# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
-             '', summary(record), '',
-             '| module | architectures | order 2 | order 1 only | unsupported | hierarchical |',
-             '|---|---|---|---|---|---|']
+             '', *_totals(record), *_falling_short(record), '',
+             "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all.",
+             '', '| module | architectures | order 2 | order 1 only | unsupported | hierarchical | non-zero |',
+             '|---|---|---|---|---|---|---|']
     for family, results in sorted(families.items()):
         counts = Counter(map(level, results))
+        least = min((r['nonzero'] for r in results if 'inner' in r), default=0)
         lines.append(f"| {family} | {len(results)} | {' | '.join(str(counts[name]) for name in LEVELS)} "
-                     f'| {sum(map(_is_hierarchical, results))} |')
+                     f'| {sum(map(_is_hierarchical, results))} | {least:.0%} |')
     lines += ['', 'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '',
               '| architecture | input | inner | last |', '|---|---|---|---|']
     for name, result in sorted(record['models'].items()):
@@ -138,8 +168,8 @@ def support_page(record: Dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def write_summary(path: Path, record: Dict[str, Any]) -> None:
-    """Put the summary between the two marks in the file.
+def around_summary(path: Path) -> Tuple[str, str]:
+    """What stands in the file before and after its summary, the marks included.
 
     Raises:
         ICASCError: The file or the marks are missing.
@@ -147,4 +177,10 @@ def write_summary(path: Path, record: Dict[str, Any]) -> None:
     text = path.read_text() if path.is_file() else ''
     if BEGIN not in text or END not in text:
         raise ICASCError(f"--summary: '{path}' has no lines '{BEGIN}' and '{END}'.")
-    path.write_text(f'{text.partition(BEGIN)[0]}{BEGIN}\n{summary(record)}\n{END}{text.partition(END)[2]}')
+    return text.partition(BEGIN)[0] + BEGIN, END + text.partition(END)[2]
+
+
+def write_summary(path: Path, record: Dict[str, Any]) -> None:
+    """Put the summary between the two marks in the file."""
+    before, after = around_summary(path)
+    path.write_text(f'{before}\n{summary(record)}\n{after}')
