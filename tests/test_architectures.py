@@ -40,6 +40,8 @@ def deterministic(model):
     for module in model.modules():
         if isinstance(module, (torch.nn.modules.batchnorm._BatchNorm, torch.nn.Dropout, DropPath)):
             module.eval()
+        if hasattr(module, 'drop_rate'):
+            module.drop_rate = 0.  # dropout as a function (GhostNet)
 
 
 @pytest.fixture(scope='module', params=SMALLEST)
