@@ -103,3 +103,7 @@ SMALLEST = {
 
 # 400 million parameters in float64 take 11 GB and minutes; their blocks are all alike.
 DEPTH = {'deepseek_vit_412m': 4, 'gemma4_vit_167m': 4}
+
+# Features of negative mean before any training: Eq. 2, which weights all channels positively, gives no class a map.
+# Grad-CAM's weights have both signs.
+SIGNED_ATTENTION = {'efficientvit_b0'}

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import timm
 import torch
-from architectures import DEPTH, SMALLEST
+from architectures import DEPTH, SIGNED_ATTENTION, SMALLEST
 from timm.layers import DropPath
 
 from timm_icasc import ICASCConfig, ICASCTask, attention_maps, icasc_forward, resolve_layers
@@ -40,19 +40,18 @@ def deterministic(model):
     for module in model.modules():
         if isinstance(module, (torch.nn.modules.batchnorm._BatchNorm, torch.nn.Dropout, DropPath)):
             module.eval()
+        if hasattr(module, 'drop_rate'):
+            module.drop_rate = 0.  # dropout as a function (GhostNet)
 
 
 @pytest.fixture(scope='module', params=SMALLEST)
 def case(request):
-    """Model in float64 at a generic point of its parameters, images [2, 3, size, size], classes [2], layers, attention.
-
-    Eq. 2 weights all channels positively, so features of negative mean (EfficientViT, before any training) may give no
-    map to any class; Grad-CAM's weights have both signs.
-    """
+    """Model in float64, parameters at a generic point; images [2, 3, size, size], classes [2], layers, attention."""
     model, size = create(request.param, SMALLEST[request.param]).double(), SMALLEST[request.param]
     deterministic(model)
     layers = resolve_layers(model, input_size=(3, size, size))
-    for attention in 4 * ('ach',) + 8 * ('grad_cam',):
+    attention = 'grad_cam' if request.param in SIGNED_ATTENTION else 'ach'
+    for _ in range(8):
         with torch.no_grad():
             for p in model.parameters():
                 # Zero-initialised heads and scales of 1e-5 are special points, and would hide half of the network.
@@ -60,7 +59,7 @@ def case(request):
         images, target = with_maps(model, size, attention)
         if len(images) == 2:
             return model, images, target, layers, attention
-    raise AssertionError('every map of every class is zero')
+    raise AssertionError('some map of every class is zero')
 
 
 def with_maps(model, size, attention):
@@ -108,7 +107,8 @@ def test_a_real_step(case):
     for place in ('inner', 'last'):
         target_map, confused_map = output.maps[f'target_{place}'], output.maps[f'confused_{place}']
         shares = [m / m.sum((1, 2), keepdim=True) for m in (target_map, confused_map)]
-        assert ((shares[0] - shares[1]).abs().sum((1, 2)) > 1e-10).all(), f'{place} map independent of the class'
+        # Of one image: the maps of the other may have their one cell of 2 x 2 in common.
+        assert ((shares[0] - shares[1]).abs().sum((1, 2)) > 1e-10).any(), f'{place} map independent of the class'
 
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     gradients = dict(zip(parameters, gradients, strict=True))

@@ -42,7 +42,7 @@ def test_summary_counts_timms_own_and_names_what_falls_short(record):
     assert '**2 order 2, 1 order 1 only, 1 unsupported**' in text
     assert 'By module: x 3, y 1.' in text
     assert '2 have an inner layer of about twice' in text and '1 are isotropic' in text
-    assert '10 minutes in 2 processes, 18 of processor time' in text
+    assert '18 minutes of processor time, 10 by the clock in 2 processes' in text
     assert '| `first` | order 1 only | RuntimeError: no derivative |' in text
     assert '| `refused` | unsupported | no class logits |' in text
     assert '`fine`' not in text and '`ours`' not in text

@@ -120,8 +120,8 @@ def _totals(record: Dict[str, Any]) -> List[str]:
                   f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
                   f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
     if 'seconds' in record:
-        lines[-1] += (f" The sweep took {record['seconds'] / 60:.0f} minutes in {record['jobs']} processes, "
-                      f"{record.get('processor_seconds', 0) / 60:.0f} of processor time.")
+        lines[-1] += (f" The sweep took {record.get('processor_seconds', 0) / 60:.0f} minutes of processor time, "
+                      f"{record['seconds'] / 60:.0f} by the clock in {record['jobs']} processes.")
     missing = record.get('total', 0) - len(record['models'])
     if missing > 0:
         lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
