@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from conftest import create
 
-from timm_icasc.meta import FullConvolutions, Materialize, RememberShapes
+from timm_icasc.meta import Materialize, RememberShapes
 
 
 def shapes(tensors):
@@ -66,20 +66,6 @@ def test_values_pass():
     x = torch.arange(3.)
     with RememberShapes():
         assert torch.equal(x + 1, torch.tensor([1., 2., 3.])) and torch.equal(x + 2, torch.tensor([2., 3., 4.]))
-
-
-@pytest.mark.parametrize('conv, dims', [(F.conv1d, 1), (F.conv2d, 2), (F.conv3d, 3)])
-def test_full_convolutions_keep_shapes_and_paths(conv, dims):
-    x = torch.empty(2, 6, *[9] * dims, device='meta', requires_grad=True)
-    weight, bias = (torch.empty(12, 2, *[3] * dims, device='meta', requires_grad=True),
-                    torch.empty(12, device='meta', requires_grad=True))
-    expected = conv(x, weight, bias, stride=2, groups=3)
-    with FullConvolutions():
-        output = conv(x, weight, bias, stride=2, groups=3)
-        assert conv(x, weight, bias, 2, 0, 1, 3).shape == output.shape
-    assert shapes([output]) == shapes([expected])
-    gradients = torch.autograd.grad(output.sum(), [x, weight, bias])
-    assert [g.shape for g in gradients] == [x.shape, weight.shape, bias.shape]
 
 
 def test_values_where_real_and_meta_tensors_meet():

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from .errors import ICASCError, LayerResolutionError
 from .features import FeatureLayer, ICASCLayers
 from .layers import inspect_layers
-from .meta import FullConvolutions, RememberShapes
+from .meta import RememberShapes
 from .objective import ICASCConfig, icasc_forward
 from .probe import graph_nodes
 from .support import around_summary, load_record, row, summary, support_page, write_record, write_summary
@@ -48,7 +48,7 @@ def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int,
     """Share of the parameter tensors that the gradient of the ICASC terms reaches in a training step.
 
     The backward pass runs down to the inner layer; what lies before it is an ordinary backward pass, whose graph is
-    followed but not computed. The shapes of grouped convolutions are followed as those of full ones.
+    followed but not computed.
     """
     images = torch.empty(2, *input_size, device='meta')
     target = torch.empty(2, dtype=torch.int64, device='meta')
@@ -58,8 +58,7 @@ def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int,
     handle = model.get_submodule(layers.inner.path).register_forward_hook(
         lambda module, args, output: features.append(layers.inner.get(output)))
     try:
-        with FullConvolutions():
-            loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
+        loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
     finally:
         handle.remove()
     before = {node.variable for node in graph_nodes(features[-1]) if hasattr(node, 'variable')}

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ['FullConvolutions', 'Materialize', 'RememberShapes', 'random_tensor']
+__all__ = ['Materialize', 'RememberShapes', 'random_tensor']
 
 
 def random_tensor(shape: Tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -85,25 +85,6 @@ class RememberShapes(TorchDispatchMode):
         if isinstance(answer, _Shape):
             return answer.empty()
         return tuple([shape and shape.empty() for shape in answer])
-
-
-class FullConvolutions(TorchFunctionMode):
-    """Run grouped convolutions as full ones, whose weights are those of the groups repeated.
-
-    Shapes and gradient paths are the same, values are not: for meta tensors. Torch's double backward takes the groups
-    one by one, which are thousands in networks of depthwise convolutions.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (F.conv1d, F.conv2d, F.conv3d):
-            return self._full(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _full(func, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # torch's own signature
-        if groups > 1:
-            weight = weight.repeat(1, groups, *[1] * (weight.ndim - 2))
-        return func(input, weight, bias, stride, padding, dilation)
 
 
 class Materialize(TorchDispatchMode):
