@@ -1,6 +1,7 @@
 """Two processes of a distributed job, forked from the tests' own: nothing is imported anew."""
 import multiprocessing
 
+import timm
 import torch
 import torch.distributed as dist
 
@@ -21,3 +22,17 @@ def in_two_processes(function, folder):
     for process in processes:
         process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0], 'the traceback is on stderr'
+
+
+def save_gradients_of_half(rank, folder, num_classes, make_task):
+    """A process's part of a test of DDP: its half of `batch.pt`, its gradients to `gradients-RANK.pt`."""
+    torch.manual_seed(0)
+    model = timm.create_model('convnext_atto', num_classes=num_classes).double()
+    task = make_task(model)
+    images, target = torch.load(folder / 'batch.pt')
+    half = slice(2 * rank, 2 * rank + 2)
+    task.prepare_distributed()
+    for _ in range(2):  # the second step finds the reducer as the first left it
+        task.zero_grad()
+        task(images[half], target[half])['loss'].backward()
+    torch.save({n: p.grad for n, p in model.named_parameters()}, folder / f'gradients-{rank}.pt')

@@ -1,11 +1,12 @@
 """ICASC on multi-label targets: class choice, loss and terms against loops, finite differences, DDP."""
 import math
+from functools import partial
 
 import pytest
 import timm
 import torch
 from conftest import ToyNet, create
-from processes import in_two_processes
+from processes import in_two_processes, save_gradients_of_half
 from test_objective import directional_derivatives, layers_of, reference_terms
 from timm.task import ClassificationTask
 
@@ -185,26 +186,14 @@ def test_attention_is_measured_on_samples_that_have_both_sides(toy, batch):
     assert whole == pytest.approx(both, rel=1e-5)
 
 
-def gradients_of_half(rank, folder):
-    torch.manual_seed(0)
-    model = timm.create_model('convnext_atto', num_classes=4).double()
-    task = MultiLabelICASCTask(model, verbose=False)
-    images, target = torch.load(folder / 'batch.pt')
-    half = slice(2 * rank, 2 * rank + 2)
-    task.prepare_distributed()
-    for _ in range(2):  # the second step finds the reducer as the first left it
-        task.zero_grad()
-        task(images[half], target[half])['loss'].backward()
-    torch.save({n: p.grad for n, p in model.named_parameters()}, folder / f'gradients-{rank}.pt')
-
-
 def test_two_process_ddp_equals_one_process_on_the_joined_batch(tmp_path):
     """One process has the samples without terms, the other those with."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator)
     target = torch.tensor(TARGET, dtype=torch.float64)
     torch.save((images, target), tmp_path / 'batch.pt')
-    in_two_processes(gradients_of_half, tmp_path)
+    in_two_processes(partial(
+        save_gradients_of_half, num_classes=4, make_task=partial(MultiLabelICASCTask, verbose=False)), tmp_path)
     torch.manual_seed(0)
     model = timm.create_model('convnext_atto', num_classes=4).double()
     make_task(model)(images, target)['loss'].backward()

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from conftest import ToyNet, create
-from processes import in_two_processes
+from processes import in_two_processes, save_gradients_of_half
 from timm.data import Mixup
 from timm.loss import LOSS_TYPES, MULTI_LABEL_LOSS_TYPES
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
@@ -270,26 +270,14 @@ class TestTrainingFeatures:
         assert set(task.get_checkpoint_state()['state_dict']) == set(model.state_dict())
 
 
-def gradients_of_half(rank, folder, order):
-    torch.manual_seed(0)
-    model = timm.create_model('convnext_atto', num_classes=10).double()
-    task = ICASCTask(model, order=order, verbose=False)
-    images, target = torch.load(folder / 'batch.pt')
-    half = slice(2 * rank, 2 * rank + 2)
-    task.prepare_distributed()
-    for _ in range(2):  # the second step finds the reducer as the first left it
-        task.zero_grad()
-        task(images[half], target[half])['loss'].backward()
-    torch.save({n: p.grad for n, p in model.named_parameters()}, folder / f'gradients-{rank}.pt')
-
-
 @pytest.mark.parametrize('order', [1, 2])
 def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path):
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator)
     target = torch.tensor([0, 1, 2, 3])
     torch.save((images, target), tmp_path / 'batch.pt')
-    in_two_processes(partial(gradients_of_half, order=order), tmp_path)
+    in_two_processes(partial(
+        save_gradients_of_half, num_classes=10, make_task=partial(make_task, order=order)), tmp_path)
     torch.manual_seed(0)
     model = timm.create_model('convnext_atto', num_classes=10).double()
     expected = parameter_gradients(make_task(model, order=order), images, target)
