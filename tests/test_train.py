@@ -311,6 +311,8 @@ def test_weights_without_a_network_are_refused_at_once(options, run, monkeypatch
         attempts.append(address)
         raise OSError('no network')
 
+    address = (socket.AF_INET, socket.SOCK_STREAM, 6, '', ('192.0.2.1', 443))
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: [address])
     monkeypatch.setattr(socket, 'create_connection', refuse)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))

@@ -30,7 +30,7 @@ from .finished import (
     mean_and_deviation,
 )
 
-__all__ = ['PAPER', 'figure_rows', 'paper_rows', 'segmentation_rows', 'setting_rows']
+__all__ = ['PAPER', 'figure_rows', 'paper_rows', 'recipe_options', 'segmentation_rows', 'setting_rows']
 
 PAPER = Path(__file__).parent / 'paper.yaml'
 FIGURES = 'Figures'
@@ -140,7 +140,7 @@ def _parsed(recipe: str, data_dir: str, extra: Tuple[str, ...]) -> Dict[str, Any
     return vars(parse_args(['--data-dir', data_dir, '--config', str(RECIPES / recipe), *extra]))
 
 
-def _recipe_options(experiment: Dict[str, Any], method: str, row: Dict[str, Any]) -> Tuple[Dict[str, Any], str]:
+def recipe_options(experiment: Dict[str, Any], method: str, row: Dict[str, Any]) -> Tuple[Dict[str, Any], str]:
     """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
     extra = [word for name, value in row.get('options', {}).items()
              for word in (f"--{name.replace('_', '-')}", str(value))] + method.split()
@@ -159,7 +159,7 @@ def _experiment_rows(experiment: Dict[str, Any], runs: Sequence[Run], content: D
     baselines = [group for group in groups if group[0].is_baseline]
     recipe = {}
     for row in experiment['rows']:
-        options, text = _recipe_options(experiment, content['methods'][row['method']], row)
+        options, text = recipe_options(experiment, content['methods'][row['method']], row)
         recipe = recipe or options
         command = content['train'].format(recipe=f"timm_icasc/recipes/{experiment['recipe']}", options=text,
                                           data_dir=experiment['data_dir'])
@@ -215,7 +215,7 @@ def setting_rows(content: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Table 1 and Table 1 of the appendix: the recipes' settings."""
     rows = []
     for experiment in content['experiments']:
-        options, _ = _recipe_options(experiment, '', {})
+        options, _ = recipe_options(experiment, '', {})
         rows.append({
             'table': content['settings']['title'], 'data set': experiment['title'],
             'model': options['model'], 'pixels': options['img_size'], 'epochs': options['epochs'],

@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 
 from ..errors import HubError
-from ..paper import PAPER
+from ..paper import PAPER, recipe_options
 from .evaluate import evaluate_runs
 from .export import Measure, Run, export, measure_of, metrics_of, open_runs
 from .registry import CARDS, TEMPLATE
@@ -82,10 +82,11 @@ def _paper(architecture: str, dataset: str, measure: Measure) -> Dict[str, Any]:
     if found is None:
         return {'rows': [], 'gain': None}
     table = f"Table {found['table']}" if found['table'] else 'a table'
+    known = [row for row in found['rows'] if row['value'] is not None
+             and recipe_options(found, content['methods'][row['method']], row)[0]['model'] == architecture]
     return {
-        'rows': [{'method': f"{row['method']} in the paper, {table}", 'measure': f"{row['value']:.2f}",
-                  'source': content['sources'][row['source']]}
-                 for row in found['rows'] if row['model'] == architecture and row['value'] is not None],
+        'rows': [{'method': f"{row['method'].replace('baseline', 'cross-entropy')} in the paper, {table}",
+                  'measure': f"{row['value']:.2f}", 'source': content['sources'][row['source']]} for row in known],
         'gain': f"{found['gain']:+.2f} on {found['title']} ({content['sources'][found['gain_source']]})"}
 
 
