@@ -47,16 +47,22 @@ def nowhere():
         yield f'http://127.0.0.1:{taken.getsockname()[1]}'
 
 
-@pytest.fixture(scope='session')
-def noise_options(tmp_path_factory):
-    """Arguments of train_timm.py: one epoch, three classes, 12 training and 6 validation images."""
-    root, generator = tmp_path_factory.mktemp('noise'), np.random.default_rng(0)
-    for split, count in (('train', 4), ('val', 2)):
+def save_noise(root, **counts):
+    """An image folder of three classes, so many images of 32-pixel noise a class in each split."""
+    generator = np.random.default_rng(0)
+    for split, count in counts.items():
         for name in ('ant', 'bat', 'cat'):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    return root
+
+
+@pytest.fixture(scope='session')
+def noise_options(tmp_path_factory):
+    """Arguments of train_timm.py: one epoch, three classes, 12 training and 6 validation images."""
+    root = save_noise(tmp_path_factory.mktemp('noise'), train=4, val=2)
     return ['train_timm.py', '--data-dir', str(root), '--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--lr', '0.1',
             '--batch-size', '4', '--icasc-eval-images', '4', '--icasc-order', '1', '--seed', '7']
 

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
-from PIL import Image
+from hub_fixtures import save_noise
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,14 +27,7 @@ TINY = ['--model', 'resnet20_cifar', '--batch-size', '8', '--epochs', '2', '--wa
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
     """Three classes of 32-pixel noise, 24 training and 9 validation images; for shapes and flow, not for learning."""
-    root, generator = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
-    for split, count in (('train', 8), ('val', 3)):
-        for name in ('ant', 'bat', 'cat'):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{i}.png')
-    return root
+    return save_noise(tmp_path_factory.mktemp('images'), train=8, val=3)
 
 
 @pytest.fixture

@@ -6,20 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-import timm
-import torch
-
 from .errors import ICASCError
-from .version import __version__
+from .version import installed_versions
 
 __all__ = ['around_summary', 'load_record', 'row', 'summary', 'support_page', 'write_record', 'write_summary']
 
 BEGIN, END = '<!-- support begins -->', '<!-- support ends -->'
 LEVELS = ('order 2', 'order 1 only', 'unsupported')
-
-
-def _versions() -> Dict[str, str]:
-    return {'timm_icasc': __version__, 'timm': timm.__version__, 'torch': torch.__version__.split('+')[0]}
 
 
 def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[str, Any]:
@@ -35,7 +28,7 @@ def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[st
     if path is not None and (path.is_dir() or path.suffix == '.md'):
         raise ICASCError(f"--json: '{path}' must be a file such as support.json; the table goes beside it, as .md.")
     if path is None or not path.exists():
-        return {'versions': _versions(), 'img_size': img_size, 'models': {}}
+        return {'versions': installed_versions(), 'img_size': img_size, 'models': {}}
     try:
         record = json.loads(path.read_text())
         versions = record['versions']
@@ -43,8 +36,9 @@ def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[st
             row(name, result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as e:
         raise ICASCError(f"--json: '{path}' is not a record of layers; name another file.") from e
-    if versions != _versions():
-        raise ICASCError(f"--json: '{path}' was made with {versions}, here are {_versions()}; remove it to begin anew.")
+    if versions != installed_versions():
+        raise ICASCError(
+            f"--json: '{path}' was made with {versions}, here are {installed_versions()}; remove it to begin anew.")
     if record.get('img_size') != img_size:
         size = record.get('img_size') or 'the default'
         raise ICASCError(f"--img-size: '{path}' was made with {size}; name another file.")

@@ -1,5 +1,5 @@
 """Training images that live on the device as one tensor, and are augmented there: for sets that fit, such as CIFAR."""
-from typing import Iterator, Optional, Tuple, Union
+from typing import Iterator, Tuple, Union
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler
@@ -82,7 +82,7 @@ class ResidentLoader:
             index = torch.tensor(batch, device=device)
             yield self._augmented(index, generator).sub_(self.mean).div_(self.std), self.targets[index]
 
-    def _augmented(self, index: torch.Tensor, generator: Optional[torch.Generator]) -> torch.Tensor:
+    def _augmented(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         (height, width), batch, device = self.image_size, len(index), index.device
         top, left = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
         rows, columns = top + torch.arange(height, device=device), left + torch.arange(width, device=device)
