@@ -2,6 +2,7 @@
 import json
 from collections import Counter
 from functools import partial
+from itertools import product
 
 import pytest
 import timm
@@ -12,6 +13,12 @@ from timm.task import ClassificationTask
 from timm_icasc import ICASCError, ICASCTask
 
 IMAGES, TARGET = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+SHARES = (1., 0.5)
+
+
+def half(batch, rank):
+    part = batch[2 * rank:2 * rank + 2]
+    return part.double() if part.is_floating_point() else part
 
 
 def create(name='resnet20_cifar', **kwargs):
@@ -49,14 +56,15 @@ def gradients_of_shards(rank, folder):
         for block in [module for path in blocks for module in model.get_submodule(path).children()]:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        half = slice(2 * rank, 2 * rank + 2)
-        task = ICASCTask(model, order=1, verbose=False)
-        task(IMAGES[half].double(), TARGET[half])['loss'].backward()
-        gradients = {key: p.grad.full_tensor() for key, p in model.named_parameters()}
-        if rank == 0:
-            torch.save(gradients, folder / f'{name}.pt')
+        for share in SHARES:
+            model.zero_grad()
+            task = ICASCTask(model, order=1, share=share, verbose=False)
+            task(half(IMAGES, rank), half(TARGET, rank))['loss'].backward()
+            gradients = {key: p.grad.full_tensor() for key, p in model.named_parameters()}
+            if rank == 0:
+                torch.save(gradients, folder / f'{name}-{share}.pt')
         with pytest.raises(ICASCError, match='order=2 does not work with fully_shard'):
-            ICASCTask(model, order=2, verbose=False)(IMAGES[half].double(), TARGET[half])
+            ICASCTask(model, order=2, verbose=False)(half(IMAGES, rank), half(TARGET, rank))
 
 
 ARCHITECTURES = (
@@ -66,11 +74,13 @@ ARCHITECTURES = (
 
 
 def test_fully_sharded_parameters_at_order_1(tmp_path):
-    """Gradients are those of one process on the joined batch; order 2 is refused."""
+    """Gradients are the mean of those that each process's batch gives elsewhere; order 2 is refused."""
     in_two_processes(gradients_of_shards, tmp_path)
-    for name, _, kwargs in ARCHITECTURES:
+    for (name, _, kwargs), share in product(ARCHITECTURES, SHARES):
         model = create(name, **kwargs).double().eval()
-        ICASCTask(model, order=1, verbose=False)(IMAGES.double(), TARGET)['loss'].backward()
-        gradients = torch.load(tmp_path / f'{name}.pt')
+        task = ICASCTask(model, order=1, share=share, verbose=False)
+        for rank in range(2):
+            (task(half(IMAGES, rank), half(TARGET, rank))['loss'] / 2).backward()
+        gradients = torch.load(tmp_path / f'{name}-{share}.pt')
         for key, parameter in model.named_parameters():
             torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-8, atol=1e-12)

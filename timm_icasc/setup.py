@@ -102,7 +102,8 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
         return ICASCConfig(
             attention=args.icasc_attention, order=args.icasc_order, weight_as_inner=as_inner, weight_as_last=as_last,
             weight_ac=ac, theta=args.icasc_theta, sigma=args.icasc_sigma, omega=args.icasc_omega,
-            mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad)
+            mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
+            share=args.icasc_share)
     except ValueError as e:
         raise ICASCError(f'--icasc-*: {e}') from e
 
