@@ -51,9 +51,9 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
         raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
     if args.amp and args.amp_dtype == 'float16' and args.device.startswith('cpu'):
         raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
-    if args.icasc_fast and (not args.device.startswith('cuda') or utils.is_distributed_env()):
-        where = f'--device {args.device}' if not args.device.startswith('cuda') else 'several processes'
-        raise ICASCError(f'--icasc-fast records the steps of one process on one CUDA device, not of {where}: leave it '
+    if args.icasc_fast and (utils.is_distributed_env() or not args.device.startswith('cuda')):
+        where = 'several processes' if utils.is_distributed_env() else f'--device {args.device}'
+        raise ICASCError(f'--icasc-fast records the steps of one process on a CUDA device, not of {where}: leave it '
                          f'out (--no-icasc-fast).')
     if args.device.startswith('cuda'):
         torch.backends.cuda.matmul.allow_tf32 = True
