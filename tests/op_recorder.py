@@ -64,9 +64,10 @@ class OpRecorder:
     """A `Recorder` for the CPU."""
 
     def __init__(self):
-        self.replays = 0
+        self.warm_ups = self.replays = 0
 
     def warm_up(self, function):
+        self.warm_ups += 1
         return function()
 
     def record(self, function):
