@@ -40,18 +40,16 @@ def progress(job: Job, loader, description: str) -> tqdm:
     return tqdm(loader, desc=description, leave=False, disable=not utils.is_primary(job.args) or None)
 
 
-def backward_and_step(job: Job, loss: torch.Tensor, update: bool) -> None:
+def update_weights(job: Job) -> None:
+    """Clip the gradients, and let the optimiser use them."""
     args = job.args
-    clip = {'clip_grad': args.clip_grad, 'clip_mode': args.clip_mode}
     parameters = list(job.model.parameters())[:-2 if args.clip_mode == 'agc' else None]  # AGC leaves the head out
     if job.scaler is not None:
-        job.scaler(loss, job.optimizer, **clip, parameters=parameters, need_update=update)
+        job.scaler.update(job.optimizer, args.clip_grad, args.clip_mode, parameters)
         return
-    loss.backward()
-    if update:
-        if args.clip_grad is not None:
-            utils.dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
-        job.optimizer.step()
+    if args.clip_grad is not None:
+        utils.dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+    job.optimizer.step()
 
 
 def check_finite(means: Dict[str, float], epoch: int, step: int) -> None:
@@ -85,15 +83,15 @@ def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
         group = min(args.grad_accum_steps, batches - group_start)  # the last group may be smaller
         update = index - group_start == group - 1
         with nullcontext() if update else task.no_sync():
-            with job.autocast():
-                result = task(images, target)
-            backward_and_step(job, result['loss'] / group, update)
+            result = job.step(images, target, group)
+        if update:
+            update_weights(job)
 
         for name, value in result.items():
             if value.ndim == 0:
                 # The plain task's loss is the classification loss.
                 for key in (name, 'loss_cls') if name == 'loss' and not args.icasc else (name,):
-                    sums[key] = sums.get(key, 0.) + value.detach().to(sum_dtype) * len(images)
+                    sums[key] = sums.get(key, 0.) + value.to(sum_dtype) * len(images)
                     counts[key] = counts.get(key, 0) + len(images)
         # Reading a value waits for the device, so a GPU is asked now and then only.
         if job.device.type == 'cpu' or index % args.log_interval == 0 or index == batches - 1:

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from op_recorder import OpRecorder
 
-from timm_icasc.benchmark import cost, maps
+from timm_icasc import targets, task
+from timm_icasc.benchmark import cost, maps, steps
 from timm_icasc.benchmark.steps import PLAIN, VARIANTS, Setting, create_model, make_step
 from timm_icasc.cli import main
 
@@ -91,6 +93,26 @@ def test_every_variant_is_a_training_step():
         assert not torch.equal(parameter, before)
 
 
+def test_recorded_steps_are_measured_when_they_are_replayed(monkeypatch):
+    """A stand-in records on the CPU what CUDA graphs record."""
+    recorders, timed = [], []
+    monkeypatch.setattr(steps, 'CudaRecorder', lambda device: recorders.append(OpRecorder()) or recorders[-1])
+    monkeypatch.setattr(targets, 'check_target', lambda *args: None)  # reads values, on the CPU alone
+    monkeypatch.setattr(task, 'check_target', lambda *args: None)
+
+    def clock():
+        timed.append([recorder.replays for recorder in recorders])
+        return float(len(timed))
+
+    monkeypatch.setattr(cost.time, 'process_time', clock)
+    setting = replace(SMALL, fast=True)
+    cost.measure_time('resnet20_cifar', setting, repeats=2)
+    assert 'recorded' in str(setting) and len(recorders) == len(VARIANTS)
+    assert timed[-1] == [3] * len(VARIANTS), 'the recording itself, which warms up, and the two that are timed'
+    operations = [cost.count_operations('resnet20_cifar', s) for s in (setting, SMALL)]
+    assert operations[0] == operations[1]
+
+
 @pytest.mark.parametrize('setting', [replace(SMALL, channels_last=True), replace(SMALL, img_size=64)])
 def test_settings(setting):
     model, size = create_model('resnet18', setting)
@@ -103,6 +125,7 @@ def test_settings(setting):
     (['resnet18', '--repeats', '0'], '--repeats must be at least 1'),
     (['resnet18', '--img-size', '0'], '--img-size must be at least 1'),
     (['resnet18', '--device', 'tpu'], "--device: cannot use 'tpu'"),
+    (['resnet18', '--device', 'cpu', '--fast'], '--fast records training steps as CUDA graphs: use --device cuda'),
     (['resnet18', '--json', 'nowhere/bench.json'], "--json: there is no folder 'nowhere'"),
     (['vgg11', '--img-size', '8', '--maps'], 'VGG cannot run on 3 x 8 x 8 images'),
     (['xcit_nano_12_p16_224', '--img-size', '8'], '--img-size 8 does not fit xcit_nano_12_p16_224'),

@@ -32,6 +32,14 @@ def test_images_of_several_classes(multilabel):
     assert 'mAP' in measured and result['metrics'] == pytest.approx(measured, abs=1e-5)
 
 
+def test_a_run_of_recorded_steps_is_evaluated_without_a_gpu(compared, tmp_path):
+    other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
+    options = yaml.safe_load((other / 'args.yaml').read_text())
+    (other / 'args.yaml').write_text(yaml.safe_dump({**options, 'icasc_fast': True, 'device': 'cpu'}))
+    run, same = evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])['runs']
+    assert run['metrics'] == pytest.approx(same['metrics'])
+
+
 def test_a_card_from_runs(compared, tmp_path, capsys):
     shutil.copyfile(CARD, tmp_path / 'resnet20_cifar.icasc_noise.yaml')
     path = tmp_path / 'resnet20_cifar.icasc_noise.yaml'

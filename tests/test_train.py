@@ -13,12 +13,13 @@ import timm
 import torch
 import yaml
 from hub_fixtures import save_noise
+from op_recorder import OpRecorder
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train_timm  # noqa: E402
-from timm_icasc import report  # noqa: E402
+from timm_icasc import report, setup, targets, task  # noqa: E402
 
 TINY = ['--model', 'resnet20_cifar', '--batch-size', '8', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
         '-j', '0', '--smoothing', '0', '--icasc-eval-images', '6']
@@ -126,6 +127,46 @@ def test_training_features(options, run, tmp_path):
     assert code == 0, err
     result = json.loads((tmp_path / 'x' / 'results.json').read_text())
     assert np.isfinite(result['last']['train_loss'])
+
+
+RECORDED = ['--epochs', 3, '--batch-size', 4, '--model-ema', '--model-ema-decay', 0.5, '--sched-on-updates',
+            '--clip-grad', 1., '--drop', 0.2, '--crop-padding', 4]
+
+
+@pytest.mark.parametrize('options', [['--icasc-start-epoch', 1, '--icasc-ramp-epochs', 0.5], ['--no-icasc']])
+def test_recorded_steps_leave_the_same_behind(options, run, tmp_path, monkeypatch):
+    """On the CPU, by a stand-in for CUDA graphs, so without reading values: the targets' are known to be right."""
+    recorders = []
+
+    def on_the_cpu(args):
+        fast, args.icasc_fast = args.icasc_fast, False
+        device = setup.set_up_device(args)
+        args.icasc_fast = fast
+        return device
+
+    assert run('--experiment', 'eager', *RECORDED, *options)[0] == 0
+    monkeypatch.setattr(train_timm, 'set_up_device', on_the_cpu)
+    monkeypatch.setattr(setup, 'CudaRecorder', lambda device: recorders.append(OpRecorder()) or recorders[-1])
+    monkeypatch.setattr(targets, 'check_target', lambda *args: None)
+    monkeypatch.setattr(task, 'check_target', lambda *args: None)
+    assert run('--experiment', 'recorded', '--icasc-fast', *RECORDED, *options)[0] == 0
+    steps = 3 * 6
+    assert [r.replays for r in recorders] == [steps - 3 if options == ['--no-icasc'] else steps - 2 * 3 - 2]
+    eager, recorded = (tmp_path / name / 'last.pth.tar' for name in ('eager', 'recorded'))
+    assert_equal_checkpoints(eager, recorded)
+    eager, recorded = (weights(path, 'optimizer') for path in (eager, recorded))
+    torch.testing.assert_close(eager['state'], recorded['state'], rtol=0, atol=0)
+    losses = [[row['train_loss'] for row in csv.DictReader(open(tmp_path / name / 'summary.csv'))]
+              for name in ('eager', 'recorded')]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('options', [[], ['--amp', '--channels-last'], ['--pin-mem', '-j', 2], ['--resident-data']])
+def test_recorded_steps_on_a_gpu(options, run, tmp_path):
+    code, _, err = run('--experiment', 'x', '--icasc-fast', '--icasc-compare', *RECORDED, '--color-jitter', 0, *options)
+    assert code == 0, err
+    assert np.isfinite(json.loads((tmp_path / 'x' / 'icasc' / 'results.json').read_text())['last']['train_loss'])
 
 
 class TestResume:
@@ -283,6 +324,10 @@ BAD_INPUT = {
     'start': (['--icasc-start-epoch', -1], '--icasc-start-epoch must be at least 0, got -1.0'),
     'augmentation': (['--aa', 'nonsense'], 'augmentation options do not fit'),
     'infinite loss': (['--lr', 1e30], 'lower --lr'),
+    'recorded on a CPU': (['--icasc-fast', '--device', 'cpu'], 'leave it out (--no-icasc-fast)'),
+    'recorded accumulation': (['--icasc-fast', '--grad-accum-steps', 2], 'leave it out, or --grad-accum-steps'),
+    'recorded checkpointing': (['--icasc-fast', '--grad-checkpointing'], 'leave it out, or --grad-checkpointing'),
+    'recorded and compiled': (['--icasc-fast', '--no-icasc', '--torchcompile'], 'leave it out, or --torchcompile'),
 }
 
 
@@ -291,6 +336,12 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(options, message, run):
     code, _, err = run('--experiment', 'x', *options)
     assert code == 2 and message in err
     assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err
+
+
+def test_recorded_steps_of_several_processes_are_refused(run, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    code, _, err = run('--icasc-fast')
+    assert code == 2 and 'not of several processes' in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize('options', [['--model', 'resnet18', '--pretrained'], ['--model', 'hf-hub:no-one/nothing']])

@@ -238,6 +238,10 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), metavar='NAME',
                        help='not for training: do it as public re-implementations did, with these of their defects '
                             f"({', '.join(DEFECTS)}); only for the study of docs/evidence.md (default: none)")
+    group.add_argument('--icasc-fast', action=argparse.BooleanOptionalAction, default=False,
+                       help='record the forward and backward pass as a CUDA graph after some steps, and replay it: for '
+                            'small networks, which wait for the launch of their kernels; one GPU. Tested by a stand-in '
+                            'on a CPU, never yet run or measured on a GPU (default: do not)')
     group.add_argument('--icasc-eval-images', type=int, default=500, metavar='N',
                        help='validation images on which attention is measured after each epoch; 0: none '
                             '(default: %(default)s)')
@@ -286,6 +290,12 @@ def _check(args: argparse.Namespace) -> None:
                          f'got {args.batch_size}.')
     if args.loss == 'asl' and (args.mixup or args.cutmix):
         raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
+    if args.icasc_fast:
+        plain = not args.icasc or args.icasc_compare
+        others = {'--grad-accum-steps': args.grad_accum_steps > 1, '--grad-checkpointing': args.grad_checkpointing,
+                  '--torchcompile (it compiles the training of the plain loss)': args.torchcompile and plain}
+        for option in (option for option, given in others.items() if given):
+            raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')
     if args.resident_data:
         cropped = args.crop_padding is not None or args.no_aug
         others = {'--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,

@@ -2,6 +2,7 @@
 
     timm-icasc bench resnet18 --batch-size 8          orders 1 and 2, and how public re-implementations go about it
     timm-icasc bench resnet50 --amp --channels-last   as it would be trained
+    timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (train_timm.py --icasc-fast)
     timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
 
 The steps take turns in one process; seconds are medians, on a CPU of processor time. "operations" counts the matrix
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', type=int, default=1, metavar='N', help='CPU threads (default: %(default)s)')
     parser.add_argument('--channels-last', action='store_true', help='channels last memory layout')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument('--fast', action='store_true', help='training steps recorded as CUDA graphs; CUDA only')
     parser.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
     parser.add_argument('--topk', type=int, default=5, metavar='N',
                         help='with --maps: maps of this many classes an image (default: %(default)s)')
@@ -79,9 +81,12 @@ def _check(args: argparse.Namespace) -> Setting:
         torch.ones(1, device=args.device).sum().item()
     except (RuntimeError, NotImplementedError, AssertionError) as e:
         raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+    if args.fast and (not args.device.startswith('cuda') or args.maps):
+        remedy = 'leave it out, or --maps' if args.maps else 'use --device cuda, or leave it out'
+        raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
-    return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp)
+    return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,6 +31,13 @@ def _token_grid(num_tokens: int, image_size: Tuple[int, int]) -> Optional[Tuple[
     return grid if grid and _aspect_mismatch(grid, image_size) <= MAX_ASPECT_MISMATCH else None
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _index(order: Tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The order on the device, where every step would otherwise wait for it to arrive."""
+    return torch.tensor(order, device=device)
+
+
 @dataclass(frozen=True)
 class FeatureLayer:
     """One feature map of a model.
@@ -90,7 +97,7 @@ class FeatureLayer:
                 f"Layer '{self.path}' gave {x.shape[1]} tokens, which do not form a grid of the input's aspect "
                 f"{plane}; resize the images to a multiple of the patch size.")
         if self.token_order is not None:
-            tokens = tokens[:, list(self.token_order)]
+            tokens = tokens.index_select(1, _index(self.token_order, tokens.device))
         return tokens.transpose(1, 2).unflatten(2, grid)
 
 

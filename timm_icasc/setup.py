@@ -27,8 +27,10 @@ from .layers import resolve_layers
 from .loaders import set_up_data, set_up_data_config, set_up_loaders
 from .multilabel import MultiLabelEvaluator, MultiLabelSoftMarginLoss
 from .objective import ICASCConfig
+from .recorded import CudaRecorder, RecordedStep
 from .reimplementation import PublicApproachTask
 from .task import ICASCTask, MultiLabelICASCTask
+from .training_step import Scaler, TrainingStep
 from .weights import go_offline_unless_the_hub_answers, pretrained_source
 
 
@@ -49,6 +51,10 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
         raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
     if args.amp and args.amp_dtype == 'float16' and args.device.startswith('cpu'):
         raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
+    if args.icasc_fast and (utils.is_distributed_env() or not args.device.startswith('cuda')):
+        where = 'several processes' if utils.is_distributed_env() else f'--device {args.device}'
+        raise ICASCError(f'--icasc-fast records the steps of one process on a CUDA device, not of {where}: leave it '
+                         f'out (--no-icasc-fast).')
     if args.device.startswith('cuda'):
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -162,8 +168,9 @@ class Job:
     task: ClassificationTask
     optimizer: torch.optim.Optimizer
     scheduler: Any
-    scaler: Optional[utils.NativeScaler]
+    scaler: Optional[Scaler]
     autocast: Callable
+    step: Callable[..., Dict[str, torch.Tensor]]  # forward and backward pass of one batch
     epochs: int
     updates_per_epoch: int
     loader_train: DataLoader
@@ -212,10 +219,15 @@ def set_up(args: argparse.Namespace, device: torch.device) -> Job:
     autocast, scaler = nullcontext, None
     if args.amp:
         autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
-        scaler = utils.NativeScaler(device=device.type) if args.amp_dtype == 'float16' else None
+        scaler = Scaler(device=device.type) if args.amp_dtype == 'float16' else None
+    if args.icasc_fast:
+        uncached = partial(autocast, cache_enabled=False) if args.amp else autocast
+        step = RecordedStep(TrainingStep(task, uncached, scaler), CudaRecorder(device))
+    else:
+        step = TrainingStep(task, autocast, scaler)
     return Job(
         args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler, scaler=scaler,
-        autocast=autocast, epochs=epochs, updates_per_epoch=updates_per_epoch, loader_train=loader_train,
+        autocast=autocast, step=step, epochs=epochs, updates_per_epoch=updates_per_epoch, loader_train=loader_train,
         loader_val=loader_val, attention_loader=attention_loader, mixup=mixup, data_config=data_config,
         train_set=train_set, val_set=val_set, names=names, multilabel=is_multilabel(train_set),
         layers=layers)

@@ -22,8 +22,9 @@ def interleaved_seconds(
         device: torch.device,
         repeats: int,
         description: str,
+        warm_up: int = 1,
 ) -> Dict[str, float]:
-    """Median seconds of each call, all of them in turn, after one that warms up.
+    """Median seconds of each call, all of them in turn, after some that warm up.
 
     On the CPU it is processor time (`time.process_time`), which other programs disturb least; elsewhere wall time.
     """
@@ -34,13 +35,13 @@ def interleaved_seconds(
             torch.accelerator.synchronize()
 
     seconds = {name: [] for name in calls}
-    for repeat in tqdm(range(repeats + 1), desc=description, leave=False, disable=None):
+    for repeat in tqdm(range(-warm_up, repeats), desc=description, leave=False, disable=None):
         for name, call in calls.items():
             wait()
             started = clock()
             call()
             wait()
-            if repeat:
+            if repeat >= 0:
                 seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -48,7 +49,7 @@ def interleaved_seconds(
 def measure_time(name: str, setting: Setting, repeats: int) -> Dict[str, float]:
     """Median seconds of a training step of each variant."""
     steps = {variant: make_step(name, variant, setting) for variant in VARIANTS}
-    return interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: time')
+    return interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: time', setting.warm_up)
 
 
 def _resident(field: str) -> Optional[float]:
@@ -66,7 +67,7 @@ def _peak_memory(name: str, variant: str, setting: Setting, threads: int) -> Opt
     if setting.device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        for _ in range(2):
+        for _ in range(setting.warm_up + 1):  # a recording takes its memory while it is made
             step()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
     if setting.device != 'cpu':
@@ -111,7 +112,7 @@ def count_operations(name: str, setting: Setting) -> Dict[str, int]:
 
     Counted on meta tensors. The ratio to the plain step is what the step would cost if nothing else took time.
     """
-    on_meta = replace(setting, device='meta', batch_size=2, channels_last=False, amp=False)
+    on_meta = replace(setting, device='meta', batch_size=2, channels_last=False, amp=False, fast=False)
     counts = {}
     for variant in VARIANTS:
         step = make_step(name, variant, on_meta)

@@ -1,6 +1,7 @@
 """The training steps that are held against each other."""
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Dict, Optional, Tuple
 
 import timm
@@ -9,8 +10,10 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 
 from ..errors import ICASCError
+from ..recorded import CudaRecorder, RecordedStep
 from ..reimplementation import PublicApproachTask
 from ..task import ICASCTask
+from ..training_step import TrainingStep
 
 __all__ = ['PLAIN', 'VARIANTS', 'Setting', 'create_model', 'make_step']
 
@@ -35,10 +38,16 @@ class Setting:
     device: str = 'cpu'
     channels_last: bool = False
     amp: bool = False  # bfloat16
+    fast: bool = False  # recorded as CUDA graphs
+
+    @property
+    def warm_up(self) -> int:
+        """Steps before the first that is like all that follow."""
+        return RecordedStep.WARM_UP + 1 if self.fast else 1
 
     def __str__(self) -> str:
         return ', '.join([self.device, f'batch {self.batch_size}', *['channels last'] * self.channels_last,
-                          *['bfloat16 autocast'] * self.amp])
+                          *['bfloat16 autocast'] * self.amp, *['recorded'] * self.fast])
 
 
 def create_model(name: str, setting: Setting) -> Tuple[nn.Module, Tuple[int, int, int]]:
@@ -66,11 +75,15 @@ def make_step(name: str, variant: str, setting: Setting) -> Callable[[], None]:
     target = torch.randint(model.num_classes, (setting.batch_size,), device=device)
     task = VARIANTS[variant](model, size, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    autocast = nullcontext
+    if setting.amp:
+        autocast = partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=not setting.fast)
+    gradients = TrainingStep(task, autocast)
+    if setting.fast:
+        gradients = RecordedStep(gradients, CudaRecorder(device))
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16) if setting.amp else nullcontext():
-            loss = task(images, target)['loss']
-        loss.backward()
+        gradients(images, target)
         optimizer.step()
         optimizer.zero_grad()
     return step

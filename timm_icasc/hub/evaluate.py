@@ -20,7 +20,7 @@ def _evaluate(run: Run) -> Dict[str, Any]:
     options = run.folder / 'args.yaml'
     if not options.is_file():
         raise HubError(f"'{run.folder}' has no args.yaml, which says how it was evaluated.")
-    args = parse_args(['--config', str(options), '--no-pretrained', '--initial-checkpoint', ''])
+    args = parse_args(['--config', str(options), '--no-pretrained', '--initial-checkpoint', '', '--no-icasc-fast'])
     args.icasc_compare, args.icasc, args.pretrained_path = False, run.model['icasc'] is not None, None
     device = set_up_device(args)
     job = set_up(args, device)

@@ -20,7 +20,8 @@ KEYS = ('baseline', 'seeds', 'common', 'variants', 'evaluate', 'records', 'repor
 RESERVED = ('seed', 'output', 'experiment', 'resume', 'push_to_hub', 'icasc_compare')
 RESERVED_EVALUATION = ('checkpoints', 'compare', 'output', 'robustness')
 # Options that say where and how a run is computed, not what.
-MACHINE = (*RESERVED, 'config', 'run_dir', 'data_dir', 'pretrained_path', 'workers', 'device', 'pin_mem')
+MACHINE = (
+    *RESERVED, 'config', 'run_dir', 'data_dir', 'pretrained_path', 'workers', 'device', 'pin_mem', 'icasc_fast')
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""Forward and backward pass of a training step, and the AMP scaler in the two halves that go before and behind them."""
+from contextlib import AbstractContextManager, nullcontext
+from typing import Callable, Dict, Iterable, Optional
+
+import torch
+from timm.task import ClassificationTask
+from timm.utils import NativeScaler, dispatch_clip_grad
+
+__all__ = ['Scaler', 'TrainingStep']
+
+
+class Scaler(NativeScaler):
+    """timm's gradient scaler with its one call in two: the backward pass, and the optimiser's update."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def update(
+            self,
+            optimizer: torch.optim.Optimizer,
+            clip_grad: Optional[float] = None,
+            clip_mode: str = 'norm',
+            parameters: Iterable[torch.Tensor] = (),
+    ) -> None:
+        if clip_grad is not None:
+            self._scaler.unscale_(optimizer)
+            dispatch_clip_grad(parameters, clip_grad, mode=clip_mode)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+
+class TrainingStep:
+    """The forward pass of a task, and the backward pass of its loss, which adds to the gradients that are there.
+
+    Args:
+        task: A timm task.
+        autocast: Makes the context of the forward pass.
+        scaler: Scales the loss before the backward pass.
+    """
+
+    def __init__(
+            self,
+            task: ClassificationTask,
+            autocast: Callable[[], AbstractContextManager] = nullcontext,
+            scaler: Optional[Scaler] = None,
+    ):
+        self.task, self.autocast, self.scaler = task, autocast, scaler
+
+    def __call__(self, images: torch.Tensor, target: torch.Tensor, parts: int = 1) -> Dict[str, torch.Tensor]:
+        """One step.
+
+        Args:
+            images: What the task takes.
+            target: What the task takes.
+            parts: Batches that share one update of the optimiser: the gradient is divided by their number.
+
+        Returns:
+            The task's result, without its graph.
+        """
+        with self.autocast():
+            result = self.task(images, target)
+        loss = result['loss'] / parts
+        if self.scaler is None:
+            loss.backward()
+        else:
+            self.scaler.backward(loss)
+        return {name: value.detach() for name, value in result.items()}
