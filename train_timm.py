@@ -22,7 +22,8 @@ from timm.utils.summary import trim_summary
 from tqdm import tqdm
 
 from timm_icasc.arguments import parse_args
-from timm_icasc.errors import ICASCError, NonFiniteLossError
+from timm_icasc.data import begin_epoch
+from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError
 from timm_icasc.hub.publish import repo_name
 from timm_icasc.hub.push import push_finished
 from timm_icasc.hub.record import model_record
@@ -106,6 +107,9 @@ def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
             task.update_ema(step=updates)
             if job.scheduler is not None:
                 job.scheduler.step_update(num_updates=updates, metric=None)
+    if not sums:  # of a stream, whose reader passes over what it cannot read
+        raise DataError(f"--train-split {args.train_split} of '{args.data_dir}' has no image that can be read; the "
+                        f'warnings above say why.')
     if args.distributed:
         means = {name: utils.reduce_tensor(sums[name] / counts[name], args.world_size).item() for name in sums}
         check_finite(means, epoch, batches - 1)
@@ -208,6 +212,7 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
     for epoch in range(start_epoch, job.epochs):
         epoch_started = time.monotonic()
         seed_epoch(args, epoch)
+        begin_epoch(job.train_set, epoch)
         if args.distributed and hasattr(job.loader_train.sampler, 'set_epoch'):
             job.loader_train.sampler.set_epoch(epoch)
         if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and (args.mixup or args.cutmix):
