@@ -155,6 +155,7 @@ def test_two_processes_do_the_same_number_of_steps(shards, tmp_path):
 
 
 BAD_INPUT = {
+    'no folder': (['--data-dir', ''], '--data-dir is missing'),
     'images on the device': (['--resident-data', '--no-aug'], '--resident-data keeps all images in memory'),
     'split': (['--train-split', 'dev'], "Cannot read split 'dev' of data set 'wds/digits'"),
     'processes': (['-j', 8], '--train-split train has 4 shard(s) for 8 loading processes (--workers 8): use fewer'),
