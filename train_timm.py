@@ -22,7 +22,8 @@ from timm.utils.summary import trim_summary
 from tqdm import tqdm
 
 from timm_icasc.arguments import parse_args
-from timm_icasc.errors import ICASCError, NonFiniteLossError
+from timm_icasc.data import begin_epoch
+from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError
 from timm_icasc.hub.publish import repo_name
 from timm_icasc.hub.push import push_finished
 from timm_icasc.hub.record import model_record
@@ -34,6 +35,16 @@ from timm_icasc.setup import Job, icasc_config, seed_epoch, set_up, set_up_devic
 
 LOSSES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 TRAIN_COLUMNS = ('loss', 'loss_cls', 'loss_as_inner', 'loss_as_last', 'loss_ac')
+
+
+def loss_name(job: Job) -> str:
+    return 'soft margin' if job.multilabel else LOSSES[job.args.loss]
+
+
+def method_label(job: Job) -> str:
+    """What is trained, as a heading."""
+    name = loss_name(job)
+    return 'ICASC' if job.args.icasc else name[0].upper() + name[1:]
 
 
 def progress(job: Job, loader, description: str) -> tqdm:
@@ -104,6 +115,9 @@ def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
             task.update_ema(step=updates)
             if job.scheduler is not None:
                 job.scheduler.step_update(num_updates=updates, metric=None)
+    if not sums:  # of a stream, whose reader passes over what it cannot read
+        raise DataError(f"--train-split {args.train_split} of '{args.data_dir}' has no image that can be read; the "
+                        f'warnings above say why.')
     if args.distributed:
         means = {name: utils.reduce_tensor(sums[name] / counts[name], args.world_size).item() for name in sums}
         check_finite(means, epoch, batches - 1)
@@ -190,9 +204,8 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
         save_args(given, run_dir, command)
 
     size, layers = job.data_config['input_size'], job.layers
-    say(args, f"\n{'ICASC' if args.icasc else 'Cross-entropy'}: {args.model}, {args.num_classes} classes, "
-              f"{len(job.train_set)} + {len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, "
-              f'in {run_dir}')
+    say(args, f"\n{method_label(job)}: {args.model}, {args.num_classes} classes, {len(job.train_set)} + "
+              f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in {run_dir}')
     if layers is not None:
         say(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
                   f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
@@ -206,6 +219,7 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
     for epoch in range(start_epoch, job.epochs):
         epoch_started = time.monotonic()
         seed_epoch(args, epoch)
+        begin_epoch(job.train_set, epoch)
         if args.distributed and hasattr(job.loader_train.sampler, 'set_epoch'):
             job.loader_train.sampler.set_epoch(epoch)
         if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and (args.mixup or args.cutmix):
@@ -231,7 +245,7 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
     if not record:
         say(args, f'all {job.epochs} epochs are done; evaluating')
         record = {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
-    method = 'soft margin' if job.multilabel else LOSSES[args.loss]
+    method = loss_name(job)
     if args.icasc:
         attention = ' '.join([args.icasc_attention, *(f'with defect {name}' for name in args.icasc_defects)])
         method = f'ICASC {attention}, order {args.icasc_order}' + f', {method}' * (args.loss != 'ce')
@@ -259,24 +273,24 @@ def main() -> int:
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
             repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
-        methods = [('Cross-entropy', False), ('ICASC', True)]
+        methods = [('cross-entropy', False), ('icasc', True)]
         if not args.icasc_compare:
             methods = [method for method in methods if method[1] == args.icasc]
         runs = {}
         with stopping_loaders(), interruptible() as flag:
-            for label, icasc in methods:
+            for name, icasc in methods:
                 choice = {'icasc': icasc, 'icasc_compare': False}
                 job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
                 if run_dir is None:  # only now: a refused option leaves no folder behind
                     run_dir = open_run_dir(args)
                 folder = run_dir
                 if args.icasc_compare:
-                    folder = run_dir / label.lower()
+                    folder = run_dir / name
                     if utils.is_primary(args):
                         folder.mkdir(exist_ok=True)
                         save_args(given, run_dir, command)
                 flag.check()
-                runs[label] = train(job, {**given, **choice}, command, folder, flag)
+                runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
         if utils.is_primary(args):
             report(args, run_dir, runs)
             if args.push_to_hub:

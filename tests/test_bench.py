@@ -8,7 +8,7 @@ import torch
 from op_recorder import OpRecorder
 
 from timm_icasc import targets, task
-from timm_icasc.benchmark import cost, maps, steps
+from timm_icasc.benchmark import cost, maps, scaling, steps
 from timm_icasc.benchmark.steps import PLAIN, VARIANTS, Setting, create_model, make_step
 from timm_icasc.cli import main
 
@@ -52,6 +52,40 @@ def test_the_maps_of_the_other_packages_are_the_same(place):
     ours = (ours - lowest) / (ours - lowest).amax((2, 3), keepdim=True)
     theirs = maps._torchcam(model, layer.path, images, 2)
     torch.testing.assert_close(torch.stack([cams[0] for cams in theirs], 1), ours, atol=1e-4, rtol=1e-3)
+
+
+def test_scaling_measures_both_series_and_draws_them(tmp_path, capsys):
+    file, plot = tmp_path / 'scaling.json', tmp_path / 'scaling.png'
+    argv = ['bench', 'resnet20_cifar', '--scaling', str(plot), '-b', '4', '--repeats', '1', '--device', 'cpu']
+    assert main([*argv, '--json', str(file)]) == 0
+    results = json.loads(file.read_text())['scaling']['resnet20_cifar']
+    batch, area = (results[series]['points'] for series in ('batch', 'area'))
+    assert [p['batch_size'] for p in batch] == [2, 4, 6, 8, 12] and {p['height'] for p in batch} == {32}
+    assert [p['height'] for p in area] == [16, 24, 32, 40, 44] and {p['batch_size'] for p in area} == {4}
+    rows = [line for line in capsys.readouterr().out.strip().splitlines()[2:] if ' line over ' not in line]
+    measured = [(point, step) for point in (*batch, *area) for step in scaling.STEPS]
+    for row, (point, step) in zip(rows, measured, strict=True):
+        *_, images, side, seconds, ratio, per_image, _ = row.split()
+        assert step in row and (int(images), int(side)) == (point['batch_size'], point['height'])
+        assert float(seconds) == round(point['seconds'][step], 4)
+        assert float(ratio) == round(point['seconds'][step] / point['seconds'][PLAIN], 2)
+        assert float(per_image) == round(point['seconds'][step] / point['batch_size'], 4)
+    assert plot.stat().st_size > 10_000
+
+
+def test_the_line_through_points():
+    exact = scaling.fit_line([2, 4, 8], [1.5, 2.5, 4.5])
+    assert vars(exact) == pytest.approx({'intercept': 0.5, 'slope': 0.5, 'r2': 1, 'largest_residual': 0}, abs=1e-9)
+    # Residuals 1/6, -1/3, 1/6; around the mean of 7/3 the squares are 42/9.
+    bent = scaling.fit_line([1, 2, 3], [1, 2, 4])
+    assert vars(bent) == pytest.approx({
+        'intercept': -2 / 3, 'slope': 1.5, 'r2': 1 - (1 / 6) / (42 / 9), 'largest_residual': 1 / 6})
+
+
+@pytest.mark.parametrize('name, sides', [
+    ('resnet18', [128, 160, 224, 288, 320]), ('vit_tiny_patch16_224', [112, 160, 224, 272, 320])])
+def test_the_areas_are_whole_cells_of_the_last_grid(name, sides):
+    assert [s.img_size for s in scaling._settings(name, SMALL)['area']] == sides
 
 
 def operations_by_hand(model, size, classes_in_tail=0):
@@ -127,6 +161,10 @@ def test_settings(setting):
     (['resnet18', '--device', 'tpu'], "--device: cannot use 'tpu'"),
     (['resnet18', '--device', 'cpu', '--fast'], '--fast records training steps as CUDA graphs: use --device cuda'),
     (['resnet18', '--json', 'nowhere/bench.json'], "--json: there is no folder 'nowhere'"),
+    (['resnet18', '--scaling', 'cost.doc'], '--scaling: path must end in one of .png'),
+    (['resnet18', '--scaling', 'nowhere/cost.png'], "--scaling: there is no folder 'nowhere'"),
+    (['resnet18', '--scaling', 'cost.png', '--maps'], '--scaling measures training steps: leave --maps out'),
+    (['resnet20_cifar', '--scaling', 'cost.png', '-b', '1'], 'give resnet20_cifar a larger --batch-size'),
     (['vgg11', '--img-size', '8', '--maps'], 'VGG cannot run on 3 x 8 x 8 images'),
     (['xcit_nano_12_p16_224', '--img-size', '8'], '--img-size 8 does not fit xcit_nano_12_p16_224'),
 ])

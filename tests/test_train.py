@@ -58,7 +58,7 @@ class TestWhatARunLeavesBehind:
     def test_comparison(self, run, tmp_path):
         code, out, _ = run('--icasc-compare', '--experiment', 'both')
         assert code == 0
-        for column in ('loss', 'CE', 'L_AS inner', 'L_AS last', 'L_AC', 'top-1', 'overlap inner', 'overlap last'):
+        for column in ('loss', 'loss_cls', 'L_AS inner', 'L_AS last', 'L_AC', 'top-1', 'overlap inner', 'overlap last'):
             assert column in out
         assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
         table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))
@@ -269,7 +269,9 @@ def test_two_processes_under_torchrun(images, tmp_path):
     (['--no-icasc'], 'cross-entropy'), (['--no-icasc', '--loss', 'bce'], 'binary cross-entropy'),
     (['--icasc-order', '1', '--loss', 'bce'], 'ICASC ach, order 1, binary cross-entropy')])
 def test_results_name_the_loss(options, method, run, tmp_path):
-    run('--experiment', 'x', '--epochs', 1, *options)
+    _, out, _ = run('--experiment', 'x', '--epochs', 1, *options)
+    heading = 'ICASC' if method.startswith('ICASC') else method.capitalize()
+    assert out.strip().startswith(f'{heading}: resnet20_cifar, 3 classes, ')
     assert json.loads((tmp_path / 'x' / 'results.json').read_text())['method'] == method
 
 

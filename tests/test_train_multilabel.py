@@ -52,6 +52,8 @@ def run(images, tmp_path, monkeypatch, capsys):
 def test_comparison(run, tmp_path):
     code, out, err = run('--icasc-compare', '--experiment', 'both')
     assert code == 0, err
+    assert '\nSoft margin: resnet20_cifar, 3 classes, ' in out and '\nICASC: ' in out
+    assert ' loss_cls ' in out and 'ross-entropy:' not in out and ' CE ' not in out
     assert 'mAP 11-point' in out and 'AUC' in out and 'top-1' not in out
     assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
     table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))

@@ -303,7 +303,7 @@ def _check(args: argparse.Namespace) -> None:
                   '--mixup': args.mixup, '--cutmix': args.cutmix}
         for option in (option for option, given in others.items() if given):
             raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
-    if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
+    if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/')):
         raise ICASCError('--data-dir is missing: the folder of the images, DIR/train/CLASS/IMAGE '
                          '(or --dataset digits).')
 

@@ -4,6 +4,7 @@
     timm-icasc bench resnet50 --amp --channels-last   as it would be trained
     timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (train_timm.py --icasc-fast)
     timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
+    timm-icasc bench resnet18 -b 4 --scaling cost.png time over the batch size and over the area of the images
 
 The steps take turns in one process; seconds are medians, on a CPU of processor time. "operations" counts the matrix
 products and convolutions alone: the ratio to which the time would fall if nothing else took any.
@@ -19,8 +20,10 @@ import torch
 
 from .benchmark.cost import count_operations, measure_memory, measure_time
 from .benchmark.maps import FORWARD, measure_maps
+from .benchmark.scaling import SCALING_COLUMNS, measure_scaling, scaling_figure, scaling_rows
 from .benchmark.steps import PLAIN, VARIANTS, Setting
 from .errors import ICASCError
+from .figures.page import check_format
 from .version import installed_versions
 
 COLUMNS = f"{'model':<32} {'step':<16} {'s/step':>9} {'ratio':>6} {'operations':>10} {'peak MiB':>9} {'ratio':>6}"
@@ -39,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--fast', action='store_true', help='training steps recorded as CUDA graphs; CUDA only')
     parser.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
+    parser.add_argument('--scaling', metavar='FILE',
+                        help='measure steps over a series of batch sizes and one of image areas, both around the '
+                             'given ones, and draw them with lines through them')
     parser.add_argument('--topk', type=int, default=5, metavar='N',
                         help='with --maps: maps of this many classes an image (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
@@ -86,6 +92,15 @@ def _check(args: argparse.Namespace) -> Setting:
         raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
+    if args.scaling:
+        if args.maps:
+            raise ICASCError('--scaling measures training steps: leave --maps out.')
+        try:
+            check_format(Path(args.scaling))
+        except ValueError as e:
+            raise ICASCError(f'--scaling: {e}') from e
+        if not Path(args.scaling).absolute().parent.is_dir():
+            raise ICASCError(f"--scaling: there is no folder '{Path(args.scaling).parent}'.")
     return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast)
 
 
@@ -93,12 +108,17 @@ def run(args: argparse.Namespace) -> int:
     setting = _check(args)
     torch.set_num_threads(args.threads)
     print(f'{setting}; {args.threads} CPU thread(s), torch {torch.__version__}')
-    print(MAPS_COLUMNS if args.maps else COLUMNS)
+    measured = 'maps' if args.maps else 'scaling' if args.scaling else 'steps'
+    print({'maps': MAPS_COLUMNS, 'scaling': SCALING_COLUMNS, 'steps': COLUMNS}[measured])
     models: Dict[str, Any] = {}
     for name in args.models:
         if args.maps:
             models[name] = measure_maps(name, setting, args.topk, args.repeats)
             lines = _map_rows(name, models[name])
+        elif args.scaling:
+            models[name] = measure_scaling(name, setting, args.repeats)
+            lines = scaling_rows(name, models[name])
+            scaling_figure(models, Path(args.scaling))
         else:
             models[name] = _measure_steps(name, setting, args.repeats)
             lines = _rows(name, models[name])
@@ -107,6 +127,6 @@ def run(args: argparse.Namespace) -> int:
             device = torch.cuda.get_device_name(setting.device) if setting.device.startswith('cuda') else args.device
             record = {
                 'command': sys.argv[1:], 'device': device, 'setting': vars(setting), 'threads': args.threads,
-                'repeats': args.repeats, 'versions': installed_versions(), 'maps' if args.maps else 'steps': models}
+                'repeats': args.repeats, 'versions': installed_versions(), measured: models}
             Path(args.json).write_text(json.dumps(record, indent=1) + '\n')
     return 0

@@ -24,6 +24,7 @@ COMMANDS = {
     'card': ('hub.card', 'the cards of hub_cards/: evaluate, render, check'),
     'push': ('hub.push', 'publish a finished run on the Hugging Face Hub'),
     'pull': ('hub.pull', 'fetch weights from the Hub and verify them'),
+    'doctor': ('doctor', 'whether everything here is in order: versions, devices, packages, Hub, a step of ICASC'),
 }
 
 

@@ -8,7 +8,15 @@ import torch.nn as nn
 from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
 from torch.utils.data import DataLoader, Dataset
 
-from .data import ResidentLoader, class_names, create_dataset, evenly_spaced, is_multilabel, use_pad_crop
+from .data import (
+    ResidentLoader,
+    check_shards,
+    class_names,
+    create_dataset,
+    evenly_spaced,
+    is_multilabel,
+    use_pad_crop,
+)
 from .errors import DataError, ICASCError
 from .interrupt import ignore_signals
 
@@ -41,6 +49,8 @@ def set_up_data(args: argparse.Namespace) -> Tuple[Dataset, Dataset, Optional[Li
               'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed}
     train = create_dataset(args.dataset, split=args.train_split, is_training=True, **shared)
     val = create_dataset(args.dataset, split=args.val_split, **shared)
+    check_shards(train, f'--train-split {args.train_split}', args.workers, args.world_size)
+    check_shards(val, f'--val-split {args.val_split}', args.workers, args.world_size)
     names, val_names = class_names(train), class_names(val)
     if names and val_names and names != val_names:
         different = sorted(set(names) ^ set(val_names))[:5]

@@ -24,7 +24,7 @@ from .version import __version__
 
 FIGURE_IMAGES = 6
 # Column -> key of the epoch's record.
-TRAINING = {'loss': 'train_loss', 'CE': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
+TRAINING = {'loss': 'train_loss', 'loss_cls': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
             'L_AS last': 'train_loss_as_last', 'L_AC': 'train_loss_ac'}
 MEASURES = {False: {'top-1': 'eval_top1', 'top-5': 'eval_top5'},
             True: {'mAP': 'eval_mAP', 'mAP 11-point': 'eval_mAP_11point', 'mAP sklearn': 'eval_mAP_sklearn',

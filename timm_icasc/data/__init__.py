@@ -8,11 +8,12 @@ from .imagenet import ILSVRC2012
 from .images import Box, LabelledImages, MultiLabelImages
 from .multilabel import MultiLabelList
 from .resident import ResidentLoader
+from .stream import begin_epoch, check_shards, is_stream
 from .transforms import use_pad_crop
 from .voc import VOC_CLASSES, PackedVOC, VOCDevkit
 
 __all__ = [
     'CUB200', 'ILSVRC2012', 'VOC_CLASSES', 'Box', 'Caltech256', 'DigitsDataset', 'LabelledImages', 'MultiLabelImages',
-    'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'VOCDevkit', 'cifar100', 'class_names', 'create_dataset',
-    'evenly_spaced', 'image_name', 'is_multilabel', 'use_pad_crop',
+    'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'VOCDevkit', 'begin_epoch', 'check_shards', 'cifar100',
+    'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'is_multilabel', 'is_stream', 'use_pad_crop',
 ]

@@ -12,6 +12,7 @@ from .cub import CUB200
 from .digits import DigitsDataset
 from .imagenet import ILSVRC2012
 from .multilabel import MultiLabelList
+from .stream import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
 __all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'is_multilabel']
@@ -88,6 +89,7 @@ def create_dataset(
     if name and not name.startswith(TYPES):
         raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
                         f"{', '.join(TYPES)}.")
+    check_package(name)
     option = '--train-split' if is_training else '--val-split'
     if not name:
         _check_folder(Path(root), split.split('[')[0], option)
@@ -128,7 +130,12 @@ def is_multilabel(dataset: torch.utils.data.Dataset) -> bool:
     return bool(getattr(getattr(dataset, 'dataset', dataset), 'multilabel', False))  # also inside a Subset
 
 
-def evenly_spaced(dataset: torch.utils.data.Dataset, count: int) -> torch.utils.data.Subset:
-    """The subset of `count` samples at even distances, so that a data set sorted by class gives every class a share."""
+def evenly_spaced(dataset: torch.utils.data.Dataset, count: int) -> torch.utils.data.Dataset:
+    """The subset of `count` samples at even distances, so that a data set sorted by class gives every class a share.
+
+    Of a stream it is the first samples: a shard is shuffled when it is written.
+    """
+    if is_stream(dataset):
+        return StreamHead(dataset, count)
     count = min(count, len(dataset))
     return torch.utils.data.Subset(dataset, [i * len(dataset) // count for i in range(count)])

@@ -14,7 +14,7 @@ from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
 from ..arguments import parse_args
-from ..data import class_names, create_dataset, is_multilabel
+from ..data import class_names, create_dataset, is_multilabel, is_stream
 from ..errors import DataError, ICASCError, LayerResolutionError
 from ..features import ICASCLayers
 from ..layers import resolve_layers
@@ -180,7 +180,7 @@ def _open_dataset(args: argparse.Namespace) -> Dataset:
         args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
         download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
         batch_size=args.batch_size, seed=args.seed)
-    if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
+    if is_stream(dataset):
         raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
     return dataset
 

@@ -1,0 +1,140 @@
+"""How the cost of a training step grows with the batch and with the area of the images."""
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..errors import ICASCError
+from ..figures.page import save
+from .cost import interleaved_seconds
+from .steps import PLAIN, Setting, create_model, make_step
+
+__all__ = ['SCALING_COLUMNS', 'Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_rows']
+
+STEPS = (PLAIN, 'ICASC order 1', 'ICASC order 2')
+# Multiples of the batch size, and of the area of the model's own images.
+BATCHES = (0.5, 1, 1.5, 2, 3)
+AREAS = (0.25, 0.5, 1, 1.5, 2)
+SERIES = {'batch': 'images in a batch', 'area': 'pixels of an image'}
+# Black, vermilion and blue of Okabe and Ito (2008), told apart by all readers; the markers do without colour.
+STYLES = dict(zip(STEPS, (('black', 'o'), ('#0072b2', 's'), ('#d55e00', '^')), strict=True))
+SCALING_COLUMNS = (f"{'model':<24} {'step':<14} {'batch':>5} {'side':>5} {'s/step':>9} {'ratio':>6} {'s/image':>9} "
+                   f"{'ns/pixel':>9}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds as intercept + slope * size, by least squares, and how far the points are from it."""
+    intercept: float
+    slope: float
+    r2: float  # share of the variance that the line explains
+    largest_residual: float  # as a fraction of the seconds measured there
+
+
+def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
+    """The line through points of at least two sizes."""
+    x, y = np.asarray(sizes, dtype=float), np.asarray(seconds, dtype=float)
+    slope, intercept = np.polyfit(x, y, 1)
+    residuals = y - (intercept + slope * x)
+    variance = ((y - y.mean()) ** 2).sum()
+    return Line(float(intercept), float(slope), float(1 - (residuals ** 2).sum() / variance) if variance else 1.,
+                float(np.abs(residuals / y).max()))
+
+
+def _batch_sizes(batch_size: int) -> List[int]:
+    # BatchNorm cannot train on a single value: some architectures normalise one per image.
+    return sorted({max(2, round(factor * batch_size)) for factor in BATCHES})
+
+
+def _sides(side: int, unit: int) -> List[int]:
+    """Sides of about `AREAS` times the area, in whole `unit`s: others are padded or cut inside the network."""
+    return sorted({max(2, round(factor ** 0.5 * side / unit)) * unit for factor in AREAS})
+
+
+def _settings(name: str, setting: Setting) -> Dict[str, List[Setting]]:
+    """What to measure, by series."""
+    model, (_, height, width) = create_model(name, replace(setting, device='meta'))
+    unit = max([int(entry.get('reduction', 1)) for entry in getattr(model, 'feature_info', None) or ()], default=32)
+    series = {'batch': [replace(setting, batch_size=size) for size in _batch_sizes(setting.batch_size)],
+              'area': [replace(setting, img_size=side) for side in _sides(round((height * width) ** 0.5), unit)]}
+    for option, settings in zip(('--batch-size', '--img-size'), series.values(), strict=True):
+        if len(settings) < 3:
+            raise ICASCError(f'--scaling needs three sizes to tell a line: give {name} a larger {option}.')
+    return series
+
+
+def measure_scaling(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[str, Any]]:
+    """Median seconds of a step over the batch size, and over the area of the images, with the lines through them.
+
+    All steps of a series take turns, so that what disturbs the machine falls on every size alike.
+
+    Returns:
+        By series ('batch', 'area'): 'points', each with batch_size, side and seconds by step, and 'lines' by step.
+    """
+    results = {}
+    for series, settings in _settings(name, setting).items():
+        sides = [create_model(name, replace(s, device='meta'))[1][1:] for s in settings]
+        steps = {f'{step} {i}': make_step(name, step, s) for i, s in enumerate(settings) for step in STEPS}
+        seconds = interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: {series}')
+        points = [{'batch_size': s.batch_size, 'height': height, 'width': width,
+                   'seconds': {step: seconds[f'{step} {i}'] for step in STEPS}}
+                  for i, (s, (height, width)) in enumerate(zip(settings, sides, strict=True))]
+        lines = {step: vars(fit_line(_sizes(series, points), [p['seconds'][step] for p in points])) for step in STEPS}
+        results[series] = {'points': points, 'lines': lines}
+    return results
+
+
+def _sizes(series: str, points: List[Dict[str, Any]]) -> List[int]:
+    return [p['batch_size'] if series == 'batch' else p['height'] * p['width'] for p in points]
+
+
+def _linearity(line: Dict[str, float]) -> str:
+    return f"R2 {line['r2']:.4f}, off the line by at most {line['largest_residual']:.1%}"
+
+
+def scaling_rows(name: str, results: Dict[str, Dict[str, Any]]) -> List[str]:
+    """The table of one model: every point of both series, and below each series how straight its lines are."""
+    rows = []
+    for series, result in results.items():
+        for point in result['points']:
+            images, side, plain = point['batch_size'], point['height'], point['seconds'][PLAIN]
+            rows += [f'{name:<24} {step:<14} {images:>5} {side:>5} {seconds:>9.4f} {seconds / plain:>6.2f} '
+                     f"{seconds / images:>9.4f} {seconds / (images * side * point['width']) * 1e9:>9.1f}"
+                     for step, seconds in point['seconds'].items()]
+        rows += [f'{name:<24} {step:<14} line over the {SERIES[series]}: {_linearity(line)}'
+                 for step, line in result['lines'].items()]
+    return rows
+
+
+def scaling_figure(models: Dict[str, Dict[str, Any]], path: Path) -> Path:
+    """A row of two charts per model: seconds over the batch size and over the area, with the lines.
+
+    Args:
+        models: Name -> what `measure_scaling` gave.
+        path: File to write: .png, .pdf, .svg, .jpg or .webp.
+    """
+    figure = Figure(figsize=(9., 3.4 * len(models)), facecolor='white', layout='constrained')
+    FigureCanvasAgg(figure)
+    for row, (name, results) in zip(figure.subplots(len(models), 2, squeeze=False), models.items(), strict=True):
+        for axis, (series, result) in zip(row, results.items(), strict=True):
+            sizes = np.asarray(_sizes(series, result['points']))
+            first = result['points'][0]
+            ends = np.array([0, sizes.max()])
+            for step, (color, marker) in STYLES.items():
+                line = result['lines'][step]
+                axis.plot(ends, line['intercept'] + line['slope'] * ends, color=color, linewidth=1)
+                axis.plot(sizes, [p['seconds'][step] for p in result['points']], marker, color=color, markersize=5,
+                          label=f"{step}: R\u00b2 {line['r2']:.4f}")
+            fixed = f"{first['height']} x {first['width']}" if series == 'batch' else f"batch {first['batch_size']}"
+            axis.set_title(f'{name}, {fixed}', fontsize=10, parse_math=False)
+            axis.set_xlabel(SERIES[series])
+            axis.set_ylabel('seconds per step')
+            axis.set_xlim(left=0)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.25)
+            axis.legend(frameon=False, fontsize=8)
+    return save(figure, path)
