@@ -8,7 +8,7 @@ import torch
 from op_recorder import OpRecorder
 
 from timm_icasc import targets, task
-from timm_icasc.benchmark import cost, maps, scaling, steps
+from timm_icasc.benchmark import cost, maps, profile, scaling, steps
 from timm_icasc.benchmark.steps import PLAIN, VARIANTS, Setting, create_model, make_step
 from timm_icasc.cli import main
 
@@ -71,6 +71,32 @@ def test_scaling_measures_both_series_and_draws_them(tmp_path, capsys):
         assert float(ratio) == round(point['seconds'][step] / point['seconds'][PLAIN], 2)
         assert float(per_image) == round(point['seconds'][step] / point['batch_size'], 4)
     assert plot.stat().st_size > 10_000
+
+
+def test_the_profile_divides_a_step_by_kind_of_operation(tmp_path, capsys):
+    """Second derivatives occur at order 2 alone; what ICASC adds is told in percent of the plain step."""
+    file = tmp_path / 'profile.json'
+    argv = ['bench', 'resnet20_cifar', '--profile', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]
+    assert main(argv) == 0
+    results = json.loads(file.read_text())['profile']['resnet20_cifar']
+    second = f'convolutions{profile.SECOND}'
+    assert results['ICASC order 2'][second] > 0 and second not in {**results[PLAIN], **results['ICASC order 1']}
+    row = next(line for line in capsys.readouterr().out.splitlines() if ' all ' in line).split()
+    plain, first, last = (sum(own.values()) for own in results.values())
+    assert [float(row[i]) for i in (2, 3, 5)] == [round(1000 * s, 1) for s in (plain, first, last)]
+    assert [row[i] for i in (4, 6)] == [f'{(s - plain) / plain:+.1%}' for s in (first, last)]
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('aten::conv2d', 'convolutions'), ('autograd::engine::evaluate_function: ConvolutionBackward0', 'convolutions'),
+    ('autograd::engine::evaluate_function: _ConvolutionInputBackward', 'convolutions, second derivatives'),
+    ('autograd::engine::evaluate_function: NativeBatchNormBackwardBackward0', 'normalisation, second derivatives'),
+    ('_Attention', 'attention'), ('autograd::engine::evaluate_function: AddmmBackward0', 'matrix products'),
+    ('_ActivationGradientBackward', 'activations, second derivatives'), ('aten::add_', 'everything else'),
+    ('autograd::engine::evaluate_function: SumBackward1', 'everything else'),
+])
+def test_kinds_of_operations(name, kind):
+    assert profile.kind_of(name) == kind
 
 
 def test_the_line_through_points():
@@ -163,7 +189,6 @@ def test_settings(setting):
     (['resnet18', '--json', 'nowhere/bench.json'], "--json: there is no folder 'nowhere'"),
     (['resnet18', '--scaling', 'cost.doc'], '--scaling: path must end in one of .png'),
     (['resnet18', '--scaling', 'nowhere/cost.png'], "--scaling: there is no folder 'nowhere'"),
-    (['resnet18', '--scaling', 'cost.png', '--maps'], '--scaling measures training steps: leave --maps out'),
     (['resnet20_cifar', '--scaling', 'cost.png', '-b', '1'], 'give resnet20_cifar a larger --batch-size'),
     (['vgg11', '--img-size', '8', '--maps'], 'VGG cannot run on 3 x 8 x 8 images'),
     (['xcit_nano_12_p16_224', '--img-size', '8'], '--img-size 8 does not fit xcit_nano_12_p16_224'),

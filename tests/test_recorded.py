@@ -104,6 +104,7 @@ CASES = {
     'order 2': {},
     'mask with gradient, raw': {'make_task': partial(
         ICASCTask, mask_grad=True, mask_scale='raw', attention='grad_cam')},
+    'the most confused half': {'make_task': partial(ICASCTask, share=0.5)},
     'plain loss': {'make_task': ClassificationTask},
     'public approach': {'make_task': PublicApproachTask},
     'clipping': {'clip': 0.1},
@@ -269,11 +270,13 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUD
 @on_a_gpu
 @pytest.mark.parametrize('case', [
     {'make_task': ClassificationTask}, {'make_task': partial(ICASCTask, order=1)}, {'clip': 0.1},
+    {'make_task': partial(ICASCTask, share=0.5)},
     {'make_task': partial(ICASCTask, start_steps=6, ramp_steps=4)}, {'amp': torch.bfloat16},
     {'amp': torch.float16, 'scaler': True, 'clip': 1.}, {'batch': mixed, 'make_task': partial(
         ICASCTask, criterion_kwargs={'soft_targets': True})},
     {'make_task': MultiLabelICASCTask, 'batch': several_classes}, {'make_task': PublicApproachTask},
-], ids=['plain', 'order 1', 'clipping', 'late start', 'bfloat16', 'float16', 'mixup', 'several classes', 'public'])
+], ids=['plain', 'order 1', 'clipping', 'share', 'late start', 'bfloat16', 'float16', 'mixup',
+        'several classes', 'public'])
 def test_cuda_graphs_train_the_same(case):
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         left, results, _ = train(**case, device='cuda', lr=1e-3)

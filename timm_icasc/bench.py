@@ -5,6 +5,7 @@
     timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (train_timm.py --icasc-fast)
     timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
     timm-icasc bench resnet18 -b 4 --scaling cost.png time over the batch size and over the area of the images
+    timm-icasc bench resnet18 --profile               where the time goes, operation by operation
 
 The steps take turns in one process; seconds are medians, on a CPU of processor time. "operations" counts the matrix
 products and convolutions alone: the ratio to which the time would fall if nothing else took any.
@@ -20,6 +21,7 @@ import torch
 
 from .benchmark.cost import count_operations, measure_memory, measure_time
 from .benchmark.maps import FORWARD, measure_maps
+from .benchmark.profile import PROFILE_COLUMNS, profile_rows, profile_steps
 from .benchmark.scaling import SCALING_COLUMNS, measure_scaling, scaling_figure, scaling_rows
 from .benchmark.steps import PLAIN, VARIANTS, Setting
 from .errors import ICASCError
@@ -41,10 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--channels-last', action='store_true', help='channels last memory layout')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--fast', action='store_true', help='training steps recorded as CUDA graphs; CUDA only')
-    parser.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
-    parser.add_argument('--scaling', metavar='FILE',
-                        help='measure steps over a series of batch sizes and one of image areas, both around the '
-                             'given ones, and draw them with lines through them')
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
+    what.add_argument('--scaling', metavar='FILE',
+                      help='measure steps over a series of batch sizes and one of image areas, both around the given '
+                           'ones, and draw them with lines through them')
+    what.add_argument('--profile', action='store_true',
+                      help='on which operations a step with ICASC spends more than a plain one: milliseconds, and '
+                           'percent of the whole plain step')
     parser.add_argument('--topk', type=int, default=5, metavar='N',
                         help='with --maps: maps of this many classes an image (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
@@ -93,8 +99,6 @@ def _check(args: argparse.Namespace) -> Setting:
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
     if args.scaling:
-        if args.maps:
-            raise ICASCError('--scaling measures training steps: leave --maps out.')
         try:
             check_format(Path(args.scaling))
         except ValueError as e:
@@ -108,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
     setting = _check(args)
     torch.set_num_threads(args.threads)
     print(f'{setting}; {args.threads} CPU thread(s), torch {torch.__version__}')
-    measured = 'maps' if args.maps else 'scaling' if args.scaling else 'steps'
-    print({'maps': MAPS_COLUMNS, 'scaling': SCALING_COLUMNS, 'steps': COLUMNS}[measured])
+    measured = next((what for what in ('maps', 'scaling', 'profile') if getattr(args, what)), 'steps')
+    print({'maps': MAPS_COLUMNS, 'scaling': SCALING_COLUMNS, 'profile': PROFILE_COLUMNS, 'steps': COLUMNS}[measured])
     models: Dict[str, Any] = {}
     for name in args.models:
         if args.maps:
@@ -119,6 +123,9 @@ def run(args: argparse.Namespace) -> int:
             models[name] = measure_scaling(name, setting, args.repeats)
             lines = scaling_rows(name, models[name])
             scaling_figure(models, Path(args.scaling))
+        elif args.profile:
+            models[name] = profile_steps(name, setting, args.repeats)
+            lines = profile_rows(name, models[name])
         else:
             models[name] = _measure_steps(name, setting, args.repeats)
             lines = _rows(name, models[name])

@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from ..errors import ICASCError
 from ..figures.page import save
 from .cost import interleaved_seconds
-from .steps import PLAIN, Setting, create_model, make_step
+from .steps import PLAIN, STEPS, Setting, create_model, make_step
 
 __all__ = ['SCALING_COLUMNS', 'Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_rows']
 
-STEPS = (PLAIN, 'ICASC order 1', 'ICASC order 2')
 # Multiples of the batch size, and of the area of the model's own images.
 BATCHES = (0.5, 1, 1.5, 2, 3)
 AREAS = (0.25, 0.5, 1, 1.5, 2)
@@ -79,7 +78,8 @@ def measure_scaling(name: str, setting: Setting, repeats: int) -> Dict[str, Dict
     for series, settings in _settings(name, setting).items():
         sides = [create_model(name, replace(s, device='meta'))[1][1:] for s in settings]
         steps = {f'{step} {i}': make_step(name, step, s) for i, s in enumerate(settings) for step in STEPS}
-        seconds = interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: {series}')
+        seconds = interleaved_seconds(
+            steps, torch.device(setting.device), repeats, f'{name}: {series}', setting.warm_up)
         points = [{'batch_size': s.batch_size, 'height': height, 'width': width,
                    'seconds': {step: seconds[f'{step} {i}'] for step in STEPS}}
                   for i, (s, (height, width)) in enumerate(zip(settings, sides, strict=True))]

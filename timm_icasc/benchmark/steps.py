@@ -15,7 +15,7 @@ from ..reimplementation import PublicApproachTask
 from ..task import ICASCTask
 from ..training_step import TrainingStep
 
-__all__ = ['PLAIN', 'VARIANTS', 'Setting', 'create_model', 'make_step']
+__all__ = ['PLAIN', 'STEPS', 'VARIANTS', 'Setting', 'create_model', 'make_step']
 
 PLAIN = 'cross-entropy'
 # Name -> the task, from model, images' size and device.
@@ -28,6 +28,7 @@ VARIANTS: Dict[str, Callable[..., ClassificationTask]] = {
     'public approach': lambda model, size, device: PublicApproachTask(
         model, input_size=size, device=device, verbose=False),
 }
+STEPS = (PLAIN, 'ICASC order 1', 'ICASC order 2')
 
 
 @dataclass(frozen=True)
