@@ -22,8 +22,8 @@ KINDS = {
 }
 OTHER = 'everything else'
 SECOND = ', second derivatives'
-PROFILE_COLUMNS = (f"{'model':<28} {'operations':<36} {'plain ms':>9} {'order 1 ms':>11} {'added':>7} {'order 2 ms':>11} "
-                   f"{'added':>7}")
+PROFILE_COLUMNS = (f"{'model':<28} {'operations':<36} {'plain ms':>9} {'order 1 ms':>11} {'added':>7} "
+                   f"{'order 2 ms':>11} {'added':>7}")
 
 
 def kind_of(name: str) -> str:
