@@ -210,6 +210,11 @@ def test_unknown_defects_are_named(model):
         PublicApproachTask(model, defects=('batch-sum',))
 
 
+def test_a_share_of_the_batch_is_refused(model):
+    with pytest.raises(ICASCError, match='leave --icasc-share out'):
+        PublicApproachTask(model, share=0.5, verbose=False)
+
+
 def test_the_option_of_the_training_script(model):
     args = parse_args(['--icasc-defects', 'batch-sums', 'constant-weights', '--icasc-weights', '1', '0', '1'])
     task = set_up_task(args, model, torch.device('cpu'), (3, 32, 32), 10, multilabel=False)

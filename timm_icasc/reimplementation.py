@@ -14,6 +14,7 @@ import torch.nn as nn
 
 from .attention import ATTENTION_METHODS
 from .capture import capture_features, hold_batch_norm_statistics
+from .errors import ICASCError
 from .features import ICASCLayers
 from .images import image_plane, input_size
 from .losses import attention_consistency, attention_separation, resize_mask, target_mask
@@ -125,6 +126,9 @@ class PublicApproachTask(ICASCTask):
         if unknown:
             raise ValueError(f'defects are among {tuple(DEFECTS)}, got {sorted(unknown)}.')
         super().__init__(model, *args, **kwargs)
+        if self.config.share < 1:
+            raise ICASCError('the public approach makes the terms of the whole batch: leave --icasc-share out, or '
+                             '--icasc-defects.')
         self.defects = tuple(defects)
 
     def icasc_forward(self, input: torch.Tensor, target: torch.Tensor) -> ICASCOutput:
