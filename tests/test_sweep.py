@@ -189,6 +189,19 @@ class TestReport:
             contents.append([(tmp_path / name).read_bytes() for name in ('page.md', 'records/s.png')])
         assert contents[0] == contents[1]
 
+    def test_several_studies_share_a_page(self, recorded, tmp_path, capsys):
+        study, _ = recorded
+        other = tmp_path / 'other.yaml'
+        other.write_text(study.file.read_text())
+        (tmp_path / 'page.md').write_text(PAGE + PAGE.replace('study s', 'study other'))
+        second = load_study(other)
+        write_record(second, second.runs[0], [1] * IMAGES)
+        assert sweep(study.file, other, '--report') == 0
+        page = (tmp_path / 'page.md').read_text()
+        assert [page.count(f'\n{n} of 6 runs; 40 images') for n in (5, 1)] == [1, 1] and '\nold\n' not in page
+        assert sweep(study.file, other) == sweep(study.file, other, '--report', '--data-dir', 'd') == 2
+        assert 'several studies take --report and no other option' in capsys.readouterr().err
+
     def test_several_classes_per_image(self, recorded, tmp_path):
         """No top-1, so average precision, and no interval over images."""
         for file in recorded[0].records.glob('*.json'):

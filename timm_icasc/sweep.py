@@ -3,6 +3,7 @@
     timm-icasc sweep FILE.yaml                          go on until every run has its record
     timm-icasc sweep FILE.yaml --jobs 2 --minutes 50    two runs at a time; stop after 50 minutes, go on next time
     timm-icasc sweep FILE.yaml --report                 run nothing; tables and curves of the records, into the page
+    timm-icasc sweep *.yaml --report                    of several studies
 
 Runs that have a record are skipped, half-done ones resumed; stop with Ctrl-C or SIGTERM at any time. A run that fails
 does not stop the others: the sweep shows its last lines, ends with exit code 1, and tries it again next time.
@@ -39,7 +40,7 @@ MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('file', type=Path, metavar='FILE', help='the study')
+    parser.add_argument('files', type=Path, nargs='+', metavar='FILE', help='the study; with --report also several')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
     parser.add_argument('--minutes', type=float, metavar='N', help='stop after this time; the next call goes on')
     parser.add_argument('--data-dir', metavar='DIR',
@@ -56,17 +57,26 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ICASCError(f'--{name} must be more than 0, got {value}.')
-    study = load_study(args.file, args.data_dir, args.records)
-    output = args.output or Path('output') / study.name
-    records = read_records(study)
-    check_unchanged(study, records, output)
-    if args.report:
-        if not records:
-            raise ICASCError(f"no record in '{study.records}': run the study first, without --report.")
-        _print_tables(study, records)
-        print(f'\nwritten to {write_page(study, records, summarise(study, records))}')
-        return 0
+    if len(args.files) > 1 and not (args.report and args.data_dir is args.output is args.records is None):
+        raise ICASCError('several studies take --report and no other option: their data and folders differ.')
+    for file in args.files:
+        study = load_study(file, args.data_dir, args.records)
+        output = args.output or Path('output') / study.name
+        records = read_records(study)
+        check_unchanged(study, records, output)
+        if args.report:
+            _report(study, records)
+    return 0 if args.report else _carry_out(args, study, records, output)
 
+
+def _report(study: Study, records: Dict[str, Dict[str, Any]]) -> None:
+    if not records:
+        raise ICASCError(f"no record in '{study.records}': run the study first, without --report.")
+    _print_tables(study, records)
+    print(f'\nwritten to {write_page(study, records, summarise(study, records))}')
+
+
+def _carry_out(args: argparse.Namespace, study: Study, records: Dict[str, Dict[str, Any]], output: Path) -> int:
     todo = [run for run in study.runs if run.name not in records]
     print(f'{study.name}: {len(study.runs)} runs, {len(records)} done; logs in {output}')
     with interruptible() as flag, tqdm(total=len(study.runs), initial=len(records), disable=None) as bar:
