@@ -12,10 +12,9 @@ from hub_client import Client
 from hub_server import Hub
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import train_timm
 
-import train_timm  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='session')

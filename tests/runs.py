@@ -1,5 +1,6 @@
 """Folders as a training run leaves them, and small data sets with boxes, for the commands that read them."""
 import json
+import sys
 
 import numpy as np
 import timm
@@ -7,7 +8,17 @@ import torch
 import yaml
 from PIL import Image
 
+import train_timm
+
 COLOURS = {'red': (230, 40, 40), 'green': (40, 200, 40), 'blue': (50, 60, 230)}
+
+
+def train_in_process(monkeypatch, capsys, *options):
+    """main() of train_timm.py with these options; returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, 'argv', ['train_timm.py', *map(str, options)])
+    code = train_timm.main()
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def make_run(folder, model='resnet20_cifar', num_classes=10, seed=0, **options):

@@ -6,23 +6,20 @@ import os
 import signal
 import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from processes import in_two_processes
+from runs import train_in_process
 from sklearn.datasets import load_digits
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import train_timm  # noqa: E402
-from timm_icasc.arguments import parse_args  # noqa: E402
-from timm_icasc.cli import main  # noqa: E402
-from timm_icasc.data import begin_epoch, stream  # noqa: E402
-from timm_icasc.loaders import set_up_data, set_up_loaders  # noqa: E402
+import train_timm
+from timm_icasc.arguments import parse_args
+from timm_icasc.cli import main
+from timm_icasc.data import begin_epoch, stream
+from timm_icasc.loaders import set_up_data, set_up_loaders
 
 pytest.importorskip('webdataset')
 
@@ -65,13 +62,8 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def run(shards, tmp_path, monkeypatch, capsys):
     """Call main() with options; returns (exit code, stdout, stderr)."""
-    def call(*options, data=shards):
-        monkeypatch.setattr(sys, 'argv', [
-            'train_timm.py', '--data-dir', str(data), *TINY, '--output', str(tmp_path), *map(str, options)])
-        code = train_timm.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-    return call
+    return lambda *options, data=shards: train_in_process(
+        monkeypatch, capsys, '--data-dir', data, *TINY, '--output', tmp_path, *options)
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import torch
 import yaml
 from hub_fixtures import save_noise
 from op_recorder import OpRecorder
+from runs import train_in_process
+
+import train_timm
+from timm_icasc import report, setup, targets, task
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import train_timm  # noqa: E402
-from timm_icasc import report, setup, targets, task  # noqa: E402
 
 TINY = ['--model', 'resnet20_cifar', '--batch-size', '8', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
         '-j', '0', '--smoothing', '0', '--icasc-eval-images', '6']
@@ -34,13 +34,8 @@ def images(tmp_path_factory):
 @pytest.fixture
 def run(images, tmp_path, monkeypatch, capsys):
     """Call main() with options; returns (exit code, stdout, stderr)."""
-    def call(*options, data=('--data-dir', str(images))):
-        monkeypatch.setattr(sys, 'argv', [
-            'train_timm.py', *data, '--output', str(tmp_path), *TINY, *map(str, options)])
-        code = train_timm.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-    return call
+    return lambda *options, data=('--data-dir', images): train_in_process(
+        monkeypatch, capsys, *data, '--output', tmp_path, *TINY, *options)
 
 
 def weights(path, key='state_dict'):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import train_in_process
+
+import train_timm
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import train_timm  # noqa: E402
 
 TINY = ['--dataset', 'multilabel', '--val-split', 'val', '--model', 'resnet20_cifar', '--batch-size', '8', '--epochs',
         '2', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0', '--icasc-eval-images', '6']
@@ -40,13 +40,8 @@ def images(tmp_path_factory):
 @pytest.fixture
 def run(images, tmp_path, monkeypatch, capsys):
     """Call main() with options; returns (exit code, stdout, stderr)."""
-    def call(*options, data=images):
-        monkeypatch.setattr(sys, 'argv', [
-            'train_timm.py', '--data-dir', str(data), *TINY, '--output', str(tmp_path), *map(str, options)])
-        code = train_timm.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-    return call
+    return lambda *options, data=images: train_in_process(
+        monkeypatch, capsys, '--data-dir', data, *TINY, '--output', tmp_path, *options)
 
 
 def test_comparison(run, tmp_path):
