@@ -7,7 +7,8 @@
 In training mode, on batches of the training images without augmentation. A term's gradient is taken at weight 1, of all
 samples, of those that the network has right, and of those that it has wrong (the others count as 0, so that the two
 parts add up); its length is given as a share of that of the cross-entropy's gradient, its angle as the cosine between
-the two: below 0, a step that lowers the term raises the cross-entropy.
+the two: below 0, a step that lowers the term raises the cross-entropy. The last line is the share of the classifier's
+weights that are positive: without them no class has evidence, and its map at the last layer is zero.
 """
 import argparse
 import statistics
@@ -74,6 +75,7 @@ def main():
                 lengths, cosines = zip(*found.get((term, which), [(0., float('nan'))]), strict=True)
                 cells += [f'{statistics.fmean(lengths):.2f}', f'{statistics.fmean(cosines):+.2f}']
             print(f"| {attention} | {order} | {title} | {' | '.join(cells)} |")
+    print(f'\npositive weights of the classifier: {(model.get_classifier().weight > 0).float().mean():.0%}')
 
 
 if __name__ == '__main__':
