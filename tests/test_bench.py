@@ -143,6 +143,15 @@ def test_operations_grow_with_the_order():
     assert plain < first < second < public
 
 
+def test_a_share_of_the_batch_takes_its_share_of_the_operations():
+    """Beside the plain step: twice the chosen samples, twice as much."""
+    plain, _, whole, _ = cost.count_operations('resnet20_cifar', replace(SMALL, batch_size=8)).values()
+    quarter, half = ([n - plain for n in list(cost.count_operations('resnet20_cifar', replace(
+        SMALL, batch_size=8, share=share)).values())[1:3]] for share in (0.25, 0.5))
+    assert [2 * n for n in quarter] == half
+    assert quarter[1] < whole - plain
+
+
 def test_every_variant_is_a_training_step():
     for variant in VARIANTS:
         step = make_step('resnet20_cifar', variant, SMALL)
@@ -183,6 +192,7 @@ def test_settings(setting):
 @pytest.mark.parametrize('argv, message', [
     (['nonet'], "unknown architecture 'nonet'"),
     (['resnet18', '--repeats', '0'], '--repeats must be at least 1'),
+    (['resnet18', '--share', '0'], '--share must be above 0 and at most 1, got 0'),
     (['resnet18', '--img-size', '0'], '--img-size must be at least 1'),
     (['resnet18', '--device', 'tpu'], "--device: cannot use 'tpu'"),
     (['resnet18', '--device', 'cpu', '--fast'], '--fast records training steps as CUDA graphs: use --device cuda'),

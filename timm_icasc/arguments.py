@@ -234,7 +234,7 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                        help='let the mask carry gradient (default: it is a pseudo-label)')
     group.add_argument('--icasc-share', type=float, default=1., metavar='P',
                        help='make the terms of this share of the batch only, its most confused images, which run '
-                            'twice: with order 2 cheaper below about 0.4, with order 1 below 0.15 (default: 1)')
+                            'twice: with order 2 cheaper below about 0.4, with order 1 below 0.2 (default: 1)')
     group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), metavar='NAME',
                        help='not for training: do it as public re-implementations did, with these of their defects '
                             f"({', '.join(DEFECTS)}); only for the study of docs/evidence.md (default: none)")

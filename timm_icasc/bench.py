@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--channels-last', action='store_true', help='channels last memory layout')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--fast', action='store_true', help='training steps recorded as CUDA graphs; CUDA only')
+    parser.add_argument('--share', type=float, default=1., metavar='P',
+                        help="ICASC's terms of this share of the batch only (train_timm.py --icasc-share)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
     what.add_argument('--scaling', metavar='FILE',
@@ -87,6 +89,8 @@ def _check(args: argparse.Namespace) -> Setting:
     for option in ('batch_size', 'repeats', 'threads', 'topk'):
         if getattr(args, option) < 1:
             raise ICASCError(f"--{option.replace('_', '-')} must be at least 1.")
+    if not 0 < args.share <= 1:
+        raise ICASCError(f'--share must be above 0 and at most 1, got {args.share:g}.')
     if args.img_size is not None and args.img_size < 1:
         raise ICASCError('--img-size must be at least 1.')
     try:
@@ -105,7 +109,8 @@ def _check(args: argparse.Namespace) -> Setting:
             raise ICASCError(f'--scaling: {e}') from e
         if not Path(args.scaling).absolute().parent.is_dir():
             raise ICASCError(f"--scaling: there is no folder '{Path(args.scaling).parent}'.")
-    return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast)
+    return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
+                   args.share)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -112,7 +112,7 @@ def count_operations(name: str, setting: Setting) -> Dict[str, int]:
 
     Counted on meta tensors. The ratio to the plain step is what the step would cost if nothing else took time.
     """
-    on_meta = replace(setting, device='meta', batch_size=2, channels_last=False, amp=False, fast=False)
+    on_meta = replace(setting, device='meta', channels_last=False, amp=False, fast=False)
     counts = {}
     for variant in VARIANTS:
         step = make_step(name, variant, on_meta)

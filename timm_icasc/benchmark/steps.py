@@ -2,7 +2,7 @@
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import timm
 import torch
@@ -18,17 +18,8 @@ from ..training_step import TrainingStep
 __all__ = ['PLAIN', 'STEPS', 'VARIANTS', 'Setting', 'create_model', 'make_step']
 
 PLAIN = 'cross-entropy'
-# Name -> the task, from model, images' size and device.
-VARIANTS: Dict[str, Callable[..., ClassificationTask]] = {
-    PLAIN: lambda model, size, device: ClassificationTask(model, device=device, verbose=False),
-    'ICASC order 1': lambda model, size, device: ICASCTask(
-        model, order=1, input_size=size, device=device, verbose=False),
-    'ICASC order 2': lambda model, size, device: ICASCTask(
-        model, order=2, input_size=size, device=device, verbose=False),
-    'public approach': lambda model, size, device: PublicApproachTask(
-        model, input_size=size, device=device, verbose=False),
-}
 STEPS = (PLAIN, 'ICASC order 1', 'ICASC order 2')
+VARIANTS = (*STEPS, 'public approach')
 
 
 @dataclass(frozen=True)
@@ -40,6 +31,7 @@ class Setting:
     channels_last: bool = False
     amp: bool = False  # bfloat16
     fast: bool = False  # recorded as CUDA graphs
+    share: float = 1.  # of the batch, that ICASC's terms are made of
 
     @property
     def warm_up(self) -> int:
@@ -48,7 +40,8 @@ class Setting:
 
     def __str__(self) -> str:
         return ', '.join([self.device, f'batch {self.batch_size}', *['channels last'] * self.channels_last,
-                          *['bfloat16 autocast'] * self.amp, *['recorded'] * self.fast])
+                          *['bfloat16 autocast'] * self.amp, *['recorded'] * self.fast,
+                          *[f'terms of {self.share:g} of it'] * (self.share < 1)])
 
 
 def create_model(name: str, setting: Setting) -> Tuple[nn.Module, Tuple[int, int, int]]:
@@ -66,6 +59,16 @@ def create_model(name: str, setting: Setting) -> Tuple[nn.Module, Tuple[int, int
     return model.train(), (channels, size or height, size or width)
 
 
+def create_task(model: nn.Module, variant: str, size: Tuple[int, int, int], setting: Setting) -> ClassificationTask:
+    """The timm task of one of `VARIANTS`."""
+    shared = {'device': torch.device(setting.device), 'verbose': False}
+    if variant == PLAIN:
+        return ClassificationTask(model, **shared)
+    if variant.startswith('ICASC'):
+        return ICASCTask(model, order=int(variant[-1]), share=setting.share, input_size=size, **shared)
+    return PublicApproachTask(model, input_size=size, **shared)
+
+
 def make_step(name: str, variant: str, setting: Setting) -> Callable[[], None]:
     """A training step on random images: forward, backward, SGD."""
     device = torch.device(setting.device)
@@ -74,7 +77,7 @@ def make_step(name: str, variant: str, setting: Setting) -> Callable[[], None]:
     if setting.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     target = torch.randint(model.num_classes, (setting.batch_size,), device=device)
-    task = VARIANTS[variant](model, size, device)
+    task = create_task(model, variant, size, setting)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     autocast = nullcontext
     if setting.amp:
