@@ -147,7 +147,7 @@ def test_a_real_step(case):
 @pytest.mark.architectures
 def test_a_training_step_in_float32(case):
     model, images, target, _, _ = case
-    task = ICASCTask(model.float().train(), verbose=False)
+    task = ICASCTask(model.float().train(), order=2, verbose=False)
     result = task(images.float(), target)
     result['loss'].backward()
     assert all(value.isfinite().all() for value in result.values())

@@ -68,7 +68,7 @@ def test_images_of_different_aspect_in_one_batch(model):
 
 def test_training_on_patches(model):
     layers = resolve_layers(model)
-    task = ICASCTask(model.train(), verbose=False)
+    task = ICASCTask(model.train(), order=2, verbose=False)
     result = task(as_patches(torch.randn(2, 3, 32, 16), padding=2), torch.tensor([0, 1]))
     result['loss'].backward()
     assert result['loss'].isfinite() and {'loss_as_inner', 'loss_as_last', 'loss_ac'} < set(result)

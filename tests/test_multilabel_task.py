@@ -22,7 +22,8 @@ TARGET = [[1., 0., 1., 0.], [0., 1., -1., 0.], [0., 0., -1., 0.], [1., 1., -1., 
 
 
 def make_task(model, **kwargs):
-    return MultiLabelICASCTask(model, verbose=False, **kwargs)
+    """At order 2, which asks for more."""
+    return MultiLabelICASCTask(model, **{'order': 2, 'verbose': False, **kwargs})
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ class TestTask:
 
     def test_one_present_class_is_the_single_label_task(self, toy):
         images, classes = torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 3])
-        layers, config = layers_of(toy, images), ICASCConfig()
+        layers, config = layers_of(toy, images), ICASCConfig(order=2)
         one_hot = torch.nn.functional.one_hot(classes, 4).float()
         single = icasc_forward(toy, images, classes, layers, config)
         multi = icasc_forward(toy, images, one_hot, layers, config, multilabel=True)
@@ -193,7 +194,7 @@ def test_two_process_ddp_equals_one_process_on_the_joined_batch(tmp_path):
     target = torch.tensor(TARGET, dtype=torch.float64)
     torch.save((images, target), tmp_path / 'batch.pt')
     in_two_processes(partial(
-        save_gradients_of_half, num_classes=4, make_task=partial(MultiLabelICASCTask, verbose=False)), tmp_path)
+        save_gradients_of_half, num_classes=4, make_task=make_task), tmp_path)
     torch.manual_seed(0)
     model = timm.create_model('convnext_atto', num_classes=4).double()
     make_task(model)(images, target)['loss'].backward()
@@ -209,7 +210,7 @@ def test_permuting_the_batch_permutes_every_value(batch):
     images, target = batch[0].double(), batch[1]
     order = torch.tensor([2, 0, 3, 1])
     layers = layers_of(model, images)
-    one = icasc_forward(model, images, target, layers, ICASCConfig(), multilabel=True)
-    other = icasc_forward(model, images[order], target[order], layers, ICASCConfig(), multilabel=True)
+    one = icasc_forward(model, images, target, layers, ICASCConfig(order=2), multilabel=True)
+    other = icasc_forward(model, images[order], target[order], layers, ICASCConfig(order=2), multilabel=True)
     for name, values in one.terms.items():
         torch.testing.assert_close(other.terms[name], values[order], rtol=1e-10, atol=1e-14)

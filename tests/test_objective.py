@@ -134,7 +134,7 @@ def test_terms_equal_one_image_at_a_time_loops(name, attention, toy):
     model = (toy if name == 'toy' else create(name)).double().eval()
     images, target = double_batch(size=64 if name == 'convnext_atto' else 32)
     layers = layers_of(model, images)
-    output = icasc_forward(model, images, target, layers, ICASCConfig(attention=attention))
+    output = icasc_forward(model, images, target, layers, ICASCConfig(attention=attention, order=2))
     present = [[t] for t in target.tolist()]
     absent = [[c for c in range(output.logits.shape[1]) if c not in t] for t in present]
     expected = reference_terms(model, images, present, absent, layers, attention)
@@ -198,7 +198,7 @@ def test_order_2_parameter_gradient_equals_finite_differences(name, attention):
     images, target = double_batch(batch=2, size=32 if 'cifar' in name else 64)
     layers = layers_of(model, images)
     # A gentle mask: at omega = 100 its own curvature would need smaller steps than float64 allows.
-    config = ICASCConfig(attention=attention, mask_grad=True, omega=5.)
+    config = ICASCConfig(attention=attention, order=2, mask_grad=True, omega=5.)
     for analytical, numerical in directional_derivatives(
             model, lambda: objective_value(model, images, target, layers, config)):
         assert analytical == pytest.approx(numerical, rel=2e-5, abs=1e-7)
@@ -208,7 +208,7 @@ def test_mask_without_gradient_is_a_constant(monkeypatch, toy):
     """mask_grad=False: finite differences with the mask held where it is."""
     model = toy.double().eval()
     images, target = double_batch()
-    layers, config = layers_of(model, images), ICASCConfig(omega=5.)
+    layers, config = layers_of(model, images), ICASCConfig(order=2, omega=5.)
     fixed = []
     original = objective.target_mask
     monkeypatch.setattr(objective, 'target_mask', lambda *args: fixed[0] if fixed else original(*args).detach())
@@ -255,8 +255,8 @@ def test_a_term_of_weight_zero_is_not_computed(weights, maps, toy):
     images, target = (x for x in double_batch())
     model = toy.double().eval()
     layers = layers_of(model, images)
-    everything = icasc_forward(model, images, target, layers, ICASCConfig())
-    output = icasc_forward(model, images, target, layers, ICASCConfig(**weights))
+    everything = icasc_forward(model, images, target, layers, ICASCConfig(order=2))
+    output = icasc_forward(model, images, target, layers, ICASCConfig(order=2, **weights))
     assert set(output.maps) == maps
     assert {f'weight_{name}' for name in output.terms}.isdisjoint(weights)
     assert len(output.terms) == 3 - len(weights)
@@ -279,7 +279,7 @@ def test_class_gradients_stop_at_the_inner_layer(toy):
     model = toy.double().eval()
     layers = layers_of(model, images)
     model.stem.register_forward_pre_hook(lambda module, args: (Forbidden.apply(args[0].requires_grad_()),))
-    icasc_forward(model, images, target, layers, ICASCConfig())
+    icasc_forward(model, images, target, layers, ICASCConfig(order=2))
     attention_maps(model, images, layer='inner')
 
 
@@ -296,7 +296,7 @@ def test_leaves_give_the_same_values_without_a_graph():
     model = create('resnet20_cifar').eval()
     images, target = torch.randn(3, 3, 32, 32), torch.tensor([1, 2, 3])
     layers = layers_of(model, images)
-    expected = icasc_forward(model, images, target, layers, ICASCConfig())
+    expected = icasc_forward(model, images, target, layers, ICASCConfig(order=2))
     with torch.inference_mode():
         output = icasc_forward(model, images, target, layers, ICASCConfig(), leaves=True)
     for name, values in output.terms.items():

@@ -46,7 +46,7 @@ def several_classes(images, target):
 
 
 def train(
-        make_task=ICASCTask,
+        make_task=None,
         recorder=None,
         device='cpu',
         model_kwargs=None,
@@ -64,6 +64,7 @@ def train(
     """
     timm.utils.random_seed(0)
     model = timm.create_model('resnet20_cifar', num_classes=CLASSES, **(model_kwargs or {})).to(device)
+    make_task = make_task or partial(ICASCTask, order=2)
     task = make_task(model, device=torch.device(device), verbose=False)
     task.setup_ema(decay=0.9)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
@@ -103,13 +104,13 @@ CASES = {
     'order 1': {'make_task': partial(ICASCTask, order=1)},
     'order 2': {},
     'mask with gradient, raw': {'make_task': partial(
-        ICASCTask, mask_grad=True, mask_scale='raw', attention='grad_cam')},
-    'the most confused half': {'make_task': partial(ICASCTask, share=0.5)},
+        ICASCTask, order=2, mask_grad=True, mask_scale='raw', attention='grad_cam')},
+    'the most confused half': {'make_task': partial(ICASCTask, order=2, share=0.5)},
     'plain loss': {'make_task': ClassificationTask},
     'public approach': {'make_task': PublicApproachTask},
     'clipping': {'clip': 0.1},
-    'mixup': {'make_task': partial(ICASCTask, criterion_kwargs={'soft_targets': True}), 'batch': mixed},
-    'several classes': {'make_task': MultiLabelICASCTask, 'batch': several_classes},
+    'mixup': {'make_task': partial(ICASCTask, order=2, criterion_kwargs={'soft_targets': True}), 'batch': mixed},
+    'several classes': {'make_task': partial(MultiLabelICASCTask, order=2), 'batch': several_classes},
     'dropout and drop path': {'model_kwargs': {'drop_rate': 0.5, 'drop_path_rate': 0.5}},
     # Slow without oneDNN, whose backward pass knows neither.
     'bfloat16': {'amp': torch.bfloat16, 'sizes': (2,) * 7},
@@ -133,7 +134,7 @@ def test_training_is_the_same_with_recorded_steps(case, unread):
 
 def test_the_phases_of_a_late_start(unread):
     """Plain steps are recorded, then the steps with full terms; those in between, with a factor each, are not."""
-    make_task, recorder = partial(ICASCTask, start_steps=6, ramp_steps=4), OpRecorder()
+    make_task, recorder = partial(ICASCTask, order=2, start_steps=6, ramp_steps=4), OpRecorder()
     left, results, _ = train(make_task)
     left_recorded, results_recorded, step = train(make_task, recorder)
     assert_equal(left_recorded, left)
@@ -156,7 +157,7 @@ def test_odd_batches_in_between(unread):
 
 
 def recorded_toy(model, **kwargs):
-    return RecordedStep(TrainingStep(ICASCTask(model, verbose=False, **kwargs)), OpRecorder())
+    return RecordedStep(TrainingStep(ICASCTask(model, order=2, verbose=False, **kwargs)), OpRecorder())
 
 
 def test_few_kinds_of_batches_are_recorded(toy, unread):
@@ -213,7 +214,7 @@ def test_no_family_waits_for_the_device(name, unread):
     images, target = torch.randn(2, *size, generator=generator), torch.tensor([1, 2])
 
     def step_of(network):
-        return partial(TrainingStep(ICASCTask(network, input_size=size, verbose=False)), images, target)
+        return partial(TrainingStep(ICASCTask(network, order=2, input_size=size, verbose=False)), images, target)
 
     replay, result = OpRecorder().record(step_of(model))
     for values in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
@@ -270,11 +271,11 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUD
 @on_a_gpu
 @pytest.mark.parametrize('case', [
     {'make_task': ClassificationTask}, {'make_task': partial(ICASCTask, order=1)}, {'clip': 0.1},
-    {'make_task': partial(ICASCTask, share=0.5)},
-    {'make_task': partial(ICASCTask, start_steps=6, ramp_steps=4)}, {'amp': torch.bfloat16},
+    {'make_task': partial(ICASCTask, order=2, share=0.5)},
+    {'make_task': partial(ICASCTask, order=2, start_steps=6, ramp_steps=4)}, {'amp': torch.bfloat16},
     {'amp': torch.float16, 'scaler': True, 'clip': 1.}, {'batch': mixed, 'make_task': partial(
         ICASCTask, criterion_kwargs={'soft_targets': True})},
-    {'make_task': MultiLabelICASCTask, 'batch': several_classes}, {'make_task': PublicApproachTask},
+    {'make_task': partial(MultiLabelICASCTask, order=2), 'batch': several_classes}, {'make_task': PublicApproachTask},
 ], ids=['plain', 'order 1', 'clipping', 'share', 'late start', 'bfloat16', 'float16', 'mixup',
         'several classes', 'public'])
 def test_cuda_graphs_train_the_same(case):
@@ -293,7 +294,7 @@ def test_cuda_graphs_train_the_same(case):
 def test_cuda_graphs_draw_random_numbers_anew():
     torch.manual_seed(0)
     model = timm.create_model('resnet20_cifar', num_classes=CLASSES, drop_rate=0.5).cuda()
-    step = RecordedStep(TrainingStep(ICASCTask(model, device=torch.device('cuda'), verbose=False)),
+    step = RecordedStep(TrainingStep(ICASCTask(model, order=2, device=torch.device('cuda'), verbose=False)),
                         CudaRecorder(torch.device('cuda')))
     images, target = (x.cuda() for x in images_and_target(torch.Generator().manual_seed(1)))
     losses = [step(images, target)['loss'].item() for _ in range(RecordedStep.WARM_UP + 4)]
@@ -302,7 +303,7 @@ def test_cuda_graphs_draw_random_numbers_anew():
 
 def refusal_on_a_gpu():
     model = Waiting().cuda()
-    step = RecordedStep(TrainingStep(ICASCTask(model, device=torch.device('cuda'), verbose=False)),
+    step = RecordedStep(TrainingStep(ICASCTask(model, order=2, device=torch.device('cuda'), verbose=False)),
                         CudaRecorder(torch.device('cuda')))
     images, target = (x.cuda() for x in images_and_target(torch.Generator().manual_seed(1)))
     for _ in range(RecordedStep.WARM_UP):

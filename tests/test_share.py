@@ -78,10 +78,10 @@ def test_patches_of_images_that_differ_in_size():
     coordinates = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing='ij'), -1).reshape(1, 16, 2)
     images = {'patches': torch.randn(4, 16, 768), 'patch_coord': coordinates.repeat(4, 1, 1),
               'patch_valid': torch.arange(16)[None] < torch.tensor([[16], [12], [8], [16]])}
-    task = ICASCTask(model, share=0.5, verbose=False)
+    task = ICASCTask(model, order=2, share=0.5, verbose=False)
     layers, target = task.resolve_layers(), torch.arange(4)
-    whole = icasc_forward(model, images, target, layers, ICASCConfig())
-    part = icasc_forward(model, images, target, layers, ICASCConfig(share=0.5))
+    whole = icasc_forward(model, images, target, layers, ICASCConfig(order=2))
+    part = icasc_forward(model, images, target, layers, ICASCConfig(order=2, share=0.5))
     chosen = most_confused(whole.logits, whole.classes, 2)
     for name, values in part.terms.items():
         torch.testing.assert_close(values, whole.terms[name][chosen])
@@ -104,13 +104,13 @@ def test_evaluation_takes_every_image(toy):
 def test_a_frozen_trunk_stays_without_gradient(toy):
     images, target = double_batch()
     toy.double().stem.requires_grad_(False)
-    ICASCTask(toy, share=0.5, verbose=False)(images, target)['loss'].backward()
+    ICASCTask(toy, order=2, share=0.5, verbose=False)(images, target)['loss'].backward()
     assert all(p.grad is None for p in toy.stem.parameters()) and all(p.grad is not None for p in toy.fc.parameters())
 
 
 def test_multi_label_task_takes_a_share(toy):
     images, target = double_batch()
-    result = MultiLabelICASCTask(toy.double(), share=0.5, verbose=False)(images, F.one_hot(target, 4).double())
+    result = MultiLabelICASCTask(toy.double(), order=2, share=0.5, verbose=False)(images, F.one_hot(target, 4).double())
     assert result['output'].shape == (3, 4) and torch.isfinite(result['loss'])
 
 
@@ -118,11 +118,11 @@ def test_each_process_of_ddp_takes_its_own_share(tmp_path):
     torch.manual_seed(2)
     images, target = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4)
     torch.save((images, target), tmp_path / 'batch.pt')
-    in_two_processes(partial(
-        save_gradients_of_half, num_classes=10, make_task=partial(ICASCTask, share=0.5, verbose=False)), tmp_path)
+    make_task = partial(ICASCTask, order=2, share=0.5, verbose=False)
+    in_two_processes(partial(save_gradients_of_half, num_classes=10, make_task=make_task), tmp_path)
     torch.manual_seed(0)
     model = timm.create_model('convnext_atto', num_classes=10).double()
-    task = ICASCTask(model, share=0.5, verbose=False)
+    task = make_task(model)
     for rank in range(2):
         half = slice(2 * rank, 2 * rank + 2)
         (task(images[half], target[half])['loss'] / 2).backward()
@@ -136,7 +136,7 @@ def test_checkpointing_is_refused():
     model = timm.create_model('resnet18', num_classes=4)
     model.set_grad_checkpointing(True)
     with pytest.raises(ICASCError, match='share < 1 does not work with gradient checkpointing'):
-        ICASCTask(model, share=0.5, verbose=False)(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
+        ICASCTask(model, order=2, share=0.5, verbose=False)(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize('share', [0, -0.1, 1.5])

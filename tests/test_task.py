@@ -18,7 +18,8 @@ TERMS = {'loss_as_inner', 'loss_as_last', 'loss_ac'}
 
 
 def make_task(model, **kwargs):
-    return ICASCTask(model, verbose=False, **kwargs)
+    """At order 2, which asks for more."""
+    return ICASCTask(model, **{'order': 2, 'verbose': False, **kwargs})
 
 
 @pytest.fixture
@@ -75,8 +76,8 @@ def test_weights_of_zero_are_plain_cross_entropy(toy, batch):
 
 
 def test_config_and_single_parameters_combine(toy):
-    task = make_task(toy, config=ICASCConfig(order=1, theta=0.7), attention='grad_cam')
-    assert task.config == ICASCConfig(order=1, theta=0.7, attention='grad_cam')
+    task = ICASCTask(toy, config=ICASCConfig(order=2, theta=0.7), attention='grad_cam', verbose=False)
+    assert task.config == ICASCConfig(order=2, theta=0.7, attention='grad_cam')
 
 
 class TestSchedule:

@@ -57,7 +57,7 @@ class TestWhatARunLeavesBehind:
             assert column in out
         assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
         table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))
-        assert [row['method'] for row in table] == ['cross-entropy', 'ICASC ach, order 2']
+        assert [row['method'] for row in table] == ['cross-entropy', 'ICASC ach, order 1']
         for name in ('cross-entropy', 'icasc'):
             folder = tmp_path / 'both' / name
             rows = list(csv.DictReader(open(folder / 'summary.csv')))

@@ -57,7 +57,7 @@ def test_comparison(run, tmp_path):
         result = json.loads((folder / 'results.json').read_text())
         last = result['last']
         assert result['world_size'] == 1  # what makes a batch of an update, for `timm-icasc paper`
-        assert result['method'] == ('soft margin' if name == 'cross-entropy' else 'ICASC ach, order 2')
+        assert result['method'] == ('soft margin' if name == 'cross-entropy' else 'ICASC ach, order 1')
         assert {f'eval_AP_{c}' for c in CLASSES} <= set(last)
         assert last['eval_mAP'] == pytest.approx(np.mean([last[f'eval_AP_{c}'] for c in CLASSES]))
         assert 0 <= float(row['zero maps']) <= 1 and float(row['zero maps']) == pytest.approx(last['eval_zero_maps'])

@@ -213,9 +213,9 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                        help='train both, the plain loss first, with the same seed, and print them side by side')
     group.add_argument('--icasc-attention', default='ach', choices=('ach', 'grad_cam'),
                        help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
-    group.add_argument('--icasc-order', type=int, default=2, choices=(1, 2),
-                       help='2: channel weights carry gradient (exact); 1: they are constants (cheaper) '
-                            '(default: %(default)s)')
+    group.add_argument('--icasc-order', type=int, default=1, choices=(1, 2),
+                       help='1: channel weights are constants (cheaper); 2: they carry gradient, as the paper writes '
+                            'it, which cost accuracy from scratch (default: %(default)s)')
     group.add_argument('--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
                        help='module paths of the two layers (default: found from the model)')
     group.add_argument('--icasc-weights', type=float, nargs=3, default=[1., 1., 1.],
