@@ -84,9 +84,17 @@ def _hardsigmoid(input, inplace=False):
     return F.relu6(input + 3) / 6
 
 
+def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    made = any(t is not None and not t.is_leaf for t in (weight, bias))  # as above
+    if made or training and x.numel() == x.shape[1]:  # torch says what is wrong
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return twice_differentiable.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
 # Without a second derivative, or with a dear one -> what stands in for it.
 EQUIVALENTS = {
     F.conv2d: _convolution,
+    F.batch_norm: _batch_norm,
     F.gelu: _gelu,
     F.silu: _silu,
     F.scaled_dot_product_attention: _attention,
