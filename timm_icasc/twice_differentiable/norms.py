@@ -1,17 +1,18 @@
-"""Batch normalisation.
+"""Batch and layer normalisation.
 
-With the mean `m` over the `N` values of a channel, `r = 1 / sqrt(var + eps)`, `x^ = r (x - m)`, and `M(.)` for means,
-the gradient of the output `g` becomes that of the input,
+With means `M(.)` over the values that are normalised together, `r = (M((x - M(x))^2) + eps)^-1/2`, `x^ = r (x - M(x))`,
+and the gradient `h` of `x^`, that of `x` is
 
-    BatchNorm'(g) = weight r (g - M(g) - x^ M(g x^)).
+    J h = r (h - M(h) - x^ M(h x^)).
 
-It is symmetric as a map of `g`: the second derivative with respect to `g` is the same kernel again, applied to the
-cotangent `v`, which also gives `M(v)` and `M(v x^)`. With `s = M(v (g - M(g)))`, `b = M(g x^)`, `p = M(v x^)`,
+`J` is symmetric: the second derivative with respect to `h` is the same kernel again, applied to the cotangent `v`. With
+`b = M(h x^)`, `p = M(v x^)`, `s = M(v h) - M(v) M(h)` that with respect to `x` is
 
-    d / d weight = N r (s - p b),
-    d / d x = -weight r^2 [x^ (s - 3 p b) + b (v - M(v)) + p (g - M(g))].
+    -r^2 [x^ (s - 3 p b) + b (v - M(v)) + p (h - M(h))] = -r [x^ M(h J v) + b J v + p J h].
+
+The gradient `g` of the output makes `h = weight g`. (Epsilon is in `r` alone.)
 """
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ..precision import at_least_float32
 from .passes import is_features_only
 
-__all__ = ['batch_norm']
+__all__ = ['batch_norm', 'layer_norm']
 
 aten = torch.ops.aten
 
@@ -122,3 +123,73 @@ def batch_norm(
 ) -> torch.Tensor:
     """`F.batch_norm`, for more than one value per channel."""
     return _BatchNorm.apply(x, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, shape, eps):
+        output, mean, r = aten.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, r)
+        ctx.shape = shape
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, bias, mean, r = ctx.saved_tensors
+        if is_features_only():
+            return _LayerNormInput.apply(gradient, x, weight, mean, r, ctx.shape), *[None] * 4
+        # With create_graph this is torch's own double backward.
+        asked = list(ctx.needs_input_grad[:3])
+        return *aten.native_layer_norm_backward(gradient, x, ctx.shape, mean, r, weight, bias, asked), None, None
+
+
+class _LayerNormInput(torch.autograd.Function):
+    """The gradient of layer normalisation with respect to its input."""
+
+    @staticmethod
+    def forward(ctx, gradient, x, weight, mean, r, shape):
+        ctx.save_for_backward(gradient, x, weight, mean, r)
+        ctx.shape = shape
+        return aten.native_layer_norm_backward(gradient, x, shape, mean, r, weight, None, [True, False, False])[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent):
+        gradient, x, weight, mean, r = ctx.saved_tensors
+        results = _layer_norm_second(*[
+            None if t is None else at_least_float32(t) for t in (gradient, cotangent, x, weight, mean, r)], ctx.shape)
+        return *[None if result is None else result.to(t.dtype)
+                 for result, t in zip(results, (gradient, x, weight), strict=True)], None, None, None
+
+
+def _layer_norm_second(g, v, x, weight, mean, r, shape):
+    """Gradients of the input's gradient with respect to `g`, input and weight, given its cotangent `v`."""
+    def backward(gradient, x, mean, r, weight, which):
+        asked = [which == 'input', which == 'weight', False]
+        return aten.native_layer_norm_backward(gradient, x, shape, mean, r, weight, None, asked)[asked.index(True)]
+
+    jv, jh = backward(v, x, mean, r, None, 'input'), backward(g, x, mean, r, weight, 'input')
+    to_g, h, to_weight = jv, g, None
+    if weight is not None:
+        to_g, h = jv * weight, g * weight
+        # The sum of g J v over the rows: the weight's gradient, if J v were the normalised input.
+        to_weight = backward(g, jv, torch.zeros_like(mean), torch.ones_like(r), weight, 'weight')
+    normalised = (x - mean).mul_(r)
+    scale = r / -(jv.numel() // r.numel())
+
+    def scaled_mean(x, y):
+        return torch.linalg.vecdot(x.flatten(-len(shape)), y.flatten(-len(shape))).view_as(r).mul_(scale)
+    of_jv, of_jh, of_normalised = scaled_mean(h, normalised), scaled_mean(v, normalised), scaled_mean(h, jv)
+    to_x = normalised.mul_(of_normalised).addcmul_(jv, of_jv).addcmul_(jh, of_jh)
+    return to_g, to_x, to_weight
+
+
+def layer_norm(
+        x: torch.Tensor,
+        shape: Sequence[int],
+        weight: Optional[torch.Tensor] = None,
+        bias: Optional[torch.Tensor] = None,
+        eps: float = 1e-5,
+) -> torch.Tensor:
+    """`F.layer_norm`."""
+    return _LayerNorm.apply(x, weight, bias, shape, eps)
