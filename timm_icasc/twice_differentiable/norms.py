@@ -17,7 +17,7 @@ from typing import Optional, Sequence
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..precision import at_least_float32
+from ..precision import at_least_float32, full_precision
 from .passes import is_features_only
 
 __all__ = ['batch_norm', 'layer_norm']
@@ -25,17 +25,17 @@ __all__ = ['batch_norm', 'layer_norm']
 aten = torch.ops.aten
 
 
-def _batch_norm_backward(gradient, x, weight, mean, var, batch_mean, batch_scale, reserve, options, asked):
+def _batch_norm_backward(gradient, x, weight, mean, var, batch_mean, r, reserve, options, asked):
     """Gradients with respect to input, weight and bias, those asked for, by the kernel that belongs to the forward's.
 
     Args:
         mean: Running mean; in training mode None, as `var`.
-        batch_mean: What the forward pass kept, as `batch_scale` (`r`) and `reserve`.
+        batch_mean: What the forward pass kept, as `r` and `reserve`.
         options: Training mode, epsilon, and the number of the kernel.
     """
     training, eps, kernel = options
     return aten._batch_norm_impl_index_backward(
-        kernel, x, gradient, weight, mean, var, batch_mean, batch_scale, training, eps, asked, reserve)
+        kernel, x, gradient, weight, mean, var, batch_mean, r, training, eps, asked, reserve)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -59,46 +59,50 @@ class _BatchNorm(torch.autograd.Function):
         return *_batch_norm_backward(gradient, *ctx.saved_tensors, ctx.options, asked), *[None] * 5
 
 
+def _batch_norm_input(gradient, x, weight, mean, var, batch_mean, r, reserve, options):
+    """The gradient with respect to the input; in training mode also the sums `N M(g x^)` and `N M(g)`."""
+    training = options[0]
+    if training and weight is None:
+        weight = torch.ones_like(r)  # kernels for GPUs take the type of the sums from it
+    return _batch_norm_backward(
+        gradient, x, weight, mean, var, batch_mean, r, reserve, options, [True, training, training])
+
+
+def _sum_of_products(v, g, mean, r):
+    """Sum of `r v (g - mean)` over the values of a channel: the weight's gradient, if `g` were the input."""
+    return aten.native_batch_norm_backward(v, g, r, None, None, mean, r, True, 0., [False, True, False])[1]
+
+
 class _BatchNormInput(torch.autograd.Function):
     """The gradient of batch normalisation with respect to its input."""
 
     @staticmethod
-    def forward(ctx, gradient, x, weight, mean, var, batch_mean, batch_scale, reserve, options):
-        training = options[0]
-        to_x, *sums = _batch_norm_backward(
-            gradient, x, weight, mean, var, batch_mean, batch_scale, reserve, options, [True, training, training])
-        ctx.save_for_backward(gradient, x, weight, mean, var, batch_mean, batch_scale, reserve, *sums)
+    def forward(ctx, gradient, x, weight, mean, var, batch_mean, r, reserve, options):
+        to_x, *sums = _batch_norm_input(gradient, x, weight, mean, var, batch_mean, r, reserve, options)
+        ctx.save_for_backward(gradient, x, weight, mean, var, batch_mean, r, reserve, *sums)
         ctx.options = options
         return to_x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent):
-        gradient, x, weight, mean, var, batch_mean, batch_scale, reserve, sum_gx, sum_g = ctx.saved_tensors
-        training = ctx.options[0]
+        gradient, x, weight, mean, var, batch_mean, r, reserve, *sums = ctx.saved_tensors
+        to_gradient, *sums_of_v = _batch_norm_input(
+            cotangent, x, weight, mean, var, batch_mean, r, reserve, ctx.options)
         to_x = to_weight = None
-        to_gradient, sum_vx, sum_v = _batch_norm_backward(
-            cotangent, x, weight, mean, var, batch_mean, batch_scale, reserve, ctx.options, [True, training, training])
+        training, eps, _ = ctx.options
         if training:
             if any(ctx.needs_input_grad[1:3]):
-                to_x, to_weight = _batch_norm_second(
-                    gradient, cotangent, x, weight, batch_mean, batch_scale, sum_gx, sum_g, sum_vx, sum_v)
+                to_x, to_weight = _batch_norm_second(gradient, cotangent, x, weight, batch_mean, r, *sums, *sums_of_v)
         elif ctx.needs_input_grad[2]:
-            to_weight = aten.native_batch_norm_backward(
-                cotangent, gradient, None, torch.zeros_like(mean), var, None, None, False, ctx.options[1],
-                [False, True, False])[1]
+            to_weight = _sum_of_products(cotangent, gradient, torch.zeros_like(mean), (var + eps).rsqrt_())
         return to_gradient, to_x, to_weight, *[None] * 6
 
 
 def _batch_norm_second(g, v, x, weight, mean, r, sum_gx, sum_g, sum_vx, sum_v):
-    """Gradients with respect to input and weight, of the input's gradient in training mode, given its cotangent `v`.
-
-    The sums are those over the values of a channel: `N M(g x^)`, `N M(g)`, `N M(v x^)`, `N M(v)`.
-    """
+    """Gradients of the input's gradient with respect to input and weight, given its cotangent `v`; training mode."""
     count = x.numel() // x.shape[1]
-    # N r s, the sum of r v (g - M(g)): the weight's gradient, if g were the input.
-    sum_vg = aten.native_batch_norm_backward(
-        v, g, None, None, None, sum_g / count, r, True, 0., [False, True, False])[1]
+    sum_vg = _sum_of_products(v, g, sum_g / count, r)
     mean, r, sum_gx, sum_g, sum_vx, sum_v, sum_vg = (
         at_least_float32(t) for t in (mean, r, sum_gx, sum_g, sum_vx, sum_v, sum_vg))
     product = sum_vx * r
@@ -156,8 +160,10 @@ class _LayerNormInput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, cotangent):
         gradient, x, weight, mean, r = ctx.saved_tensors
-        results = _layer_norm_second(*[
-            None if t is None else at_least_float32(t) for t in (gradient, cotangent, x, weight, mean, r)], ctx.shape)
+        inputs = [None if t is None else at_least_float32(t).contiguous()
+                  for t in (gradient, cotangent, x, weight, mean, r)]
+        with full_precision(x.device):  # autocast would take dot products in half precision
+            results = _layer_norm_second(*inputs, ctx.shape)
         return *[None if result is None else result.to(t.dtype)
                  for result, t in zip(results, (gradient, x, weight), strict=True)], None, None, None
 
