@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import create
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from timm_icasc import ICASCError, resolve_layers, twice_differentiable
+from timm_icasc import ICASCError, ICASCTask, capture, resolve_layers, twice_differentiable
 from timm_icasc.capture import _TwiceDifferentiable, capture_features
 
 
@@ -167,6 +167,9 @@ def test_only_the_tail_runs_by_equivalents_and_only_at_order_2(monkeypatch):
                  id='grouped convolution'),
     pytest.param(F.conv2d, [(2, 4, 6, 6), (8, 4, 3, 3)], {'padding': 'same'}, id='padding in words'),
     pytest.param(F.conv2d, [(4, 6, 6), (8, 4, 3, 3)], {}, id='an image without a batch'),
+    pytest.param(F.batch_norm, [(4, 3, 5)], {'running_mean': None, 'running_var': None, 'training': True},
+                 id='batch norm'),
+    pytest.param(F.layer_norm, [(4, 3, 5)], {'normalized_shape': (3, 5)}, id='layer norm'),
     pytest.param(F.gelu, [(2, 5)], {}, id='gelu'),
     pytest.param(F.gelu, [(2, 5)], {'approximate': 'tanh'}, id='gelu by tanh'),
     pytest.param(F.silu, [(2, 5)], {'inplace': True}, id='silu in place'),
@@ -192,31 +195,53 @@ def test_equivalents_have_the_values_and_both_derivatives_of_the_operation(opera
         torch.testing.assert_close(ours, torchs)
 
 
-class WeightFromFeature(torch.nn.Module):
-    """A convolution whose kernel is made from the feature: the score's gradient goes through it too."""
-
-    def forward(self, x):
-        return F.conv2d(x, x.mean((0, 2, 3)).reshape(1, -1, 1, 1))
-
-
-def test_a_weight_made_from_features_passes_their_gradient_on():
+@pytest.mark.parametrize('operation', [
+    lambda x: F.conv2d(x, x.mean((0, 2, 3)).reshape(1, -1, 1, 1)),
+    lambda x: F.batch_norm(x, None, None, x.mean((0, 2, 3)), None, True),
+    lambda x: F.layer_norm(x, (3,), x.mean((0, 1, 2)), None),
+], ids=['convolution', 'batch norm', 'layer norm'])
+def test_a_weight_made_from_features_passes_their_gradient_on(operation):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    expected, = torch.autograd.grad(WeightFromFeature()(x).sum(), x)
+    expected, = torch.autograd.grad(operation(x).pow(3).sum(), x)
     with _TwiceDifferentiable(checkpointing=False):
-        score = WeightFromFeature()(x).sum()
+        score = operation(x).pow(3).sum()
     with twice_differentiable.features_only():
         found, = torch.autograd.grad(score, x)
     torch.testing.assert_close(found, expected)
 
 
+def test_batch_norm_of_one_value_a_channel_is_refused_as_torch_does():
+    with _TwiceDifferentiable(checkpointing=False), pytest.raises(ValueError, match='more than 1 value per channel'):
+        F.batch_norm(torch.zeros(1, 3, 1, 1), None, None, training=True)
+
+
 def test_equivalents_follow_autocast():
     x = torch.randn(2, 4, 6, 6, requires_grad=True)
-    convolution = torch.nn.Conv2d(4, 4, 3, groups=4)
+    convolution, norm = torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.BatchNorm2d(4)
     with torch.autocast('cpu', torch.bfloat16), _TwiceDifferentiable(checkpointing=False):
-        assert convolution(x).dtype == torch.bfloat16
+        assert convolution(x).dtype == norm(convolution(x)).dtype == torch.bfloat16
+        first, = torch.autograd.grad(F.layer_norm(x, (6,)).pow(2).sum(), x, create_graph=True)
+        first.pow(2).sum().backward()  # some call backward inside
+        assert F.layer_norm(x, (6,)).dtype == x.grad.dtype == torch.float32
         assert F.scaled_dot_product_attention(x, x, x).dtype == torch.bfloat16
         assert F.gelu(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', ['resnet20_cifar', 'vit_tiny_patch16_224', 'convnext_atto'])
+def test_a_step_with_norms_of_our_own_has_the_gradients_of_one_with_torchs(name, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    images, target = torch.randn(4, 3, 64, 64, generator=generator, dtype=torch.float64), torch.arange(4)
+
+    def gradients():
+        model = create(name).double().train()
+        ICASCTask(model, input_size=(3, 64, 64), verbose=False)(images, target)['loss'].backward()
+        return [p.grad for p in model.parameters()]
+    found = gradients()
+    for norm in (F.batch_norm, F.layer_norm):
+        monkeypatch.delitem(capture.EQUIVALENTS, norm)
+    for ours, torchs in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-12)
 
 
 def test_checkpointed_attention_at_order_2_is_refused():

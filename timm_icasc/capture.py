@@ -15,6 +15,7 @@ from . import twice_differentiable
 from .errors import ICASCError
 from .features import FeatureLayer
 from .modules import is_checkpointing, unwrap_model
+from .precision import at_least_float32
 
 __all__ = ['capture_features', 'hold_batch_norm_statistics']
 
@@ -48,9 +49,13 @@ def _lowered(*tensors: Optional[torch.Tensor]) -> List[Optional[torch.Tensor]]:
     return [x.to(dtype) if x is not None and x.dtype == torch.float32 else x for x in tensors]
 
 
+def _made(*parameters: Optional[torch.Tensor]) -> bool:
+    """Whether any is made in the forward pass: it may be made from features, and pass their gradient on."""
+    return any(p is not None and not p.is_leaf for p in parameters)
+
+
 def _convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    # A weight that is made in the forward pass may be made from features, and pass their gradient on.
-    if isinstance(padding, str) or x.ndim != 4 or not weight.is_leaf:
+    if isinstance(padding, str) or x.ndim != 4 or _made(weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     x, weight, bias = _lowered(x, weight, bias)
     return twice_differentiable.convolution(x, weight, bias, stride, padding, dilation, groups)
@@ -84,9 +89,28 @@ def _hardsigmoid(input, inplace=False):
     return F.relu6(input + 3) / 6
 
 
+def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    # Of one value a channel torch says what is wrong.
+    if _made(weight, bias) or (training and x.numel() == x.shape[1]):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return twice_differentiable.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
+    if _made(weight, bias):
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)
+    device = x.device.type
+    if device != 'cpu' and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # So does autocast, but on the CPU.
+        x, weight, bias = (None if t is None else at_least_float32(t) for t in (x, weight, bias))
+    return twice_differentiable.layer_norm(x, normalized_shape, weight, bias, eps)
+
+
 # Without a second derivative, or with a dear one -> what stands in for it.
 EQUIVALENTS = {
     F.conv2d: _convolution,
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
     F.gelu: _gelu,
     F.silu: _silu,
     F.scaled_dot_product_attention: _attention,

@@ -1,39 +1,20 @@
-"""Operations whose second derivative costs what the arithmetic asks for.
-
-Torch differentiates some of its backward passes by other means than it computes them: a depthwise convolution channel
-by channel, GELU and SiLU in a dozen passes over memory, scaled dot-product attention only with every attention matrix
-kept. Here each is written out once more, `forward -> backward -> double backward`, by the kernels that the first
-derivative uses. Values are those of the torch operations.
+"""Convolutions, activations and attention.
 
 Shapes: `B` batch, `h` heads, `N` query tokens, `M` key tokens, `D` channels of a head.
 """
 import math
-from contextlib import contextmanager
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .precision import at_least_float32
+from ..precision import at_least_float32
+from .passes import is_features_only
 
-__all__ = ['activation', 'attention', 'convolution', 'features_only']
+__all__ = ['activation', 'attention', 'convolution']
 
 aten = torch.ops.aten
-# Autograd tells a Python function which inputs require a gradient, not which are asked for: convolutions would compute
-# the weights' gradient in every pass that wants the features' alone. A global, since autograd has threads of its own.
-_features_only = False
-
-
-@contextmanager
-def features_only() -> Iterator[None]:
-    """Context of a backward pass that asks for gradients of features alone, not of parameters."""
-    global _features_only
-    before, _features_only = _features_only, True
-    try:
-        yield
-    finally:
-        _features_only = before
 
 
 class _Convolution(torch.autograd.Function):
@@ -46,7 +27,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        if _features_only:
+        if is_features_only():
             return _ConvolutionInput.apply(gradient, weight, x.detach(), ctx.options), None, None, None
         # With create_graph this is torch's own double backward.
         asked = list(ctx.needs_input_grad[:3])
