@@ -5,7 +5,7 @@
     timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (train_timm.py --icasc-fast)
     timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
     timm-icasc bench resnet18 -b 4 --scaling cost.png time over the batch size and over the area of the images
-    timm-icasc bench resnet18 --profile               where the time goes, operation by operation
+    timm-icasc bench resnet18 --profile               where the time goes, by kind of operation
 
 The steps take turns in one process; seconds are medians, on a CPU of processor time. "operations" counts the matrix
 products and convolutions alone: the ratio to which the time would fall if nothing else took any.

@@ -14,44 +14,56 @@ from .errors import ICASCError
 from .features import FeatureLayer
 from .images import Images
 from .modules import is_checkpointing, unwrap_model
+from .precision import at_least_float32
 from .targets import ClassPair
 
 __all__ = ['Share', 'forward_most_confused', 'most_confused']
 
 
-class _RecordStatistics(TorchFunctionMode):
+class _BatchNormMode(TorchFunctionMode):
+    """Lets `statistics_of` say what BatchNorm in training mode is run with."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(self, x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+        if training:
+            mean, var, training = self.statistics_of(x, mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+
+    def statistics_of(
+            self,
+            x: torch.Tensor,
+            mean: torch.Tensor,
+            var: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor, bool]:
+        """Mean and variance for `x`, and whether to normalise by the batch nevertheless, given the running ones."""
+        raise NotImplementedError
+
+
+class _RecordStatistics(_BatchNormMode):
     """Keep mean and variance of what BatchNorm normalises by the batch, in the order of the calls."""
 
     def __init__(self):
         super().__init__()
         self.statistics: List[Tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.batch_norm:
-            def normalise(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-                if training:
-                    values = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
-                    self.statistics.append(torch.var_mean(values, [d for d in range(x.ndim) if d != 1], correction=0))
-                return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-            func = normalise
-        return func(*args, **(kwargs or {}))
+    def statistics_of(self, x, mean, var):
+        axes = [d for d in range(x.ndim) if d != 1]
+        self.statistics.append(torch.var_mean(at_least_float32(x.detach()), axes, correction=0))
+        return mean, var, True
 
 
-class _RepeatStatistics(TorchFunctionMode):
+class _RepeatStatistics(_BatchNormMode):
     """Normalise by the recorded statistics, as constants, where BatchNorm would take those of the batch."""
 
     def __init__(self, statistics: Sequence[Tuple[torch.Tensor, torch.Tensor]]):
         super().__init__()
         self.statistics = iter(statistics)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.batch_norm:
-            def normalise(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-                if training:
-                    var, mean = next(self.statistics)
-                return F.batch_norm(x, mean, var, weight, bias, False, 0., eps)
-            func = normalise
-        return func(*args, **(kwargs or {}))
+    def statistics_of(self, x, mean, var):
+        var, mean = next(self.statistics)
+        return mean, var, False
 
 
 class Share(NamedTuple):
