@@ -81,6 +81,14 @@ class TestDefinition:
         assert study.runs[0].arguments[-3:] == ('--no-icasc', '--seed', '0')
         assert study.runs[1].options['batch_size'] == 8 and 'data_dir' not in study.runs[1].options
 
+    def test_each_seed_goes_on_from_its_own_network(self, tmp_path):
+        study = load_study(write_study(
+            tmp_path, common={'initial_checkpoint': 'base-seed{seed}/last.pth.tar'}, seeds=[3, 5]))
+        files = [f'base-seed{seed}/last.pth.tar' for seed in (3, 3, 5, 5)]
+        assert [run.options['initial_checkpoint'] for run in study.runs] == files
+        assert all(f'--initial-checkpoint {file} ' in ' '.join(run.arguments)
+                   for file, run in zip(files, study.runs, strict=True))
+
     @pytest.mark.parametrize('changes, message', [
         ({'baseline': 'none'}, "baseline 'none' is not among the variants: plain, order-1"),
         ({'variants': {'plain': {}, 'b': {'icasc_oder': 1}}},

@@ -16,6 +16,7 @@ does not stop the others: the sweep shows its last lines, ends with exit code 1,
     variants:                         # name: options of train_timm.py
       cross-entropy: {icasc: false}
       order-1: {icasc_order: 1}
+      from-trained: {initial_checkpoint: 'base-seed{seed}/last.pth.tar'}  # '{seed}': a path of its own for each seed
     evaluate: {val_split: test}       # options of timm-icasc eval, for the last checkpoint
     records: records/NAME             # folder of the records (default: records/NAME beside this file)
     report: evidence.md               # page with the lines <!-- study NAME begins --> and <!-- study NAME ends -->

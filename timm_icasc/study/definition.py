@@ -137,6 +137,12 @@ def _options(given: Dict[str, Any], parser: argparse.ArgumentParser, folder: Pat
     return {**options, **check_options(own, parser, where)}
 
 
+def _with_seed(options: Dict[str, Any], seed: int) -> Dict[str, Any]:
+    """Options in which each run has its own path, such as the network of the same seed that it goes on from."""
+    return {name: value.replace('{seed}', str(seed)) if isinstance(value, str) else value
+            for name, value in options.items()}
+
+
 def _list_of_runs(
         content: Dict[str, Any],
         seeds: List[int],
@@ -154,17 +160,17 @@ def _list_of_runs(
         options = {**common, **_options(_mapping(variants, name, where), parser, folder, here)}
         if data_dir:
             options['data_dir'] = data_dir
-        arguments = to_arguments(options, parser)
+        arguments = [to_arguments(_with_seed(options, seed), parser) for seed in seeds]
         try:
-            settled = settled_options(vars(parse_args(arguments)))
+            settled = [settled_options(vars(parse_args(words))) for words in arguments]
         except ICASCError as e:
             raise ICASCError(f'{here}: {e}') from e
         same = next((other for other, (o, _) in by_variant.items() if o == settled), None)
         if same is not None:
             raise ICASCError(f"{here} has the same options as variant '{same}': leave one of them out.")
         by_variant[str(name)] = settled, arguments
-    return [Run(name, seed, settled, (*arguments, '--seed', str(seed)))
-            for seed in seeds for name, (settled, arguments) in by_variant.items()]
+    return [Run(name, seed, settled[i], (*arguments[i], '--seed', str(seed)))
+            for i, seed in enumerate(seeds) for name, (settled, arguments) in by_variant.items()]
 
 
 def load_study(file: Path, data_dir: Optional[str] = None, records: Optional[Path] = None) -> Study:
