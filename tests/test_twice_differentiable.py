@@ -74,6 +74,16 @@ def test_attention_in_half_precision():
         assert (ours.double() - expected).norm() < 0.03 * expected.norm()
 
 
+def test_attention_is_not_lowered_by_a_backward_pass_inside_autocast():
+    inputs = [leaf(1, 2, 6, 8).detach().float().requires_grad_() for _ in range(3)]
+    first = torch.autograd.grad(attention(*inputs).square().sum(), inputs, create_graph=True)
+    total = sum(g.square().sum() for g in first)
+    expected = torch.autograd.grad(total, inputs, retain_graph=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        ours = torch.autograd.grad(total, inputs)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_features_only_leaves_out_the_weights_alone():
     """The features' gradient, and its own gradient to the weights, are the same."""
     x, weight = leaf(2, 4, 5, 5), leaf(4, 1, 3, 3)

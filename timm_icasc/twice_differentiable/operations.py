@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from ..precision import at_least_float32
+from ..precision import at_least_float32, full_precision
 from .passes import is_features_only
 
 __all__ = ['activation', 'attention', 'convolution']
@@ -154,8 +154,10 @@ class _AttentionGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, to_query, to_key, to_value):
         gradient, query, key, value = ctx.saved_tensors
-        return *_attention_double_backward(
-            gradient, query, key, value, to_query, to_key, to_value, ctx.scale), None, None
+        # A backward pass called inside autocast must not lower the products once more.
+        with full_precision(query.device):
+            return *_attention_double_backward(
+                gradient, query, key, value, to_query, to_key, to_value, ctx.scale), None, None
 
 
 def _attention_double_backward(
