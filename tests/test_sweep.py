@@ -211,17 +211,19 @@ class TestReport:
         assert 'several studies take --report and no other option' in capsys.readouterr().err
 
     def test_several_classes_per_image(self, recorded, tmp_path):
-        """No top-1, so average precision, and no interval over images."""
+        """No top-1, so average precision, and no interval over images; what boxes tell has a table of its own."""
         for file in recorded[0].records.glob('*.json'):
             record = json.loads(file.read_text())
             del record['correct'], record['final']['top1']
             record['final']['mAP'] = 50. + record['seed'] + 2 * (record['variant'] != 'plain')
+            record['final']['energy'] = 0.3 + 0.1 * (record['variant'] != 'plain')
             record['curve'] = [{'epoch': 0, 'eval_mAP': 40., 'eval_seconds': 1.}]
             file.write_text(json.dumps(record))
         assert sweep(recorded[0].file, '--report') == 0
         page = (tmp_path / 'page.md').read_text()
         assert '| order-1 | 0 1 | 40.00 ± 0.00 | +0.00 | 52.50 ± 0.71 | +2.00 ± 0.00 | +2.00 to +2.00 | 1 |' in page
-        assert 'over seeds and images |' not in page and '![mAP %' in page
+        assert 'over seeds and images' not in page.lower() and '![mAP %' in page
+        assert '| variant | energy in the box |' in page and '| order-1 | 0.400 ± 0.000 (+0.100) |' in page
 
     def test_without_records_marks_or_page(self, recorded, tmp_path, capsys):
         (tmp_path / 'page.md').write_text('no marks')

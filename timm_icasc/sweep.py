@@ -32,7 +32,7 @@ from .errors import ICASCError
 from .evaluation.output import format_table
 from .interrupt import interruptible
 from .study.definition import Study, load_study
-from .study.page import accuracy_table, attention_table, write_page
+from .study.page import accuracy_table, measure_tables, write_page
 from .study.processes import Outcome, carry_out
 from .study.record import check_unchanged, read_records
 from .study.summary import summarise
@@ -110,4 +110,5 @@ def _carry_out(args: argparse.Namespace, study: Study, records: Dict[str, Dict[s
 
 def _print_tables(study: Study, records: Dict[str, Dict[str, Any]]) -> None:
     summaries = summarise(study, records)
-    print(f'\n{format_table(accuracy_table(summaries, records))}\n\n{format_table(attention_table(summaries))}')
+    for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
+        print(f'\n{format_table(rows)}')

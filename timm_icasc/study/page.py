@@ -13,10 +13,12 @@ from ..evaluation.output import TITLES
 from .definition import Study
 from .summary import Difference, VariantSummary
 
-__all__ = ['accuracy_table', 'attention_table', 'curves_figure', 'markdown', 'marks', 'write_page']
+__all__ = ['accuracy_table', 'curves_figure', 'markdown', 'marks', 'measure_tables', 'write_page']
 
-ATTENTION = ('overlap_last', 'overlap_inner', 'ks', 'ece', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
-             'zero_maps')
+# Separability, calibration and robustness of the maps; then what only images of several classes, or boxes, tell.
+TABLES = (
+    ('overlap_last', 'overlap_inner', 'ks', 'ece', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', 'zero_maps'),
+    ('AUC', 'overlap_cooccurring', 'no_map', 'pointing', 'energy', 'iou', 'box_area'))
 Rows = List[Dict[str, str]]
 
 
@@ -60,18 +62,22 @@ def accuracy_table(summaries: List[VariantSummary], records: Dict[str, Dict[str,
     return rows
 
 
-def attention_table(summaries: List[VariantSummary]) -> Rows:
-    """One row per variant: separability, calibration, robustness of the maps, each with its difference."""
-    rows = []
-    for s in summaries:
-        row = {'variant': s.variant}
-        for name in ATTENTION:
-            if not any(name in other.means for other in summaries):
-                continue
-            change = f' ({s.differences[name].mean:+.3f})' if name in s.differences else ''
-            row[TITLES[name]] = f'{_value(*s.means[name], 3)}{change}' if name in s.means else '-'
-        rows.append(row)
-    return rows
+def measure_tables(summaries: List[VariantSummary]) -> List[Rows]:
+    """Tables of the other measures, each with its difference to the baseline; none where no run has such a measure."""
+    tables = []
+    for names in TABLES:
+        if not any(name in s.means for s in summaries for name in names):
+            continue
+        rows = []
+        for s in summaries:
+            row = {'variant': s.variant}
+            for name in names:
+                if any(name in other.means for other in summaries):
+                    change = f' ({s.differences[name].mean:+.3f})' if name in s.differences else ''
+                    row[TITLES[name]] = f'{_value(*s.means[name], 3)}{change}' if name in s.means else '-'
+            rows.append(row)
+        tables.append(rows)
+    return tables
 
 
 def markdown(rows: Rows) -> str:
@@ -97,19 +103,21 @@ def _body(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[Vari
         if run.name not in records:
             missing.setdefault(run.variant, []).append(str(run.seed))
     first = next(iter(records.values()))
+    main = _main_measure(summaries)
+    over_images = (' "Over seeds and images": the test images are drawn anew as well; with one seed it holds the '
+                   'chance of the images alone.' if main == 'top1' else '')
     parts = [
         f'{len(records)} of {len(study.runs)} runs; {first["evaluated"]["images"]} images of '
         f'`{first["evaluated"]["split"]}`, last epoch. {_versions(records)}',
         markdown(accuracy_table(summaries, records)),
         f'*Mean ± standard deviation over the seeds. Differences are to `{study.baseline}`, seed by seed. "Over '
         f'seeds": bootstrap in which the seeds are drawn anew, on these test images; with few seeds it is too narrow '
-        f'(of three it is no wider than from the smallest to the largest difference). "Over seeds and images": the '
-        f'test images are drawn anew as well; with one seed it holds the chance of the images alone. Seconds are wall '
+        f'(of three it is no wider than from the smallest to the largest difference).{over_images} Seconds are wall '
         f'time of an epoch with its validation, and whatever else the machine was doing.*',
-        markdown(attention_table(summaries)),
+        *map(markdown, measure_tables(summaries)),
         f'*Mean ± standard deviation over the seeds (difference to `{study.baseline}`). All variants are measured with '
         f'{first["evaluated"]["attention"]} maps.*',
-        f'![{TITLES[_main_measure(summaries)]} by epoch]({figure.as_posix()})',
+        f'![{TITLES[main]} by epoch]({figure.as_posix()})',
     ]
     if missing:
         listed = ', '.join(f"`{variant}` {' '.join(seeds)}" for variant, seeds in missing.items())
