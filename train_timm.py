@@ -273,7 +273,7 @@ def main() -> int:
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
             repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
-        methods = [('cross-entropy', False), ('icasc', True)]
+        methods = [('baseline', False), ('icasc', True)]
         if not args.icasc_compare:
             methods = [method for method in methods if method[1] == args.icasc]
         runs = {}

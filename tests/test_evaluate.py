@@ -137,7 +137,7 @@ def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(r
 
 
 def test_both_runs_of_a_comparison_are_found(tmp_path, capsys):
-    for name in ('cross-entropy', 'icasc'):
+    for name in ('baseline', 'icasc'):
         make_run(tmp_path / 'both' / name)
     assert evaluate(tmp_path / 'both', '--images', 10) == 0
     assert capsys.readouterr().out.count('10 images of 32 x 32') == 2

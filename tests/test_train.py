@@ -58,7 +58,7 @@ class TestWhatARunLeavesBehind:
         assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
         table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))
         assert [row['method'] for row in table] == ['cross-entropy', 'ICASC ach, order 1']
-        for name in ('cross-entropy', 'icasc'):
+        for name in ('baseline', 'icasc'):
             folder = tmp_path / 'both' / name
             rows = list(csv.DictReader(open(folder / 'summary.csv')))
             assert [row['epoch'] for row in rows] == ['0', '1']
@@ -69,7 +69,7 @@ class TestWhatARunLeavesBehind:
             assert result['seed'] == 42 and result['versions']['timm'] == timm.__version__
             assert {'last.pth.tar', 'model_best.pth.tar'} <= {p.name for p in folder.iterdir()}
         plain, icasc = (json.loads((tmp_path / 'both' / n / 'results.json').read_text())['last']
-                        for n in ('cross-entropy', 'icasc'))
+                        for n in ('baseline', 'icasc'))
         assert plain['train_loss'] == plain['train_loss_cls'] and icasc['train_loss'] != icasc['train_loss_cls']
 
     def test_the_checkpoint_is_timms(self, run, tmp_path):

@@ -52,12 +52,12 @@ def test_comparison(run, tmp_path):
     assert 'mAP 11-point' in out and 'AUC' in out and 'top-1' not in out
     assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
     table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))
-    for row, name in zip(table, ('cross-entropy', 'icasc'), strict=True):
+    for row, name in zip(table, ('baseline', 'icasc'), strict=True):
         folder = tmp_path / 'both' / name
         result = json.loads((folder / 'results.json').read_text())
         last = result['last']
         assert result['world_size'] == 1  # what makes a batch of an update, for `timm-icasc paper`
-        assert result['method'] == ('soft margin' if name == 'cross-entropy' else 'ICASC ach, order 1')
+        assert result['method'] == ('soft margin' if name == 'baseline' else 'ICASC ach, order 1')
         assert {f'eval_AP_{c}' for c in CLASSES} <= set(last)
         assert last['eval_mAP'] == pytest.approx(np.mean([last[f'eval_AP_{c}'] for c in CLASSES]))
         assert 0 <= float(row['zero maps']) <= 1 and float(row['zero maps']) == pytest.approx(last['eval_zero_maps'])

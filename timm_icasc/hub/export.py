@@ -120,7 +120,7 @@ def open_runs(folder: Path) -> List[Run]:
     folder = Path(folder)
     if not folder.is_dir():
         raise HubError(f"no run directory '{folder}'.")
-    compared = [folder / name for name in ('cross-entropy', 'icasc')]
+    compared = [folder / name for name in ('baseline', 'icasc')]
     folders = compared if all(path.is_dir() for path in compared) else [folder]
     siblings = [_read_results(path) for path in folders]
     figure = next((path / FIGURE for path in (folder, folder.parent) if (path / FIGURE).is_file()), None)
