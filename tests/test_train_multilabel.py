@@ -65,6 +65,9 @@ def test_comparison(run, tmp_path):
         summary = list(csv.DictReader(open(folder / 'summary.csv')))
         assert float(summary[1]['eval_AUC']) == pytest.approx(last['eval_AUC'])
         assert (summary[0]['train_loss_as_last'] != '') == (name == 'icasc')
+    # At weight 1, the default of one class per image, the terms outweigh a loss that is a mean over the classes.
+    settled = result['model']['icasc']
+    assert [settled[f'weight_{term}'] for term in ('as_inner', 'as_last', 'ac')] == [0.1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize('options', [

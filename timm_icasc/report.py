@@ -149,7 +149,7 @@ def _draw(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any
     names = job.names and job.names + [str(i) for i in range(len(job.names), job.args.num_classes)]
     return attention_figure(
         {label: run['model'] for label, run in runs.items()}, images, targets, names, config['mean'],
-        config['std'], run_dir / 'attention.png', config=icasc_config(args), layers=args.icasc_layers)
+        config['std'], run_dir / 'attention.png', config=icasc_config(job.args), layers=args.icasc_layers)
 
 
 def report(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any]]) -> None:

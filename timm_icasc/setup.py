@@ -102,9 +102,9 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
 
 
 def icasc_config(args: argparse.Namespace) -> ICASCConfig:
-    """The options of the group 'ICASC parameters'."""
+    """The options of the group 'ICASC parameters'; before `set_up` has seen the data, weights not given are 1."""
     try:
-        as_inner, as_last, ac = args.icasc_weights
+        as_inner, as_last, ac = args.icasc_weights or ICASCTask.default_config.weights.values()
         return ICASCConfig(
             attention=args.icasc_attention, order=args.icasc_order, weight_as_inner=as_inner, weight_as_last=as_last,
             weight_ac=ac, theta=args.icasc_theta, sigma=args.icasc_sigma, omega=args.icasc_omega,
@@ -131,6 +131,8 @@ def set_up_task(
         criterion = {'criterion_kwargs': {
             'loss_type': args.loss, 'smoothing': 0. if args.loss in ('asl', 'poly') else args.smoothing,
             'soft_targets': args.mixup > 0 or args.cutmix > 0}}
+    if args.icasc_weights is None:
+        args.icasc_weights = list(icasc_class.default_config.weights.values())
     if not args.icasc:
         return plain_class(model, **criterion, device=device, verbose=False)
     if args.icasc_defects:
