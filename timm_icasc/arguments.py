@@ -219,8 +219,8 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
                        help='module paths of the two layers (default: found from the model)')
     group.add_argument('--icasc-weights', type=float, nargs=3, metavar=('AS_INNER', 'AS_LAST', 'AC'),
-                       help='weights of the terms (default: 1 1 1; where images have several classes 0.1 0.1 0.1, since '
-                            'at 1 they cost average precision)')
+                       help='weights of the terms (default: 1 1 1; where images have several classes 0.1 0.1 0.1, '
+                            'since at 1 they cost average precision)')
     group.add_argument('--icasc-start-epoch', type=float, default=0., metavar='N',
                        help='epochs of plain training before the terms set in (default: %(default)s)')
     group.add_argument('--icasc-ramp-epochs', type=float, default=0., metavar='N',
