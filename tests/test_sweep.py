@@ -106,7 +106,17 @@ class TestDefinition:
         ({'evaluate': {'output': 'x'}}, "evaluate: 'output' is not for a study to set"),
         ({'seeds': [0, 0]}, "'seeds' must be a list of different whole numbers"),
         ({'seeds': 3}, "'seeds' must be a list"),
+        ({'seeds': [[0], [1]]}, "'seeds' must be a list"),
         ({'sedes': [0]}, "unknown key 'sedes'"),
+        ({'baseline': ['plain']}, 'is not among the variants'),
+        ({'records': 3}, "'records' must be one path, got 3"),
+        ({'report': ['page.md']}, "'report' must be one path"),
+        ({'common': {'config': ['a.yaml']}}, "common: 'config' must be one path"),
+        ({'common': {'opt_kwargs': 'a=1'}}, "common: 'opt_kwargs' must hold 'name: value' lines, got 'a=1'"),
+        ({'common': {'epochs': 1.5}}, "common: 'epochs' must be int, got 1.5"),
+        # {seed} without quotes is a mapping to YAML
+        ({'common': {'initial_checkpoint': {'seed': None}}}, "common: 'initial_checkpoint' must be one value"),
+        ({'variants': {'plain': {}, 'b': {'val_split': 'x'}}}, "'val_split' must be the same for all runs"),
     ])
     def test_mistakes_are_named_before_anything_runs(self, changes, message, tmp_path):
         with pytest.raises(ICASCError, match=re.escape(message)):
@@ -114,11 +124,18 @@ class TestDefinition:
 
     @pytest.mark.parametrize('text, message', [
         ('variants:\n  a: {}\n  b: {}\n  a: {}\n', "line 4: 'a' is there twice"),
-        ('seeds: [', 'not valid YAML'), ('- a', 'is no study')])
+        ('seeds: [', 'not valid YAML'), ('? [a]\n: 1\n', 'not valid YAML'), ('- a', 'is no study')])
     def test_bad_files(self, text, message, tmp_path):
         (tmp_path / 's.yaml').write_text(text)
         with pytest.raises(ICASCError, match=message):
             load_study(tmp_path / 's.yaml')
+
+    def test_names_may_be_numbers_and_options_a_yaml_anchor(self, tmp_path):
+        file = tmp_path / 's.yaml'
+        file.write_text('baseline: 1\nseeds: [0]\nvariants:\n  1: &own {dataset: digits}\n  2: {<<: *own, lr: 0.3}\n')
+        study = load_study(file)
+        assert study.baseline == study.variants[0] == study.runs[0].variant == '1'
+        assert (study.runs[1].options['dataset'], study.runs[1].options['lr']) == ('digits', 0.3)
 
     def test_a_missing_file_is_one_line(self, tmp_path, capsys):
         assert sweep(tmp_path / 'none.yaml') == 2
@@ -147,6 +164,12 @@ class TestSummary:
         assert own.differences['ks'].mean == pytest.approx(0.3)
         assert own.differences['ks'].low_images is None, 'only accuracy is recorded image by image'
         assert not plain.differences
+
+    def test_runs_on_different_images_are_not_compared(self, recorded, capsys):
+        study, _ = recorded
+        write_record(study, study.runs[0], [1] * 9)
+        assert sweep(study.file, '--report') == 2
+        assert "'plain-seed0' was evaluated on 9 images, 'order-1-seed0' on 40" in capsys.readouterr().err
 
     def test_interval_over_seeds(self):
         low, high = interval_over_seeds([1., 2., 6.])
@@ -189,6 +212,19 @@ class TestReport:
         assert 'Not run yet, with these seeds: `order-1` 2.' in page
         assert '](records/s.png)' in page and (tmp_path / 'records' / 's.png').stat().st_size > 5000
         assert 'order-1' in capsys.readouterr().out
+
+    def test_a_seed_that_the_baseline_lacks(self, recorded, tmp_path):
+        study, _ = recorded
+        (study.records / 'plain-seed1.json').unlink()
+        assert sweep(study.file, '--report') == 0
+        page = (tmp_path / 'page.md').read_text()
+        row, = [line for line in page.splitlines() if line.startswith('| order-1 | 0 1 |')]
+        assert ' (1 of 2 seeds) | - |' in row
+
+    def test_a_page_that_cannot_be_written(self, recorded, tmp_path, capsys):
+        (tmp_path / 'records' / 's.png').mkdir()
+        assert sweep(recorded[0].file, '--report') == 2
+        assert 's.png\': Is a directory' in capsys.readouterr().err
 
     def test_it_is_the_same_every_time(self, recorded, tmp_path):
         contents = []
@@ -239,6 +275,13 @@ class TestReport:
         message = capsys.readouterr().err
         assert "variant 'order-1' is not what" in message and 'order-1-seed0.json' in message
         assert 'lr was None, is 0.3' in message and not (tmp_path / 'runs').exists()
+
+    def test_a_run_without_a_checkpoint_begins_anew(self, recorded, tmp_path):
+        """Killed while it wrote its options: nothing to go on with, nothing to compare."""
+        study, folder = recorded[0], tmp_path / 'runs' / 'order-1-seed2'
+        folder.mkdir(parents=True)
+        (folder / 'args.yaml').write_text('')
+        check_unchanged(study, read_records(study), tmp_path / 'runs')
 
     def test_a_changed_evaluation_is_refused(self, recorded, tmp_path, capsys):
         assert sweep(write_study(tmp_path, evaluate={'images': 9}), '--report') == 2
@@ -325,6 +368,34 @@ def test_one_sweep_at_a_time(tiny, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     assert sweep(tiny, '--output', tmp_path / 'file' / 'runs') == 2
     assert '--output: cannot write to' in capsys.readouterr().err
+
+
+def test_a_killed_sweep_leaves_the_lock_to_its_runs(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'trainer.py').write_text('import signal; signal.pause()')
+    monkeypatch.setattr(processes, 'TRAINER', tmp_path / 'trainer.py')
+    study, output = load_study(tiny), tmp_path / 'runs'
+    with processes._alone_in(output) as lock:
+        work = processes._Work(study, study.runs[0], output, processes.environment_of(1), lock)
+    try:
+        assert sweep(tiny, '--output', output) == 2
+        assert 'or a run that a killed one has left' in capsys.readouterr().err
+    finally:
+        work.stop()
+        work.leave()
+
+
+def test_a_measure_that_a_run_lacks_is_not_told(recorded, tmp_path, monkeypatch, capsys):
+    study, _ = recorded
+
+    def finish(study, runs, output, jobs, seconds, stop_asked, on_change):
+        write_record(study, runs[0], [1] * IMAGES, overlap_last=None)
+        outcome = processes.Outcome(finished=[runs[0].name])
+        on_change([], outcome)
+        return outcome
+
+    monkeypatch.setattr('timm_icasc.sweep.carry_out', finish)
+    assert sweep(study.file, '--output', tmp_path / 'runs') == 0
+    assert 'order-1-seed2 done: top1 100.00\n' in capsys.readouterr().out
 
 
 def test_the_time_is_up_before_a_run_ends(tiny, tmp_path, capsys):

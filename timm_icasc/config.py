@@ -16,17 +16,19 @@ RECIPES = Path(__file__).parent / 'recipes'
 
 def _checked(action: argparse.Action, value: Any, where: str) -> Any:
     """A YAML value as the command line would have parsed it."""
-    if value is None or isinstance(action, ParseKwargs):
+    if value is None or isinstance(action, ParseKwargs) and isinstance(value, dict):
         return value
+    if isinstance(action, ParseKwargs):
+        raise ICASCError(f"{where}: '{action.dest}' must hold 'name: value' lines, got {value!r}.")
     several = action.nargs in ('+', '*') or isinstance(action.nargs, int) and action.nargs > 0
-    if several != isinstance(value, list):
+    if several != isinstance(value, list) or isinstance(value, dict):
         raise ICASCError(f"{where}: '{action.dest}' must be {'a list' if several else 'one value'}, got {value!r}.")
     if several and isinstance(action.nargs, int) and len(value) != action.nargs:
         raise ICASCError(f"{where}: '{action.dest}' must have {action.nargs} values, got {value!r}.")
     if action.nargs == 0 and not isinstance(value, bool):
         raise ICASCError(f"{where}: '{action.dest}' must be true or false, got {value!r}.")
     try:
-        values = [action.type(v) if action.type else v for v in (value if several else [value])]
+        values = [action.type(str(v)) if action.type else v for v in (value if several else [value])]
     except (TypeError, ValueError) as e:
         raise ICASCError(f"{where}: '{action.dest}' must be {action.type.__name__}, got {value!r}.") from e
     if action.choices is not None and not set(values) <= set(action.choices):

@@ -92,7 +92,8 @@ def _carry_out(args: argparse.Namespace, study: Study, records: Dict[str, Dict[s
                     tqdm.write(f'{name} FAILED, see {output / name}.log:\n{outcome.failed[name]}', file=sys.stderr)
                 else:
                     final = read_records(study)[name]['final']
-                    tqdm.write(f"{name} done: {', '.join(f'{m} {final[m]:.2f}' for m in MAIN if m in final)}")
+                    measures = [f'{m} {final[m]:.2f}' for m in MAIN if final.get(m) is not None]
+                    tqdm.write(f"{name} done: {', '.join(measures)}")
 
         outcome = carry_out(study, todo, output, args.jobs, 60 * (args.minutes or float('inf')),
                             lambda: bool(flag.signal_number), on_change)

@@ -64,17 +64,16 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ICASCError(f"line {key_node.start_mark.line + 1}: '{key}' is there twice; names must differ.")
-            seen.add(key)
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise ICASCError(f"line {key.start_mark.line + 1}: '{key.value}' is there twice; names must differ.")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _read(file: Path) -> Dict[str, Any]:
     try:
-        content = yaml.load(file.read_text(), _Loader)
+        content = yaml.load(file.read_bytes(), _Loader)
     except OSError as e:
         raise ICASCError(f"cannot read the study '{file}': {e.strerror}.") from e
     except yaml.YAMLError as e:
@@ -92,6 +91,13 @@ def _mapping(content: Dict[str, Any], key: str, where: str) -> Dict[str, Any]:
     value = content.get(key) or {}
     if not isinstance(value, dict):
         raise ICASCError(f"{where}: '{key}' must hold 'name: value' lines, got {value!r}.")
+    return value
+
+
+def _path(content: Dict[str, Any], key: str, where: str) -> Optional[str]:
+    value = content.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ICASCError(f"{where}: '{key}' must be one path, got {value!r}.")
     return value
 
 
@@ -132,7 +138,8 @@ def _without(given: Dict[str, Any], reserved: Tuple[str, ...], where: str) -> Di
 def _options(given: Dict[str, Any], parser: argparse.ArgumentParser, folder: Path, where: str) -> Dict[str, Any]:
     """Options of one mapping of the study, those of its 'config' before its own."""
     own = _without(given, RESERVED, where)
-    recipe = own.pop('config', None)
+    recipe = _path(own, 'config', where)
+    own.pop('config', None)
     options = load_config(folder / recipe, parser) if recipe else {}
     return {**options, **check_options(own, parser, where)}
 
@@ -188,22 +195,24 @@ def load_study(file: Path, data_dir: Optional[str] = None, records: Optional[Pat
     variants = _mapping(content, 'variants', where)
     if not variants:
         raise ICASCError(f"{where} has no variants: name them below 'variants', each with options of train_timm.py.")
-    baseline = content.get('baseline')
-    if baseline not in variants:
-        raise ICASCError(f"{where}: the baseline {baseline!r} is not among the variants: "
-                         f"{', '.join(map(str, variants))}.")
+    names, baseline = [str(name) for name in variants], str(content.get('baseline', ''))
+    if baseline not in names:
+        raise ICASCError(f"{where}: the baseline '{baseline}' is not among the variants: {', '.join(names)}.")
     seeds = content.get('seeds')
-    if (not isinstance(seeds, list) or not seeds or len(set(seeds)) < len(seeds)
-            or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)):
+    if (not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds)
+            or len(set(seeds)) < len(seeds)):
         raise ICASCError(f"{where}: 'seeds' must be a list of different whole numbers, got {seeds!r}.")
     evaluation = argparse.ArgumentParser()
     evaluate.add_arguments(evaluation)
     here = f'{where}, evaluate'
     options = check_options(_without(_mapping(content, 'evaluate', where), RESERVED_EVALUATION, here), evaluation, here)
-    report = content.get('report')
+    runs = _list_of_runs(content, seeds, folder, where, data_dir)
+    if len(splits := {run.options['val_split'] for run in runs}) > 1:
+        raise ICASCError(f"{where}: 'val_split' must be the same for all runs, to compare them; "
+                         f"it is {' and '.join(sorted(splits))}.")
+    report, own_records = _path(content, 'report', where), _path(content, 'records', where)
     return Study(
-        file=file, baseline=baseline, variants=[str(name) for name in variants], seeds=seeds,
-        runs=_list_of_runs(content, seeds, folder, where, data_dir),
+        file=file, baseline=baseline, variants=names, seeds=seeds, runs=runs,
         evaluation=tuple(to_arguments(options, evaluation)),
-        records=records or folder / (content.get('records') or f'records/{file.stem}'),
+        records=records or folder / (own_records or f'records/{file.stem}'),
         report=folder / report if report else None)

@@ -53,7 +53,8 @@ def accuracy_table(summaries: List[VariantSummary], records: Dict[str, Dict[str,
             row[f'difference, {selection}'] = '-' if last is None else f'{last.mean:+.2f}'
         row[f'{title}, {split}'] = _value(*s.means[main], 2)
         row['difference'] = '-' if d is None else f'{d.mean:+.2f}' + (
-            f' ± {d.deviation:.2f}' if d.deviation is not None else '')
+            f' ± {d.deviation:.2f}' if d.deviation is not None else '') + (
+            f' ({d.seeds} of {len(s.seeds)} seeds)' if d.seeds < len(s.seeds) else '')
         row['95 % over seeds'] = '-' if d is None else _interval(d.low, d.high)
         if main == 'top1':
             row['95 % over seeds and images'] = '-' if d is None else _interval(d.low_images, d.high_images)
@@ -157,7 +158,7 @@ def write_page(study: Study, records: Dict[str, Dict[str, Any]], summaries: List
     """Put tables and figure of the study between its two marks in the page; the rest of the page stays.
 
     Raises:
-        ICASCError: The study names no page, or the page or its marks are missing.
+        ICASCError: The study names no page, the page or its marks are missing, or it cannot be written.
     """
     if study.report is None:
         raise ICASCError(f"'{study.file}' names no page: add 'report: FILE.md'.")
@@ -165,8 +166,10 @@ def write_page(study: Study, records: Dict[str, Dict[str, Any]], summaries: List
     text = study.report.read_text() if study.report.is_file() else ''
     if begin not in text or end not in text:
         raise ICASCError(f"the page '{study.report}' has no lines '{begin}' and '{end}'.")
-    figure = curves_figure(study, records, study.records.parent / f'{study.records.name}.png')
-    link = Path(os.path.relpath(figure, study.report.parent))
-    body = _body(study, records, summaries, link)
-    study.report.write_text(f'{text.partition(begin)[0]}{begin}\n{body}\n{end}{text.partition(end)[2]}')
+    try:
+        figure = curves_figure(study, records, study.records.parent / f'{study.records.name}.png')
+        body = _body(study, records, summaries, Path(os.path.relpath(figure, study.report.parent)))
+        study.report.write_text(f'{text.partition(begin)[0]}{begin}\n{body}\n{end}{text.partition(end)[2]}')
+    except OSError as e:
+        raise ICASCError(f"cannot write '{e.filename}': {e.strerror}.") from e
     return study.report

@@ -13,7 +13,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from ..errors import ICASCError
 from .definition import Run, Study
-from .record import make_record
+from .record import has_begun, make_record
 
 __all__ = ['Outcome', 'carry_out', 'environment_of']
 
@@ -34,16 +34,16 @@ class Outcome:
 class _Work:
     """One run: its training, then its evaluation, then its record."""
 
-    def __init__(self, study: Study, run: Run, output: Path, environment: Dict[str, str]):
-        self.study, self.run, self.output, self.environment = study, run, output, environment
+    def __init__(self, study: Study, run: Run, output: Path, environment: Dict[str, str], lock: int):
+        self.study, self.run, self.output, self.environment, self.lock = study, run, output, environment, lock
         self.folder, self.log = output / run.name, output / f'{run.name}.log'
         self.process: Optional[subprocess.Popen] = None
         self.trained = (self.folder / 'results.json').is_file()
         self.start(self.evaluation() if self.trained else self.training())
 
     def training(self) -> List[str]:
-        begun = (self.folder / 'args.yaml').is_file() and (self.folder / 'last.pth.tar').is_file()
-        if not begun:  # stopped before its first checkpoint
+        begun = has_begun(self.folder)
+        if not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
         return [str(TRAINER), *self.run.arguments, '--output', str(self.output), '--experiment', self.run.name,
                 *(['--resume', 'auto'] if begun else [])]
@@ -56,7 +56,7 @@ class _Work:
             # A session of its own: Ctrl-C is the sweep's to answer, which then stops its runs.
             self.process = subprocess.Popen(
                 [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
-                start_new_session=True)
+                start_new_session=True, pass_fds=[self.lock])
 
     def advance(self) -> Optional[bool]:
         """None while there is something to wait for, then whether the run succeeded."""
@@ -101,8 +101,9 @@ def environment_of(jobs: int) -> Dict[str, str]:
 
 
 @contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Two sweeps at once would write into the same runs; the lock ends with the process, however it ends."""
+def _alone_in(output: Path) -> Iterator[int]:
+    """Two sweeps at once would write into the same runs. Yields the lock, which runs inherit: it ends with the last
+    process that holds it, so that a killed sweep's runs are not begun again while they are still at work."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / '.lock', 'w')
@@ -112,8 +113,9 @@ def _alone_in(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            raise ICASCError(f"another sweep is at work in '{output}': wait for it, or name another --output.") from e
-        yield
+            raise ICASCError(f"another sweep is at work in '{output}', or a run that a killed one has left: wait for "
+                             f"it, or name another --output.") from e
+        yield file.fileno()
 
 
 def carry_out(
@@ -140,7 +142,7 @@ def carry_out(
         raise ICASCError(f"a sweep runs train_timm.py, which is not at '{TRAINER}': use a checkout, no installation.")
     outcome, waiting, deadline = Outcome(), list(runs), time.monotonic() + seconds
     environment, under_way = environment_of(jobs), []
-    with _alone_in(output):
+    with _alone_in(output) as lock:
         try:
             while waiting or under_way:
                 if stop_asked() or time.monotonic() > deadline:
@@ -148,7 +150,7 @@ def carry_out(
                     break
                 changed = False
                 while waiting and len(under_way) < jobs:
-                    under_way.append(_Work(study, waiting.pop(0), output, environment))
+                    under_way.append(_Work(study, waiting.pop(0), output, environment, lock))
                     changed = True
                 for work in list(under_way):
                     success = work.advance()

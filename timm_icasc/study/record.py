@@ -14,7 +14,7 @@ from ..evaluation.measures import correct_predictions
 from ..evaluation.output import RECORDS, load_records, write_json
 from .definition import Run, Study, changed_options
 
-__all__ = ['check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path']
+__all__ = ['check_unchanged', 'correct_of', 'has_begun', 'make_record', 'read_records', 'record_path']
 
 # What the tables and the check of changes read.
 NEEDED = ('variant', 'seed', 'commit', 'dirty', 'versions', 'machine', 'evaluated', 'final', 'curve', 'options')
@@ -22,6 +22,11 @@ NEEDED = ('variant', 'seed', 'commit', 'dirty', 'versions', 'machine', 'evaluate
 
 def record_path(study: Study, run: Run) -> Path:
     return study.records / f'{run.name}.json'
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run can be gone on with; one that was stopped before its first checkpoint begins anew."""
+    return (folder / 'args.yaml').is_file() and (folder / 'last.pth.tar').is_file()
 
 
 def _number(text: str) -> Optional[float]:
@@ -124,7 +129,7 @@ def check_unchanged(study: Study, records: Dict[str, Dict[str, Any]], output: Pa
     for run in study.runs:
         folder = output / run.name
         begun = [(record_path(study, run), records[run.name]['options'])] if run.name in records else []
-        if (folder / 'args.yaml').is_file():
+        if has_begun(folder):
             begun.append((folder, yaml.safe_load((folder / 'args.yaml').read_text())))
         for path, earlier in begun:
             if changed := changed_options(run.options, earlier):

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..errors import ICASCError
 from .definition import Study
 from .record import correct_of
 
@@ -122,7 +123,16 @@ def difference(
 
 
 def summarise(study: Study, records: Dict[str, Dict[str, Any]]) -> List[VariantSummary]:
-    """The variants that have a record, in the study's order."""
+    """The variants that have a record, in the study's order.
+
+    Raises:
+        ICASCError: Records are of different numbers of images.
+    """
+    images = {name: record['evaluated']['images'] for name, record in records.items()}
+    if len(set(images.values())) > 1:
+        few, many = min(images, key=images.get), max(images, key=images.get)
+        raise ICASCError(f"'{few}' was evaluated on {images[few]} images, '{many}' on {images[many]}: runs are "
+                         f"compared on the same images; remove the records of the wrong ones, and look at --data-dir.")
     by_variant: Dict[str, Dict[int, Dict[str, Any]]] = {}
     for run in study.runs:
         if run.name in records:
