@@ -10,16 +10,18 @@ does not stop the others: the sweep shows its last lines, ends with exit code 1,
 
     baseline: cross-entropy           # what the variants are compared with, seed by seed
     seeds: [0, 1, 2]
-    common:                           # options of train_timm.py for all runs; 'config' is relative to this file
+    common:                           # options of train_timm.py for all runs; 'config' is relative to this file, other
+                                      # paths to the working directory
       config: recipe.yaml
       data_dir: DIR
     variants:                         # name: options of train_timm.py
       cross-entropy: {icasc: false}
       order-1: {icasc_order: 1}
-      from-trained: {initial_checkpoint: 'base-seed{seed}/last.pth.tar'}  # '{seed}': a path of its own for each seed
+      from-trained: {initial_checkpoint: 'base-seed{seed}/last.pth.tar'}  # each seed its own; the quotes are needed
     evaluate: {val_split: test}       # options of timm-icasc eval, for the last checkpoint
-    records: records/NAME             # folder of the records (default: records/NAME beside this file)
-    report: evidence.md               # page with the lines <!-- study NAME begins --> and <!-- study NAME ends -->
+    records: records/NAME             # folder of the records, relative to this file (default: records/NAME)
+    report: evidence.md               # page, relative to this file, with the lines <!-- study NAME begins --> and
+                                      # <!-- study NAME ends -->
 """
 import argparse
 import sys
@@ -43,7 +45,8 @@ MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('files', type=Path, nargs='+', metavar='FILE', help='the study; with --report also several')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
-    parser.add_argument('--minutes', type=float, metavar='N', help='stop after this time; the next call goes on')
+    parser.add_argument('--minutes', type=float, metavar='N',
+                        help='stop after this time; the next call goes on from the last whole epochs')
     parser.add_argument('--data-dir', metavar='DIR',
                         help="folder of the data set on this machine, instead of the file's")
     parser.add_argument('--output', type=Path, metavar='DIR',
