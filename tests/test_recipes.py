@@ -66,7 +66,7 @@ def test_the_papers_variants_differ_in_the_method_alone(stem, expected):
         (), ('--icasc-attention', 'grad_cam'), ('--no-icasc',)))
     assert (ach['dataset'], ach['num_classes'], ach['img_size'] or 32) == expected
     assert ach['icasc'] and ach['icasc_attention'] == 'ach' and ach['icasc_order'] == 2
-    assert ach['icasc_weights'] == [1., 1., 1.] and ach['icasc_start_epoch'] == 0
+    assert ach['icasc_weights'] == [1., 1., 1.] and ach['icasc_start_epoch'] == 0 and ach['icasc_mask_scale'] == 'raw'
     assert {k for k in ach if ach[k] != grad_cam[k]} == {'icasc_attention'}
     assert {k for k in ach if ach[k] != plain[k]} == {'icasc'}
     assert ach['smoothing'] == 0 or ach['dataset'] == 'voc2012'
