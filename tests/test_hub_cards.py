@@ -18,9 +18,16 @@ from timm_icasc.hub import card
 from timm_icasc.hub.weights import METADATA_KEY, check_folder
 
 CARDS = Path(__file__).parent.parent / 'hub_cards'
+DIGITS = CARDS / 'resnet20_cifar.icasc_digits'  # three methods, three seeds each
 SOURCES = sorted(CARDS.glob('*.yaml'))
 SHIPPED = sorted(path.parent for path in CARDS.glob('*/model.safetensors'))
 IDS = [path.stem for path in SOURCES]
+
+
+def digits_sources():
+    """What people write of the digits' network, and its results."""
+    return (yaml.safe_load((CARDS / f'{DIGITS.name}.yaml').read_text()),
+            json.loads((CARDS / f'{DIGITS.name}.json').read_text()))
 
 
 def test_there_are_cards():
@@ -70,21 +77,23 @@ class TestShippedWeights:
         assert run['metrics']['top1'] == pytest.approx(ours['metrics']['top1'])
         assert not run['commit'].endswith('-dirty')
 
-    def test_local_dir_reaches_the_accuracy_of_the_card(self, folder, monkeypatch):
-        monkeypatch.chdir(CARDS.parent)
-        model = timm.create_model(f'local-dir:hub_cards/{folder.name}', pretrained=True).eval()
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-        config = json.loads((folder / 'config.json').read_text())
-        dataset = create_dataset(config[METADATA_KEY]['dataset'], None, 'validation', transform=transform)
-        dataset.transform = transform
-        images, targets = zip(*dataset, strict=True)
-        with torch.no_grad():
-            top1 = 100 * (model(torch.stack(images)).argmax(1) == torch.tensor(targets)).double().mean().item()
-        assert top1 == pytest.approx(config[METADATA_KEY]['metrics']['top1'], abs=0.23), 'an image of 450 at most'
-
     def test_attention_maps(self, folder):
         model = timm.create_model(folder.name, pretrained=True).eval()
         assert timm_icasc.attention_maps(model, torch.randn(2, *model.pretrained_cfg['input_size'])).shape[:2] == (2, 5)
+
+
+def test_local_dir_reaches_the_accuracy_of_the_card(monkeypatch):
+    """Of the digits, whose images are at hand without a download."""
+    monkeypatch.chdir(CARDS.parent)
+    model = timm.create_model(f'local-dir:hub_cards/{DIGITS.name}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    config = json.loads((DIGITS / 'config.json').read_text())
+    dataset = create_dataset(config[METADATA_KEY]['dataset'], None, 'validation', transform=transform)
+    dataset.transform = transform
+    images, targets = zip(*dataset, strict=True)
+    with torch.no_grad():
+        top1 = 100 * (model(torch.stack(images)).argmax(1) == torch.tensor(targets)).double().mean().item()
+    assert top1 == pytest.approx(config[METADATA_KEY]['metrics']['top1'], abs=0.23), 'an image of 450 at most'
 
 
 class TestTable:
@@ -121,7 +130,7 @@ class TestCommand:
     @pytest.fixture
     def copy(self, tmp_path):
         shutil.copytree(CARDS, tmp_path / 'cards')
-        return tmp_path / 'cards' / SOURCES[0].name
+        return tmp_path / 'cards' / f'{DIGITS.name}.yaml'
 
     def test_check(self, copy, capsys):
         assert main(['card', str(copy), '--check']) == 0
@@ -150,10 +159,10 @@ class TestCommand:
 
 
 def test_images_with_several_classes_are_judged_by_average_precision():
-    results = json.loads(SOURCES[0].with_suffix('.json').read_text())
+    written, results = digits_sources()
     for run in results['runs']:
         run['metrics'] = {'mAP': 61.25, 'ac': run['metrics']['ac']}
-    text = card.render(SHIPPED[0], yaml.safe_load(SOURCES[0].read_text()), results, 'x', 'x')
+    text = card.render(DIGITS, written, results, 'x', 'x')
     assert '| method | seeds | Mean average precision |' in text and '| 42, 43, 44 | 61.25 ± 0.00 |' in text
     assert '.sigmoid()  # [1, 10]' in text and 'softmax' not in text and 'top-1' not in text.lower()
     result, = ModelCard(text).data.eval_results
@@ -164,12 +173,12 @@ class TestThePapersRow:
     """Where the paper has the data set; of the others, its card says in words that there is none."""
 
     def render(self, tmp_path, dataset, architecture='resnet110_cifar'):
-        results = json.loads(SOURCES[0].with_suffix('.json').read_text())
-        shutil.copytree(SHIPPED[0], tmp_path / 'x')
+        written, results = digits_sources()
+        shutil.copytree(DIGITS, tmp_path / 'x')
         config = json.loads((tmp_path / 'x' / 'config.json').read_text())
         (tmp_path / 'x' / 'config.json').write_text(json.dumps({**config, 'architecture': architecture}))
         return card.render(
-            tmp_path / 'x', yaml.safe_load(SOURCES[0].read_text()), {**results, 'dataset': dataset}, 'x', 'x')
+            tmp_path / 'x', written, {**results, 'dataset': dataset}, 'x', 'x')
 
     def test_beside_our_own(self, tmp_path):
         lines = self.render(tmp_path, 'cifar100').splitlines()
@@ -189,7 +198,7 @@ class TestThePapersRow:
 
 @pytest.mark.parametrize('name', ['images', 'runs'])
 def test_a_value_that_the_template_does_not_get(name):
-    results = json.loads(SOURCES[0].with_suffix('.json').read_text())
+    written, results = digits_sources()
     del results[name]
     with pytest.raises(HubError, match=f"lacks a value: .*'{name}'"):
-        card.render(SHIPPED[0], yaml.safe_load(SOURCES[0].read_text()), results, 'x', 'x')
+        card.render(DIGITS, written, results, 'x', 'x')

@@ -92,7 +92,7 @@ PULL = {
                                 'timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); they were made with '
                                 'timm 0.9.0: pip install timm==0.9.0.'),
     'unknown tag': ('resnet20_cifar.nonsense', '', "'resnet20_cifar.nonsense' is no weight tag of timm_icasc; its tags "
-                    'are resnet20_cifar.icasc_digits. A repo is OWNER/NAME.'),
+                    'are resnet20_cifar.icasc_cifar20, resnet20_cifar.icasc_digits. A repo is OWNER/NAME.'),
 }
 
 
