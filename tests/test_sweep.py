@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from hub_fixtures import save_noise
 
 from timm_icasc.cli import main
 from timm_icasc.errors import ICASCError
@@ -302,13 +302,7 @@ class TestReport:
 @pytest.fixture
 def tiny(tmp_path):
     """A study of real runs: three classes of noise, a few images each."""
-    generator = np.random.default_rng(0)
-    for split, count in (('train', 4), ('holdout', 2), ('test', 3)):
-        for name in ('ant', 'bat', 'cat'):
-            folder = tmp_path / 'images' / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    save_noise(tmp_path / 'images', train=4, holdout=2, test=3)
     return write_study(
         tmp_path, seeds=[3], evaluate={'val_split': 'test'},
         common={'data_dir': str(tmp_path / 'images'), 'val_split': 'holdout', 'epochs': 12, 'warmup_epochs': 0,

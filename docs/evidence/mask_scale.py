@@ -26,7 +26,7 @@ def target_maps(name: str, weights: str, dataset, batch_size: int) -> torch.Tens
     model = timm.create_model(
         name, pretrained=bool(weights), pretrained_cfg_overlay=pretrained_source(weights) if weights else None,
         num_classes=len(dataset.reader.class_to_idx)).train()
-    dataset.transform = create_transform(**{**resolve_data_config(model=model), 'crop_pct': 1.})
+    dataset.transform = create_transform(**resolve_data_config({'crop_pct': 1.}, model=model))
     images, target = next(iter(torch.utils.data.DataLoader(dataset, batch_size, shuffle=True)))
     return icasc_forward(model, images, target, resolve_layers(model), LAST_LAYER_ONLY).maps['target_last'].detach()
 

@@ -15,22 +15,20 @@ import torch
 from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.models import load_checkpoint
 
-from timm_icasc import attention_maps
-from timm_icasc.evaluation.robustness import central_crop, region_iou
+from timm_icasc import resolve_layers
+from timm_icasc.evaluation.robustness import region, region_iou, transformed_maps
 
 SHIFTS = (37, 101, 211, 333)  # the images are sorted by class: these are mostly of other classes
 
 
-def maps_of(model, dataset, chosen):
-    """Maps of the images, of their crops, and of their mirror images mirrored back: `[N, 1, h, w]` each."""
-    found = []
+def pairs_of(model, dataset, chosen):
+    """`transformed_maps` of the images and their true classes: 'flip' and 'crop', two `[N, 1, h, w]` each."""
+    layers, found = resolve_layers(model), []
     for batch in chosen.split(100):
         images, targets = zip(*(dataset[i] for i in batch.tolist()), strict=True)
-        images, classes = torch.stack(images), torch.tensor(targets)[:, None]
-        whole, cropped, flipped = (attention_maps(model, x, classes) for x in (
-            images, central_crop(images), images.flip(-1)))
-        found.append((whole, cropped, flipped.flip(-1)))
-    return (torch.cat(maps).detach() for maps in zip(*found, strict=True))
+        found.append(transformed_maps(model, torch.stack(images), torch.tensor(targets)[:, None], layers))
+    return {name: [torch.cat(maps).detach() for maps in zip(*(pairs[name] for pairs in found), strict=True)]
+            for name in found[0]}
 
 
 def main():
@@ -45,10 +43,10 @@ def main():
     for path in args.checkpoints:
         model = timm.create_model(args.model, num_classes=len(dataset.reader.class_to_idx)).eval()
         load_checkpoint(model, path)
-        dataset.transform = create_transform(**{**resolve_data_config(model=model), 'crop_pct': 1.})
-        whole, cropped, flipped = maps_of(model, dataset, torch.arange(0, len(dataset), 4))
-        cells = [f'{(whole > 0.55 * whole.amax((-2, -1), keepdim=True)).float().mean():.0%}']
-        for copies, maps in ((cropped, central_crop(whole)), (flipped, whole)):
+        dataset.transform = create_transform(**resolve_data_config({'crop_pct': 1.}, model=model))
+        pairs = pairs_of(model, dataset, torch.arange(0, len(dataset), 4))
+        cells = [f"{region(pairs['flip'][1]).float().mean():.0%}"]
+        for copies, maps in (pairs['crop'], pairs['flip']):
             others = torch.stack([region_iou(copies, maps.roll(shift, 0)).nanmean() for shift in SHIFTS])
             cells += [f'{region_iou(copies, maps).nanmean():.2f}', f'{others.mean():.2f}']
         print(f"| {path} | {' | '.join(cells)} |")

@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
 """
-from typing import Dict
+from typing import Dict, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from ..features import ICASCLayers
 from ..losses import attention_overlap
 from ..objective import attention_maps
 
-__all__ = ['central_crop', 'map_robustness', 'region_iou']
+__all__ = ['central_crop', 'map_robustness', 'region', 'region_iou', 'transformed_maps']
 
 CROP = 0.75  # side of the crop as a share of the image's
 
@@ -23,16 +23,43 @@ def central_crop(x: torch.Tensor, share: float = CROP) -> torch.Tensor:
     return F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=False)
 
 
+def region(maps: torch.Tensor, sigma: float = 0.55) -> torch.Tensor:
+    """Where a map lies above `sigma` of its maximum: `[..., H, W]`, nowhere for a map that is zero everywhere."""
+    return maps > sigma * maps.amax((-2, -1), keepdim=True)
+
+
 def region_iou(a: torch.Tensor, b: torch.Tensor, sigma: float = 0.55) -> torch.Tensor:
-    """Intersection over union of the regions above `sigma` of each map's maximum: `[..., H, W]` -> `[...]`.
+    """Intersection over union of the regions of two maps: `[..., H, W]` -> `[...]`.
 
     NaN where either map is zero everywhere.
     """
-    maxima = [m.amax((-2, -1), keepdim=True) for m in (a, b)]
-    first, second = (m > sigma * maximum for m, maximum in zip((a, b), maxima, strict=True))
-    exists = torch.stack([(maximum > 0)[..., 0, 0] for maximum in maxima]).all(0)
+    exists = (a.amax((-2, -1)) > 0) & (b.amax((-2, -1)) > 0)
+    first, second = region(a, sigma), region(b, sigma)
     iou = (first & second).sum((-2, -1)) / (first | second).sum((-2, -1))
     return torch.where(exists, iou, torch.nan)
+
+
+def transformed_maps(
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        classes: torch.Tensor,
+        layers: ICASCLayers,
+        method: str = 'ach',
+        layer: str = 'last',
+) -> Dict[str, Tuple[torch.Tensor, torch.Tensor]]:
+    """Maps of transformed images, each beside the image's map of the same part; arguments as of `map_robustness`.
+
+    Returns:
+        'flip': the map of the mirrored image, mirrored back, and the image's map; 'crop': the map of the image's
+        middle, enlarged, and the middle of the image's map; `[B, K, h, w]` each.
+    """
+    def maps_of(x: torch.Tensor) -> torch.Tensor:
+        return attention_maps(
+            model, x, classes, method=method, layer=layer, layers=(layers.inner.path, layers.last.path))
+
+    maps = maps_of(images)
+    return {'flip': (maps_of(images.flip(-1)).flip(-1), maps),
+            'crop': (maps_of(central_crop(images)), central_crop(maps))}
 
 
 def map_robustness(
@@ -56,16 +83,9 @@ def map_robustness(
         sigma: Threshold of the regions, as a fraction of a map's maximum.
 
     Returns:
-        'flip_overlap', 'flip_iou': the map of the mirrored image, mirrored back, against the image's map;
-        'crop_overlap', 'crop_iou': the map of the image's middle, enlarged, against the middle of the image's map;
-        `[B, K]` each: histogram intersection (`losses.attention_overlap`) and `region_iou`, 1 for equal maps.
+        'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou': `[B, K]` each, likeness of the pairs of
+        `transformed_maps`: histogram intersection (`losses.attention_overlap`) and `region_iou`, 1 for equal maps.
     """
-    def maps_of(x: torch.Tensor) -> torch.Tensor:
-        return attention_maps(
-            model, x, classes, method=method, layer=layer, layers=(layers.inner.path, layers.last.path))
-
-    maps = maps_of(images)
-    pairs = {'flip': (maps_of(images.flip(-1)).flip(-1), maps),
-             'crop': (maps_of(central_crop(images)), central_crop(maps))}
-    return {f'{name}_{measure}': value for name, (a, b) in pairs.items()
+    return {f'{name}_{measure}': value
+            for name, (a, b) in transformed_maps(model, images, classes, layers, method, layer).items()
             for measure, value in (('overlap', attention_overlap(a, b)), ('iou', region_iou(a, b, sigma)))}
