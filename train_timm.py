@@ -21,17 +21,20 @@ from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 from tqdm import tqdm
 
-from timm_icasc.arguments import parse_args
 from timm_icasc.data import begin_epoch
 from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError
-from timm_icasc.hub.publish import repo_name
-from timm_icasc.hub.push import push_finished
-from timm_icasc.hub.record import model_record
-from timm_icasc.interrupt import Interrupted, interruptible, stopping_loaders
-from timm_icasc.metrics import evaluate_attention
-from timm_icasc.modules import unwrap_model
-from timm_icasc.report import command_of, header, open_run_dir, provenance, report, row, save_args, say
-from timm_icasc.setup import Job, icasc_config, seed_epoch, set_up, set_up_device
+from timm_icasc.evaluation.separability import evaluate_attention
+from timm_icasc.features.module_state import unwrap_model
+from timm_icasc.figures.validation import validation_figure
+from timm_icasc.hub.upload import repo_name
+from timm_icasc.publish.push import push_finished
+from timm_icasc.runs.folder import command_of, open_run_dir, save_args
+from timm_icasc.runs.provenance import provenance
+from timm_icasc.training.arguments import parse_args
+from timm_icasc.training.console import header, report, row, say
+from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
+from timm_icasc.training.job import Job, icasc_config, seed_epoch, set_up, set_up_device
+from timm_icasc.training.model_record import model_record
 
 LOSSES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 TRAIN_COLUMNS = ('loss', 'loss_cls', 'loss_as_inner', 'loss_as_last', 'loss_ac')
@@ -260,6 +263,16 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
     return {'result': result, 'model': evaluated_model(job), 'job': job}
 
 
+def draw(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any]]) -> None:
+    """The figure of attention maps, of data that can be looked up."""
+    job = next(iter(runs.values()))['job']
+    if hasattr(job.val_set, '__len__') and job.layers is not None:
+        try:
+            say(args, f"\nattention maps: {validation_figure(runs, run_dir / 'attention.png')}")
+        except Exception as e:  # the run is done and saved; a missing font must not make it look failed
+            say(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
+
+
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     warnings.formatwarning = lambda message, category, *_, **__: f'warning: {message}\n'
@@ -293,6 +306,8 @@ def main() -> int:
                 runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
         if utils.is_primary(args):
             report(args, run_dir, runs)
+            draw(args, run_dir, runs)
+            say(args, f'checkpoints, summary.csv, args.yaml, results: {run_dir}')
             if args.push_to_hub:
                 push_finished(run_dir, args.push_to_hub)
         if args.distributed:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub_fixtures import save_noise
+from helpers.hub_fixtures import save_noise
 
 SCRIPTS = Path(__file__).parent.parent / 'docs' / 'evidence'
 

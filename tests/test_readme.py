@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from timm_icasc.arguments import parse_args
+from timm_icasc.training.arguments import parse_args
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.runs import train_in_process
 from PIL import Image
-from runs import train_in_process
 
 import train_timm
 

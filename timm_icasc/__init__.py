@@ -6,11 +6,13 @@ from . import attention as attention
 from . import losses as losses
 from . import models as models
 from .errors import DataError, HubError, ICASCError, LayerResolutionError, NonFiniteLossError, TargetError
-from .features import FeatureLayer, ICASCLayers
-from .hub.registry import register_tags as _register_tags
-from .layers import resolve_layers
-from .objective import ICASCConfig, ICASCOutput, attention_maps, icasc_forward
-from .task import ICASCTask, MultiLabelICASCTask
+from .features.layout import FeatureLayer, ICASCLayers
+from .features.resolve import resolve_layers
+from .hub.tags import register_tags as _register_tags
+from .objective.config import ICASCConfig
+from .objective.forward import ICASCOutput, icasc_forward
+from .objective.maps import attention_maps
+from .task.icasc import ICASCTask, MultiLabelICASCTask
 from .version import __version__
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Callable, Dict
 
 import torch
 
-from .precision import at_least_float32, full_precision
+from ._precision import at_least_float32, full_precision
 
 __all__ = ['ATTENTION_METHODS', 'channel_weighted', 'grad_cam', 'grad_cam_plus_plus']
 

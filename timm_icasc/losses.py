@@ -5,12 +5,15 @@ Shapes: `B` batch, `C` classes, `H W` feature grid. Nothing here averages over t
 from typing import Tuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-from .precision import at_least_float32
+from ._precision import at_least_float32
 
-__all__ = ['MASK_SCALES', 'attention_consistency', 'attention_overlap', 'attention_separation',
-           'multilabel_soft_margin', 'resize_mask', 'target_mask']
+__all__ = [
+    'MASK_SCALES', 'MultiLabelSoftMarginLoss', 'attention_consistency', 'attention_overlap',
+    'attention_separation', 'multilabel_soft_margin', 'resize_mask', 'target_mask',
+]
 
 MASK_SCALES = ('max', 'raw')
 
@@ -146,3 +149,11 @@ def multilabel_soft_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.
     counted = (target >= 0).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits.dtype), reduction='none')
     return (losses * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+
+class MultiLabelSoftMarginLoss(nn.Module):
+    """`torch.nn.MultiLabelSoftMarginLoss` that leaves ignored classes (-1) out; the mean over the batch."""
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of logits `[B, C]` against targets `[B, C]`."""
+        return multilabel_soft_margin(logits, target).mean()

@@ -16,7 +16,7 @@ from timm.data import create_dataset, create_transform, resolve_data_config
 
 from timm_icasc import ICASCConfig, icasc_forward, resolve_layers
 from timm_icasc.losses import MASK_SCALES, target_mask
-from timm_icasc.weights import pretrained_source
+from timm_icasc.training.pretrained import pretrained_source
 
 LAST_LAYER_ONLY = ICASCConfig(order=1, weight_as_inner=0., weight_ac=0.)
 

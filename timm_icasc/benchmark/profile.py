@@ -20,8 +20,11 @@ KINDS = {
     'normalisation': 'norm',
     'activations': 'gelu|silu|relu|threshold|hard|sigmoid|tanh|activation',
 }
+
 OTHER = 'everything else'
+
 SECOND = ', second derivatives'
+
 PROFILE_COLUMNS = (f"{'model':<28} {'operations':<36} {'plain ms':>9} {'order 1 ms':>11} {'added':>7} "
                    f"{'order 2 ms':>11} {'added':>7}")
 

@@ -1,6 +1,5 @@
 """How the cost of a training step grows with the batch and with the area of the images."""
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
@@ -9,18 +8,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import ICASCError
-from ..figures.page import save
 from .cost import interleaved_seconds
 from .steps import PLAIN, STEPS, Setting, create_model, make_step
 
-__all__ = ['SCALING_COLUMNS', 'Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_rows']
+__all__ = [
+    'Line', 'SCALING_COLUMNS', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_rows',
+]
 
 # Multiples of the batch size, and of the area of the model's own images.
 BATCHES = (0.5, 1, 1.5, 2, 3)
+
 AREAS = (0.25, 0.5, 1, 1.5, 2)
+
 SERIES = {'batch': 'images in a batch', 'area': 'pixels of an image'}
+
 # Black, vermilion and blue of Okabe and Ito (2008), told apart by all readers; the markers do without colour.
 STYLES = dict(zip(STEPS, (('black', 'o'), ('#0072b2', 's'), ('#d55e00', '^')), strict=True))
+
 SCALING_COLUMNS = (f"{'model':<24} {'step':<14} {'batch':>5} {'side':>5} {'s/step':>9} {'ratio':>6} {'s/image':>9} "
                    f"{'ns/pixel':>9}")
 
@@ -110,12 +114,11 @@ def scaling_rows(name: str, results: Dict[str, Dict[str, Any]]) -> List[str]:
     return rows
 
 
-def scaling_figure(models: Dict[str, Dict[str, Any]], path: Path) -> Path:
+def scaling_figure(models: Dict[str, Dict[str, Any]]) -> Figure:
     """A row of two charts per model: seconds over the batch size and over the area, with the lines.
 
     Args:
         models: Name -> what `measure_scaling` gave.
-        path: File to write: .png, .pdf, .svg, .jpg or .webp.
     """
     figure = Figure(figsize=(9., 3.4 * len(models)), facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
@@ -137,4 +140,4 @@ def scaling_figure(models: Dict[str, Dict[str, Any]], path: Path) -> Path:
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.25)
             axis.legend(frameon=False, fontsize=8)
-    return save(figure, path)
+    return figure

@@ -10,15 +10,17 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 
 from ..errors import ICASCError
-from ..recorded import CudaRecorder, RecordedStep
-from ..reimplementation import PublicApproachTask
-from ..task import ICASCTask
-from ..training_step import TrainingStep
+from ..task.icasc import ICASCTask
+from ..task.public_approach import PublicApproachTask
+from ..training.cuda_graph import CudaRecorder, RecordedStep
+from ..training.step import TrainingStep
 
-__all__ = ['PLAIN', 'STEPS', 'VARIANTS', 'Setting', 'create_model', 'make_step']
+__all__ = ['PLAIN', 'STEPS', 'Setting', 'VARIANTS', 'create_model', 'make_step']
 
 PLAIN = 'cross-entropy'
+
 STEPS = (PLAIN, 'ICASC order 1', 'ICASC order 2')
+
 VARIANTS = (*STEPS, 'public approach')
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .images import LabelledImages
+from .labelled_images import LabelledImages
 
-__all__ = ['TEST_IMAGES', 'Caltech256']
+__all__ = ['Caltech256', 'TEST_IMAGES']
 
 TEST_IMAGES = 25
+
 NUM_CLASSES = 256
 
 

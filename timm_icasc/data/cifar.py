@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets import CIFAR100
 
 from ..errors import DataError
-from .images import LabelledImages
+from .labelled_images import LabelledImages
 
 __all__ = ['cifar100']
 

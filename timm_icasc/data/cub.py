@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Callable, Dict, Optional
 
 from ..errors import DataError
-from .images import Box, LabelledImages
+from .labelled_images import Box, LabelledImages
 
 __all__ = ['CUB200']
 

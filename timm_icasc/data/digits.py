@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 __all__ = ['DigitsDataset']
 
 TEST_FRACTION = 0.25
+
 SPLIT_SEED = 0  # the split is part of the data set, not of a run
 
 

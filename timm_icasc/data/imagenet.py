@@ -6,7 +6,7 @@ from typing import Callable, List, Optional
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from ..errors import DataError
-from .images import Box, LabelledImages
+from .labelled_images import Box, LabelledImages
 from .voc import read_boxes
 
 __all__ = ['ILSVRC2012']

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import torch
 
 from ..errors import DataError
-from .images import Box, MultiLabelImages
+from .labelled_images import Box, MultiLabelImages
 
-__all__ = ['VOC_CLASSES', 'PackedVOC', 'VOCDevkit', 'read_boxes']
+__all__ = ['PackedVOC', 'VOCDevkit', 'VOC_CLASSES', 'read_boxes']
 
 VOC_CLASSES = (
     'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog',

@@ -4,7 +4,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence
 
 import timm
 import torch
@@ -13,19 +13,20 @@ from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
-from ..arguments import parse_args
 from ..data import class_names, create_dataset, is_multilabel, is_stream
 from ..errors import DataError, ICASCError, LayerResolutionError
-from ..features import ICASCLayers
-from ..layers import resolve_layers
-from ..loaders import set_up_data_config
-from ..setup import set_up_model
+from ..features.layout import ICASCLayers
+from ..features.resolve import resolve_layers
+from ..training.arguments import parse_args
+from ..training.job import set_up_model
+from ..training.loaders import set_up_data_config
 
-__all__ = ['Checkpoint', 'add_checkpoint_arguments', 'add_model_arguments', 'check_same_data', 'find_runs',
-           'load_checkpoint', 'load_checkpoints']
+__all__ = ['Checkpoint', 'check_same_data', 'find_runs', 'load_checkpoint', 'load_checkpoints']
 
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
+
 WEIGHTS = {False: ('last.pth.tar', 'model_best.pth.tar'), True: ('model_best.pth.tar',)}
+
 # Options of the command that replace those of the run, where given.
 OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'workers', 'device')
 
@@ -70,34 +71,6 @@ class Checkpoint:
     def class_name(self, index: int) -> str:
         # A head may have more outputs than the data set has classes.
         return self.names[index] if self.names and index < len(self.names) else str(index)
-
-
-def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int] = '*') -> None:
-    """Which checkpoints, and on which images; read by `load_checkpoints`."""
-    group = add_model_arguments(parser, nargs)
-    group.add_argument('--data-dir', metavar='DIR', help='folder of the data set')
-    group.add_argument('--dataset', metavar='NAME', help='type of the data set, as in train_timm.py')
-    group.add_argument('--val-split', metavar='NAME', help='split to evaluate on')
-    group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
-    group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int]) -> argparse._ArgumentGroup:
-    """Which checkpoints, and how to run them; returns the group for further options."""
-    parser.add_argument(
-        'checkpoints', nargs=nargs, metavar='CHECKPOINT',
-        help='folder of a run of train_timm.py (of --icasc-compare: both its runs), a checkpoint file (one outside a '
-             "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
-    group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
-    group.add_argument('--best', action='store_true',
-                       help='the weights of the best epoch, which the validation images have chosen, not of the last')
-    group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
-    group.add_argument('--layers', nargs=2, metavar=('INNER', 'LAST'), help='module paths of the two layers')
-    group.add_argument('--img-size', type=int, metavar='N', help='image size')
-    group.add_argument('-b', '--batch-size', type=int, metavar='N', help='images per batch')
-    group.add_argument('-j', '--workers', type=int, metavar='N', help='data loading processes')
-    group.add_argument('--device', metavar='NAME', help='default: cuda where there is one')
-    return group
 
 
 def find_runs(path: Path) -> List[Path]:

@@ -3,19 +3,27 @@
 Every number is a function of the images' records and of how often each image counts, so that a bootstrap can draw
 the images anew (`comparison`). Shapes: `N` images, `C` classes.
 """
-from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Tuple
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from ..multilabel import multilabel_metrics, per_class_metrics, voc_average_precision
-from .calibration import expected_calibration_error
-from .ks import KolmogorovSmirnov, kolmogorov_smirnov
-from .records import Records
+from ..metrics import (
+    KolmogorovSmirnov,
+    expected_calibration_error,
+    kolmogorov_smirnov,
+    multilabel_metrics,
+    per_class_metrics,
+    voc_average_precision,
+)
+from .image_records import Records
 
-__all__ = ['ORDER', 'class_table', 'confused_classes', 'correct_predictions', 'curve_measures', 'ks_of',
-           'mean_measures', 'measures']
+__all__ = [
+    'MEASURES', 'Measure', 'ORDER', 'class_table', 'confused_classes', 'correct_predictions',
+    'curve_measures', 'ks_of', 'mean_measures', 'measure_of', 'measures', 'metrics_of',
+]
 
 # Every measure, in the order of tables.
 ORDER = (
@@ -24,6 +32,7 @@ ORDER = (
     'as_last', 'ac', 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
     'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area',
     'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
+
 PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
 
 
@@ -174,3 +183,53 @@ def class_table(records: Records) -> List[Dict[str, object]]:
             row.update({key: _mean_of(records.pairs[key][own]) for key in PAIR_MEASURES})
         table.append(row)
     return table
+
+TITLES = {
+    'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops', 'top5_ten_crop': 'top-5 %, ten crops',
+    'mAP': 'mAP % (VOC 2010-12)', 'mAP_11point': 'mAP % (VOC 2007)', 'mAP_sklearn': 'mAP % (scikit-learn)',
+    'AUC': 'AUC %', 'mAP_ten_crop': 'mAP % (VOC 2010-12), ten crops', 'AUC_ten_crop': 'AUC %, ten crops',
+    'ks': 'KS margin', 'ks_probability': 'KS at probability', 'ece': 'calibration error',
+    'flip_overlap': 'overlap with the flipped', 'flip_iou': 'IoU with the flipped',
+    'crop_overlap': 'overlap with the cropped', 'crop_iou': 'IoU with the cropped',
+    'as_inner': 'L_AS inner (Eq. 3)', 'as_last': 'L_AS last (Eq. 3)', 'ac': 'L_AC (Eq. 5)',
+    'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last', 'zero_maps': 'zero maps',
+    'overlap_cooccurring': 'overlap of co-occurring classes', 'pointing': 'pointing game',
+    'energy': 'energy in the box', 'iou': 'box IoU', 'iou50': 'box IoU >= 0.5', 'no_map': 'no map',
+    'box_area': 'box area (chance)', 'pointing_both': 'pointing game, both have maps',
+    'energy_both': 'energy in the box, both have maps', 'iou_both': 'box IoU, both have maps',
+    'iou50_both': 'box IoU >= 0.5, both have maps',
+}
+
+@dataclass(frozen=True)
+class Measure:
+    """What a classifier is judged by, in per cent: key in the metrics, name, name on the Hub, activation, meaning."""
+    key: str
+    name: str
+    hub_type: str
+    activation: str
+    meaning: str
+
+
+MEASURES = (
+    Measure('top1', 'Top-1 accuracy', 'accuracy', 'softmax(1)', 'the share of images whose true class scores highest'),
+    Measure('mAP', 'Mean average precision', 'mean_average_precision', 'sigmoid()',
+            'the area under the interpolated precision-recall curve (VOC 2010 to 2012), averaged over the classes'),
+)
+
+
+def metrics_of(results: Dict[str, Any]) -> Dict[str, float]:
+    """What the last evaluation in results.json said; what was not measured, or is NaN, is left out."""
+    return {name.removeprefix('eval_'): value for name, value in results['last'].items()
+            if name.startswith('eval_') and value is not None and math.isfinite(value)}
+
+
+def measure_of(metrics: Dict[str, float]) -> Measure:
+    """What a run is judged by: top-1 accuracy, or mean average precision where images have several classes.
+
+    Raises:
+        KeyError: The metrics hold neither.
+    """
+    for measure in MEASURES:
+        if measure.key in metrics:
+            return measure
+    raise KeyError(', '.join(measure.key for measure in MEASURES))

@@ -7,9 +7,9 @@ from typing import Dict, Tuple
 import torch
 import torch.nn.functional as F
 
-from ..features import ICASCLayers
+from ..features.layout import ICASCLayers
 from ..losses import attention_overlap
-from ..objective import attention_maps
+from ..objective.maps import attention_maps
 
 __all__ = ['central_crop', 'map_robustness', 'region', 'region_iou', 'transformed_maps']
 

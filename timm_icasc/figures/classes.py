@@ -4,7 +4,7 @@ from typing import Sequence
 
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
-from .page import (
+from .canvas import (
     CELL,
     DESCENT,
     LINE,

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..evaluation.ks import KolmogorovSmirnov
-from .page import check_format, save
+from ..metrics import KolmogorovSmirnov
+from .canvas import check_format, save
 
 __all__ = ['ks_figure']
 

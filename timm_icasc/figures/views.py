@@ -11,8 +11,8 @@ import torch
 from ..data import is_multilabel
 from ..evaluation.checkpoint import Checkpoint
 from ..losses import attention_consistency, attention_overlap, resize_mask, target_mask
-from ..objective import attention_maps
-from .page import displayed, to_size
+from ..objective.maps import attention_maps
+from .canvas import displayed, to_size
 
 __all__ = ['ClassView', 'LayerView', 'load_items', 'truth_of', 'view_classes', 'view_layers']
 

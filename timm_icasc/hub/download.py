@@ -10,12 +10,14 @@ from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_
 from ..errors import HubError
 from ..version import __version__
 from .failures import check_reachable, explained, patience, repo_at
-from .weights import CONFIG, FILES, WEIGHTS, check_folder
+from .model_folder import CONFIG, FILES, WEIGHTS, check_folder
 
 __all__ = ['Fetched', 'fetch', 'split_source']
 
 PICKLES = ('.bin', '.pt', '.pth', '.pth.tar', '.pkl', '.ckpt')
+
 COMMIT = re.compile('[0-9a-f]{40}')
+
 ANSWER_SECONDS = 30  # without a byte from the Hub
 
 

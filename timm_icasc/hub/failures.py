@@ -25,7 +25,9 @@ from ..errors import HubError
 __all__ = ['check_reachable', 'explained', 'patience', 'repo_at']
 
 CONNECT_SECONDS = 5
+
 CHECK_NETWORK = 'check the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT'
+
 LOG_IN = "'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN"
 
 

@@ -5,6 +5,7 @@ __all__ = ['CIFAR100_MEAN', 'CIFAR100_STD', 'cifar_cfg']
 
 # per channel statistics of the CIFAR-100 training images, scaled to [0, 1]
 CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
+
 CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 

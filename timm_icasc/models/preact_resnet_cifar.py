@@ -15,7 +15,7 @@ from timm.models.resnetv2 import ResNetV2
 
 from ._default_cfg import cifar_cfg
 
-__all__ = ['PreActResNetCifar']  # register_model adds each entrypoint fn to this
+__all__ = ['PreActResNetCifar']
 
 
 class PreActResNetCifar(ResNetV2):

@@ -14,7 +14,7 @@ from timm.models.resnet import BasicBlock
 
 from ._default_cfg import cifar_cfg
 
-__all__ = ['ResNetCifar', 'ZeroPadShortcut']  # register_model adds each entrypoint fn to this
+__all__ = ['ResNetCifar', 'ZeroPadShortcut']
 
 
 class ZeroPadShortcut(nn.Module):

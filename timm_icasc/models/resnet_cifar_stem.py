@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ._default_cfg import cifar_cfg
 
-__all__ = ['ResNetCifarStem']  # register_model adds each entrypoint fn to this
+__all__ = ['ResNetCifarStem']
 
 
 class ResNetCifarStem(ResNet):

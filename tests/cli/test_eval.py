@@ -1,0 +1,276 @@
+"""`timm-icasc eval` from the command line to the files, on small models with random weights."""
+import csv
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from helpers.runs import make_cub, make_packed_voc, make_run
+from PIL import Image
+
+from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
+from timm_icasc.cli import main
+from timm_icasc.data import DigitsDataset
+from timm_icasc.losses import attention_overlap
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / 'run')
+
+
+def evaluate(*arguments):
+    return main(['eval', *map(str, arguments)])
+
+
+def read(folder, name='eval.json'):
+    return json.loads((folder / 'eval' / name).read_text())
+
+
+def test_measures_of_a_run_are_those_of_its_model(run, capsys):
+    assert evaluate(run, '--images', 30) == 0
+    measures = read(run)['measures']
+    model = timm.create_model('resnet20_cifar', num_classes=10).eval()
+    model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
+    dataset = DigitsDataset('validation')
+    chosen = [i * 450 // 30 for i in range(30)]
+    mean, std = model.pretrained_cfg['mean'], model.pretrained_cfg['std']
+    images = torch.stack([
+        (torch.tensor(np.array(dataset[i][0])).permute(2, 0, 1) / 255 - torch.tensor(mean).view(3, 1, 1))
+        / torch.tensor(std).view(3, 1, 1) for i in chosen])
+    targets = torch.tensor([dataset[i][1] for i in chosen])
+    output = icasc_forward(model, images, targets, resolve_layers(model), ICASCConfig(), leaves=True)
+    assert measures['top1'] == pytest.approx(100 * (output.logits.argmax(1) == targets).float().mean().item())
+    assert measures['as_last'] == pytest.approx(output.terms['as_last'].mean().item(), rel=1e-4)
+    overlap = attention_overlap(output.maps['target_inner'], output.maps['confused_inner'])
+    assert measures['overlap_inner'] == pytest.approx(overlap.nanmean().item(), rel=1e-4)
+    rows = list(csv.DictReader(open(run / 'eval' / 'images.csv')))
+    assert [int(row['index']) for row in rows] == chosen
+    probabilities = output.logits.softmax(1)[range(30), targets]
+    assert [float(row['target_probability']) for row in rows] == pytest.approx(probabilities.tolist(), rel=1e-3)
+    text = capsys.readouterr().out
+    assert 'top-1 %' in text and 'KS margin' in text and 'by class' in text
+
+
+def voc_run(folder, seed=0):
+    """A run on coloured squares, the data beside it."""
+    data = folder.parent / 'voc'
+    if not data.exists():
+        make_packed_voc(data)
+    return make_run(folder, num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val', seed=seed)
+
+
+@pytest.mark.parametrize('make, sizes', [(make_run, (7, 30)), (voc_run, (1, 6))])
+def test_the_same_numbers_each_time_and_for_every_batch_size(make, sizes, tmp_path):
+    run = make(tmp_path / 'run')
+    for name, size in (('first', sizes[0]), ('second', sizes[0]), ('third', sizes[1])):
+        assert evaluate(run, '--images', 30, '--batch-size', size, '--output', tmp_path / name) == 0
+    first, second, third = (json.loads((tmp_path / name / 'run' / 'eval.json').read_text())['measures']
+                            for name in ('first', 'second', 'third'))
+    assert ('pointing' in first) == (make is voc_run)
+    assert first == second
+    assert first == pytest.approx(third, rel=1e-4)
+    assert (tmp_path / 'first' / 'summary.csv').read_text().startswith('checkpoint,')
+
+
+def test_ten_crops(run):
+    """Without a margin the ten crops are five copies of the image and of its mirror image."""
+    assert evaluate(run, '--images', 20, '--ten-crop') == 0
+    measures = read(run)['measures']
+    assert evaluate(run, '--images', 20, '--ten-crop', '--crop-pct', 0.8) == 0
+    cropped = read(run)['measures']
+    assert 'top1_ten_crop' in measures and measures['top5_ten_crop'] >= measures['top1_ten_crop']
+    assert cropped['overlap_last'] != measures['overlap_last']
+    model = timm.create_model('resnet20_cifar', num_classes=10).eval()
+    model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
+    dataset, hits = DigitsDataset('validation'), 0
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
+    for i in [i * 450 // 20 for i in range(20)]:
+        image = dataset[i][0].resize((40, 40), Image.Resampling.BILINEAR)
+        assert model.pretrained_cfg['interpolation'] == 'bilinear'
+        crops = [torch.tensor(np.array(image.crop((left, top, left + 32, top + 32)))).permute(2, 0, 1) / 255
+                 for left, top in ((0, 0), (8, 0), (0, 8), (8, 8), (4, 4))]
+        crops = torch.stack(crops + [crop.flip(2) for crop in crops])
+        hits += int(model((crops - mean) / std).softmax(1).sum(0).argmax() == dataset[i][1])
+    assert cropped['top1_ten_crop'] == pytest.approx(100 * hits / 20)
+
+
+def test_two_runs_compared(run, tmp_path, capsys):
+    other = make_run(tmp_path / 'other', seed=1)
+    assert evaluate('--compare', run, other, '--images', 30, '--resamples', 50) == 0
+    text = capsys.readouterr().out
+    assert 'other - run: 30 images, 50 paired bootstrap resamples' in text
+    result = read(other, 'comparison.json')['measures']
+    a, b = read(run)['measures'], read(other)['measures']
+    for name, row in result.items():
+        assert row['difference'] == pytest.approx(b[name] - a[name]) and row['low'] <= row['high']
+    assert (other / 'eval' / 'comparison.csv').read_text().startswith('measure,a,b,difference,low,high,share_above')
+
+
+def test_the_order_of_a_comparison_is_that_of_its_option(run, tmp_path, capsys):
+    other = make_run(tmp_path / 'other', seed=1)
+    assert evaluate(other, '--compare', run, other, '--images', 10, '--resamples', 5) == 0
+    assert 'other - run: 10 images' in capsys.readouterr().out
+
+
+def test_comparison_of_earlier_evaluations(tmp_path, capsys):
+    runs = [voc_run(tmp_path / f'run{i}', seed=i) for i in range(2)]
+    assert evaluate('--compare', *runs, '--resamples', 10, '--ten-crop') == 0
+    first = read(runs[1], 'comparison.json')
+    assert {'mAP', 'mAP_ten_crop', 'AUC_ten_crop', 'pointing_both'} <= set(first['measures'])
+    (runs[1] / 'last.pth.tar').unlink()
+    assert evaluate('--compare', *[run / 'eval' for run in runs], '--resamples', 10) == 0
+    assert read(runs[1], 'comparison.json')['measures'] == first['measures']
+    assert 'run1 - run0: 6 images' in capsys.readouterr().out
+    (runs[0] / 'eval' / 'records.npz').write_bytes(b'')
+    assert evaluate('--compare', *[run / 'eval' for run in runs]) == 2
+    assert 'holds no records' in capsys.readouterr().err
+
+
+def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(run, tmp_path, capsys):
+    other = voc_run(tmp_path / 'other')
+    assert evaluate('--compare', run, other) == 2
+    assert "'run' and 'other' have different data sets" in capsys.readouterr().err
+    assert not (run / 'eval').exists() and not (other / 'eval').exists()
+
+
+def test_both_runs_of_a_comparison_are_found(tmp_path, capsys):
+    for name in ('baseline', 'icasc'):
+        make_run(tmp_path / 'both' / name)
+    assert evaluate(tmp_path / 'both', '--images', 10) == 0
+    assert capsys.readouterr().out.count('10 images of 32 x 32') == 2
+    assert evaluate('--compare', tmp_path / 'both', tmp_path / 'both' / 'icasc') == 2
+    assert 'holds 2 runs, name one' in capsys.readouterr().err
+
+
+def test_boxes_of_one_class(tmp_path):
+    """CUB: the map of the bird's species against its box, after the resize and the crop."""
+    run = make_run(tmp_path / 'run', num_classes=3, dataset='cub200', data_dir=str(make_cub(tmp_path / 'cub')))
+    assert evaluate(run, '--crop-pct', 0.875) == 0
+    measures = read(run)['measures']
+    model = timm.create_model('resnet20_cifar', num_classes=3).eval()
+    model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
+    energies, areas = [], []
+    for c, colour in enumerate(('red', 'green', 'blue')):
+        for i in (0, 2):
+            image = Image.open(tmp_path / 'cub' / 'images' / f'{c + 1:03d}.{colour}' / f'{i}.png')
+            image = image.resize((45, 36), Image.Resampling.BILINEAR).crop((6, 2, 38, 34))
+            x = (torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
+            heat = F.interpolate(attention_maps(model, x[None], [c]), (32, 32), mode='bilinear')[0, 0].numpy()
+            left, top = (5 + 3 * i) * 0.9 - 6, (10 + c) * 0.9 - 2
+            inside = sum(float(heat[y, x]) for y in range(32) for x in range(32)
+                         if left <= x + 0.5 < left + 14.4 and top <= y + 0.5 < top + 14.4)
+            energies.append(inside / float(heat.sum()))
+            areas.append(sum(left <= x + 0.5 < left + 14.4 and top <= y + 0.5 < top + 14.4
+                             for y in range(32) for x in range(32)) / 32 ** 2)
+    assert measures['box_area'] == pytest.approx(np.mean(areas))
+    assert measures['energy'] == pytest.approx(np.mean(energies), rel=1e-4)
+    assert len(list(csv.DictReader(open(run / 'eval' / 'pairs.csv')))) == 6
+    assert evaluate(run, '--crop-pct', 0.875, '--layer', 'inner') == 0
+    inner = read(run)['measures']
+    assert inner['energy'] != measures['energy'] and inner['overlap_last'] == measures['overlap_last']
+
+
+def test_several_classes_per_image(tmp_path, capsys):
+    run, data = voc_run(tmp_path / 'run'), tmp_path / 'voc'
+    assert evaluate(run) == 0
+    result = read(run)
+    measures = result['measures']
+    assert {'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'overlap_cooccurring', 'energy', 'pointing'} <= set(measures)
+    assert 'top1' not in measures
+    rows = list(csv.DictReader(open(run / 'eval' / 'images.csv')))
+    pairs = list(csv.DictReader(open(run / 'eval' / 'pairs.csv')))
+    assert len(rows) == 6 and sum(len(row['target'].split(';')) for row in rows) == sum(
+        row['images'] for row in result['classes'])
+    assert [row['file'] for row in rows] == [f'{i:06d}.webp' for i in (1, 2, 3, 5, 6, 7)]
+    assert {p['file'] for p in pairs} == {row['file'] for row in rows}
+    assert {p['class_name'] for p in pairs} == {'red', 'green', 'blue'}
+
+    # The overlap of the maps of the two squares in one image, drawn on its own.
+    model = timm.create_model('resnet20_cifar', num_classes=3).eval()
+    model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
+    image = Image.open(data / 'images' / '000001.webp')
+    image = image.resize((48, 32), Image.Resampling.BILINEAR).crop((8, 0, 40, 32))
+    x = (torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
+    maps = attention_maps(model, x[None], [1, 2])[0]
+    assert rows[0]['target'] == 'green;blue'
+    expected = attention_overlap(maps[:1], maps[1:]).item()
+    assert float(rows[0]['overlap_cooccurring']) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_bare_checkpoint_and_a_local_folder_of_the_hub(tmp_path):
+    run = make_run(tmp_path / 'run')
+    (tmp_path / 'bare.pth.tar').write_bytes((run / 'last.pth.tar').read_bytes())
+    model = timm.create_model('resnet20_cifar', num_classes=10)
+    model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
+    timm.models.save_for_hf(model, tmp_path / 'hub', model_config={'num_classes': 10})
+    for source, options in ((tmp_path / 'bare.pth.tar', ['--model', 'resnet20_cifar']),
+                            (f"local-dir:{tmp_path / 'hub'}", [])):
+        assert evaluate(source, *options, '--dataset', 'digits', '--images', 10, '--batch-size', 5, '-j', 0,
+                        '--output', tmp_path / 'out') == 0
+    results = [json.loads(path.read_text())['measures'] for path in sorted((tmp_path / 'out').glob('*/eval.json'))]
+    assert len(results) == 2 and results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_a_vision_transformer_at_another_size(tmp_path):
+    """Its position embeddings are resampled; tokens become a grid on which boxes are found again."""
+    data = make_packed_voc(tmp_path / 'voc')
+    run = make_run(tmp_path / 'run', 'vit_tiny_patch16_224', 3, dataset='voc2007-packed', data_dir=str(data),
+                   val_split='val')
+    assert evaluate(run, '--img-size', 96) == 0
+    result = read(run)
+    assert result['input_size'] == [3, 96, 96] and 0 < result['measures']['energy'] < 1
+    assert result['layers'] == ['blocks.8', 'blocks.10']
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read_is_named(workers, tmp_path, capsys):
+    run = voc_run(tmp_path / 'run')
+    (tmp_path / 'voc' / 'images' / '000003.webp').write_bytes(b'RIFF')
+    assert evaluate(run, '--workers', workers) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and '000003.webp' in error
+
+
+def test_layers_of_ones_own(run):
+    assert evaluate(run, '--images', 10, '--layers', 'layer1', 'layer2') == 0
+    assert read(run)['layers'] == ['layer1', 'layer2']
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'name a checkpoint'),
+    (['nowhere'], "no checkpoint or folder of a run 'nowhere'"),
+    (['EMPTY'], 'it is not the folder of a run'),
+    (['RUN', '--best'], 'has no model_best.pth.tar'),
+    (['BARE'], 'name its architecture with --model'),
+    (['BARE', '--model', 'resnet20_cifar'], 'name it with --data-dir'),
+    (['BARE', '--model', 'resnet18', '--dataset', 'digits'], 'do not fit --model resnet18'),
+    (['TEXT', '--model', 'resnet20_cifar', '--dataset', 'digits'], 'cannot read the checkpoint'),
+    (['RUN', '--data-dir', 'nowhere'], "no folder 'nowhere'"),
+    (['RUN', '--images', '0'], '--images must be at least 1'),
+    (['RUN', '--sigma', '2'], '--sigma is a fraction'),
+    (['nowhere', '--output', 'FILE'], '--output: cannot write to'),  # known before the checkpoint is looked for
+    (['RUN', '--layers', 'layer1', 'nowhere'], "has no layer 'nowhere'"),
+    (['--compare', 'RUN', 'RUN'], '--compare needs two different checkpoints'),
+])
+def test_bad_input_is_one_line(arguments, message, run, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'bare.pth.tar').write_bytes((run / 'last.pth.tar').read_bytes())
+    (tmp_path / 'text.pth.tar').write_text('no checkpoint')
+    places = {'RUN': run, 'EMPTY': tmp_path / 'empty', 'BARE': tmp_path / 'bare.pth.tar',
+              'TEXT': tmp_path / 'text.pth.tar', 'FILE': tmp_path / 'text.pth.tar' / 'out'}
+    assert evaluate(*[places.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len([line for line in error.splitlines() if 'error:' in line]) == 1
+
+
+def test_robustness_of_the_maps(run):
+    assert evaluate(run, '--images', 8, '--robustness') == 0
+    measures, rows = read(run)['measures'], list(csv.DictReader(open(run / 'eval' / 'images.csv')))
+    for name in ('flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou'):
+        values = [float(row[name]) for row in rows if row[name] not in ('', 'nan')]
+        assert 0 <= measures[name] <= 1 and measures[name] == pytest.approx(sum(values) / len(values), rel=1e-4)

@@ -1,0 +1,398 @@
+"""`timm-icasc sweep`: from the YAML file to runs, records and the page; most of it on records made by hand."""
+import json
+import os
+import re
+import signal
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers.hub_fixtures import save_noise
+
+from timm_icasc.cli import main
+from timm_icasc.errors import ICASCError
+from timm_icasc.sweep import runner as processes
+from timm_icasc.sweep.run_record import check_unchanged, correct_of, read_records
+from timm_icasc.sweep.study import load_study
+from timm_icasc.sweep.summary import interval_over_seeds, interval_over_seeds_and_images, summarise
+
+STUDIES = sorted((Path(__file__).parents[2] / 'docs' / 'evidence').glob('*.yaml'))
+STUDY = {
+    'baseline': 'plain', 'seeds': [0, 1, 2], 'common': {'dataset': 'digits', 'epochs': 2, 'val_split': 'validation'},
+    'variants': {'plain': {'icasc': False}, 'order-1': {'icasc_order': 1}}, 'report': 'page.md'}
+PAGE = '# Title\n\n<!-- study s begins -->\nold\n<!-- study s ends -->\n\nrest\n'
+IMAGES = 40
+
+
+def write_study(tmp_path, **changes):
+    file = tmp_path / 's.yaml'
+    file.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    (tmp_path / 'page.md').write_text(PAGE)
+    return file
+
+
+def write_record(study, run, correct, curve=(10., 20.), **final):
+    """A record as a finished run leaves it; `correct` is a list of 0 and 1, one per test image."""
+    study.records.mkdir(parents=True, exist_ok=True)
+    (study.records / f'{run.name}.json').write_text(json.dumps({
+        'study': study.name, 'variant': run.variant, 'seed': run.seed, 'command': 'train_timm.py', 'commit': 'c' * 40,
+        'dirty': False, 'versions': {'torch': '2', 'timm': '1'}, 'options': run.options,
+        'machine': {'processor': 'P', 'device': 'cpu', 'threads': '1'},
+        'evaluated': {'dataset': 'digits', 'split': 'test', 'images': len(correct), 'attention': 'ach',
+                      'arguments': []},
+        'curve': [{'epoch': i, 'eval_top1': v, 'eval_seconds': 3.} for i, v in enumerate(curve)],
+        'correct': {'images': len(correct), 'bits': np.packbits(np.array(correct, dtype=bool)).tobytes().hex()},
+        'final': {'top1': 100 * sum(correct) / len(correct), 'overlap_last': 0.5, **final}}))
+
+
+def sweep(*arguments):
+    return main(['sweep', *map(str, arguments)])
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A study of which every run but the last has a record, and the right predictions by run."""
+    study, generator = load_study(write_study(tmp_path)), np.random.default_rng(0)
+    correct = {run.name: (generator.random(IMAGES) < 0.5 + 0.1 * (run.variant != 'plain')).astype(int).tolist()
+               for run in study.runs[:-1]}
+    for run in study.runs[:-1]:
+        write_record(study, run, correct[run.name], ks=0.1 * run.seed + 0.3 * (run.variant != 'plain'))
+    return study, correct
+
+
+class TestDefinition:
+
+    def test_runs_are_whole_seeds_one_after_the_other(self, tmp_path):
+        study = load_study(write_study(tmp_path))
+        assert [run.name for run in study.runs] == [
+            f'{variant}-seed{seed}' for seed in (0, 1, 2) for variant in ('plain', 'order-1')]
+
+    def test_options_become_the_command_line_of_the_trainer(self, tmp_path):
+        (tmp_path / 'recipe.yaml').write_text('lr: 5e-1\nbatch_size: 7\nopt_kwargs: {nesterov: true}\n')
+        study = load_study(write_study(
+            tmp_path, common={'config': 'recipe.yaml', 'data-dir': 'x', 'batch_size': 8},
+            variants={'plain': {'icasc': False}, 'w': {'icasc_weights': [1, 0, 0.5], 'channels_last': True}}), 'here')
+        command = ' '.join(study.runs[1].arguments)
+        assert command == ('--lr 0.5 --batch-size 8 --opt-kwargs nesterov=True --data-dir here '
+                           '--icasc-weights 1.0 0.0 0.5 --channels-last --seed 0')
+        assert study.runs[0].arguments[-3:] == ('--no-icasc', '--seed', '0')
+        assert study.runs[1].options['batch_size'] == 8 and 'data_dir' not in study.runs[1].options
+
+    def test_each_seed_goes_on_from_its_own_network(self, tmp_path):
+        study = load_study(write_study(
+            tmp_path, common={'initial_checkpoint': 'base-seed{seed}/last.pth.tar'}, seeds=[3, 5]))
+        files = [f'base-seed{seed}/last.pth.tar' for seed in (3, 3, 5, 5)]
+        assert [run.options['initial_checkpoint'] for run in study.runs] == files
+        assert all(f'--initial-checkpoint {file} ' in ' '.join(run.arguments)
+                   for file, run in zip(files, study.runs, strict=True))
+
+    @pytest.mark.parametrize('changes, message', [
+        ({'baseline': 'none'}, "baseline 'none' is not among the variants: plain, order-1"),
+        ({'variants': {'plain': {}, 'b': {'icasc_oder': 1}}},
+         "variant 'b' has the unknown key 'icasc_oder'; did you mean 'icasc_order'"),
+        ({'variants': {'plain': {}, 'b': {'icasc_order': 3}}}, "variant 'b': 'icasc_order' must be one of"),
+        ({'variants': {'plain': {}, 'b': {'epochs': 0}}}, "variant 'b': --epochs must be at least 1"),
+        ({'variants': {'plain': {}, 'b': {'seed': 1}}}, "variant 'b': 'seed' is not for a study to set"),
+        ({'variants': {'plain': {}, 'b': {'epochs': 2}}}, "variant 'b' has the same options as variant 'plain'"),
+        ({'variants': {'plain': {}, 'a/b': {'epochs': 3}}}, "variant 'a/b': a name has letters"),
+        ({'variants': {}}, 'has no variants'),
+        ({'common': {'dataset': 'torch/cifar100'}}, '--data-dir is missing'),
+        ({'common': {'modle': 'x'}}, "common has the unknown key 'modle'; did you mean 'model'"),
+        ({'common': [1]}, "'common' must hold 'name: value' lines"),
+        ({'evaluate': {'spilt': 'test'}}, "evaluate has the unknown key 'spilt'"),
+        ({'evaluate': {'output': 'x'}}, "evaluate: 'output' is not for a study to set"),
+        ({'seeds': [0, 0]}, "'seeds' must be a list of different whole numbers"),
+        ({'seeds': 3}, "'seeds' must be a list"),
+        ({'seeds': [[0], [1]]}, "'seeds' must be a list"),
+        ({'sedes': [0]}, "unknown key 'sedes'"),
+        ({'baseline': ['plain']}, 'is not among the variants'),
+        ({'records': 3}, "'records' must be one path, got 3"),
+        ({'report': ['page.md']}, "'report' must be one path"),
+        ({'common': {'config': ['a.yaml']}}, "common: 'config' must be one path"),
+        ({'common': {'opt_kwargs': 'a=1'}}, "common: 'opt_kwargs' must hold 'name: value' lines, got 'a=1'"),
+        ({'common': {'epochs': 1.5}}, "common: 'epochs' must be int, got 1.5"),
+        # {seed} without quotes is a mapping to YAML
+        ({'common': {'initial_checkpoint': {'seed': None}}}, "common: 'initial_checkpoint' must be one value"),
+        ({'variants': {'plain': {}, 'b': {'val_split': 'x'}}}, "'val_split' must be the same for all runs"),
+    ])
+    def test_mistakes_are_named_before_anything_runs(self, changes, message, tmp_path):
+        with pytest.raises(ICASCError, match=re.escape(message)):
+            load_study(write_study(tmp_path, **changes))
+
+    @pytest.mark.parametrize('text, message', [
+        ('variants:\n  a: {}\n  b: {}\n  a: {}\n', "line 4: 'a' is there twice"),
+        ('seeds: [', 'not valid YAML'), ('? [a]\n: 1\n', 'not valid YAML'), ('- a', 'is no study')])
+    def test_bad_files(self, text, message, tmp_path):
+        (tmp_path / 's.yaml').write_text(text)
+        with pytest.raises(ICASCError, match=message):
+            load_study(tmp_path / 's.yaml')
+
+    def test_names_may_be_numbers_and_options_a_yaml_anchor(self, tmp_path):
+        file = tmp_path / 's.yaml'
+        file.write_text('baseline: 1\nseeds: [0]\nvariants:\n  1: &own {dataset: digits}\n  2: {<<: *own, lr: 0.3}\n')
+        study = load_study(file)
+        assert study.baseline == study.variants[0] == study.runs[0].variant == '1'
+        assert (study.runs[1].options['dataset'], study.runs[1].options['lr']) == ('digits', 0.3)
+
+    def test_a_missing_file_is_one_line(self, tmp_path, capsys):
+        assert sweep(tmp_path / 'none.yaml') == 2
+        assert 'none.yaml' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('file', STUDIES, ids=lambda p: p.stem)
+def test_the_studies_of_docs_are_those_that_their_records_come_from(file, tmp_path):
+    study = load_study(file)
+    check_unchanged(study, read_records(study), tmp_path)
+
+
+class TestSummary:
+
+    def test_mean_deviation_and_difference_seed_by_seed(self, recorded):
+        study, correct = recorded
+        plain, own = summarise(study, read_records(study))
+        top1 = {name: 100 * sum(c) / IMAGES for name, c in correct.items()}
+        values = [top1[f'plain-seed{seed}'] for seed in (0, 1, 2)]
+        assert plain.seeds == [0, 1, 2] and own.seeds == [0, 1]
+        assert plain.means['top1'] == (pytest.approx(statistics.fmean(values)), pytest.approx(statistics.stdev(values)))
+        differences = [top1[f'order-1-seed{seed}'] - top1[f'plain-seed{seed}'] for seed in (0, 1)]
+        found = own.differences['top1']
+        assert (found.mean, found.deviation, found.seeds) == (
+            pytest.approx(statistics.fmean(differences)), pytest.approx(statistics.stdev(differences)), 2)
+        assert own.differences['ks'].mean == pytest.approx(0.3)
+        assert own.differences['ks'].low_images is None, 'only accuracy is recorded image by image'
+        assert not plain.differences
+
+    def test_runs_on_different_images_are_not_compared(self, recorded, capsys):
+        study, _ = recorded
+        write_record(study, study.runs[0], [1] * 9)
+        assert sweep(study.file, '--report') == 2
+        assert "'plain-seed0' was evaluated on 9 images, 'order-1-seed0' on 40" in capsys.readouterr().err
+
+    def test_interval_over_seeds(self):
+        low, high = interval_over_seeds([1., 2., 6.])
+        assert low == 1 and high == 6, 'all three draws may be the same seed: 1 in 27'
+        assert interval_over_seeds([1.]) == (None, None)
+        assert interval_over_seeds([2., 2.]) == (2, 2)
+
+    def test_interval_over_images_is_that_of_the_mean_where_the_seeds_agree(self):
+        """One row in every seed: the normal approximation of the mean of N draws."""
+        row = np.random.default_rng(0).choice([-100., 0., 100.], size=400)
+        low, high = interval_over_seeds_and_images(np.stack([row] * 3))
+        error = 1.96 * row.std() / 400 ** 0.5
+        assert (low, high) == (pytest.approx(row.mean() - error, abs=0.8), pytest.approx(row.mean() + error, abs=0.8))
+
+    def test_seeds_that_differ_widen_it(self):
+        row = np.random.default_rng(0).choice([-100., 0., 100.], size=400)
+        low, high = interval_over_seeds_and_images(np.stack([row, row + 30, row - 30]))
+        narrow = interval_over_seeds_and_images(np.stack([row] * 3))
+        assert high - low > 1.5 * (narrow[1] - narrow[0])
+
+    def test_predictions_survive_the_record(self, recorded):
+        study, correct = recorded
+        records = read_records(study)
+        assert all(correct_of(records[name]).astype(int).tolist() == c for name, c in correct.items())
+        assert correct_of({}) is None
+
+
+class TestReport:
+
+    def test_tables_and_curves_go_between_the_marks(self, recorded, tmp_path, capsys):
+        study, correct = recorded
+        assert sweep(study.file, '--report') == 0
+        page = (tmp_path / 'page.md').read_text()
+        assert page.startswith('# Title\n\n<!-- study s begins -->\n5 of 6 runs; 40 images of `test`')
+        assert page.endswith('<!-- study s ends -->\n\nrest\n') and '\nold\n' not in page
+        mean = statistics.fmean(100 * sum(correct[f'order-1-seed{seed}']) / IMAGES for seed in (0, 1))
+        row, = [line for line in page.splitlines() if line.startswith('| order-1 | 0 1 |')]
+        assert f'| {mean:.2f} ± ' in row
+        assert '| order-1 | 0.500 ± 0.000 (+0.000) |' in page
+        assert 'Not run yet, with these seeds: `order-1` 2.' in page
+        assert '](records/s.png)' in page and (tmp_path / 'records' / 's.png').stat().st_size > 5000
+        assert 'order-1' in capsys.readouterr().out
+
+    def test_a_seed_that_the_baseline_lacks(self, recorded, tmp_path):
+        study, _ = recorded
+        (study.records / 'plain-seed1.json').unlink()
+        assert sweep(study.file, '--report') == 0
+        page = (tmp_path / 'page.md').read_text()
+        row, = [line for line in page.splitlines() if line.startswith('| order-1 | 0 1 |')]
+        assert ' (1 of 2 seeds) | - |' in row
+
+    def test_a_page_that_cannot_be_written(self, recorded, tmp_path, capsys):
+        (tmp_path / 'records' / 's.png').mkdir()
+        assert sweep(recorded[0].file, '--report') == 2
+        assert 's.png\': Is a directory' in capsys.readouterr().err
+
+    def test_it_is_the_same_every_time(self, recorded, tmp_path):
+        contents = []
+        for _ in range(2):
+            assert sweep(recorded[0].file, '--report') == 0
+            contents.append([(tmp_path / name).read_bytes() for name in ('page.md', 'records/s.png')])
+        assert contents[0] == contents[1]
+
+    def test_several_studies_share_a_page(self, recorded, tmp_path, capsys):
+        study, _ = recorded
+        other = tmp_path / 'other.yaml'
+        other.write_text(study.file.read_text())
+        (tmp_path / 'page.md').write_text(PAGE + PAGE.replace('study s', 'study other'))
+        second = load_study(other)
+        write_record(second, second.runs[0], [1] * IMAGES)
+        assert sweep(study.file, other, '--report') == 0
+        page = (tmp_path / 'page.md').read_text()
+        assert [page.count(f'\n{n} of 6 runs; 40 images') for n in (5, 1)] == [1, 1] and '\nold\n' not in page
+        assert sweep(study.file, other) == sweep(study.file, other, '--report', '--data-dir', 'd') == 2
+        assert 'several studies take --report and no other option' in capsys.readouterr().err
+
+    def test_several_classes_per_image(self, recorded, tmp_path):
+        """No top-1, so average precision, and no interval over images; what boxes tell has a table of its own."""
+        for file in recorded[0].records.glob('*.json'):
+            record = json.loads(file.read_text())
+            del record['correct'], record['final']['top1']
+            record['final']['mAP'] = 50. + record['seed'] + 2 * (record['variant'] != 'plain')
+            record['final']['energy'] = 0.3 + 0.1 * (record['variant'] != 'plain')
+            record['curve'] = [{'epoch': 0, 'eval_mAP': 40., 'eval_seconds': 1.}]
+            file.write_text(json.dumps(record))
+        assert sweep(recorded[0].file, '--report') == 0
+        page = (tmp_path / 'page.md').read_text()
+        assert '| order-1 | 0 1 | 40.00 ± 0.00 | +0.00 | 52.50 ± 0.71 | +2.00 ± 0.00 | +2.00 to +2.00 | 1 |' in page
+        assert 'over seeds and images' not in page.lower() and '![mAP %' in page
+        assert '| variant | energy in the box |' in page and '| order-1 | 0.400 ± 0.000 (+0.100) |' in page
+
+    def test_without_records_marks_or_page(self, recorded, tmp_path, capsys):
+        (tmp_path / 'page.md').write_text('no marks')
+        assert sweep(recorded[0].file, '--report') == 2
+        assert "has no lines '<!-- study s begins -->'" in capsys.readouterr().err
+        assert sweep(recorded[0].file, '--report', '--records', tmp_path / 'empty') == 2
+        assert 'no record in' in capsys.readouterr().err
+
+    @pytest.mark.parametrize('report', ['--report', '--jobs=1'])
+    def test_a_changed_variant_is_refused(self, report, recorded, tmp_path, capsys):
+        file = write_study(tmp_path, variants={'plain': {'icasc': False}, 'order-1': {'icasc_order': 1, 'lr': 0.3}})
+        assert sweep(file, report, '--output', tmp_path / 'runs') == 2
+        message = capsys.readouterr().err
+        assert "variant 'order-1' is not what" in message and 'order-1-seed0.json' in message
+        assert 'lr was None, is 0.3' in message and not (tmp_path / 'runs').exists()
+
+    def test_a_run_without_a_checkpoint_begins_anew(self, recorded, tmp_path):
+        """Killed while it wrote its options: nothing to go on with, nothing to compare."""
+        study, folder = recorded[0], tmp_path / 'runs' / 'order-1-seed2'
+        folder.mkdir(parents=True)
+        (folder / 'args.yaml').write_text('')
+        check_unchanged(study, read_records(study), tmp_path / 'runs')
+
+    def test_a_changed_evaluation_is_refused(self, recorded, tmp_path, capsys):
+        assert sweep(write_study(tmp_path, evaluate={'images': 9}), '--report') == 2
+        assert "'plain-seed0' was evaluated with '', the study says '--images 9'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize('text', ['{', '{"final": {}}', '[]'])
+    def test_a_broken_record_is_named(self, text, recorded, tmp_path, capsys):
+        (tmp_path / 'records' / 's' / 'plain-seed1.json').write_text(text)
+        assert sweep(recorded[0].file, '--report') == 2
+        assert 'plain-seed1.json' in capsys.readouterr().err
+
+    @pytest.mark.parametrize('option', ['--jobs', '--minutes'])
+    def test_bad_numbers(self, option, recorded, capsys):
+        assert sweep(recorded[0].file, option, 0) == 2
+        assert f'{option} must be more than 0' in capsys.readouterr().err
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A study of real runs: three classes of noise, a few images each."""
+    save_noise(tmp_path / 'images', train=4, holdout=2, test=3)
+    return write_study(
+        tmp_path, seeds=[3], evaluate={'val_split': 'test'},
+        common={'data_dir': str(tmp_path / 'images'), 'val_split': 'holdout', 'epochs': 12, 'warmup_epochs': 0,
+                'lr': 0.05, 'batch_size': 6, 'workers': 0, 'smoothing': 0, 'icasc_eval_images': 3},
+        variants={'plain': {'icasc': False}, 'broken': {'initial_checkpoint': 'nowhere.pth'}})
+
+
+def stop_after(condition, monkeypatch):
+    """SIGTERM reaches the sweep once the condition holds."""
+    pause = time.sleep
+
+    def nap(seconds):
+        if condition():
+            monkeypatch.undo()
+            signal.raise_signal(signal.SIGTERM)
+        pause(seconds)
+    monkeypatch.setattr(processes.time, 'sleep', nap)
+
+
+def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
+    """Stopped; gone on with, while another run fails; nothing left to do."""
+    output, log = tmp_path / 'runs', tmp_path / 'runs' / 'plain-seed3.log'
+    folder, file = output / 'plain-seed3', tmp_path / 'records' / 's' / 'plain-seed3.json'
+    stop_after((folder / 'summary.csv').is_file, monkeypatch)
+    assert sweep(tiny, '--output', output) == 128 + signal.SIGTERM
+    assert 'stopped, asked to: 0 of 2 runs are done' in capsys.readouterr().out
+    assert 'interrupted (SIGTERM)' in log.read_text() and not file.exists()
+    done = len((folder / 'summary.csv').read_text().splitlines()) - 1
+    assert 1 <= done < 12
+
+    assert sweep(tiny, '--jobs', 2, '--output', output) == 1
+    printed = capsys.readouterr()
+    assert 'broken-seed3 FAILED' in printed.err and "no file 'nowhere.pth'" in printed.err
+    assert 'plain-seed3 done: top1 ' in printed.out and f'resumed after epoch {done}' in log.read_text()
+    record = json.loads(file.read_text())
+    assert (record['variant'], record['seed'], record['options']['icasc']) == ('plain', 3, False)
+    assert [row['epoch'] for row in record['curve']] == list(range(12))
+    assert record['command'].startswith('train_timm.py ') and '--no-icasc' in record['command']
+    assert '--resume' not in record['command'], 'the command is the one that began the run'
+    assert record['evaluated']['split'] == 'test' and record['evaluated']['images'] == 9
+    assert {'top1', 'ks', 'ece', 'overlap_last', 'flip_overlap', 'crop_iou'} <= set(record['final'])
+    assert record['final']['top1'] == pytest.approx(100 * correct_of(record).mean())
+    assert record['versions']['timm'] and record['machine']['cores'] == os.cpu_count() and record['wall_time'] > 0
+
+    study, before = yaml.safe_load(tiny.read_text()), log.read_bytes()
+    del study['variants']['broken']
+    tiny.write_text(yaml.safe_dump(study))
+    assert sweep(tiny, '--output', output) == 0
+    assert '1 runs, 1 done' in capsys.readouterr().out and log.read_bytes() == before
+
+
+def test_one_sweep_at_a_time(tiny, tmp_path, capsys):
+    output = tmp_path / 'runs'
+    with processes._alone_in(output):
+        assert sweep(tiny, '--output', output) == 2
+    assert f"another sweep is at work in '{output}'" in capsys.readouterr().err
+    (tmp_path / 'file').write_text('')
+    assert sweep(tiny, '--output', tmp_path / 'file' / 'runs') == 2
+    assert '--output: cannot write to' in capsys.readouterr().err
+
+
+def test_a_killed_sweep_leaves_the_lock_to_its_runs(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'trainer.py').write_text('import signal; signal.pause()')
+    monkeypatch.setattr(processes, 'TRAINER', tmp_path / 'trainer.py')
+    study, output = load_study(tiny), tmp_path / 'runs'
+    with processes._alone_in(output) as lock:
+        work = processes._Work(study, study.runs[0], output, processes.environment_of(1), lock)
+    try:
+        assert sweep(tiny, '--output', output) == 2
+        assert 'or a run that a killed one has left' in capsys.readouterr().err
+    finally:
+        work.stop()
+        work.leave()
+
+
+def test_a_measure_that_a_run_lacks_is_not_told(recorded, tmp_path, monkeypatch, capsys):
+    study, _ = recorded
+
+    def finish(study, runs, output, jobs, seconds, stop_asked, on_change):
+        write_record(study, runs[0], [1] * IMAGES, overlap_last=None)
+        outcome = processes.Outcome(finished=[runs[0].name])
+        on_change([], outcome)
+        return outcome
+
+    monkeypatch.setattr('timm_icasc.cli.sweep.carry_out', finish)
+    assert sweep(study.file, '--output', tmp_path / 'runs') == 0
+    assert 'order-1-seed2 done: top1 100.00\n' in capsys.readouterr().out
+
+
+def test_the_time_is_up_before_a_run_ends(tiny, tmp_path, capsys):
+    assert sweep(tiny, '--minutes', 1e-9, '--output', tmp_path / 'runs') == 0
+    assert 'stopped, the time is up: 0 of 2 runs are done; the same command goes on' in capsys.readouterr().out
+    assert not (tmp_path / 'records').exists()

@@ -1,0 +1,172 @@
+"""Numbers from records, recomputed with loops; the paired bootstrap against one resample at a time."""
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from timm_icasc import DataError
+from timm_icasc.evaluation.bootstrap import SEED, compare
+from timm_icasc.evaluation.image_records import Records
+from timm_icasc.evaluation.measures import class_table, confused_classes, ks_of, mean_measures, measures
+from timm_icasc.metrics import expected_calibration_error
+
+NAMES = ['ant', 'bee', 'cow', 'dog', 'eel', 'fox', 'gnu']
+
+
+def records(seed=0, count=40, classes=7, multilabel=False, label='a'):
+    generator = np.random.default_rng(seed)
+    scores = generator.random((count, classes))
+    targets = np.random.default_rng(99).integers(classes, size=count)
+    images = {'overlap_last': generator.random(count), 'ac': generator.random(count)}
+    images['overlap_last'][::7] = np.nan
+    places = np.random.default_rng(98)  # objects are the data's, the same for every checkpoint
+    pairs = {'image': np.sort(places.integers(count, size=60)), 'class': places.integers(classes, size=60)}
+    for name in ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area'):
+        values = generator.random(60)
+        pairs[name] = values.round() if name in ('pointing', 'iou50', 'no_map') else values
+    if multilabel:
+        targets = np.random.default_rng(99).choice([-1., 0., 0., 1.], size=(count, classes))
+        scores += 0.3 * targets
+    else:
+        scores = scores / scores.sum(1, keepdims=True)
+    files = [f'{i}.jpg' for i in range(count)]
+    return Records(label, NAMES[:classes], np.arange(count), files, scores, targets, images=images, pairs=pairs)
+
+
+def test_accuracy():
+    r = records()
+    values, n = measures(r), len(r.targets)
+    for k, name in ((1, 'top1'), (5, 'top5')):
+        hits = sum(t in sorted(range(7), key=lambda c: -s[c])[:k] for s, t in zip(r.scores, r.targets, strict=True))
+        assert values[name] == pytest.approx(100 * hits / n)
+    assert 'mAP' not in values and 'top5' not in measures(records(classes=5)), 'the five best of five are no test'
+
+
+def test_calibration_is_that_of_the_predicted_class():
+    r = records()
+    hits = np.array([s.argmax() == t for s, t in zip(r.scores, r.targets, strict=True)])
+    assert measures(r)['ece'] == expected_calibration_error(r.scores.max(1), hits)
+    assert 'ece' not in measures(records(multilabel=True))
+
+
+def test_confused_class_and_ks_margin():
+    r = records()
+    target, confused = [], []
+    for s, t in zip(r.scores, r.targets, strict=True):
+        others = [c for c in range(7) if c != t]
+        best = max(others, key=lambda c: s[c])
+        target.append(s[t])
+        confused.append(s[best])
+        assert confused_classes(r)[len(target) - 1] == best
+    margins = [np.mean(np.array(confused) <= p) - np.mean(np.array(target) <= p) for p in target + confused]
+    best = max(margins, key=abs)
+    assert measures(r)['ks'] == pytest.approx(best)
+    assert ks_of(r, np.arange(40)).probability == measures(r)['ks_probability']
+
+
+def test_means_leave_undefined_images_out_and_pool_the_boxes():
+    r = records()
+    values = measures(r)
+    defined = [v for v in r.images['overlap_last'] if v == v]
+    assert values['overlap_last'] == pytest.approx(sum(defined) / len(defined)) and len(defined) < 40
+    assert values['energy'] == pytest.approx(sum(r.pairs['energy']) / 60), 'over images and classes'
+
+
+def test_several_classes_per_image():
+    r = records(multilabel=True)
+    precisions, areas, present, absent = [], [], [], []
+    for c in range(7):
+        known = r.targets[:, c] != -1
+        precisions.append(average_precision_score(r.targets[known, c], r.scores[known, c]))
+        areas.append(roc_auc_score(r.targets[known, c], r.scores[known, c]))
+    for s, t in zip(r.scores, r.targets, strict=True):
+        present += [s[c] for c in range(7) if t[c] == 1]
+        if any(t == 0):
+            absent.append(max(s[c] for c in range(7) if t[c] == 0))
+    values = measures(r)
+    assert values['mAP_sklearn'] == pytest.approx(100 * np.mean(precisions))
+    assert values['AUC'] == pytest.approx(100 * np.mean(areas))
+    margins = [np.mean(np.array(absent) <= p) - np.mean(np.array(present) <= p) for p in present + absent]
+    assert values['ks'] == pytest.approx(max(margins, key=abs))
+    assert 'mAP_ten_crop' not in values
+    crops = records(seed=1, multilabel=True)
+    r.ten_crop_scores = crops.scores
+    assert {name: measures(r)[f'{name}_ten_crop'] for name in ('mAP', 'AUC')} == pytest.approx(
+        {name: measures(crops)[name] for name in ('mAP', 'AUC')})
+    assert {**measures(r), **values} == measures(r), 'the others stay as they are'
+    table = class_table(r)
+    assert [row['AUC'] for row in table] == pytest.approx([100 * a for a in areas])
+
+
+def test_class_table():
+    r = records()
+    table = {row['class']: row for row in class_table(r)}
+    for c, name in enumerate(NAMES):
+        own = [i for i in range(40) if r.targets[i] == c]
+        assert table[name]['images'] == len(own)
+        assert table[name]['top1'] == pytest.approx(100 * np.mean([r.scores[i].argmax() == c for i in own]))
+        energies = [e for e, k in zip(r.pairs['energy'], r.pairs['class'], strict=True) if k == c]
+        assert table[name]['energy'] == pytest.approx(np.mean(energies))
+
+
+@pytest.mark.parametrize('multilabel', [False, True])
+def test_paired_bootstrap_one_resample_at_a_time(multilabel):
+    a, b = records(0, multilabel=multilabel), records(1, multilabel=multilabel, label='b')
+    resamples = 6
+    result = compare(a, b, resamples)
+    drawn = np.random.default_rng(SEED).integers(40, size=(resamples, 40))
+
+    def resampled(r, rows):
+        taken = [np.flatnonzero(r.pairs['image'] == row) for row in rows]
+        pairs = {name: np.concatenate([column[t] for t in taken]) for name, column in r.pairs.items()}
+        pairs['image'] = np.concatenate([np.full(len(t), i) for i, t in enumerate(taken)])
+        return Records(r.label, r.names, np.arange(40), r.files, r.scores[rows], r.targets[rows],
+                       images={name: column[rows] for name, column in r.images.items()}, pairs=pairs)
+
+    mapped = (a.pairs['no_map'] == 0) & (b.pairs['no_map'] == 0)
+    assert 0 < mapped.sum() < 60
+
+    def everything(r, rows):
+        chosen = Records(r.label, r.names, r.indices, r.files, r.scores, r.targets,
+                         pairs={name: column[mapped] for name, column in r.pairs.items()})
+        both = measures(resampled(chosen, rows))
+        both = {f'{name}_both': both[name] for name in ('pointing', 'energy', 'iou', 'iou50')}
+        return {**measures(resampled(r, rows)), **both}
+
+    pairs = [(everything(a, rows), everything(b, rows)) for rows in drawn]
+    whole = everything(a, np.arange(40)), everything(b, np.arange(40))
+    expected = {'ks', 'overlap_last', 'ac', 'energy', 'pointing', 'iou', 'iou50', 'no_map'}
+    expected |= {'pointing_both', 'energy_both', 'iou_both', 'iou50_both'}
+    assert set(result) == expected | ({'mAP', 'AUC'} if multilabel else {'top1', 'top5', 'ece'})
+    for name, row in result.items():
+        differences = [second[name] - first[name] for first, second in pairs]
+        assert row['difference'] == pytest.approx(whole[1][name] - whole[0][name])
+        assert (row['low'], row['high']) == pytest.approx(tuple(np.quantile(differences, (0.025, 0.975))))
+        above = np.mean([1. if d > 0 else 0.5 if d == 0 else 0. for d in differences])
+        assert row['share_above'] == pytest.approx(above, abs=1e-9)
+
+
+def test_a_checkpoint_does_not_differ_from_itself():
+    for row in compare(records(), records(), 20).values():
+        assert row['difference'] == row['low'] == row['high'] == 0 and row['share_above'] == 0.5
+
+
+def test_the_interval_covers_a_real_difference_of_every_image():
+    """Images differ much from each other and little between A and B: only pairing shows it."""
+    a, b = records(), records()
+    b.images['ac'] = a.images['ac'] + 0.01
+    row = compare(a, b, 200, only=['ac'])['ac']
+    assert row['low'] == pytest.approx(0.01) and row['high'] == pytest.approx(0.01) and row['share_above'] == 1
+
+
+def test_other_images_cannot_be_compared():
+    with pytest.raises(DataError, match="'a' and 'b' were not evaluated on the same images"):
+        compare(records(), records(count=39, label='b'))
+    other = records(label='b')
+    other.files[3] = 'another.jpg'
+    with pytest.raises(DataError, match='not evaluated on the same images'):
+        compare(records(), other)
+
+
+def test_weights_of_pairs_are_counts():
+    numerator, weight = mean_measures(records())['energy']
+    assert weight.sum() == 60 and numerator.sum() == pytest.approx(records().pairs['energy'].sum())

@@ -1,0 +1,72 @@
+"""Maps of flipped and cropped images against the images' own."""
+import pytest
+import torch
+from helpers.models import create
+
+from timm_icasc import resolve_layers
+from timm_icasc.evaluation.robustness import central_crop, map_robustness, region_iou
+
+
+def test_region_iou_equals_a_loop():
+    a, b = torch.rand(3, 5, 4), torch.rand(3, 5, 4)
+    for iou, first, second in zip(region_iou(a, b, 0.6), a, b, strict=True):
+        regions = [{(i, j) for i in range(5) for j in range(4) if m[i, j] > 0.6 * m.max()} for m in (first, second)]
+        assert iou == pytest.approx(len(regions[0] & regions[1]) / len(regions[0] | regions[1]))
+
+
+def test_region_iou_of_equal_disjoint_and_missing_maps():
+    left, right = torch.zeros(2, 4), torch.zeros(2, 4)
+    left[:, :2], right[:, 2:] = 1., 3.
+    assert region_iou(left, 5 * left) == 1 and region_iou(left, right) == 0
+    assert region_iou(left, torch.zeros(2, 4)).isnan()
+
+
+def test_central_crop_enlarges_the_middle():
+    """On a ramp, bilinear interpolation is exact: pixel centres are where geometry says."""
+    ramp = torch.arange(8.).expand(1, 1, 8, 8)
+    middle = central_crop(ramp, 0.5)[0, 0, 3]
+    assert middle.tolist() == pytest.approx([3.5 + 0.5 * (j - 3.5) for j in range(8)], abs=1e-5)
+    assert torch.equal(central_crop(ramp.mT, 0.5), central_crop(ramp, 0.5).mT)
+
+
+class Blobs(torch.nn.Module):
+    """Sees brightness, pixel by pixel: its maps move with the image."""
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 2, 1, bias=False), torch.nn.Conv2d(2, 2, 1, bias=False)
+        for conv in (self.first, self.second):
+            torch.nn.init.ones_(conv.weight)
+
+    def forward(self, x):
+        return self.second(self.first(x)).mean((2, 3))
+
+
+def test_a_model_that_sees_pixel_by_pixel_is_robust():
+    model = Blobs().eval()
+    images = torch.rand(2, 3, 16, 16)
+    layers = resolve_layers(model, ('first', 'second'), (3, 16, 16))
+    values = map_robustness(model, images, torch.tensor([[0, 1], [1, 0]]), layers)
+    for name in ('flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou'):
+        torch.testing.assert_close(values[name], torch.ones(2, 2))
+
+
+def test_a_map_that_stays_where_it_is_is_not():
+    """The features lie on the left, whatever the image shows."""
+    model = Blobs().eval()
+    fixed = torch.zeros(1, 1, 16, 16)
+    fixed[..., :8] = 1.
+    model.first.register_forward_hook(lambda module, args, output: output * 0 + fixed)
+    layers = resolve_layers(model, ('first', 'second'), (3, 16, 16))
+    values = map_robustness(model, torch.rand(2, 3, 16, 16), torch.tensor([[0], [1]]), layers, layer='inner')
+    assert values['flip_overlap'].tolist() == values['flip_iou'].tolist() == [[0.], [0.]]
+
+
+def test_of_a_real_network():
+    model = create('resnet20_cifar').eval()
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    values = map_robustness(model, torch.randn(3, 3, 32, 32), torch.tensor([[1], [2], [3]]), layers)
+    for value in values.values():
+        assert value.shape == (3, 1) and ((value >= 0) & (value <= 1) | value.isnan()).all()
+    assert (values['flip_overlap'] < 1).all()

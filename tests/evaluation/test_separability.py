@@ -1,0 +1,47 @@
+"""Measuring attention on held-out images."""
+import pytest
+import torch
+from helpers.models import ToyNet, create
+
+from timm_icasc import ICASCConfig, icasc_forward, resolve_layers
+from timm_icasc.evaluation.separability import evaluate_attention
+from timm_icasc.losses import attention_overlap
+
+
+def test_means_over_images_whatever_the_batches(toy):
+    images, target = torch.randn(7, 3, 16, 16), torch.arange(7) % 4
+    whole = evaluate_attention(toy, [(images, target)])
+    parts = evaluate_attention(toy, [(images[:2], target[:2]), (images[2:], target[2:])])
+    assert whole == pytest.approx(parts, rel=1e-5)
+    output = icasc_forward(toy, images, target, resolve_layers(toy, input_size=(3, 16, 16)), ICASCConfig())
+    for name, values in output.terms.items():
+        assert whole[name] == pytest.approx(values.mean().item(), rel=1e-5)
+    overlap = attention_overlap(output.maps['target_last'], output.maps['confused_last'])
+    assert whole['overlap_last'] == pytest.approx(overlap.nanmean().item(), rel=1e-5)
+
+
+def test_every_term_is_measured_whatever_its_weight(toy):
+    batch = [(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))]
+    values = evaluate_attention(toy, batch, ICASCConfig(weight_ac=0., weight_as_inner=0., weight_as_last=0.))
+    assert set(values) == {'as_inner', 'as_last', 'ac', 'overlap_inner', 'overlap_last', 'zero_maps'}
+
+
+def test_zero_maps_are_counted_and_kept_out_of_the_overlap():
+    torch.manual_seed(0)
+    model = ToyNet()
+    with torch.no_grad():
+        model.fc.weight[1] = -model.fc.weight[1].abs()  # nothing argues for class 1
+        model.fc.bias.copy_(torch.tensor([0., 9., 0., 0.]))
+    values = evaluate_attention(model, [(torch.randn(4, 3, 16, 16), torch.tensor([0, 2, 3, 0]))])
+    assert values['zero_maps'] == 1 and values['overlap_last'] != values['overlap_last']
+
+
+def test_the_model_is_left_as_it_was():
+    model = create('resnet20_cifar').train()
+    model.layer1.eval()
+    flags = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate_attention(model, [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))])
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,81 @@
+"""Meta tensors: remembered shapes are torch's own, and values appear where they are asked for."""
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.models import create
+
+from timm_icasc.features.meta import Materialize, RememberShapes
+
+
+def shapes(tensors):
+    return [x if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+
+
+def outputs_and_gradients(name):
+    """Of every module, and of every parameter twice over, in training mode."""
+    with torch.device('meta'):
+        model = create(name).train()
+        outputs = []
+        for module in model.modules():
+            module.register_forward_hook(lambda module, args, output: outputs.append(output))
+        score = model(torch.empty(2, 3, 64, 64)).square().sum()
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(score, parameters, create_graph=True, allow_unused=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in gradients if g is not None), parameters,
+                                 allow_unused=True)
+    return shapes([*outputs, *gradients, *second])
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto'])
+def test_remembered_shapes_are_the_true_ones(name):
+    expected = outputs_and_gradients(name)
+    with RememberShapes():
+        assert outputs_and_gradients(name) == expected
+        assert outputs_and_gradients(name) == expected
+
+
+def test_torch_is_asked_once_for_each_question():
+    x = torch.empty(3, 4, device='meta')
+    with RememberShapes() as mode:
+        for _ in range(3):
+            x.exp()
+        x.t().exp()
+        x.double().exp()
+    assert len([key for key in mode._answers if key[0] is torch.ops.aten.exp.default]) == 3
+
+
+def test_numbers_of_other_types_are_other_questions():
+    """1 == 1. == True for a dictionary."""
+    x = torch.empty(3, dtype=torch.int64, device='meta')
+    with RememberShapes():
+        assert [(x * factor).dtype for factor in (1, 1., True)] == [torch.int64, torch.float32, torch.int64]
+
+
+def test_in_place_operations_count_and_errors_remain():
+    x, y = torch.empty(3, device='meta'), torch.empty(4, device='meta')
+    with RememberShapes():
+        for _ in range(2):
+            assert x.add_(1) is x
+        assert x._version == 2
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                x + y
+
+
+def test_values_pass():
+    x = torch.arange(3.)
+    with RememberShapes():
+        assert torch.equal(x + 1, torch.tensor([1., 2., 3.])) and torch.equal(x + 2, torch.tensor([2., 3., 4.]))
+
+
+def test_values_where_real_and_meta_tensors_meet():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, requires_grad=True), torch.empty(4, 3, device='meta')
+    with Materialize(generator):
+        output = F.linear(x, weight)
+        assert F.linear(torch.empty(2, 3, device='meta'), weight).is_meta
+        query = torch.empty(1, 1, 5, 8, device='meta')
+        attended = F.scaled_dot_product_attention(query, torch.randn(1, 1, 7, 8), torch.randn(1, 1, 7, 8))
+    assert output.device.type == 'cpu' and output.any()
+    assert torch.autograd.grad(output.sum(), x)[0].any()
+    assert attended.shape == (1, 1, 5, 8) and attended.any()

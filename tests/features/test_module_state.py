@@ -1,0 +1,69 @@
+"""Running a model for a moment leaves nothing behind."""
+import pytest
+import timm
+import torch
+from helpers.models import create
+
+from timm_icasc import resolve_layers
+from timm_icasc.features.module_state import evaluation_mode, is_checkpointing, unwrap_model
+
+
+def test_unwrap():
+    model = torch.nn.Linear(2, 2)
+    assert unwrap_model(model) is model
+    assert unwrap_model(torch.compile(torch.nn.DataParallel(model))) is model
+
+
+def test_checkpointing_flag():
+    model = create('resnet18')
+    assert not is_checkpointing(model)
+    model.set_grad_checkpointing(True)
+    assert is_checkpointing(model)
+
+
+def test_flags_come_back_even_after_an_error():
+    model = create('resnet18').train()
+    model.layer4.eval()
+    flags = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert [module.training for module in model.modules()] == flags
+
+
+def test_attributes_come_back():
+    module = torch.nn.Linear(2, 2)
+    module.cache, module.name = {'a': 1}, 'before'
+    with evaluation_mode(module):
+        module.cache['b'], module.name, module.new = 2, 'inside', True
+    assert module.cache == {'a': 1} and module.name == 'before' and not hasattr(module, 'new')
+
+
+@pytest.fixture
+def levit():
+    """Its attention caches biases at evaluation, and clears them on `train()` only."""
+    torch.manual_seed(0)
+    model = timm.create_model('levit_128s', num_classes=5)
+    return model, torch.randn(1, 3, 224, 224)
+
+
+def test_looking_for_layers_leaves_no_random_biases_behind(levit):
+    """They start at zero, which the probe replaces by random values for its own pass."""
+    model, images = levit
+    with torch.no_grad():
+        expected = model.eval()(images)
+        model.train().eval()
+        resolve_layers(model)
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+
+
+def test_looking_in_the_midst_of_training_leaves_no_stale_biases(levit):
+    model, images = levit
+    model.train()
+    resolve_layers(model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if 'attention_biases' in name:
+                p.add_(1.)
+        stale = model.eval()(images)
+        torch.testing.assert_close(model.train().eval()(images), stale, rtol=0, atol=0)

@@ -1,0 +1,336 @@
+"""Which layers are chosen, and that looking leaves no trace."""
+import copy
+
+import pytest
+import timm
+import torch
+from helpers.models import create
+
+import timm_icasc
+from timm_icasc import LayerResolutionError, resolve_layers
+from timm_icasc.features.tap import capture_features
+
+
+def test_layers_of_each_family(family):
+    model, images, (inner, last, layout, inner_grid, last_grid) = family
+    layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
+    assert (layers.inner.path, layers.last.path) == (inner, last)
+    assert layers.inner.layout == layers.last.layout == layout
+    assert (layers.inner.grid, layers.last.grid) == (inner_grid, last_grid)
+
+
+def test_layout_conversion_equals_the_models_own(family):
+    """timm's forward_intermediates gives the same features as NCHW (ViT: all but the normalised last)."""
+    model, images, _ = family
+    layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
+    taps = {}
+    handles = [
+        model.get_submodule(layer.path).register_forward_hook(
+            lambda module, args, output, path=layer.path: taps.__setitem__(path, output.detach()))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        own = model.forward_intermediates(images, norm=False, intermediates_only=True)
+    for handle in handles:
+        handle.remove()
+    for layer in layers:
+        converted = layer.to_nchw(taps[layer.path], images.shape[-2:])
+        assert converted.shape == (2, layer.channels, *layer.grid)
+        assert any(o.shape == converted.shape and torch.equal(o, converted) for o in own)
+
+
+def test_the_probe_leaves_no_trace():
+    model = create('resnet18').train()
+    model.layer4.eval()  # a user's frozen stage
+    before = copy.deepcopy(model.state_dict())
+    flags = [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+    resolve_layers(model, input_size=(3, 64, 64))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_answer_is_cached_until_the_question_changes():
+    model, calls = create('resnet20_cifar'), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    first = resolve_layers(model)
+    assert resolve_layers(model) is first and len(calls) == 1
+    resolve_layers(model, layers=('layer1', 'layer2'))
+    assert len(calls) == 2
+
+
+def test_a_new_head_is_a_new_question():
+    """Pooled by average, the last block's tokens get gradient; with the class token they get none."""
+    model = create('vit_tiny_patch16_224', global_pool='avg')
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11'
+    model.reset_classifier(5, global_pool='token')
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.10'
+
+
+def test_zero_initialised_head_does_not_hide_the_layers():
+    model = create('vit_tiny_patch16_224')
+    torch.nn.init.zeros_(model.head.weight)
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.10'
+    assert not model.head.weight.any()
+
+
+def test_token_grid_follows_the_image():
+    model = create('vit_tiny_patch16_224', img_size=(64, 96))
+    last = resolve_layers(model, input_size=(3, 64, 96)).last
+    assert last.grid == (4, 6)
+    # The layer reads features of other sizes as well: 32 x 128 pixels are 2 x 8 patches.
+    tokens = torch.arange(17.).view(1, 17, 1)
+    converted = last.to_nchw(tokens, (32, 128))
+    assert torch.equal(converted[0, 0], torch.arange(1., 17.).view(2, 8))
+
+
+def test_tokens_without_a_grid_are_refused():
+    last = resolve_layers(create('vit_tiny_patch16_224'), input_size=(3, 64, 64)).last
+    with pytest.raises(LayerResolutionError, match="'blocks.10' gave 14 tokens"):
+        last.to_nchw(torch.zeros(1, 14, 8), (64, 64))
+
+
+def test_explicit_layers():
+    model = create('resnet18')
+    layers = resolve_layers(model, layers=('layer2', 'layer3'), input_size=(3, 64, 64))
+    assert (layers.inner.path, layers.last.path) == ('layer2', 'layer3')
+    assert layers.inner.grid == (8, 8) and layers.inner.channels == 128
+
+
+def test_a_module_with_two_names():
+    model = create('resnet18')
+    model.trunk_end = model.layer4
+    assert resolve_layers(model, layers=('layer3', 'trunk_end'), input_size=(3, 64, 64)).last.path == 'layer4'
+
+
+def test_a_single_point_is_no_map():
+    """On 32 x 32 images the last stage has one; the stages before it serve."""
+    layers = resolve_layers(create('resnet18'), input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path, layers.last.grid) == ('layer2', 'layer3', (2, 2))
+
+
+def test_outputs_that_the_model_overwrites_are_marked():
+    """timm's BasicBlock adds the shortcut to bn2's output in place."""
+    layers = resolve_layers(create('resnet18'), layers=('layer3.1.bn2', 'layer4.1.bn2'), input_size=(3, 64, 64))
+    assert layers.inner.modified_in_place and layers.last.modified_in_place
+    assert not resolve_layers(create('resnet18'), input_size=(3, 64, 64)).last.modified_in_place
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_gradient_checkpointing_moves_the_tap_inside(checkpointing):
+    model = create('resnet18')
+    model.set_grad_checkpointing(checkpointing)
+    layers = resolve_layers(model, input_size=(3, 64, 64))
+    assert layers.last.path == ('layer4.1' if checkpointing else 'layer4')
+
+
+def test_torchvision_model_with_explicit_layers():
+    """The README's: one flat sequence without blocks, in which no stage shows."""
+    from torchvision.models import vgg11
+    model = vgg11(num_classes=5, init_weights=False)
+    with pytest.raises(LayerResolutionError, match='name both yourself'):
+        resolve_layers(model, input_size=(3, 64, 64))
+    layers = resolve_layers(model, layers=('features.14', 'features.19'), input_size=(3, 64, 64))
+    assert (layers.inner.grid, layers.last.grid, layers.last.channels) == ((8, 8), (4, 4), 512)
+
+
+def describe(layers):
+    return [(layer.path, layer.leaf, layer.layout, layer.prefix_tokens, layer.grid) for layer in layers]
+
+
+@pytest.mark.parametrize('name, kwargs, size, inner, last', [
+    # Stages that put out several tensors: the one of the stage's resolution, on the path to the logits.
+    ('crossvit_tiny_240', {}, 240, ('blocks.0', 1, 'NLC', 1, (14, 14)), ('blocks.1', 1, 'NLC', 1, (14, 14))),
+    ('coat_tiny', {'img_size': 64}, 64,
+     ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)), ('parallel_blocks.4', 3, 'NLC', 1, (2, 2))),
+    # The head reads the class token: one block back, inside the stage.
+    ('pit_ti_224', {'img_size': 64}, 64,
+     ('transformers.1', 0, 'NCHW', 0, (4, 4)), ('transformers.2.blocks.2', 0, 'NLC', 1, (2, 2))),
+    # The class token joins after these blocks, so the model's number of prefix tokens is not theirs.
+    ('cait_xxs24_224', {'img_size': 64}, 64, ('blocks.17', 0, 'NLC', 0, (4, 4)), ('blocks.23', 0, 'NLC', 0, (4, 4))),
+    # feature_info names modules that do not exist.
+    ('twins_svt_small', {'img_size': 64}, 64, ('blocks.2.9', 0, 'NLC', 0, (4, 4)), ('blocks.3.3', 0, 'NLC', 0, (2, 2))),
+    # feature_info's channels belong to no output of the stage: the last block of all with a grid.
+    ('hrnet_w18_small', {}, 64, ('incre_modules.2', 0, 'NCHW', 0, (4, 4)), ('final_layer', 0, 'NCHW', 0, (2, 2))),
+    ('swin_tiny_patch4_window7_224', {'img_size': (64, 96), 'window_size': 2}, (64, 96),
+     ('layers.2', 0, 'NHWC', 0, (4, 6)), ('layers.3', 0, 'NHWC', 0, (2, 3))),
+])
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_layers_of_unusual_models(name, kwargs, size, inner, last, device):
+    """The same on meta tensors, whose gradients have no values."""
+    with torch.device(device):
+        model = timm.create_model(name, num_classes=10, **kwargs)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    assert describe(resolve_layers(model, input_size=(3, height, width))) == [inner, last]
+
+
+class Blocks(torch.nn.Module):
+    """`forward` is given, the modules are whatever it needs."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.num_classes = 4
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def conv(inputs, outputs, stride=2):
+    return torch.nn.Sequential(torch.nn.Conv2d(inputs, outputs, 3, stride, 1), torch.nn.Softplus())
+
+
+def test_a_model_without_feature_info():
+    """The last block with a grid, and the last one at twice its resolution."""
+    model = Blocks(
+        lambda m, x: m.head(m.late(m.middle(m.early(x))).mean((2, 3))),
+        early=conv(3, 8), middle=conv(8, 8), late=conv(8, 8), head=torch.nn.Linear(8, 4))
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path) == ('middle', 'late')
+
+
+@pytest.mark.parametrize('name, inner, last', [
+    ('resnet18', 'layer3', 'layer4'),
+    # All stages in one container: the layers are inside it.
+    ('convnext_tiny', 'features.5', 'features.7'),
+    ('mobilenet_v3_small', 'features.8', 'features.12'),
+    ('regnet_y_400mf', 'trunk_output.block3', 'trunk_output.block4'),
+    # Not the branch of a block, which is at the finer resolution too, and later.
+    ('inception_v3', 'Mixed_6e', 'Mixed_7c'),
+    # The class token alone is read.
+    ('vit_b_16', 'encoder.layers.encoder_layer_8', 'encoder.layers.encoder_layer_10'),
+])
+def test_torchvision_models_without_a_word(name, inner, last):
+    import torchvision
+    kwargs = {'init_weights': False} if name == 'inception_v3' else {}
+    model = getattr(torchvision.models, name)(num_classes=5, **kwargs)
+    layers = resolve_layers(model.to('meta'), input_size=(3, 224, 224))
+    assert (layers.inner.path, layers.last.path) == (inner, last)
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda x, extra: (x, extra), lambda x, extra: [extra, x], lambda x, extra: {'map': x, 'extra': [extra]}])
+def test_a_feature_among_several_outputs(wrap):
+    """What is computed inside the stage but not used behind it cannot be tapped there."""
+    class Stage(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv(8, 8)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return wrap(x, x.square())
+
+    def find(output):
+        return output['map'] if isinstance(output, dict) else output[0] if wrap(0, 1)[0] == 0 else output[1]
+
+    model = Blocks(lambda m, x: m.head(find(m.stage(m.stem(x))).mean((2, 3))),
+                   stem=conv(3, 8), stage=Stage(), head=torch.nn.Linear(8, 4))
+    model.feature_info = [{'num_chs': 8, 'reduction': 2, 'module': 'stem'},
+                          {'num_chs': 8, 'reduction': 4, 'module': 'stage'}]
+    last = resolve_layers(model, input_size=(3, 32, 32)).last
+    images = torch.randn(2, 3, 32, 32)
+    output = model.stage(model.stem(images))
+    assert last.path == 'stage' and torch.equal(last.get(output), find(output))
+    replaced = last.replace(output, torch.zeros(()))
+    assert find(replaced).ndim == 0 and type(replaced) is type(output)
+
+
+def test_a_block_that_is_called_more_than_once():
+    """The last call counts, for the layer and for the map."""
+    def forward(m, x):
+        x = m.stem(x)
+        return m.head(m.block(m.block(m.block(x))).mean((2, 3)))
+    model = Blocks(forward, stem=conv(3, 8), block=conv(8, 8), head=torch.nn.Linear(8, 4))
+    model.feature_info = [{'num_chs': 8, 'reduction': 2, 'module': 'stem'},
+                          {'num_chs': 8, 'reduction': 16, 'module': 'block'}]
+    layers = resolve_layers(model, input_size=(3, 64, 64))
+    assert (layers.inner.path, layers.last.path, layers.last.grid) == ('stem', 'block', (4, 4))
+    images = torch.randn(2, 3, 64, 64)
+    maps = timm_icasc.attention_maps(model, images, classes=0)
+    feature = model.block(model.block(model.block(model.stem(images))))
+    weights = (model.head.weight[0] / 16).relu() * 16  # the gradient of the mean, summed over the 4 x 4 grid
+    expected = torch.einsum('k,bkhw->bhw', weights, feature).relu() / 16
+    torch.testing.assert_close(maps[:, 0], expected)
+
+
+@pytest.mark.parametrize('name, size', [('hiera_tiny_224', 64), ('levit_128s', 96)])
+def test_tokens_lie_as_the_models_own_intermediates_do(name, size):
+    """Hiera keeps its tokens unrolled; `forward_intermediates` gives the same features in the order of the pixels."""
+    model = timm.create_model(name, num_classes=10, img_size=size).eval()
+    layers = resolve_layers(model, input_size=(3, size, size))
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        own = model.forward_intermediates(images, intermediates_only=True)
+        with capture_features(model, layers, order=1) as features:
+            model(images)
+    for layer in layers:
+        converted = layer.to_nchw(features[layer.path], (size, size))
+        assert any(o.shape == converted.shape and torch.allclose(o, converted, atol=1e-5) for o in own)
+
+
+def test_hieras_inner_tokens_are_not_in_row_major_order():
+    model = timm.create_model('hiera_tiny_224', num_classes=10, img_size=64)
+    order = resolve_layers(model, input_size=(3, 64, 64)).inner.token_order
+    assert order == tuple(model.reroll(torch.arange(16)[None, :, None], 9).flatten().tolist())
+    assert sorted(order) == list(range(16)) and (order != tuple(range(16))) == (len(model.reroll.schedule[9][0]) > 0)
+
+
+def test_the_attention_pooling_head_is_behind_the_last_layer():
+    """SigLIP's head attends to all tokens, so the last block's own output has a gradient everywhere."""
+    model = timm.create_model('vit_tiny_patch16_224', img_size=64, num_classes=10, global_pool='map', class_token=False)
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11'
+
+
+class TestClearErrors:
+
+    def test_unknown_path(self):
+        with pytest.raises(LayerResolutionError, match="no layer 'layer9'.*layer1, layer2, layer3, layer4"):
+            resolve_layers(create('resnet18'), layers=('layer9', 'layer4'))
+
+    @pytest.mark.parametrize('layers', [('layer4',), 'layer4', 3, (None, 'layer4'), ()])
+    def test_not_two_paths(self, layers):
+        with pytest.raises(LayerResolutionError, match='two module paths'):
+            resolve_layers(create('resnet18'), layers=layers)
+
+    @pytest.mark.parametrize('input_size', [64, (64, 64)])
+    def test_not_an_input_size(self, input_size):
+        with pytest.raises(LayerResolutionError, match='input_size must be'):
+            resolve_layers(create('resnet18'), input_size=input_size)
+
+    def test_not_a_model(self):
+        with pytest.raises(LayerResolutionError, match="model must be a torch.nn.Module, got 'resnet18'"):
+            resolve_layers('resnet18')
+
+    def test_wrong_order(self):
+        with pytest.raises(LayerResolutionError, match="'layer4' must come before 'layer3'"):
+            resolve_layers(create('resnet18'), layers=('layer4', 'layer3'), input_size=(3, 64, 64))
+
+    def test_input_that_the_model_cannot_take(self):
+        with pytest.raises(LayerResolutionError, match='cannot run on 3 x 96 x 96 images'):
+            resolve_layers(create('vit_tiny_patch16_224'), input_size=(3, 96, 96))
+
+    def test_layer_without_grid(self):
+        with pytest.raises(LayerResolutionError, match="'global_pool' of ResNet has no spatial feature"):
+            resolve_layers(create('resnet18'), layers=('layer3', 'global_pool'), input_size=(3, 64, 64))
+
+    def test_class_token_head(self):
+        with pytest.raises(LayerResolutionError, match="no gradient on the grid of layer 'blocks.11'"):
+            resolve_layers(create('vit_tiny_patch16_224'), layers=('blocks.8', 'blocks.11'), input_size=(3, 64, 64))
+
+    def test_model_without_two_features(self):
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        with pytest.raises(LayerResolutionError, match='no two features.*--icasc-layers'):
+            resolve_layers(model)
+
+    @pytest.mark.parametrize('kwargs', [{'num_classes': 0}, {'features_only': True}])
+    def test_model_without_logits(self, kwargs):
+        model = timm.create_model('resnet18', **kwargs)
+        with pytest.raises(LayerResolutionError, match='does not return class logits'):
+            resolve_layers(model, input_size=(3, 64, 64))

@@ -1,0 +1,255 @@
+"""Taps exist inside the context only, and what they give is on the path to the logits."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.models import create
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from timm_icasc import ICASCError, ICASCTask, resolve_layers
+from timm_icasc.double_backward import mode as capture
+from timm_icasc.double_backward import operations
+from timm_icasc.double_backward.mode import TwiceDifferentiable
+from timm_icasc.features.tap import capture_features
+
+
+def resolved(model, size=64):
+    return resolve_layers(model, input_size=(3, size, size))
+
+
+def test_features_are_on_the_path_to_the_logits(family):
+    model, images, _ = family
+    layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
+    with capture_features(model, layers) as features:
+        logits = model(images)
+    for gradient in torch.autograd.grad(logits.sum(), list(features.values())):
+        assert gradient.isfinite().all() and gradient.any()
+
+
+def test_the_forward_values_do_not_change(family):
+    model, images, _ = family
+    layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
+    with torch.no_grad():
+        expected = model(images)
+    for order, leaves in ((1, False), (2, False), (1, True)):
+        with capture_features(model, layers, order=order, leaves=leaves):
+            # The math kernel of attention rounds differently from the fused one.
+            torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_hook_stays_not_even_after_an_error():
+    model = create('resnet18').eval()
+    layers = resolved(model)
+    with capture_features(model, layers):
+        model(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(RuntimeError), capture_features(model, layers):
+        model(torch.zeros(1, 4, 64, 64))
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_a_copy_of_the_model_made_inside_does_not_capture():
+    model = create('resnet20_cifar').eval()
+    with capture_features(model, resolved(model, 32)) as features:
+        model(torch.zeros(1, 3, 32, 32))
+    seen = dict(features)
+    copy.deepcopy(model)(torch.ones(1, 3, 32, 32))
+    assert {k: id(v) for k, v in features.items()} == {k: id(v) for k, v in seen.items()}
+
+
+def test_leaves_stop_the_graph_and_restore_the_grad_mode():
+    model = create('resnet18').eval()
+    layers = resolved(model)
+    with torch.no_grad():
+        with capture_features(model, layers, order=1, leaves=True) as features:
+            logits = model(torch.randn(2, 3, 64, 64))
+        assert not torch.is_grad_enabled()
+    assert features['layer3'].is_leaf and not features['layer4'].is_leaf
+    logits.sum().backward()
+    assert model.conv1.weight.grad is None and model.fc.weight.grad is not None
+
+
+def test_leaves_inside_inference_mode():
+    model = create('resnet18').eval()
+    layers = resolved(model)
+    with torch.inference_mode():
+        images = torch.randn(2, 3, 64, 64)
+        with capture_features(model, layers, order=1, leaves=True) as features:
+            logits = model(images)
+            assert torch.autograd.grad(logits.sum(), features['layer4'])[0].any()
+
+
+def test_frozen_trunk_starts_the_graph_at_the_tap():
+    """Also before an in-place operation, which a leaf would not survive."""
+    model = create('vgg11_bn').eval()
+    layers = resolve_layers(model, layers=('features.23', 'features.26'), input_size=(3, 64, 64))
+    assert layers.inner.modified_in_place and layers.last.modified_in_place  # BatchNorm before ReLU(inplace=True)
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    with capture_features(model, layers) as features:
+        logits = model(torch.randn(1, 3, 64, 64))
+    for gradient in torch.autograd.grad(logits.sum(), list(features.values())):
+        assert gradient.any()
+
+
+def test_a_feature_that_is_overwritten_later_keeps_its_value():
+    model = create('resnet18').eval()
+    layers = resolve_layers(model, layers=('layer3.1.bn2', 'layer4.1.bn2'), input_size=(3, 64, 64))
+    outputs = []
+    handle = model.layer4[1].bn2.register_forward_hook(lambda m, a, output: outputs.append(output.detach().clone()))
+    with capture_features(model, layers) as features:
+        model(torch.randn(1, 3, 64, 64))
+    handle.remove()
+    assert torch.equal(features['layer4.1.bn2'], outputs[0])
+
+
+class HardSigmoidNet(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1)
+        self.gate, self.fc = torch.nn.Hardsigmoid(), torch.nn.Linear(4, 3)
+        self.feature_info = [{'num_chs': 4, 'reduction': 2, 'module': 'stem'},
+                             {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
+
+    def forward(self, x):
+        x = self.stage(self.stem(x))
+        return self.fc((x * self.gate(x)).mean((2, 3)))
+
+
+class MultiheadNet(torch.nn.Module):
+    """torch's own attention module, whose call of the fused kernel no function mode sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1)
+        self.attention, self.fc = torch.nn.MultiheadAttention(4, 2, batch_first=True), torch.nn.Linear(4, 3)
+        self.feature_info = [{'num_chs': 4, 'reduction': 2, 'module': 'stem'},
+                             {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
+
+    def forward(self, x):
+        x = self.stage(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.fc(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize('model, size', [
+    (HardSigmoidNet(), 16), (MultiheadNet(), 16), ('vit_tiny_patch16_224', 64), ('swin_tiny_patch4_window7_224', 64)])
+def test_double_backward_where_torch_has_none(model, size):
+    model = (create(model) if isinstance(model, str) else model).eval()
+    with capture_features(model, resolved(model, size)) as features:
+        logits = model(torch.randn(2, 3, size, size))
+    gradients = torch.autograd.grad(logits.square().sum(), list(features.values()), create_graph=True)
+    sum(g.square().sum() for g in gradients).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_hardsigmoid_keeps_its_values():
+    x = torch.linspace(-5, 5, 101)
+    model = HardSigmoidNet().eval()
+    with capture_features(model, resolved(model, 16)):
+        model(torch.zeros(1, 3, 16, 16))
+        torch.testing.assert_close(F.hardsigmoid(x), torch.clamp(x / 6 + 0.5, 0, 1))
+
+
+def test_only_the_tail_runs_by_equivalents_and_only_at_order_2(monkeypatch):
+    """Two of twelve blocks and the rest of a third stand behind the inner layer."""
+    calls = []
+    original = operations.attention
+    monkeypatch.setattr(operations, 'attention', lambda *args: calls.append(args) or original(*args))
+    model = create('vit_tiny_patch16_224').eval()
+    layers = resolved(model)
+    for order, expected in ((1, 0), (2, 3)):  # the inner layer is blocks.8: blocks 9, 10, 11 follow
+        calls.clear()
+        with capture_features(model, layers, order=order):
+            model(torch.zeros(1, 3, 64, 64))
+        assert len(calls) == expected
+
+
+@pytest.mark.parametrize('operation, args, kwargs', [
+    pytest.param(F.conv2d, [(2, 4, 6, 6), (8, 2, 3, 3), (8,)], {'stride': (2, 1), 'padding': 1, 'groups': 2},
+                 id='grouped convolution'),
+    pytest.param(F.conv2d, [(2, 4, 6, 6), (8, 4, 3, 3)], {'padding': 'same'}, id='padding in words'),
+    pytest.param(F.conv2d, [(4, 6, 6), (8, 4, 3, 3)], {}, id='an image without a batch'),
+    pytest.param(F.batch_norm, [(4, 3, 5)], {'running_mean': None, 'running_var': None, 'training': True},
+                 id='batch norm'),
+    pytest.param(F.layer_norm, [(4, 3, 5)], {'normalized_shape': (3, 5)}, id='layer norm'),
+    pytest.param(F.gelu, [(2, 5)], {}, id='gelu'),
+    pytest.param(F.gelu, [(2, 5)], {'approximate': 'tanh'}, id='gelu by tanh'),
+    pytest.param(F.silu, [(2, 5)], {'inplace': True}, id='silu in place'),
+    pytest.param(F.scaled_dot_product_attention, [(2, 3, 5, 4)] * 3, {'scale': 0.3}, id='attention'),
+    pytest.param(F.scaled_dot_product_attention, [(2, 3, 5, 4)] * 3 + [(5, 5)], {}, id='attention with a bias'),
+    pytest.param(F.scaled_dot_product_attention, [(2, 3, 5, 4)] * 3, {'is_causal': True}, id='causal attention'),
+])
+def test_equivalents_have_the_values_and_both_derivatives_of_the_operation(operation, args, kwargs):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in args]
+    weight = torch.randn_like(operation(*[x.clone() for x in inputs], **kwargs))
+
+    def derivatives():
+        with sdpa_kernel(SDPBackend.MATH):  # the only one of torch's own that can be differentiated twice
+            output = operation(*[x.clone() for x in inputs], **kwargs)
+        first = torch.autograd.grad((output.square() * weight).sum(), inputs, create_graph=True)
+        return output, *first, *torch.autograd.grad(sum((g ** 3).sum() for g in first), inputs)
+
+    expected = derivatives()
+    with TwiceDifferentiable(checkpointing=False):
+        found = derivatives()
+    for ours, torchs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize('operation', [
+    lambda x: F.conv2d(x, x.mean((0, 2, 3)).reshape(1, -1, 1, 1)),
+    lambda x: F.batch_norm(x, None, None, x.mean((0, 2, 3)), None, True),
+    lambda x: F.layer_norm(x, (3,), x.mean((0, 1, 2)), None),
+], ids=['convolution', 'batch norm', 'layer norm'])
+def test_a_weight_made_from_features_passes_their_gradient_on(operation):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    expected, = torch.autograd.grad(operation(x).pow(3).sum(), x)
+    with TwiceDifferentiable(checkpointing=False):
+        score = operation(x).pow(3).sum()
+    with operations.features_only():
+        found, = torch.autograd.grad(score, x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_batch_norm_of_one_value_a_channel_is_refused_as_torch_does():
+    with TwiceDifferentiable(checkpointing=False), pytest.raises(ValueError, match='more than 1 value per channel'):
+        F.batch_norm(torch.zeros(1, 3, 1, 1), None, None, training=True)
+
+
+def test_equivalents_follow_autocast():
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    convolution, norm = torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.BatchNorm2d(4)
+    with torch.autocast('cpu', torch.bfloat16), TwiceDifferentiable(checkpointing=False):
+        assert convolution(x).dtype == norm(convolution(x)).dtype == torch.bfloat16
+        first, = torch.autograd.grad(F.layer_norm(x, (6,)).pow(2).sum(), x, create_graph=True)
+        first.pow(2).sum().backward()  # some call backward inside
+        assert F.layer_norm(x, (6,)).dtype == x.grad.dtype == torch.float32
+        assert F.scaled_dot_product_attention(x, x, x).dtype == torch.bfloat16
+        assert F.gelu(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', ['resnet20_cifar', 'vit_tiny_patch16_224', 'convnext_atto'])
+def test_a_step_with_norms_of_our_own_has_the_gradients_of_one_with_torchs(name, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    images, target = torch.randn(4, 3, 64, 64, generator=generator, dtype=torch.float64), torch.arange(4)
+
+    def gradients():
+        model = create(name).double().train()
+        ICASCTask(model, input_size=(3, 64, 64), verbose=False)(images, target)['loss'].backward()
+        return [p.grad for p in model.parameters()]
+    found = gradients()
+    for norm in (F.batch_norm, F.layer_norm):
+        monkeypatch.delitem(capture.EQUIVALENTS, norm)
+    for ours, torchs in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-12)
+
+
+def test_checkpointed_attention_at_order_2_is_refused():
+    model = create('vit_tiny_patch16_224').eval()
+    model.set_grad_checkpointing(True)
+    with pytest.raises(ICASCError, match='order=2 does not work with gradient checkpointing'):
+        with capture_features(model, resolved(model), order=2):
+            model(torch.zeros(1, 3, 64, 64))

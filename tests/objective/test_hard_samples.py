@@ -1,0 +1,145 @@
+"""The terms on the most confused samples only: which ones, and that they are the terms and gradients of those."""
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from helpers.objective import double_batch, layers_of
+from helpers.processes import in_two_processes, save_gradients_of_half
+
+from timm_icasc import ICASCConfig, ICASCError, ICASCTask, MultiLabelICASCTask, icasc_forward
+from timm_icasc.labels import select_classes, select_multilabel_classes
+from timm_icasc.objective.hard_samples import forward_most_confused, most_confused
+
+
+def test_the_most_confused_have_the_smallest_lead():
+    logits = torch.tensor([[5., 1., 0.], [0., 3., 2.5], [0., 1., 4.], [2., 1., 1.]])
+    classes = select_classes(logits, torch.tensor([0, 1, 1, 0]))
+    leads = [5 - 1, 3 - 2.5, 1 - 4, 2 - 1]
+    expected = sorted(range(4), key=leads.__getitem__)
+    assert [most_confused(logits, classes, n).tolist() for n in range(1, 5)] == [expected[:n] for n in range(1, 5)]
+
+
+def test_samples_without_a_pair_come_last_and_several_present_classes_count_by_their_mean():
+    logits = torch.tensor([[0., 9., 0.], [4., 2., 1.], [3., 0., 0.5]])
+    classes = select_multilabel_classes(logits, torch.tensor([[0., 0., 0.], [1., 1., 0.], [1., 0., 0.]]))
+    assert most_confused(logits, classes, 3).tolist() == [1, 2, 0]  # leads 3 - 1 and 3 - 0.5
+
+
+@pytest.mark.parametrize('multilabel', [False, True])
+@pytest.mark.parametrize('order', [1, 2])
+def test_terms_and_gradients_are_those_of_the_chosen_samples(order, multilabel, toy):
+    """Without BatchNorm and dropout the samples do not touch each other, and the second run repeats the first."""
+    images, target = double_batch(batch=5)
+    target = F.one_hot(target, 4).double() if multilabel else target
+    model, layers = toy.double(), layers_of(toy, images)
+    whole = icasc_forward(model, images, target, layers, ICASCConfig(order=order), multilabel=multilabel)
+    part = icasc_forward(model, images, target, layers, ICASCConfig(order=order, share=0.4), multilabel=multilabel)
+    torch.testing.assert_close(part.logits, whole.logits)
+    chosen = most_confused(whole.logits, whole.classes, 2)
+    parameters = dict(model.named_parameters())
+    for name, values in part.terms.items():
+        torch.testing.assert_close(values, whole.terms[name][chosen])
+        expected, gradients = (torch.autograd.grad(loss, parameters.values(), retain_graph=True, allow_unused=True)
+                               for loss in (whole.terms[name][chosen].mean(), values.mean()))
+        for key, a, b in zip(parameters, gradients, expected, strict=True):
+            assert (a is None) == (b is None), key
+            if a is not None:
+                torch.testing.assert_close(a, b)
+    assert part.maps['target_inner'].shape[0] == 2 and part.classes.valid.shape == (2,)
+
+
+@pytest.mark.parametrize('name, kwargs, size', [
+    ('resnet20_cifar', {}, 32), ('efficientnet_b0', {}, 64), ('resnetv2_18d', {}, 64),  # the last ends in in-place ReLU
+    ('vit_tiny_patch16_224', {'img_size': 64}, 64),
+])
+def test_the_second_run_repeats_the_scores_of_the_first(name, kwargs, size):
+    """In training mode: BatchNorm normalises the chosen samples by the whole batch, whose statistics count once."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **kwargs).double().train()
+    images, target = torch.randn(6, 3, size, size).double(), torch.arange(6)
+    layers = layers_of(model, images)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model(images)
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    share = forward_most_confused(model, images, target, list(layers), 2, 0.5, select_classes)
+    chosen = most_confused(share.all_logits, select_classes(share.all_logits, target), 3)
+    torch.testing.assert_close(share.images, images[chosen])
+    torch.testing.assert_close(share.logits, share.all_logits[chosen])
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected[key])
+
+
+def test_patches_of_images_that_differ_in_size():
+    torch.manual_seed(0)
+    model = timm.create_model('naflexvit_base_patch16_gap', num_classes=10, embed_dim=24, depth=4, num_heads=2).eval()
+    coordinates = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing='ij'), -1).reshape(1, 16, 2)
+    images = {'patches': torch.randn(4, 16, 768), 'patch_coord': coordinates.repeat(4, 1, 1),
+              'patch_valid': torch.arange(16)[None] < torch.tensor([[16], [12], [8], [16]])}
+    task = ICASCTask(model, order=2, share=0.5, verbose=False)
+    layers, target = task.resolve_layers(), torch.arange(4)
+    whole = icasc_forward(model, images, target, layers, ICASCConfig(order=2))
+    part = icasc_forward(model, images, target, layers, ICASCConfig(order=2, share=0.5))
+    chosen = most_confused(whole.logits, whole.classes, 2)
+    for name, values in part.terms.items():
+        torch.testing.assert_close(values, whole.terms[name][chosen])
+
+
+def test_at_least_one_sample_and_the_layout_of_the_images(toy):
+    images, target = double_batch(batch=3)
+    images = images.contiguous(memory_format=torch.channels_last)
+    share = forward_most_confused(
+        toy.double(), images, target, list(layers_of(toy, images)), 1, 0.01, select_classes)
+    assert share.images.shape[0] == 1 and share.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_evaluation_takes_every_image(toy):
+    images, target = double_batch()
+    output = icasc_forward(toy.double(), images, target, layers_of(toy, images), ICASCConfig(share=0.3), leaves=True)
+    assert output.terms['ac'].shape == (3,)
+
+
+def test_a_frozen_trunk_stays_without_gradient(toy):
+    images, target = double_batch()
+    toy.double().stem.requires_grad_(False)
+    ICASCTask(toy, order=2, share=0.5, verbose=False)(images, target)['loss'].backward()
+    assert all(p.grad is None for p in toy.stem.parameters()) and all(p.grad is not None for p in toy.fc.parameters())
+
+
+def test_multi_label_task_takes_a_share(toy):
+    images, target = double_batch()
+    result = MultiLabelICASCTask(toy.double(), order=2, share=0.5, verbose=False)(images, F.one_hot(target, 4).double())
+    assert result['output'].shape == (3, 4) and torch.isfinite(result['loss'])
+
+
+def test_each_process_of_ddp_takes_its_own_share(tmp_path):
+    torch.manual_seed(2)
+    images, target = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4)
+    torch.save((images, target), tmp_path / 'batch.pt')
+    make_task = partial(ICASCTask, order=2, share=0.5, verbose=False)
+    in_two_processes(partial(save_gradients_of_half, num_classes=10, make_task=make_task), tmp_path)
+    torch.manual_seed(0)
+    model = timm.create_model('convnext_atto', num_classes=10).double()
+    task = make_task(model)
+    for rank in range(2):
+        half = slice(2 * rank, 2 * rank + 2)
+        (task(images[half], target[half])['loss'] / 2).backward()
+    for rank in range(2):
+        actual = torch.load(tmp_path / f'gradients-{rank}.pt')
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-6, atol=1e-10)
+
+
+def test_checkpointing_is_refused():
+    model = timm.create_model('resnet18', num_classes=4)
+    model.set_grad_checkpointing(True)
+    with pytest.raises(ICASCError, match='share < 1 does not work with gradient checkpointing'):
+        ICASCTask(model, order=2, share=0.5, verbose=False)(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize('share', [0, -0.1, 1.5])
+def test_a_share_lies_in_the_unit_interval(share):
+    with pytest.raises(ValueError, match='share'):
+        ICASCConfig(share=share)

@@ -1,0 +1,94 @@
+"""Attention maps at inference and their gradients, whatever the precision."""
+
+import pytest
+import torch
+from helpers.models import ToyNet, create
+from helpers.objective import double_batch, layers_of
+
+from timm_icasc import ICASCConfig, TargetError, attention_maps, icasc_forward
+from timm_icasc.attention import channel_weighted, grad_cam
+
+
+class TestAttentionMaps:
+
+    def test_shape_and_order_of_the_predicted_classes(self, family):
+        model, images, (_, _, _, inner_grid, last_grid) = family
+        maps = attention_maps(model, images, topk=3)
+        assert maps.shape == (2, 3, *last_grid) and (maps >= 0).all() and not maps.requires_grad
+        assert attention_maps(model, images, topk=1, layer='inner').shape == (2, 1, *inner_grid)
+        top = model(images).topk(3).indices
+        assert torch.equal(attention_maps(model, images, classes=top), maps)
+
+    def test_forms_of_classes(self, toy):
+        images = torch.randn(2, 3, 16, 16)
+        per_image = attention_maps(toy, images, classes=torch.tensor([[0, 2], [0, 2]]))
+        assert torch.equal(attention_maps(toy, images, classes=[0, 2]), per_image)
+        assert torch.equal(attention_maps(toy, images, classes=2), per_image[:, 1:])
+        assert attention_maps(toy, images, topk=99).shape[1] == 4
+
+    @pytest.mark.parametrize('method, function', [('ach', channel_weighted), ('grad_cam', grad_cam)])
+    def test_differentiable_with_create_graph(self, method, function, toy):
+        toy.double()
+        images, target = double_batch()
+        maps = attention_maps(toy, images, classes=target[:, None], method=method, create_graph=True)[:, 0]
+        features = toy.stage(toy.stem(images))
+        scores = toy.fc(features.square().mean((2, 3))).gather(1, target[:, None]).sum()
+        expected = function(features, torch.autograd.grad(scores, features, create_graph=True)[0])
+        parameters = list(toy.parameters())[:-1]  # the head's bias does not enter
+        for a, b in zip(torch.autograd.grad(maps.sum(), parameters),
+                        torch.autograd.grad(expected.sum(), parameters), strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_leaves_no_gradient_and_works_in_inference_mode(self, toy):
+        images = torch.randn(2, 3, 16, 16)
+        with torch.inference_mode():  # first, so that the layers are resolved in there as well
+            maps = attention_maps(toy, images)
+        torch.testing.assert_close(maps, attention_maps(toy, images))
+        assert all(p.grad is None for p in toy.parameters())
+
+    def test_explicit_layers(self, toy):
+        images = torch.randn(2, 3, 16, 16)
+        maps = attention_maps(toy, images, layers=('stem.0', 'stem'), layer='last', topk=1)
+        assert maps.shape == (2, 1, 8, 8)
+
+    @pytest.mark.parametrize('arguments, error, message', [
+        ({'method': 'gradcam'}, ValueError, "method must be one of .*'gradcam'"),
+        ({'layer': 'layer4'}, ValueError, "layer must be 'inner' or 'last'"),
+        ({'classes': 4}, TargetError, '0 to 3'),
+        ({'topk': 0}, ValueError, 'topk must be at least 1'),
+        ({'classes': torch.zeros(3, 1, dtype=torch.long)}, TargetError, r'\[B, K\] per image \(B = 2\)'),
+        ({'classes': [0.5]}, TargetError, 'torch.float32'),
+    ])
+    def test_bad_arguments_are_named(self, arguments, error, message, toy):
+        with pytest.raises(error, match=message):
+            attention_maps(toy, torch.randn(2, 3, 16, 16), **arguments)
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'convnext_atto', 'resnet20_cifar'])
+def test_the_score_scale_of_float16_is_divided_out(name):
+    """Also where features stay float32 behind half-precision layers: residual streams, LayerNorm."""
+    model = create(name).eval()
+    images = torch.randn(2, 3, 32 if 'cifar' in name else 64, 32 if 'cifar' in name else 64)
+    expected = attention_maps(model, images, classes=1)
+    with torch.autocast('cpu', dtype=torch.float16), torch.backends.mkldnn.flags(enabled=False):
+        maps = attention_maps(model, images, classes=1)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0.1 * expected.max().item())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_maps_stay_close_to_float32(dtype):
+    """The score is scaled in fp16, so that gradients of 1e-6 survive; the scale is divided out."""
+    torch.manual_seed(0)
+    model = ToyNet().eval()
+    model.fc.weight.data.mul_(1e-4)
+    images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    layers, config = layers_of(model, images), ICASCConfig(order=1)
+    expected = icasc_forward(model, images, target, layers, config)
+    # Not every CPU can run the half-precision convolutions of oneDNN; torch's own run everywhere.
+    with torch.autocast('cpu', dtype=dtype), torch.backends.mkldnn.flags(enabled=False):
+        output = icasc_forward(model, images, target, layers, config)
+    for name, values in expected.maps.items():
+        assert output.maps[name].dtype == torch.float32
+        scale = values.max().item()
+        torch.testing.assert_close(output.maps[name], values, rtol=0, atol=0.03 * scale)
+

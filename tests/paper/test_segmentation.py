@@ -1,0 +1,353 @@
+"""Table 2: cues, CRF, losses and mIoU against loops in float64; the whole command on a miniature VOC with masks."""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.runs import make_run
+from PIL import Image
+
+from timm_icasc import ICASCError, attention_maps
+from timm_icasc.cli import main
+from timm_icasc.data import VOC_CLASSES
+from timm_icasc.paper.segmentation.crf import CRFParameters, mean_field
+from timm_icasc.paper.segmentation.cues import background_saliency, make_cues, seed_cues
+from timm_icasc.paper.segmentation.miou import ConfusionMatrix
+from timm_icasc.paper.segmentation.sec import boundary_loss, expansion_loss, seeding_loss
+from timm_icasc.paper.segmentation.train import SegmentationConfig, create_network, score_grid, sec_losses, train
+from timm_icasc.paper.segmentation.voc_masks import VOCSegmentation
+
+TINY = {'network': 'deeplabv3_mobilenet_v3_large', 'image_size': 48, 'batch_size': 2, 'lr': 0.01, 'iterations': 6}
+
+
+def random(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The CRF
+
+
+@pytest.mark.parametrize('parameters', [
+    CRFParameters(iterations=3),
+    CRFParameters(appearance_weight=2., appearance_width=2., color_width=60., smoothness_width=1., iterations=2)])
+def test_mean_field_by_loops(parameters):
+    scores, images = random(1, 3, 3, 4).log_softmax(1), 255 * random(1, 3, 3, 4, seed=1)
+    pixels = [(y, x) for y in range(3) for x in range(4)]
+
+    def kernel(i, j, with_color):
+        (y, x), (v, u) = pixels[i], pixels[j]
+        distance = (y - v) ** 2 + (x - u) ** 2
+        if not with_color:
+            return math.exp(-distance / (2 * parameters.smoothness_width ** 2))
+        color = sum((float(images[0, k, y, x]) - float(images[0, k, v, u])) ** 2 for k in range(3))
+        return math.exp(-distance / (2 * parameters.appearance_width ** 2) - color / (2 * parameters.color_width ** 2))
+
+    def normalised(i, j, with_color):
+        sums = [sum(kernel(p, q, with_color) for q in range(12) if q != p) for p in (i, j)]
+        return kernel(i, j, with_color) / math.sqrt(sums[0] * sums[1])
+
+    weights = [[parameters.appearance_weight * normalised(i, j, True)
+                + parameters.smoothness_weight * normalised(i, j, False) if i != j else 0. for j in range(12)]
+               for i in range(12)]
+    unary = [[-float(scores[0, c, y, x]) for c in range(3)] for y, x in pixels]
+
+    def softmax(energies):
+        exponentials = [math.exp(-e) for e in energies]
+        return [e / sum(exponentials) for e in exponentials]
+    q = [softmax(u) for u in unary]
+    for _ in range(parameters.iterations):  # Algorithm 1: message passing, compatibility transform, local update
+        q = [softmax([unary[i][c] + sum(weights[i][j] * sum(q[j][k] for k in range(3) if k != c) for j in range(12))
+                      for c in range(3)]) for i in range(12)]
+    result = mean_field(scores, images, parameters)[0]
+    expected = torch.tensor(q, dtype=torch.float64).T.reshape(3, 3, 4)
+    torch.testing.assert_close(result, expected)
+
+
+def test_the_crf_follows_the_image():
+    """Left half red, right half blue: one uncertain pixel takes the class of its own colour."""
+    images = torch.zeros(1, 3, 8, 8)
+    images[:, 0, :, :4], images[:, 2, :, 4:] = 255, 255
+    probabilities = torch.full((1, 2, 8, 8), 0.1)
+    probabilities[0, 0, :, :4] = probabilities[0, 1, :, 4:] = 0.9
+    probabilities[0, :, 3, 3] = torch.tensor([0.4, 0.6])
+    refined = mean_field(probabilities.log(), images)
+    assert refined[0, 0, 3, 3] > 0.9
+    torch.testing.assert_close(refined.sum(1), torch.ones(1, 8, 8))
+    assert torch.equal(refined.argmax(1)[0], (torch.arange(8) >= 4).long().expand(8, 8))
+
+
+# The losses
+
+
+def test_losses_by_loops():
+    f, n = random(2, 4, 3, 5).softmax(1), 15
+    cues = (random(2, 4, 3, 5, seed=1) < 0.2).double()
+    labels = torch.tensor([[1., 0., 1.], [0., -1., 1.]])
+    q = random(2, 4, 3, 5, seed=2).softmax(1)
+    for b in range(2):
+        pixels = [(y, x) for y in range(3) for x in range(5)]
+        chosen = [math.log(f[b, c, y, x]) for c in range(4) for y, x in pixels if cues[b, c, y, x]]
+        assert seeding_loss(f, cues)[b].item() == pytest.approx(-sum(chosen) / len(chosen))
+
+        def pooled(c, decay, b=b):
+            values = sorted((float(f[b, c, y, x]) for y, x in pixels), reverse=True)  # noqa: B023
+            return sum(decay ** j * v for j, v in enumerate(values)) / sum(decay ** j for j in range(n))
+        present = [c + 1 for c in range(3) if labels[b, c] == 1]
+        absent = [c + 1 for c in range(3) if labels[b, c] == 0]
+        expected = (-sum(math.log(pooled(c, 0.996)) for c in present) / len(present)
+                    - sum(math.log(1 - max(float(f[b, c, y, x]) for y, x in pixels)) for c in absent)
+                    / max(len(absent), 1) - math.log(pooled(0, 0.999)))
+        assert expansion_loss(f, labels)[b].item() == pytest.approx(expected)
+        divergence = sum(float(q[b, c, y, x]) * math.log(q[b, c, y, x] / f[b, c, y, x])
+                         for c in range(4) for y, x in pixels) / n
+        assert boundary_loss(f, q)[b].item() == pytest.approx(divergence)
+
+
+def test_losses_are_finite_at_the_edges_and_carry_gradient():
+    scores = torch.tensor([200., 0., -200.]).view(1, 3, 1, 1).expand(1, 3, 4, 4).clone().requires_grad_()
+    cues = torch.zeros(1, 3, 4, 4)
+    assert seeding_loss(scores.softmax(1), cues).item() == 0
+    cues[0, 1] = 1
+    losses = sec_losses(scores, cues, torch.tensor([[1., 0.]]), torch.rand(1, 3, 4, 4) * 255,
+                        SegmentationConfig(), CRFParameters())
+    assert set(losses) == {'loss', 'seed', 'expand', 'boundary'}
+    assert losses['loss'].item() == pytest.approx(sum(losses[k].item() for k in ('seed', 'expand', 'boundary')))
+    losses['loss'].backward()
+    assert scores.grad.isfinite().all()
+    assert set(sec_losses(scores, cues, torch.tensor([[1., 0.]]), torch.rand(1, 3, 4, 4), SegmentationConfig(
+        weight_expand=0., weight_boundary=0.), CRFParameters())) == {'loss', 'seed'}
+
+
+# The cues
+
+
+def test_cues_by_loops():
+    """A class claims what exceeds 0.2 of its maximum, the smaller class wins, the background takes what is left."""
+    maps, labels = random(2, 3, 4, 4) ** 3, torch.tensor([[1., 0., 1.], [0., -1., 1.]])
+    saliency = random(2, 8, 8, seed=1)
+    cues = seed_cues(maps, saliency, labels, (4, 4), 0.2, 0.25)
+    low = F.avg_pool2d(saliency[:, None], 2)[:, 0]
+    for b in range(2):
+        present = [c for c in range(3) if labels[b, c] == 1]
+        claim = {c: {(y, x) for y in range(4) for x in range(4) if maps[b, c, y, x] >= 0.2 * maps[b, c].max()}
+                 for c in present}
+        least = sorted((float(low[b, y, x]), (y, x)) for y in range(4) for x in range(4))[:4]
+        for y in range(4):
+            for x in range(4):
+                claiming = [c for c in present if (y, x) in claim[c]]
+                winner = min(claiming, key=lambda c: len(claim[c])) if claiming else None
+                expected = [0.] * 4
+                if winner is not None:
+                    expected[winner + 1] = 1.
+                elif (y, x) in [place for _, place in least]:
+                    expected[0] = 1.
+                assert cues[b, :, y, x].tolist() == expected
+    assert (cues.sum(1) <= 1).all()
+
+
+def test_saliency_is_the_filtered_gradient_of_the_present_classes(toy):
+    images, labels = torch.rand(2, 3, 8, 8), torch.tensor([[1., 0., 1., 0.], [0., -1., 0., 1.]])
+    saliency = background_saliency(toy, images, labels)
+    for b, classes in enumerate(([0, 2], [3])):
+        x = images[b:b + 1].clone().requires_grad_()
+        toy(x)[0, classes].sum().backward()
+        strength = x.grad[0].abs().amax(0)
+        for y, column in ((0, 0), (3, 4), (7, 2)):
+            def reflect(i):
+                return -i if i < 0 else 14 - i if i > 7 else i
+            window = [float(strength[reflect(y + v), reflect(column + u)]) for v in (-1, 0, 1) for u in (-1, 0, 1)]
+            assert saliency[b, y, column].item() == pytest.approx(sorted(window)[4], rel=1e-5)
+
+
+@pytest.mark.parametrize('method', ['ach', 'grad_cam', 'grad_cam_plus_plus'])
+def test_cues_of_a_classifier(method, toy):
+    images, labels = torch.rand(2, 3, 16, 16), torch.tensor([[1., 0., 1., 0.], [0., -1., 0., 1.]])
+    cues = make_cues(toy, images, labels, (6, 6), method)
+    maps = torch.stack([attention_maps(toy, images, [c], method=method)[:, 0] for c in range(4)], 1)
+    expected = seed_cues(maps, background_saliency(toy, images, labels), labels, (6, 6))
+    torch.testing.assert_close(cues, expected)
+    assert cues.shape == (2, 5, 6, 6) and not cues[0, [2, 4]].any() and not cues[1, 1:4].any()
+
+
+def test_an_image_without_any_class(toy):
+    cues = make_cues(toy, torch.rand(1, 3, 16, 16), torch.zeros(1, 4), (5, 5))
+    assert not cues[0, 1:].any() and cues[0, 0].sum() == 2, 'a tenth of 25 pixels, of the background'
+
+
+# mIoU
+
+
+def test_iou_by_counting():
+    generator = np.random.default_rng(0)
+    matrix = ConfusionMatrix(5)
+    truths, predictions = generator.choice([0, 1, 2, 255], (3, 6, 7)), generator.choice([0, 1, 2, 3], (3, 6, 7))
+    for truth, predicted in zip(truths, predictions, strict=True):
+        matrix.update(predicted, truth)
+    expected = []
+    for c in range(5):
+        pairs = [(t, p) for t, p in zip(truths.ravel(), predictions.ravel(), strict=True) if t != 255]
+        both, either = sum(t == p == c for t, p in pairs), sum(c in pair for pair in pairs)
+        expected.append(both / either if either else math.nan)
+        if sum(p == c for _, p in pairs):
+            assert matrix.precision()[c] == pytest.approx(both / sum(p == c for _, p in pairs))
+        if sum(t == c for t, _ in pairs):
+            assert matrix.recall()[c] == pytest.approx(both / sum(t == c for t, _ in pairs))
+    np.testing.assert_allclose(matrix.iou(), expected)
+    assert matrix.mean_iou() == pytest.approx(np.mean(expected[:4])) and math.isnan(expected[4])
+
+
+# Training, on a miniature VOC
+
+
+def make_voc(folder, count=6):
+    """A dark square (aeroplane) or a bright one (bicycle) on grey, with masks whose border is 255."""
+    base = folder / 'VOCdevkit' / 'VOC2012'
+    for part in ('JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets/Segmentation'):
+        (base / part).mkdir(parents=True)
+    names = []
+    for i in range(count):
+        name, side = f'2012_{i:06d}', 28
+        left, top, cls = 4 + 3 * i, 8 + 2 * (i % 3), i % 2
+        pixels, mask = np.full((60, 70, 3), 128, np.uint8), np.zeros((60, 70), np.uint8)
+        pixels[top:top + side, left:left + side] = 20 if cls == 0 else 240
+        mask[top - 1:top + side + 1, left - 1:left + side + 1] = 255
+        mask[top:top + side, left:left + side] = cls + 1
+        Image.fromarray(pixels).save(base / 'JPEGImages' / f'{name}.jpg')
+        image = Image.fromarray(mask, 'P')
+        image.putpalette([v for c in range(256) for v in (c, c, c)])
+        image.save(base / 'SegmentationClass' / f'{name}.png')
+        (base / 'Annotations' / f'{name}.xml').write_text(
+            f'<annotation><object><name>{VOC_CLASSES[cls]}</name><difficult>0</difficult><bndbox>'
+            f'<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{left + side}</xmax><ymax>{top + side}</ymax>'
+            f'</bndbox></object></annotation>')
+        names.append(name)
+    (base / 'ImageSets' / 'Segmentation' / 'train.txt').write_text('\n'.join(names[:4]) + '\n')
+    (base / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('\n'.join(names[4:]) + '\n')
+    return folder
+
+
+@pytest.fixture
+def voc(tmp_path):
+    return make_voc(tmp_path / 'data')
+
+
+def mask_cues(dataset, grid):
+    """Cues as good as they get: the masks themselves on the grid."""
+    def cues(index):
+        mask = Image.fromarray(dataset[index].mask).resize(grid[::-1], Image.Resampling.NEAREST)
+        return torch.stack([torch.from_numpy(np.array(mask)) == c for c in range(21)]).float()
+    return cues
+
+
+def test_data(voc):
+    item = VOCSegmentation(voc, 'train')[1]
+    assert item.name == '2012_000001' and item.image.size == (70, 60)
+    assert set(np.unique(item.mask)) == {0, 2, 255} and item.labels.nonzero().flatten().tolist() == [1]
+    for file, message in (('SegmentationClass/2012_000000.png', 'SegmentationClass'),
+                          ('Annotations/2012_000000.xml', 'xml')):
+        (voc / 'VOCdevkit' / 'VOC2012' / file).unlink()
+        with pytest.raises(ICASCError, match=message):
+            VOCSegmentation(voc, 'train')
+
+
+def test_training_resumes_exactly(voc, tmp_path):
+    dataset, config = VOCSegmentation(voc, 'train'), SegmentationConfig(**TINY)
+
+    def fresh():
+        torch.manual_seed(0)
+        return create_network(config.network, 21)
+    network = fresh()
+    grid = score_grid(network, config.image_size)
+    cues = mask_cues(dataset, grid)
+    whole = fresh()
+    train(whole, dataset, cues, config, tmp_path / 'whole')
+    later = train(whole, dataset, cues, config, tmp_path / 'whole')
+    assert later == {}, 'nothing is left to do'
+    halves = fresh()
+    import timm_icasc.paper.segmentation.train as module
+    saved, module.SAVE_EVERY = module.SAVE_EVERY, 3
+    try:
+        def stop(index, seen=[]):  # noqa: B006
+            seen.append(index)
+            if len(seen) > 8:  # in the fifth update
+                raise KeyboardInterrupt
+            return cues(index)
+        with pytest.raises(KeyboardInterrupt):
+            train(halves, dataset, stop, config, tmp_path / 'halves')
+        resumed = fresh()
+        train(resumed, dataset, cues, config, tmp_path / 'halves')
+    finally:
+        module.SAVE_EVERY = saved
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    with pytest.raises(ICASCError, match='other options'):
+        train(fresh(), dataset, cues, SegmentationConfig(**{**TINY, 'lr': 0.02}), tmp_path / 'whole')
+
+
+def test_the_losses_fall(voc, tmp_path):
+    dataset, config = VOCSegmentation(voc, 'train'), SegmentationConfig(**{**TINY, 'iterations': 25})
+    torch.manual_seed(0)
+    network = create_network(config.network, 21)
+    cues = mask_cues(dataset, score_grid(network, config.image_size))
+    first = train(network, dataset, cues, SegmentationConfig(**{**TINY, 'iterations': 1}), tmp_path / 'one')
+    mean = train(network, dataset, cues, config, tmp_path / 'all')
+    assert mean['seed'] < 0.7 * first['seed'] and mean['loss'] < 0.7 * first['loss']
+
+
+def segment(*arguments):
+    return main(['segment', *map(str, arguments)])
+
+
+def test_the_whole_command(voc, tmp_path, capsys):
+    """With a classifier of random weights: it runs through, and its figures are those of its files."""
+    run = make_run(tmp_path / 'run', num_classes=20, seed=1)
+    for method in ('ach', 'grad_cam', 'grad_cam_plus_plus'):
+        output = tmp_path / 'table2' / method
+        assert segment(run, '--data-dir', voc, '--attention', method, '--network', TINY['network'], '--image-size', 48,
+                       '--iterations', 3, '--train-batch-size', 2, '--output', output) == 0
+        result = json.loads((output / 'segmentation.json').read_text())
+        assert 0 <= result['mIoU'] <= 100 and result['attention'] == method and result['test_images'] == 2
+        assert f"mIoU {result['mIoU']:.2f} %" in capsys.readouterr().out
+        assert result['mIoU'] == pytest.approx(np.mean(list(result['iou'].values())))
+        cue = np.array(Image.open(output / 'cues' / '2012_000000.png'))
+        assert set(np.unique(cue)) <= {0, 1, 255} and cue.shape == tuple(result['grid'])
+        assert 0 <= result['cue_precision'] <= 1 and result['cue_images'] == 4
+    assert main(['paper', str(tmp_path / 'table2')]) == 0
+    text = capsys.readouterr().out
+    assert 'Table 2' in text and 'grad_cam_plus_plus' in text and f"{result['mIoU']:.2f}" in text
+
+
+def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
+    (voc / 'VOCdevkit' / 'VOC2012' / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
+    run = make_run(tmp_path / 'run', num_classes=20)
+    assert segment(run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
+                   '--output', tmp_path / 'cues') == 0
+    assert 'cues of ach: precision' in capsys.readouterr().out
+    assert not (tmp_path / 'cues' / 'segmentation.pth.tar').exists()
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--data-dir', 'nowhere'], "no folder 'VOCdevkit/VOC2012/JPEGImages'"),
+    (['--network', 'resnet18'], "torchvision has no 'resnet18'"),
+    (['--train-split', 'nowhere'], "No split 'nowhere'"),
+    (['--train-batch-size', '1'], 'at least 2'),
+    (['--foreground', '0'], '--foreground lies between'),
+    (['--backbone-weights', 'nowhere.pth'], 'cannot read'),
+    (['--weights', '0', '0', '0', '--iterations', '1', '--network', TINY['network'], '--image-size', '48'],
+     'nothing to train'),
+])
+def test_bad_input_is_one_line(arguments, message, voc, tmp_path, capsys):
+    run = make_run(tmp_path / 'run', num_classes=20)
+    base = ['--data-dir', voc] if '--data-dir' not in arguments else []
+    assert segment(run, *base, *arguments, '--output', tmp_path / 'out') == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_classifier_of_other_classes_is_refused(voc, tmp_path, capsys):
+    run = make_run(tmp_path / 'both' / 'run', num_classes=10)
+    assert segment(run, '--data-dir', voc, '--output', tmp_path / 'out') == 2
+    assert 'the classifier has 10 classes, VOC 20' in capsys.readouterr().err
+    assert segment(tmp_path / 'both', '--data-dir', voc, '--output', tmp_path / 'out') == 2
+    assert f"both' holds 1 runs, name one: {run}" in capsys.readouterr().err

@@ -1,0 +1,204 @@
+"""The cards of hub_cards/: up to date, true, complete; and the weights that ship."""
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+import timm_icasc
+from timm_icasc import HubError
+from timm_icasc.cli import main
+from timm_icasc.data import create_dataset
+from timm_icasc.hub.model_folder import METADATA_KEY, check_folder
+from timm_icasc.publish import card
+
+CARDS = Path(__file__).parents[2] / 'hub_cards'
+DIGITS = CARDS / 'resnet20_cifar.icasc_digits'  # three methods, three seeds each
+SOURCES = sorted(CARDS.glob('*.yaml'))
+SHIPPED = sorted(path.parent for path in CARDS.glob('*/model.safetensors'))
+IDS = [path.stem for path in SOURCES]
+
+
+def digits_sources():
+    """What people write of the digits' network, and its results."""
+    return (yaml.safe_load((CARDS / f'{DIGITS.name}.yaml').read_text()),
+            json.loads((CARDS / f'{DIGITS.name}.json').read_text()))
+
+
+def test_there_are_cards():
+    assert SOURCES and SHIPPED and {path.stem for path in SOURCES} == {p.name for p in CARDS.iterdir() if p.is_dir()}
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=IDS)
+def test_the_card_equals_its_sources(path):
+    assert (path.with_suffix('') / 'README.md').read_text(encoding='utf-8') == card.render_sources(path), \
+        f'render it: timm-icasc card hub_cards/{path.name}'
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=IDS)
+def test_the_examples_run(path):
+    code = re.findall(r'```python\n(.*?)```', (path.with_suffix('') / 'README.md').read_text(), re.S)
+    assert len(code) == 3
+    for block in code:
+        assert len(block.strip().splitlines()) <= 4
+        exec(compile(block, path.name, 'exec'), {})
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=IDS)
+def test_metadata_for_the_hub(path):
+    data = ModelCard((path.with_suffix('') / 'README.md').read_text()).data
+    assert data.library_name == 'timm' and data.pipeline_tag == 'image-classification' and data.license
+    result, = data.eval_results
+    assert result.task_type == 'image-classification' and result.metric_type == 'accuracy'
+    shipped = yaml.safe_load(path.read_text())['shipped_run']['method']
+    values = [run['metrics']['top1'] for run in json.loads(path.with_suffix('.json').read_text())['runs']
+              if run['method'] == shipped]
+    assert result.metric_value == pytest.approx(sum(values) / len(values), abs=0.005)
+
+
+@pytest.mark.parametrize('folder', SHIPPED, ids=lambda p: p.name)
+class TestShippedWeights:
+
+    def test_small_and_whole(self, folder):
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
+        check_folder(folder, folder.name)
+
+    def test_they_are_the_evaluated_ones(self, folder):
+        """The hash of their values is in the results, beside the very metrics that the training run noted."""
+        results = json.loads(folder.with_suffix(folder.suffix + '.json').read_text())
+        ours = json.loads((folder / 'config.json').read_text())[METADATA_KEY]
+        run, = [run for run in results['runs'] if run['tensors_sha256'] == ours['tensors_sha256']]
+        assert run['seed'] == ours['seed'] and run['method'] == ours['method']
+        assert run['metrics']['top1'] == pytest.approx(ours['metrics']['top1'])
+        assert not run['commit'].endswith('-dirty')
+
+    def test_attention_maps(self, folder):
+        model = timm.create_model(folder.name, pretrained=True).eval()
+        assert timm_icasc.attention_maps(model, torch.randn(2, *model.pretrained_cfg['input_size'])).shape[:2] == (2, 5)
+
+
+def test_local_dir_reaches_the_accuracy_of_the_card(monkeypatch):
+    """Of the digits, whose images are at hand without a download."""
+    monkeypatch.chdir(CARDS.parent)
+    model = timm.create_model(f'local-dir:hub_cards/{DIGITS.name}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    config = json.loads((DIGITS / 'config.json').read_text())
+    dataset = create_dataset(config[METADATA_KEY]['dataset'], None, 'validation', transform=transform)
+    dataset.transform = transform
+    images, targets = zip(*dataset, strict=True)
+    with torch.no_grad():
+        top1 = 100 * (model(torch.stack(images)).argmax(1) == torch.tensor(targets)).double().mean().item()
+    assert top1 == pytest.approx(config[METADATA_KEY]['metrics']['top1'], abs=0.23), 'an image of 450 at most'
+
+
+class TestTable:
+    RUNS = [{'method': method, 'seed': seed, 'metrics': {'top1': top1, 'ac': 0.25}}
+            for method, values in (('cross-entropy', (90., 92., 97.)), ('ICASC', (91., 92., 95.)))
+            for seed, top1 in enumerate(values)]
+
+    def test_mean_and_sample_deviation(self):
+        mean = (90 + 92 + 97) / 3
+        deviation = (sum((x - mean) ** 2 for x in (90, 92, 97)) / 2) ** 0.5
+        row = card._rows(self.RUNS)[0]
+        assert row['measure'] == f'{mean:.2f} ± {deviation:.2f}' and row['ac'] == '0.250 ± 0.000'
+        assert row['overlap_last'] == '-' and row['each'] == ['90.00', '92.00', '97.00']
+
+    def test_differences_are_paired_by_seed(self):
+        row, = card._differences(self.RUNS)
+        deltas = [1., 0., -2.]
+        mean = sum(deltas) / 3
+        deviation = (sum((d - mean) ** 2 for d in deltas) / 2) ** 0.5
+        assert row['measure'] == f'{mean:+.2f} ± {deviation:.2f}'
+        assert row['verdict'] == ' (higher in 1, equal in 1, lower in 1 of 3 runs)'
+
+    def test_the_baseline_is_what_is_not_icasc(self):
+        runs = [{**run, 'method': run['method'].replace('cross-entropy', 'PolyLoss')} for run in self.RUNS]
+        assert card._differences(runs)[0]['baseline'] == 'PolyLoss'
+        assert card._differences([run for run in self.RUNS if run['method'] == 'ICASC']) == []
+
+    def test_one_run_has_no_deviation(self):
+        assert card._rows(self.RUNS[:1])[0]['measure'] == '90.00' and card._differences(self.RUNS[:1]) == []
+
+
+class TestCommand:
+
+    @pytest.fixture
+    def copy(self, tmp_path):
+        shutil.copytree(CARDS, tmp_path / 'cards')
+        return tmp_path / 'cards' / f'{DIGITS.name}.yaml'
+
+    def test_check(self, copy, capsys):
+        assert main(['card', str(copy), '--check']) == 0
+        copy.write_text(copy.read_text().replace('title: ', 'title: Another '))
+        assert main(['card', str(copy), '--check']) == 1
+        assert 'differs from its sources; render it: timm-icasc card' in capsys.readouterr().out
+        assert main(['card', str(copy)]) == 0
+        assert main(['card', str(copy), '--check']) == 0
+
+    @pytest.mark.parametrize('change, message', [
+        (lambda d: d.pop('paper'), "lacks 'paper'"),
+        (lambda d: d.update(licence='mit'), "has the unknown key 'licence'"),
+        (lambda d: d['dataset'].pop('description'), 'the card lacks a value'),
+    ])
+    def test_a_missing_value_is_an_error(self, change, message, copy, capsys):
+        written = yaml.safe_load(copy.read_text())
+        change(written)
+        copy.write_text(yaml.safe_dump(written))
+        assert main(['card', str(copy)]) == 2
+        assert message in capsys.readouterr().err
+
+    def test_missing_results(self, copy, capsys):
+        copy.with_suffix('.json').unlink()
+        assert main(['card', str(copy)]) == 2
+        assert '--runs ... makes the results' in capsys.readouterr().err
+
+
+def test_images_with_several_classes_are_judged_by_average_precision():
+    written, results = digits_sources()
+    for run in results['runs']:
+        run['metrics'] = {'mAP': 61.25, 'ac': run['metrics']['ac']}
+    text = card.render(DIGITS, written, results, 'x', 'x')
+    assert '| method | seeds | Mean average precision |' in text and '| 42, 43, 44 | 61.25 ± 0.00 |' in text
+    assert '.sigmoid()  # [1, 10]' in text and 'softmax' not in text and 'top-1' not in text.lower()
+    result, = ModelCard(text).data.eval_results
+    assert result.metric_type == 'mean_average_precision' and result.metric_value == 61.25
+
+
+class TestThePapersRow:
+    """Where the paper has the data set; of the others, its card says in words that there is none."""
+
+    def render(self, tmp_path, dataset, architecture='resnet110_cifar'):
+        written, results = digits_sources()
+        shutil.copytree(DIGITS, tmp_path / 'x')
+        config = json.loads((tmp_path / 'x' / 'config.json').read_text())
+        (tmp_path / 'x' / 'config.json').write_text(json.dumps({**config, 'architecture': architecture}))
+        return card.render(
+            tmp_path / 'x', written, {**results, 'dataset': dataset}, 'x', 'x')
+
+    def test_beside_our_own(self, tmp_path):
+        lines = self.render(tmp_path, 'cifar100').splitlines()
+        at = lines.index('| cross-entropy in the paper, Table 4 | not told | 72.78 | - | - | - | - | - |')
+        assert lines[at - 1].startswith('| ICASC ach, order 2 | 42, 43, 44 |')
+        assert lines[at + 1] == '| ICASC ach in the paper, Table 4 | not told | 76.11 | - | - | - | - | - |'
+        assert sum(line.startswith('Its rows in the table: quoted second-hand') for line in lines) == 1
+        assert 'Its best gain over its own baseline is +3.33 on CIFAR-100 (arXiv:1811.07484v3, abstract (gain of ' \
+            'ICASC over its baseline)).' in lines
+
+    @pytest.mark.parametrize('dataset, architecture, gain', [
+        ('cifar100', 'resnet20_cifar', True), ('digits', 'resnet110_cifar', False)])
+    def test_no_row(self, dataset, architecture, gain, tmp_path):
+        text = self.render(tmp_path, dataset, architecture)
+        assert 'in the paper' not in text and ('Its best gain' in text) == gain
+
+
+@pytest.mark.parametrize('name', ['images', 'runs'])
+def test_a_value_that_the_template_does_not_get(name):
+    written, results = digits_sources()
+    del results[name]
+    with pytest.raises(HubError, match=f"lacks a value: .*'{name}'"):
+        card.render(DIGITS, written, results, 'x', 'x')

@@ -1,0 +1,367 @@
+"""Publishing over real HTTP: what arrives, what happens when something goes wrong, and getting the same bits back."""
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers import hub_server
+from helpers.hub_endpoints import ROUTES
+
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / 'hub_cards'
+NAME = 'resnet20_cifar.icasc_digits'
+WEIGHTS = CARDS / NAME / 'model.safetensors'
+PUSHED = ('.gitattributes', 'README.md', 'args.yaml', 'attention.png', 'config.json', 'model.safetensors')
+
+
+@pytest.fixture
+def card(tmp_path):
+    """A copy of the shipped folder and its sources: push notes beside them where it has published."""
+    shutil.copytree(CARDS, tmp_path / 'cards')
+    return tmp_path / 'cards' / NAME
+
+
+@pytest.fixture
+def push(client):
+    def call(source, repo_id, *options, token='hf_owner', **kwargs):
+        return client('push', source, repo_id, *options, token=token, **kwargs)
+    return call
+
+
+def commits(hub, repo_id):
+    return [commit['message'] for commit in hub.repos[repo_id].commits]
+
+
+class TestTheLoopbackHub:
+    """The Hub's own client finds there what it finds on the Hub."""
+
+    def test_tree_references_and_files_by_path(self, hub, client):
+        hub.create('me/listed', {'model.safetensors': b'weights', 'README.md': b'# x'})
+        result = client(code='''
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_tag('me/listed', tag='v1')
+files = {file.path: file for file in api.list_repo_tree('me/listed', revision='v1')}
+asked, = api.get_paths_info('me/listed', ['model.safetensors'])
+assert asked.lfs.sha256 == files['model.safetensors'].lfs.sha256 and asked.size == 7
+refs = api.list_repo_refs('me/listed')
+head = api.model_info('me/listed').sha
+assert refs.branches[0].target_commit == refs.tags[0].target_commit == head and refs.tags[0].name == 'v1'
+print(sorted(files), asked.lfs.sha256)''', token='hf_owner')
+        assert result.out.strip() == "['.gitattributes', 'README.md', 'model.safetensors'] " + \
+            hashlib.sha256(b'weights').hexdigest(), result.err
+
+    def test_its_list_of_endpoints_is_whole(self):
+        print(hub_server.__doc__)  # for pytest -s
+        listed = re.findall(r'^    (GET|HEAD|POST|PUT) +/', hub_server.__doc__, re.M)
+        assert sorted(listed) == sorted(method for method, *_ in ROUTES)
+
+
+class TestRoundTrip:
+
+    def test_a_run_comes_back_bit_by_bit(self, compared, hub, push, client, tmp_path):
+        result = push(compared, 'me/round')
+        assert result.code == 0, result.err
+        repo = hub.repos['me/round']
+        assert tuple(sorted(repo.head['files'])) == PUSHED and len(repo.commits) == 2, 'one commit after the first'
+        (tag, commit), = repo.tags.items()
+        assert tag.startswith('verified-') and commit == repo.head['oid'] and f'me/round@{tag}' in result.out
+        config = json.loads(hub.read('me/round', 'config.json'))
+        content = hub.read('me/round', 'model.safetensors')
+        assert config['timm_icasc']['sha256'] == hashlib.sha256(content).hexdigest()
+        assert config['timm_icasc']['seed'] == 7 and config['label_names'] == ['ant', 'bat', 'cat']
+
+        assert client('pull', f'me/round@{tag}', '--to', tmp_path / 'pulled').code == 0
+        for name in ('hf-hub:me/round', f'hf-hub:me/round@{tag}', f'local-dir:{tmp_path / "pulled"}'):
+            path = tmp_path / 'state.pt'
+            assert client(code=(
+                f'import timm, timm_icasc, torch\nmodel = timm.create_model({name!r}, pretrained=True)\n'
+                f'torch.save([model.state_dict(), model.pretrained_cfg["mean"]], {str(path)!r})')).code == 0
+            loaded, mean = torch.load(path)
+            trained = torch.load(compared / 'icasc' / 'last.pth.tar', weights_only=False)['state_dict']
+            assert loaded.keys() == trained.keys()
+            assert all(torch.equal(loaded[k], trained[k]) for k in trained)
+            assert tuple(mean) == (0.5071, 0.4865, 0.4409)
+
+    def test_a_shipped_folder_goes_up_as_it_is_and_its_place_is_noted(self, hub, push, card):
+        assert push(card, 'shipped').code == 0, 'the owner is the token\'s'
+        assert hub.read('me/shipped', 'model.safetensors') == WEIGHTS.read_bytes()
+        assert b"timm.create_model('hf-hub:me/shipped'" in hub.read('me/shipped', 'README.md')
+        record = json.loads((card.parent / f'{NAME}.hub.json').read_text())
+        assert record['revision'] == hub.repos['me/shipped'].head['oid']
+
+    def test_a_place_that_cannot_be_noted(self, hub, push, card):
+        (card.parent / f'{NAME}.hub.json').mkdir()
+        result = push(card, 'me/unnoted')
+        assert result.code == 2 and f"published as me/unnoted@{hub.repos['me/unnoted'].head['oid']}, but" in result.err
+        assert len(result.err.splitlines()) == 1 and hub.repos['me/unnoted'].tags
+
+    def test_a_run_on_images_of_several_classes(self, multilabel, hub, push, client):
+        """Judged by mean average precision, on its card and by pull."""
+        result = push(multilabel, 'me/several')
+        assert result.code == 0, result.err
+        value = json.loads((multilabel / 'results.json').read_text())['last']['eval_mAP']
+        text = hub.read('me/several', 'README.md').decode()
+        assert f'| 7 | {value:.2f} |' in text and '.sigmoid()' in text
+        assert f'seed 7, Mean average precision {value:.2f}' in client('pull', 'me/several').out
+
+    def test_the_card_of_a_run_has_the_baseline_beside_it(self, compared, hub, push):
+        push(compared, 'me/round')
+        card = hub.read('me/round', 'README.md').decode()
+        rows = [line for line in card.splitlines() if line.startswith('| ') and '| 7 |' in line]
+        assert [row.split(' | ')[0] for row in rows] == ['| cross-entropy', '| ICASC ach, order 1']
+        for row, name in zip(rows, ('baseline', 'icasc'), strict=True):
+            top1 = json.loads((compared / name / 'results.json').read_text())['last']['eval_top1']
+            assert f'| {top1:.2f} |' in row
+
+    def test_again_makes_no_commit(self, hub, push, card):
+        for _ in range(2):
+            assert push(card, 'me/again').code == 0
+        assert len(hub.repos['me/again'].commits) == 2 and len(hub.repos['me/again'].tags) == 1
+
+    def test_an_existing_repo_is_updated(self, compared, hub, push):
+        hub.create('me/old', {'pytorch_model.bin': b'\x80\x04', 'README.md': b'old'})
+        result = push(compared, 'me/old')
+        assert result.code == 0 and 'also holds pytorch_model.bin' in result.out
+        assert hub.read('me/old', 'README.md') != b'old' and len(hub.repos['me/old'].commits) == 3
+
+    def test_a_private_repo(self, hub, push, client, card):
+        assert push(card, 'me/secret', '--private').code == 0
+        assert hub.repos['me/secret'].private
+        assert client('pull', 'me/secret', token='hf_owner').code == 0
+        assert client('pull', 'me/secret').code == 2
+
+    def test_private_is_no_wish_that_a_public_repo_overrules(self, hub, push, card):
+        hub.create('me/public')
+        result = push(card, 'me/public', '--private')
+        assert result.code == 2 and 'me/public@main: the repo is there, and public' in result.err
+        assert len(hub.repos['me/public'].commits) == 1
+
+    def test_what_else_lies_in_the_folder_stays_there(self, hub, push, card):
+        (card / 'notes').mkdir()
+        for name in ('.env', 'optimizer.pth', 'notes/x.txt'):
+            (card / name).write_bytes(b'x')
+        assert push(card, 'me/tidy').code == 0
+        assert tuple(sorted(hub.repos['me/tidy'].head['files'])) == PUSHED
+
+    def test_a_pulled_folder_is_whole(self, hub, push, client, card, tmp_path):
+        """With the figure that the card shows, and the options of the run."""
+        assert push(card, 'me/whole').code == 0
+        assert client('pull', 'me/whole', '--to', tmp_path / 'pulled').code == 0
+        assert {path.name for path in (tmp_path / 'pulled').iterdir()} == {*PUSHED} - {'.gitattributes'}
+        for path in (tmp_path / 'pulled').iterdir():
+            assert path.read_bytes() == hub.read('me/whole', path.name)
+
+    def test_in_parts(self, hub, push, monkeypatch, card):
+        hub.object(hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()).unlink(missing_ok=True)
+        monkeypatch.setattr(hub, 'multipart_above', 1 << 20)
+        monkeypatch.setattr(hub, 'part_size', 1 << 19)
+        before = len(hub.requests)
+        assert push(card, 'me/parts').code == 0
+        assert len([r for r in hub.requests[before:] if '/storage/part/' in r]) == 3
+        assert hub.read('me/parts', 'model.safetensors') == WEIGHTS.read_bytes()
+
+
+class TestFaults:
+
+    @pytest.mark.parametrize('fault', [
+        ('PUT', '/storage/upload/', 'status', {'status': 500}),
+        ('PUT', '/storage/upload/', 'drop', {}),
+        ('POST', 'objects/batch', 'status', {'status': 503}),
+        ('GET', '/storage/object/', 'truncate', {}),
+    ], ids=['500 on PUT', 'connection dropped on PUT', '503 on batch', 'truncated on the way back'])
+    def test_passing_faults_are_survived(self, fault, hub, push, card):
+        method, path, action, options = fault
+        # The weights are gone from the storage, or there would be nothing to upload.
+        hub.object(hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()).unlink(missing_ok=True)
+        hub.fail(method, path, action, **options)
+        name = f"me/{method}-{action}-{options.get('status', 0)}"
+        result = push(card, name)
+        assert result.code == 0, result.err
+        assert not hub.faults, 'it happened'
+        assert hub.repos[name].tags
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize('fault, message', [
+        (('PUT', '/storage/upload/', 'status', {'status': 500}), 'the Hub has a fault (HTTP 500), after repeated '),
+        (('PUT', '/storage/upload/', 'drop', {}), 'the connection to STORAGE broke (RemoteProtocolError: Server '),
+        (('POST', 'objects/batch', 'status', {'status': 503}), 'the Hub has a fault (HTTP 503), after repeated '),
+        (('POST', '/preupload/', 'status', {'status': 429, 'headers': {'Retry-After': '7'}}), 'too many requests; run '
+         'the command again in 7 seconds.'),
+        (('HEAD', '/resolve/', 'status', {'status': 503}), 'the Hub has a fault (HTTP 503), after repeated '),
+    ], ids=['500 on PUT', 'connection dropped on PUT', '503 on batch', '429 on preupload', '503 on the way back'])
+    def test_faults_that_stay(self, fault, message, hub, push, card):
+        """Given up after five more attempts of the Hub's client, in half a minute; the next push completes it."""
+        method, path, action, options = fault
+        hub.object(hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()).unlink(missing_ok=True)
+        hub.fail(method, path, action, times=None, **options)
+        name = f"me/stays-{method}-{action}-{options.get('status', 0)}"
+        result = push(card, name)
+        line = re.sub('@[0-9a-f]{40}', '@main', result.err.splitlines()[-1]).replace(hub.storage, 'STORAGE')
+        assert result.code == 2 and line.startswith(f'timm-icasc push: error: {name}@main: {message}')
+        assert not hub.repos[name].tags
+        hub.faults.clear()
+        assert push(card, name).code == 0 and len(hub.repos[name].commits) == 2
+
+    def test_killed_in_mid_upload(self, hub, client, push, card):
+        """SIGKILL with half of the weights sent; nothing is visible, and the same command completes it."""
+        oid = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+        hub.object(oid).unlink(missing_ok=True)
+        hub.fail('PUT', f'/storage/upload/{oid}', 'hold')
+        pid = client.start('push', card, 'me/killed', token='hf_owner')
+        assert hub.reached.wait(60)
+        os.kill(pid, signal.SIGKILL)
+        assert client.finish().code == -signal.SIGKILL
+        hub.released.set()
+        assert commits(hub, 'me/killed') == ['initial commit'] and not hub.repos['me/killed'].tags
+        assert push(card, 'me/killed').code == 0
+        assert hub.read('me/killed', 'model.safetensors') == WEIGHTS.read_bytes()
+        assert len(hub.repos['me/killed'].commits) == 2
+
+    def test_killed_after_the_upload(self, hub, client, push, card):
+        """What has arrived is not sent again."""
+        oid = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+        hub.object(oid).unlink(missing_ok=True)
+        hub.fail('POST', '/commit/', 'drop', before=lambda: (hub.reached.set(), hub.released.wait(60)))
+        pid = client.start('push', card, 'me/killed-later', token='hf_owner')
+        assert hub.reached.wait(60)
+        os.kill(pid, signal.SIGKILL)
+        client.finish()
+        hub.released.set()
+        before = len(hub.requests)
+        assert push(card, 'me/killed-later').code == 0
+        assert not [r for r in hub.requests[before:] if r.startswith('PUT')]
+
+    def test_a_commit_by_somebody_else_is_not_overwritten(self, hub, push, card):
+        push(card, 'me/race')
+        repo = hub.repos['me/race']
+        hub.commit(repo, {'config.json': b'{}'})
+        hub.fail('POST', '/preupload/', 'pass', before=lambda: hub.commit(repo, {'README.md': b'by somebody else'}))
+        result = push(card, 'me/race')
+        assert result.code == 2 and result.err == (
+            'timm-icasc push: error: me/race@main: somebody has committed to the repo meanwhile, and nothing was '
+            'overwritten; look at the change, then run the command again.\n')
+        assert hub.read('me/race', 'README.md') == b'by somebody else'
+        assert push(card, 'me/race').code == 0, 'again, on top of what is there now'
+
+    def test_a_hub_that_falls_silent_is_given_up(self, hub, client, push, card):
+        """Two minutes, shortened here; the Hub's client itself would wait for ever. The next push has the tag to do."""
+        hub.fail('POST', '/tag/', 'hold')
+        result = client(code=f"""
+from pathlib import Path
+from timm_icasc.hub import publish, push
+compare = publish._compare
+def with_little_patience_then(*args):
+    compare(*args)
+    publish.ANSWER_SECONDS = 0.2
+publish._compare = with_little_patience_then
+push.push(Path({str(card)!r}), 'me/silent')""", token='hf_owner')
+        hub.released.set()
+        assert 'HubError: me/silent@' in result.err and 'broke (ReadTimeout' in result.err
+        assert len(hub.repos['me/silent'].commits) == 2, 'all but the tag was done'
+        assert push(card, 'me/silent').code == 0
+        assert len(hub.repos['me/silent'].commits) == 2 and len(hub.repos['me/silent'].tags) == 1
+
+    def test_what_comes_back_different_is_not_tagged(self, hub, push, card):
+        hub.fail('GET', '/storage/object/', 'flip', times=None)
+        result = push(card, 'me/bent')
+        assert result.code == 2 and result.err == (
+            f"timm-icasc push: error: me/bent@{hub.repos['me/bent'].head['oid']}: model.safetensors came back "
+            'different from what was sent; it is not tagged. Run the command again.\n')
+        assert not hub.repos['me/bent'].tags
+
+
+REFUSED = {
+    'no token': ('me/x', '', "me/x@main: no access token; 'hf auth login', or a token from "
+                 'https://huggingface.co/settings/tokens in HF_TOKEN.'),
+    'wrong token': ('me/x', 'hf_wrong', 'me/x@main: the access token is not valid (expired, revoked, or of another '
+                    "endpoint); 'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN. "
+                    'For public repos no token is needed: unset HF_TOKEN, or hf auth logout.'),
+    'account of somebody else': ('you/x', 'hf_owner', "you/x@main: the access token may not do this (You don't have "
+                                 'the rights to create a model under this namespace); use one with write permission '
+                                 "to this account's repos: 'hf auth login', or a token from "
+                                 'https://huggingface.co/settings/tokens in HF_TOKEN.'),
+    'repo of somebody else': ('me/round', 'hf_stranger', "me/round@main: the access token may not do this (You don't "
+                              "have the rights to write to this repository.); use one with write permission to this "
+                              "account's repos: 'hf auth login', or a token from "
+                              'https://huggingface.co/settings/tokens in HF_TOKEN.'),
+    'no repo name': ('a b', 'hf_owner', 'a b@main: this is no repo name; it is OWNER/NAME, of letters, digits, dots, '
+                     '- and _.'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_refused_with_a_reason(case, hub, push, card):
+    hub.repos.get('me/round') or hub.create('me/round')
+    repo_id, token, message = REFUSED[case]
+    result = push(card, repo_id, token=token)
+    assert result.code == 2 and result.err == f'timm-icasc push: error: {message}\n'
+
+
+def test_what_the_hub_would_refuse_leaves_no_empty_repo(compared, hub, client, push, tmp_path):
+    result = push(compared, 'me/license', '--license', 'Apache 2.0')
+    assert result.code == 2 and result.err == (
+        'timm-icasc push: error: me/license@main: the metadata of README.md are refused: "license" must be one of the '
+        'license identifiers\n')
+    files = {name: str(tmp_path / name) for name in ('config.json', 'model.safetensors', 'README.md', 'x.bin')}
+    result = client(code=f'''
+from pathlib import Path
+from timm_icasc.hub.publish import publish
+publish({{name: Path(path) for name, path in {files!r}.items()}}, 'me/license')''', token='hf_owner')
+    assert "x.bin' is a pickle; only model.safetensors is published" in result.err
+    assert 'me/license' not in hub.repos
+
+
+@pytest.mark.parametrize('status, headers, message', [
+    (409, {}, 'the Hub reports a conflict; run the command again.'),
+    (429, {'Retry-After': '7'}, 'too many requests; run the command again in 7 seconds.'),
+    (500, {}, 'the Hub has a fault (HTTP 500), after repeated attempts where they are safe; run the command again '
+              'later, see https://status.huggingface.co.'),
+])
+def test_a_commit_that_fails_is_not_tried_again(status, headers, message, hub, push, card):
+    """It may have been made; the next push finds out."""
+    hub.fail('POST', '/commit/', status=status, headers=headers)
+    result = push(card, 'me/uncommitted')
+    assert result.code == 2 and result.err == f'timm-icasc push: error: me/uncommitted@main: {message}\n'
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda run: (run / 'results.json').unlink(), 'holds no finished run (there is no results.json); train_timm.py '
+     '--resume auto goes on with it.'),
+    (lambda run: (run / 'results.json').write_text('{}'), 'does not describe its model (an older run?)'),
+    (lambda run: (run / 'last.pth.tar').unlink(), 'has no last.pth.tar; its weights are gone.'),
+    (lambda run: (run / 'last.pth.tar').write_bytes(b'x'), "last.pth.tar' cannot be read: "),
+], ids=['unfinished', 'older', 'no checkpoint', 'broken checkpoint'])
+def test_a_run_that_is_none(spoil, message, compared, push, tmp_path):
+    run = shutil.copytree(compared / 'icasc', tmp_path / 'run')
+    spoil(run)
+    result = push(run, 'me/none')
+    assert result.code == 2 and message in result.err and len(result.err.splitlines()) == 1
+
+
+def test_train_timm_pushes_when_it_is_done(noise_options, hub, client, tmp_path):
+    options = [*noise_options, '--output', str(tmp_path), '--experiment', 'x', '--push-to-hub']
+    code = (f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_timm\n'
+            'sys.argv = {argv}\nsys.exit(train_timm.main())')
+    before = len(hub.requests)
+    refused = client(code=code.format(argv=[*options, 'me/trained']), token='hf_wrong')
+    assert refused.code == 2 and 'the access token is not valid' in refused.err and not list(tmp_path.iterdir())
+    assert [r for r in hub.requests[before:] if 'agent' not in r] == ['GET /api/whoami-v2'], 'before training'
+
+    hub.fail('POST', '/commit/', status=403)
+    result = client(code=code.format(argv=[*options, 'me/trained']), token='hf_owner')
+    run_dir = tmp_path / 'x'
+    assert result.code == 2 and result.err.strip().endswith(
+        f'The run is saved; publish it with: timm-icasc push {run_dir} me/trained')
+    assert client('push', run_dir, 'me/trained', token='hf_owner').code == 0
+    model = timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(run_dir / 'last.pth.tar'))
+    content = hub.read('me/trained', 'model.safetensors')
+    (tmp_path / 'x.safetensors').write_bytes(content)
+    loaded = timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'x.safetensors'))
+    assert torch.equal(model.fc.weight, loaded.fc.weight)

@@ -1,0 +1,363 @@
+"""ICASCTask as a timm training task: result, schedules, and every way timm scripts train."""
+import copy
+from functools import partial
+
+import pytest
+import timm
+import torch
+from helpers.models import ToyNet, create
+from helpers.processes import in_two_processes, save_gradients_of_half
+from timm.data import Mixup
+from timm.loss import LOSS_TYPES, MULTI_LABEL_LOSS_TYPES
+from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver, NativeScaler
+
+from timm_icasc import ICASCConfig, ICASCError, ICASCTask, LayerResolutionError, TargetError
+
+TERMS = {'loss_as_inner', 'loss_as_last', 'loss_ac'}
+
+
+def make_task(model, **kwargs):
+    """At order 2, which asks for more."""
+    return ICASCTask(model, **{'order': 2, 'verbose': False, **kwargs})
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    return torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+
+
+def parameter_gradients(task, images, target):
+    task.zero_grad()
+    task(images, target)['loss'].backward()
+    return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+def test_result_carries_all_components(toy, batch):
+    result = make_task(toy, weight_as_inner=0.5, weight_as_last=2., weight_ac=3.)(*batch)
+    assert set(result) == {'loss', 'output', 'loss_cls'} | TERMS
+    total = result['loss_cls'] + 0.5 * result['loss_as_inner'] + 2 * result['loss_as_last'] + 3 * result['loss_ac']
+    torch.testing.assert_close(result['loss'].detach(), total)
+    torch.testing.assert_close(result['output'], toy(batch[0]))
+    torch.testing.assert_close(result['loss_cls'], torch.nn.functional.cross_entropy(toy(batch[0]), batch[1]).detach())
+    assert not any(result[name].requires_grad for name in TERMS)
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_gradient_reaches_before_and_behind_the_inner_layer(order, family):
+    model, images, _ = family
+    model.zero_grad()
+    task = make_task(model, order=order)
+    (task(images, torch.tensor([1, 2]))['loss']).backward()
+    with_icasc = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    plain = parameter_gradients(ClassificationTask(model, verbose=False), images, torch.tensor([1, 2]))
+    model.zero_grad()
+    changed = [name for name, grad in with_icasc.items()
+               if not torch.allclose(grad, plain[f'trainable_module.{name}'], rtol=1e-3, atol=1e-9)]
+    assert all(g.isfinite().all() for g in with_icasc.values())
+    assert changed[0] in list(with_icasc)[:2], 'the first layer learns from the terms'
+    # At order 2 the classifier does as well: it is inside the channel weights.
+    assert (changed[-1] in list(with_icasc)[-2:]) == (order == 2)
+
+
+def test_without_gradients_it_is_the_plain_model(toy, batch):
+    with torch.no_grad():
+        result = make_task(toy)(*batch)
+    assert set(result) == {'loss', 'output', 'loss_cls'}
+
+
+def test_weights_of_zero_are_plain_cross_entropy(toy, batch):
+    task = make_task(toy, weight_as_inner=0., weight_as_last=0., weight_ac=0.)
+    plain = ClassificationTask(toy, verbose=False)
+    assert set(task(*batch)) == {'loss', 'output', 'loss_cls'}
+    for name, gradient in parameter_gradients(plain, *batch).items():
+        assert torch.equal(parameter_gradients(task, *batch)[name], gradient)
+
+
+def test_config_and_single_parameters_combine(toy):
+    task = ICASCTask(toy, config=ICASCConfig(order=2, theta=0.7), attention='grad_cam', verbose=False)
+    assert task.config == ICASCConfig(order=2, theta=0.7, attention='grad_cam')
+
+
+class TestSchedule:
+
+    def test_start_and_ramp(self, toy, batch):
+        task = make_task(toy, start_steps=2, ramp_steps=4)
+        scales = []
+        for _ in range(8):
+            scales.append(task.term_scale)
+            task(*batch)
+        assert scales == [0., 0., 0.25, 0.5, 0.75, 1., 1., 1.]
+
+    def test_the_scale_multiplies_the_terms_and_skips_their_cost_at_zero(self, toy, batch):
+        task = make_task(toy, start_steps=1, ramp_steps=2)
+        assert TERMS.isdisjoint(task(*batch))
+        result = task(*batch)
+        terms = sum(result[name] for name in TERMS)
+        torch.testing.assert_close(result['loss'].detach(), result['loss_cls'] + 0.5 * terms)
+
+    def test_evaluation_does_not_advance_it(self, toy, batch):
+        task = make_task(toy, start_steps=2)
+        with torch.no_grad():
+            task(*batch)
+        task.eval()(*batch)
+        assert task.step == 0
+
+
+class TestCriteria:
+
+    @pytest.mark.parametrize('loss_type', [name for name in LOSS_TYPES if name in ('ce', 'bce', 'asl', 'poly')])
+    def test_single_label_losses(self, loss_type, toy, batch):
+        images, target = batch
+        kwargs = {'loss_type': loss_type}
+        if loss_type == 'bce':
+            target = torch.nn.functional.one_hot(target, 4).float()
+        result = make_task(toy, criterion_kwargs=kwargs)(images, target)
+        assert result['loss'].isfinite() and result.keys() >= TERMS
+        assert loss_type in LOSS_TYPES or loss_type in MULTI_LABEL_LOSS_TYPES
+
+    def test_label_smoothing(self, toy, batch):
+        result = make_task(toy, criterion_kwargs={'smoothing': 0.1})(*batch)
+        expected = torch.nn.functional.cross_entropy(toy(batch[0]), batch[1], label_smoothing=0.1)
+        torch.testing.assert_close(result['loss_cls'], expected.detach())
+
+    def test_jsd_with_augmentation_splits(self, toy, batch):
+        images, target = batch
+        task = make_task(toy, criterion_kwargs={'loss_type': 'jsd', 'jsd_splits': 2})
+        task = task.double() if images.dtype == torch.float64 else task
+        result = task(torch.cat([images, images.flip(3)]), target.repeat(2))
+        assert result['loss'].isfinite() and result.keys() >= TERMS
+
+    @pytest.mark.parametrize('mode', ['batch', 'elem'])
+    @pytest.mark.parametrize('mix', [{'mixup_alpha': 0.8, 'cutmix_alpha': 0.}, {'mixup_alpha': 0., 'cutmix_alpha': 1.}])
+    def test_mixup_and_cutmix(self, mode, mix, toy, batch):
+        images, target = Mixup(**mix, mode=mode, label_smoothing=0.1, num_classes=4)(*(x.clone() for x in batch))
+        result = make_task(toy, criterion_kwargs={'soft_targets': True})(images, target)
+        assert result['loss'].isfinite() and result.keys() >= TERMS
+
+
+class TestTrainingFeatures:
+
+    def test_gradient_accumulation_equals_the_whole_batch(self, toy, batch):
+        """Every term is per sample, so halves of the batch average to the whole."""
+        toy.double()
+        images, target = batch[0].double(), batch[1]
+        task = make_task(toy)
+        whole = parameter_gradients(task, images, target)
+        task.zero_grad()
+        for part in (slice(0, 2), slice(2, 4)):
+            (task(images[part], target[part])['loss'] / 2).backward()
+        for name, p in task.named_parameters():
+            torch.testing.assert_close(p.grad, whole[name], rtol=1e-10, atol=1e-14)
+
+    def test_state_dict_is_the_models(self, batch):
+        model = create('resnet20_cifar')
+        keys = set(model.state_dict())
+        task = make_task(model)
+        task(*batch)['loss'].backward()
+        assert set(task.get_checkpoint_state()['state_dict']) == keys
+        assert not any(module._forward_hooks for module in model.modules())
+
+    def test_ema_and_deepcopy(self, toy, batch):
+        task = make_task(toy)
+        task.setup_ema(decay=0.5)
+        optimizer = torch.optim.SGD(toy.parameters(), lr=0.1)
+        task(*batch)['loss'].backward()
+        optimizer.step()
+        before = copy.deepcopy(task.get_trainable_module(ema=True).module.state_dict())
+        task.update_ema()
+        for name, value in task.get_trainable_module(ema=True).module.state_dict().items():
+            torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * toy.state_dict()[name])
+        other = copy.deepcopy(task)
+        torch.testing.assert_close(other(*batch)['loss'], task(*batch)['loss'])
+
+    def test_checkpoint_restores_weights_ema_and_schedule(self, toy, batch, tmp_path):
+        task = make_task(toy, start_steps=3)
+        task.setup_ema()
+        optimizer = torch.optim.SGD(toy.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(2):
+            task(*batch)['loss'].backward()
+            optimizer.step()
+        saver = CheckpointSaver(toy, optimizer, task=task, checkpoint_dir=str(tmp_path))
+        saver.save_checkpoint(0)
+        other = make_task(ToyNet(), start_steps=3)
+        resume_task_checkpoint(other, str(tmp_path / 'last.pth.tar'), log_info=False)
+        other.setup_ema()
+        load_task_ema_checkpoint(other, str(tmp_path / 'last.pth.tar'))
+        assert other.step == 2 and other.term_scale == 0
+        for ours, theirs in zip(task.state_dict().values(), other.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_clipping_with_the_amp_scaler(self, toy, batch):
+        task = make_task(toy)
+        optimizer = torch.optim.SGD(toy.parameters(), lr=0.1)
+        scaler = NativeScaler(device='cpu')
+        with torch.autocast('cpu', dtype=torch.bfloat16), torch.backends.mkldnn.flags(enabled=False):
+            loss = task(*batch)['loss']
+            scaler(loss, optimizer, clip_grad=1e-3, parameters=task.get_clip_parameters())
+        assert torch.nn.utils.get_total_norm([p.grad for p in toy.parameters()]) <= 1e-3 * 1.01
+
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize('order', [1, 2])
+    def test_amp(self, order, dtype, batch):
+        model = create('resnet20_cifar').eval()
+        task = make_task(model, order=order)
+        expected = task(*batch)
+        with torch.autocast('cpu', dtype=dtype), torch.backends.mkldnn.flags(enabled=False):
+            result = task(*batch)
+            result['loss'].backward()
+        assert result['loss'].dtype == torch.float32
+        for name in TERMS:
+            torch.testing.assert_close(result[name], expected[name], rtol=0, atol=0.05)
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+    def test_channels_last(self, batch):
+        model = create('resnet20_cifar').double().eval()
+        images, target = batch[0].double(), batch[1]
+        expected = parameter_gradients(make_task(model), images, target)
+        model.to(memory_format=torch.channels_last)
+        actual = parameter_gradients(make_task(model), images.contiguous(memory_format=torch.channels_last), target)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(actual[name], gradient, rtol=1e-8, atol=1e-12)
+
+    @pytest.mark.parametrize('order', [1, 2])
+    @pytest.mark.parametrize('name', ['resnet20_cifar', 'convnext_atto'])
+    def test_gradient_checkpointing(self, name, order):
+        model = create(name).double().eval()
+        size = 32 if name == 'resnet20_cifar' else 64
+        images, target = torch.randn(2, 3, size, size, dtype=torch.float64), torch.tensor([1, 2])
+        expected = parameter_gradients(make_task(model, order=order), images, target)
+        model.set_grad_checkpointing(True)
+        actual = parameter_gradients(make_task(model, order=order), images, target)
+        for key, gradient in expected.items():
+            torch.testing.assert_close(actual[key], gradient, rtol=1e-8, atol=1e-12)
+
+    @pytest.mark.parametrize('order', [1, 2])
+    def test_gradient_checkpointing_counts_a_batch_as_often_as_without_icasc(self, order, batch):
+        statistics = []
+        for task_class in (ClassificationTask, ICASCTask):
+            model = create('resnet20_cifar').train()
+            model.set_grad_checkpointing(True)
+            kwargs = {'order': order} if task_class is ICASCTask else {}
+            task_class(model, verbose=False, **kwargs)(*batch)['loss'].backward()
+            statistics.append({k: v for k, v in model.state_dict().items() if 'running' in k or 'batches' in k})
+        for name, value in statistics[0].items():
+            torch.testing.assert_close(statistics[1][name], value)
+
+    def test_gradient_checkpointing_of_attention(self):
+        model = create('vit_tiny_patch16_224').eval()
+        model.set_grad_checkpointing(True)
+        images, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
+        make_task(model, order=1)(images, target)['loss'].backward()
+        with pytest.raises(ICASCError, match='Use order=1, or turn checkpointing off'):
+            make_task(model, order=2)(images, target)
+
+    def test_frozen_trunk(self, batch):
+        """Fine-tuning the head only."""
+        model = create('resnet20_cifar').eval()
+        model.requires_grad_(False)
+        model.fc.requires_grad_(True)
+        gradients = parameter_gradients(make_task(model), *batch)
+        assert set(gradients) == {'trainable_module.fc.weight', 'trainable_module.fc.bias'}
+
+    def test_compile_is_for_evaluation(self, batch):
+        model = create('resnet20_cifar').eval()
+        task = make_task(model)
+        task.compile(backend='eager')
+        with torch.no_grad():
+            torch.testing.assert_close(task.get_eval_model()(batch[0]), model(batch[0]))
+        assert task(*batch).keys() >= TERMS
+        assert set(task.get_checkpoint_state()['state_dict']) == set(model.state_dict())
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator)
+    target = torch.tensor([0, 1, 2, 3])
+    torch.save((images, target), tmp_path / 'batch.pt')
+    in_two_processes(partial(
+        save_gradients_of_half, num_classes=10, make_task=partial(make_task, order=order)), tmp_path)
+    torch.manual_seed(0)
+    model = timm.create_model('convnext_atto', num_classes=10).double()
+    expected = parameter_gradients(make_task(model, order=order), images, target)
+    for rank in range(2):
+        actual = torch.load(tmp_path / f'gradients-{rank}.pt')
+        for name, gradient in actual.items():
+            torch.testing.assert_close(gradient, expected[f'trainable_module.{name}'], rtol=1e-6, atol=1e-10)
+
+
+class TestClearErrors:
+
+    def test_unknown_parameter(self, toy):
+        with pytest.raises(TypeError, match="no parameter \\['omgea'\\]; ICASC has .*omega"):
+            make_task(toy, omgea=10.)
+
+    def test_negative_schedule(self, toy):
+        with pytest.raises(ValueError, match='start_steps and ramp_steps must be >= 0'):
+            make_task(toy, start_steps=-1)
+
+    def test_compiled_model(self, toy):
+        with pytest.raises(ICASCError, match=r'call task.compile\(\)'):
+            make_task(torch.compile(toy, backend='eager'))
+
+    def test_static_graph(self, toy):
+        with pytest.raises(ICASCError, match='static_graph=True'):
+            make_task(toy).prepare_distributed(static_graph=True)
+
+    def test_layers_are_checked_at_construction(self, toy):
+        with pytest.raises(LayerResolutionError, match="no layer 'layer4'"):
+            make_task(toy, layers=('stem', 'layer4'))
+        with pytest.raises(LayerResolutionError, match='no two features'):
+            make_task(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), input_size=(3, 2, 2))
+
+    @pytest.mark.parametrize('start_steps', [0, 5])
+    def test_target_out_of_range(self, start_steps, toy, batch):
+        with pytest.raises(TargetError, match='holds class 4'):
+            make_task(toy, start_steps=start_steps)(batch[0], torch.tensor([0, 1, 2, 4]))
+
+    def test_distilled_head_in_training_mode(self):
+        model = create('deit_tiny_distilled_patch16_224').train()
+        task = make_task(model, input_size=(3, 64, 64))
+        model.set_distilled_training(True)
+        with pytest.raises(TargetError, match='one score per class.*distilled'):
+            task(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
+
+
+class TestModelsOutsideTimm:
+    """Any module that returns class scores."""
+
+    @pytest.mark.parametrize('layers', [('layer3', 'layer4'), ('layer2.1', 'layer3.1.bn2'), None])
+    def test_a_torchvision_model(self, layers):
+        from torchvision.models import resnet18
+        torch.manual_seed(0)
+        model = resnet18(num_classes=5)
+        keys = list(model.state_dict())
+        result = make_task(model, layers=layers)(torch.randn(2, 3, 64, 64), torch.tensor([0, 3]))
+        result['loss'].backward()
+        assert {'loss_as_inner', 'loss_as_last', 'loss_ac'} < set(result)
+        assert all(p.grad.isfinite().all() for p in model.parameters()) and model.conv1.weight.grad.any()
+        assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'resnet18', 'efficientnet_b0'])
+def test_the_model_that_comes_back_is_the_model_that_was_given(name):
+    """After a step: the same modules, keys, training flags and fused attention, no hook, the forward of plain timm."""
+    model, images = create(name).train(), torch.randn(2, 3, 64, 64)
+    twin = copy.deepcopy(model)
+    modules = [(path, type(module)) for path, module in model.named_modules()]
+    attributes = [{k: v for k, v in vars(m).items() if not k.startswith('_')} for m in model.modules()]
+    task = make_task(model)
+    task(images, torch.tensor([1, 2]))['loss'].backward()
+    twin(images)  # the one forward pass that BatchNorm counts
+    assert [(path, type(module)) for path, module in model.named_modules()] == modules
+    assert [{k: v for k, v in vars(m).items() if not k.startswith('_')} for m in model.modules()] == attributes
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    expected, after = twin.state_dict(), model.state_dict()
+    assert list(after) == list(expected)
+    for key in expected:
+        torch.testing.assert_close(after[key], expected[key], msg=key)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), twin.eval()(images))

@@ -1,0 +1,479 @@
+"""train_timm.py as its users run it: what it leaves behind, resuming, and one clear line for every bad input."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from helpers.fake_cuda_graph import OpRecorder
+from helpers.hub_fixtures import save_noise
+from helpers.runs import train_in_process
+
+import train_timm
+from timm_icasc import labels as targets
+from timm_icasc.runs import provenance
+from timm_icasc.task import icasc as task
+from timm_icasc.training import job as setup
+
+ROOT = Path(__file__).parent.parent
+
+TINY = ['--model', 'resnet20_cifar', '--batch-size', '8', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
+        '-j', '0', '--smoothing', '0', '--icasc-eval-images', '6']
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Three classes of 32-pixel noise, 24 training and 9 validation images; for shapes and flow, not for learning."""
+    return save_noise(tmp_path_factory.mktemp('images'), train=8, val=3)
+
+
+@pytest.fixture
+def run(images, tmp_path, monkeypatch, capsys):
+    """Call main() with options; returns (exit code, stdout, stderr)."""
+    return lambda *options, data=('--data-dir', images): train_in_process(
+        monkeypatch, capsys, *data, '--output', tmp_path, *TINY, *options)
+
+
+def weights(path, key='state_dict'):
+    return torch.load(path, weights_only=False)[key]
+
+
+def assert_equal_checkpoints(one, other):
+    for key in ('state_dict', 'state_dict_ema'):
+        a, b = weights(one, key), weights(other, key)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class TestWhatARunLeavesBehind:
+
+    def test_comparison(self, run, tmp_path):
+        code, out, _ = run('--icasc-compare', '--experiment', 'both')
+        assert code == 0
+        for column in ('loss', 'loss_cls', 'L_AS inner', 'L_AS last', 'L_AC', 'top-1', 'overlap inner', 'overlap last'):
+            assert column in out
+        assert (tmp_path / 'both' / 'attention.png').stat().st_size > 10_000
+        table = list(csv.DictReader(open(tmp_path / 'both' / 'results.csv')))
+        assert [row['method'] for row in table] == ['cross-entropy', 'ICASC ach, order 1']
+        for name in ('baseline', 'icasc'):
+            folder = tmp_path / 'both' / name
+            rows = list(csv.DictReader(open(folder / 'summary.csv')))
+            assert [row['epoch'] for row in rows] == ['0', '1']
+            assert (rows[0]['train_loss_as_last'] != '') == (name == 'icasc')
+            assert float(rows[0]['eval_overlap_last']) <= 1
+            result = json.loads((folder / 'results.json').read_text())
+            assert result['last']['eval_top1'] == pytest.approx(float(rows[1]['eval_top1']))
+            assert result['seed'] == 42 and result['versions']['timm'] == timm.__version__
+            assert {'last.pth.tar', 'model_best.pth.tar'} <= {p.name for p in folder.iterdir()}
+        plain, icasc = (json.loads((tmp_path / 'both' / n / 'results.json').read_text())['last']
+                        for n in ('baseline', 'icasc'))
+        assert plain['train_loss'] == plain['train_loss_cls'] and icasc['train_loss'] != icasc['train_loss_cls']
+
+    def test_the_checkpoint_is_timms(self, run, tmp_path):
+        run('--epochs', 1, '--experiment', 'one')
+        model = timm.create_model(
+            'resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'one' / 'last.pth.tar'))
+        assert torch.equal(model.fc.weight, weights(tmp_path / 'one' / 'last.pth.tar')['fc.weight'])
+
+    def test_args_yaml_repeats_the_run(self, run, tmp_path):
+        run('--epochs', 1, '--experiment', 'one', '--icasc-weights', 1, 0.5, 0)
+        saved = yaml.safe_load((tmp_path / 'one' / 'args.yaml').read_text())
+        assert saved['icasc_weights'] == [1., 0.5, 0.] and saved['num_classes'] is None and saved['device'] is None
+        run('--experiment', 'two', '--config', tmp_path / 'one' / 'args.yaml', '--epochs', 1)
+        one, two = (weights(tmp_path / name / 'last.pth.tar') for name in ('one', 'two'))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+    def test_a_second_run_does_not_write_over_the_first(self, run, tmp_path):
+        for _ in range(2):
+            assert run('--epochs', 1, '--experiment', 'one')[0] == 0
+        assert (tmp_path / 'one-1' / 'results.json').is_file()
+
+
+FEATURES = {
+    'accumulation, uneven': ['--batch-size', 4, '--grad-accum-steps', 4],
+    'mixup and cutmix': ['--mixup', 0.4, '--cutmix', 1, '--mixup-off-epoch', 1],
+    'mixup in a plain loader': ['--mixup', 0.4, '--no-prefetcher'],
+    'binary cross-entropy': ['--loss', 'bce'],
+    'average of weights': ['--model-ema', '--model-ema-decay', 0.5],
+    'clipping': ['--clip-grad', 1., '--clip-mode', 'agc'],
+    'channels last': ['--channels-last'],
+    'checkpointing': ['--grad-checkpointing'],
+    'compiled evaluation': ['--torchcompile', 'eager'],
+    'own layers': ['--icasc-layers', 'layer1', 'layer2'],
+    'Grad-CAM, order 1': ['--icasc-attention', 'grad_cam', '--icasc-order', 1],
+    'mask with gradient, raw': ['--icasc-mask-grad', '--icasc-mask-scale', 'raw'],
+    'late start': ['--icasc-start-epoch', 0.5, '--icasc-ramp-epochs', 0.5],
+    'another family': ['--model', 'vit_tiny_patch16_224', '--img-size', 32],
+    'CIFAR augmentation': ['--crop-padding', 4],
+    'images on the device': ['--resident-data', '--crop-padding', 4, '--color-jitter', 0],
+    'worker processes': ['-j', 2],
+    'plain loss': ['--no-icasc', '--torchcompile', 'eager'],
+    'no measuring': ['--icasc-eval-images', 0],
+    'per-update schedule': ['--sched-on-updates', '--opt', 'adamw'],
+}
+
+
+@pytest.mark.parametrize('options', FEATURES.values(), ids=list(FEATURES))
+def test_training_features(options, run, tmp_path):
+    code, _, err = run('--experiment', 'x', *options)
+    assert code == 0, err
+    result = json.loads((tmp_path / 'x' / 'results.json').read_text())
+    assert np.isfinite(result['last']['train_loss'])
+
+
+RECORDED = ['--epochs', 3, '--batch-size', 4, '--model-ema', '--model-ema-decay', 0.5, '--sched-on-updates',
+            '--clip-grad', 1., '--drop', 0.2, '--crop-padding', 4]
+
+
+@pytest.mark.parametrize('options', [['--icasc-start-epoch', 1, '--icasc-ramp-epochs', 0.5], ['--no-icasc']])
+def test_recorded_steps_leave_the_same_behind(options, run, tmp_path, monkeypatch):
+    """On the CPU, by a stand-in for CUDA graphs, so without reading values: the targets' are known to be right."""
+    recorders = []
+
+    def on_the_cpu(args):
+        fast, args.icasc_fast = args.icasc_fast, False
+        device = setup.set_up_device(args)
+        args.icasc_fast = fast
+        return device
+
+    assert run('--experiment', 'eager', *RECORDED, *options)[0] == 0
+    monkeypatch.setattr(train_timm, 'set_up_device', on_the_cpu)
+    monkeypatch.setattr(setup, 'CudaRecorder', lambda device: recorders.append(OpRecorder()) or recorders[-1])
+    monkeypatch.setattr(targets, 'check_target', lambda *args: None)
+    monkeypatch.setattr(task, 'check_target', lambda *args: None)
+    assert run('--experiment', 'recorded', '--icasc-fast', *RECORDED, *options)[0] == 0
+    steps = 3 * 6
+    assert [r.replays for r in recorders] == [steps - 3 if options == ['--no-icasc'] else steps - 2 * 3 - 2]
+    eager, recorded = (tmp_path / name / 'last.pth.tar' for name in ('eager', 'recorded'))
+    assert_equal_checkpoints(eager, recorded)
+    eager, recorded = (weights(path, 'optimizer') for path in (eager, recorded))
+    torch.testing.assert_close(eager['state'], recorded['state'], rtol=0, atol=0)
+    losses = [[row['train_loss'] for row in csv.DictReader(open(tmp_path / name / 'summary.csv'))]
+              for name in ('eager', 'recorded')]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('options', [[], ['--amp', '--channels-last'], ['--pin-mem', '-j', 2], ['--resident-data']])
+def test_recorded_steps_on_a_gpu(options, run, tmp_path):
+    code, _, err = run('--experiment', 'x', '--icasc-fast', '--icasc-compare', *RECORDED, '--color-jitter', 0, *options)
+    assert code == 0, err
+    assert np.isfinite(json.loads((tmp_path / 'x' / 'icasc' / 'results.json').read_text())['last']['train_loss'])
+
+
+class TestResume:
+    OPTIONS = ['--model-ema', '--model-ema-decay', 0.9, '--epochs', 3, '--icasc-start-epoch', 0.5,
+               '--icasc-ramp-epochs', 2, '--drop', 0.2, '--drop-path', 0.1, '--sched-on-updates', '--crop-padding', 4,
+               '--batch-size', 6]
+
+    @pytest.mark.parametrize('workers', [0, 2])
+    @pytest.mark.parametrize('epoch', [0, 2])
+    def test_an_interrupted_run_ends_as_an_uninterrupted_one(self, epoch, workers, run, tmp_path, monkeypatch):
+        """SIGTERM in the middle of an epoch; the parameters are bit-equal in the end."""
+        options = [*self.OPTIONS, '-j', workers]
+        assert run(*options, '--experiment', 'whole')[0] == 0
+
+        original, steps = train_timm.check_finite, []
+
+        def terminate(means, at, step):
+            original(means, at, step)
+            steps.append((at, step))
+            if (at, step) == (epoch, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(train_timm, 'check_finite', terminate)
+        code, _, err = run(*options, '--experiment', 'cut')
+        assert code == 128 + signal.SIGTERM and '--resume auto' in err
+        assert max(steps) == (epoch, 1)
+        monkeypatch.setattr(train_timm, 'check_finite', original)
+        model = timm.create_model(
+            'resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'cut' / 'last.pth.tar'))
+        assert model is not None, 'loadable'
+
+        # No options but where: the run's own args.yaml brings the rest.
+        monkeypatch.setattr(sys, 'argv', [
+            'train_timm.py', '--resume', 'auto', '--output', str(tmp_path), '--experiment', 'cut'])
+        assert train_timm.main() == 0
+        assert_equal_checkpoints(tmp_path / 'whole' / 'last.pth.tar', tmp_path / 'cut' / 'last.pth.tar')
+        whole, cut = (list(csv.DictReader(open(tmp_path / name / 'summary.csv'))) for name in ('whole', 'cut'))
+        assert [r['train_loss'] for r in whole] == [r['train_loss'] for r in cut]
+        whole, cut = (
+            json.loads((tmp_path / name / 'results.json').read_text())['command'] for name in ('whole', 'cut'))
+        assert cut == whole.replace('whole', 'cut'), 'the command that began the run, not the one that went on with it'
+
+    def test_the_command_of_a_run_that_went_on_with_other_options_is_both(self, run, tmp_path):
+        run('--experiment', 'x', '--epochs', 1)
+        first = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
+        run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
+        command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
+        assert command.startswith(f'{first} && python train_timm.py ') and command.endswith('--resume auto --epochs 2')
+
+    def test_a_finished_run_is_evaluated(self, run, tmp_path):
+        run('--experiment', 'x')
+        before = json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1']
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto')
+        assert code == 0 and 'all 2 epochs are done' in out
+        assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1'] == before
+
+    def test_an_interrupted_comparison_goes_on_with_the_second_run(self, run, tmp_path, monkeypatch):
+        original = train_timm.train_one_epoch
+
+        def terminate(epoch, job, flag):
+            if job.args.icasc and epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(epoch, job, flag)
+
+        monkeypatch.setattr(train_timm, 'train_one_epoch', terminate)
+        assert run('--icasc-compare', '--experiment', 'x')[0] == 128 + signal.SIGINT
+        monkeypatch.setattr(train_timm, 'train_one_epoch', original)
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto')
+        assert code == 0 and 'resumed after epoch 1' in out
+        assert len(list(csv.DictReader(open(tmp_path / 'x' / 'results.csv')))) == 2
+
+
+def test_ctrl_c_in_the_first_epoch_of_a_real_process(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'train_timm.py'), '--output', str(tmp_path), '--experiment', 'x'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith('epoch'):
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and 'Traceback' not in err
+    timm.create_model('resnet20_cifar', num_classes=10, checkpoint_path=str(tmp_path / 'x' / 'last.pth.tar'))
+
+
+def test_two_processes_under_torchrun(images, tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+         str(ROOT / 'train_timm.py'), '--data-dir', str(images), *TINY, '--model', 'convnext_atto', '--img-size', '32',
+         '--device', 'cpu', '--batch-size', '4', '--epochs', '1', '--output', str(tmp_path), '--experiment', 'x'],
+        capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('Results after the last epoch') == 1
+    assert len(list(csv.DictReader(open(tmp_path / 'x' / 'summary.csv')))) == 1
+    command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
+    assert command.startswith('torchrun --nnodes=1 --nproc_per_node=2 train_timm.py ')
+
+
+@pytest.mark.parametrize('options, method', [
+    (['--no-icasc'], 'cross-entropy'), (['--no-icasc', '--loss', 'bce'], 'binary cross-entropy'),
+    (['--icasc-order', '1', '--loss', 'bce'], 'ICASC ach, order 1, binary cross-entropy')])
+def test_results_name_the_loss(options, method, run, tmp_path):
+    _, out, _ = run('--experiment', 'x', '--epochs', 1, *options)
+    heading = 'ICASC' if method.startswith('ICASC') else method.capitalize()
+    assert out.strip().startswith(f'{heading}: resnet20_cifar, 3 classes, ')
+    assert json.loads((tmp_path / 'x' / 'results.json').read_text())['method'] == method
+
+
+def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):
+    """Not that of a repository in whose folder the package happens to be installed."""
+    assert (provenance._commit() is not None) == (ROOT / '.git').exists()
+    package = tmp_path / 'venv' / 'timm_icasc'
+    package.mkdir(parents=True)
+    for command in ('init -q', '-c user.name=x -c user.email=x commit -q --allow-empty -m x'):
+        subprocess.run(['git', *command.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance, '__file__', str(package / 'runs' / 'provenance.py'))
+    assert provenance._commit() is None
+
+
+@pytest.fixture
+def featureless():
+    """A registered architecture that tells nothing about its features."""
+    if timm.is_model('featureless_net'):
+        return 'featureless_net'
+
+    @timm.models.register_model
+    def featureless_net(pretrained=False, num_classes=10, in_chans=3, **kwargs):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_chans * 32 * 32, num_classes))
+    return 'featureless_net'
+
+
+BAD_INPUT = {
+    'data folder': (['--data-dir', '/nowhere/at/all'], "no folder '/nowhere/at/all'"),
+    'split': (['--val-split', 'dev'], "no folder 'dev' (it has: train, val)"),
+    'layer': (['--icasc-layers', 'layer3', 'layer9'], "no layer 'layer9'"),
+    'model': (['--model', 'resnet20_cifr'], 'close: resnet20_cifar'),
+    'model argument': (['--model-kwargs', 'depht=3'], 'depht'),
+    'no weights': (['--pretrained'], '--model resnet20_cifar: '),
+    'number of classes': (['--num-classes', 2], 'fewer than the 3 classes'),
+    'optimizer': (['--opt', 'sdg'], '--opt sdg'),
+    'schedule': (['--sched', 'sawtooth'], '--sched sawtooth'),
+    'device': (['--device', 'gpu9'], "cannot use 'gpu9'"),
+    'fp16 on the CPU': (['--device', 'cpu', '--amp'], '--amp-dtype bfloat16'),
+    'batch size': (['--batch-size', 100], '--batch-size 100 is more than the 24 training images'),
+    'mean': (['--mean', 1, 2], '--mean and --std'),
+    'weights': (['--icasc-weights', -1, 1, 1], '--icasc-weights must be at least 0'),
+    'fraction': (['--drop', 2], '--drop must be between 0 and 0.99'),
+    'flips': (['--hflip', 3], '--hflip must be between 0 and 1'),
+    'nan': (['--icasc-sigma', 'nan'], '--icasc-sigma must be between 0 and 1'),
+    'channels': (['--in-chans', 2], '--in-chans (or --input-size) must be 1, for grey images, or 3'),
+    'pooling': (['--gp', ''], 'ResNetCifar cannot run on 3 x 32 x 32 images'),
+    'compiler': (['--torchcompile', 'gcc'], '--torchcompile gcc'),
+    'folder name': (['--experiment', 'a/b'], 'plain folder name'),
+    'data set type': (['--dataset', 'foo/bar'], "unknown type 'foo/bar'"),
+    'weights file': (['--initial-checkpoint', '/nope'], "--initial-checkpoint: no file '/nope'"),
+    'resumed comparison': (['--icasc-compare', '--resume', 'x.pth.tar'], "no checkpoint 'x.pth.tar'"),
+    'start': (['--icasc-start-epoch', -1], '--icasc-start-epoch must be at least 0, got -1.0'),
+    'augmentation': (['--aa', 'nonsense'], 'augmentation options do not fit'),
+    'infinite loss': (['--lr', 1e30], 'lower --lr'),
+    'recorded on a CPU': (['--icasc-fast', '--device', 'cpu'], 'leave it out (--no-icasc-fast)'),
+    'recorded accumulation': (['--icasc-fast', '--grad-accum-steps', 2], 'leave it out, or --grad-accum-steps'),
+    'recorded checkpointing': (['--icasc-fast', '--grad-checkpointing'], 'leave it out, or --grad-checkpointing'),
+    'recorded and compiled': (['--icasc-fast', '--no-icasc', '--torchcompile'], 'leave it out, or --torchcompile'),
+}
+
+
+@pytest.mark.parametrize('options, message', BAD_INPUT.values(), ids=list(BAD_INPUT))
+def test_bad_input_is_one_clear_line_and_exit_code_2(options, message, run):
+    code, _, err = run('--experiment', 'x', *options)
+    assert code == 2 and message in err
+    assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err
+
+
+def test_recorded_steps_of_several_processes_are_refused(run, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    code, _, err = run('--icasc-fast')
+    assert code == 2 and 'not of several processes' in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize('options', [['--model', 'resnet18', '--pretrained'], ['--model', 'hf-hub:no-one/nothing']])
+def test_weights_without_a_network_are_refused_at_once(options, run, monkeypatch, tmp_path):
+    import socket
+
+    import huggingface_hub.constants as constants
+    attempts = []
+
+    def refuse(address, *args, **kwargs):
+        attempts.append(address)
+        raise OSError('no network')
+
+    address = (socket.AF_INET, socket.SOCK_STREAM, 6, '', ('192.0.2.1', 443))
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: [address])
+    monkeypatch.setattr(socket, 'create_connection', refuse)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    for name in ('http_proxy', 'https_proxy', 'all_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    code, _, err = run(*options)
+    assert code == 2 and '--pretrained-path FILE' in err and len(attempts) == 1
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_model_without_features(run, featureless):
+    code, _, err = run('--model', featureless, '--img-size', 32)
+    assert code == 2 and 'no two features' in err and '--icasc-layers' in err
+
+
+def test_unknown_yaml_key(run, tmp_path):
+    (tmp_path / 'bad.yaml').write_text('lerning_rate: 1')
+    code, _, err = run('--config', tmp_path / 'bad.yaml')
+    assert code == 2 and "unknown key 'lerning_rate'" in err
+
+
+def test_unwritable_output(run, tmp_path):
+    (tmp_path / 'file').write_text('')
+    code, _, err = run('--output', tmp_path / 'file' / 'deeper')
+    assert code == 2 and '--output: cannot write to' in err
+
+
+def test_grey_images(run, images, tmp_path):
+    assert run('--in-chans', 1, '--experiment', 'x')[0] == 0
+    assert weights(tmp_path / 'x' / 'last.pth.tar')['conv1.weight'].shape[1] == 1
+
+
+def test_a_head_with_more_outputs_than_classes(run, tmp_path):
+    assert run('--num-classes', 99, '--experiment', 'x')[0] == 0
+    assert (tmp_path / 'x' / 'attention.png').is_file()
+
+
+def test_plain_loss_on_a_model_without_features(run, featureless):
+    with pytest.warns(UserWarning, match='Attention is not measured'):
+        code, out, _ = run('--no-icasc', '--model', featureless, '--img-size', 32)
+    assert code == 0 and 'Results' in out
+
+
+def test_images_that_cannot_be_read(run, tmp_path):
+    for split in ('train', 'val'):
+        for name in ('ant', 'bat'):
+            folder = tmp_path / 'broken' / split / name
+            folder.mkdir(parents=True)
+            for i in range(12):
+                (folder / f'{i}.png').write_bytes(b'no image')
+    code, _, err = run(data=('--data-dir', str(tmp_path / 'broken')))
+    assert code == 2 and 'images cannot be read' in err and 'Traceback' not in err
+
+
+def test_a_refused_run_leaves_no_folder(run, tmp_path):
+    run('--model', 'nonsense')
+    run('--icasc-layers', 'a', 'b')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run, images, tmp_path):
+    run('--experiment', 'x', '--epochs', 1)
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'x').iterdir()}
+    code, _, err = run('--experiment', 'x', '--resume', 'auto', '--model', 'resnet32_cifar', '--epochs', 2)
+    assert code == 2 and 'does not fit this run' in err
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'x').iterdir()} == before
+
+
+def test_a_checkpoint_from_elsewhere_starts_a_folder_of_its_own(run, tmp_path):
+    run('--experiment', 'x', '--epochs', 1)
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'x' / 'last.pth.tar').rename(tmp_path / 'elsewhere' / 'some.pth.tar')
+    code, out, _ = run('--experiment', 'y', '--resume', tmp_path / 'elsewhere' / 'some.pth.tar', '--epochs', 2)
+    assert code == 0 and 'resumed after epoch 1' in out
+    assert [p.name for p in (tmp_path / 'elsewhere').iterdir()] == ['some.pth.tar']
+    assert (tmp_path / 'y' / 'last.pth.tar').is_file()
+
+
+def test_sigterm_to_the_whole_group_with_loading_processes(images, tmp_path):
+    """As service managers and torchrun send it; the workers leave the answer to the main process."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'train_timm.py'), '--data-dir', str(images), *TINY, '-j', '2', '--epochs', '500',
+         '--output', str(tmp_path), '--experiment', 'x'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stdout:
+        if line.strip().startswith('2 '):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in err and '--resume auto' in err
+
+
+def test_classes_that_differ_between_the_splits(run, images, tmp_path):
+    root = tmp_path / 'data'
+    for split in ('train', 'val'):
+        (root / split).mkdir(parents=True)
+        for name in ('ant', 'bat', 'cat')[:3 if split == 'train' else 2]:
+            (root / split / name).symlink_to(images / split / name)
+    code, _, err = run(data=('--data-dir', str(root)))
+    assert code == 2 and 'differ: cat' in err
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])
+def test_broken_checkpoint_is_refused_and_kept(content, run, tmp_path):
+    run('--epochs', 1, '--experiment', 'x')
+    checkpoint = tmp_path / 'x' / 'last.pth.tar'
+    content = checkpoint.read_bytes()[:5000] if content is None else content
+    checkpoint.write_bytes(content)
+    code, _, err = run('--resume', checkpoint)
+    assert code == 2 and 'does not fit this run' in err and len(err.strip().splitlines()) == 1
+    assert checkpoint.read_bytes() == content
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch):
+    assert run('--epochs', 1, '--experiment', 'x')[0] == 0
+    good = weights(tmp_path / 'x' / 'last.pth.tar')
+    code, _, err = run('--resume', tmp_path / 'x' / 'last.pth.tar', '--epochs', 2, '--lr', 1e30)
+    assert code == 2 and 'The last checkpoint is intact' in err
+    kept = weights(tmp_path / 'x' / 'last.pth.tar')
+    assert all(torch.equal(good[name], kept[name]) for name in good)

@@ -1,0 +1,120 @@
+"""Options, recipes, and messages about both."""
+from pathlib import Path
+
+import pytest
+import yaml
+
+from timm_icasc.errors import ICASCError
+from timm_icasc.training.argument_files import RECIPES, load_config
+from timm_icasc.training.arguments import build_parser, parse_args
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_without_options_it_is_the_digits_recipe():
+    args = parse_args([])
+    assert args.dataset == 'digits' and args.model == 'resnet20_cifar' and args.icasc
+    assert parse_args(['--epochs', '3']).epochs == 3, 'the command line has the last word'
+
+
+def test_a_users_data_starts_from_timms_defaults():
+    args = parse_args(['--data-dir', 'somewhere'])
+    assert (args.epochs, args.smoothing, args.hflip, args.sched) == (300, 0.1, 0.5, 'cosine')
+
+
+@pytest.mark.parametrize('recipe', sorted(RECIPES.glob('*.yaml')), ids=lambda p: p.name)
+def test_every_recipe_is_valid(recipe):
+    options = load_config(recipe, build_parser())
+    args = parse_args(['--data-dir', 'x', '--config', str(recipe)])
+    assert all(getattr(args, name) == value for name, value in options.items())
+
+
+def test_keys_may_have_dashes(tmp_path):
+    file = write(tmp_path / 'a.yaml', 'batch-size: 7\nmodel: vit')
+    assert load_config(file, build_parser()) == {'batch_size': 7, 'model': 'vit'}
+
+
+def test_scientific_notation_without_a_dot(tmp_path):
+    """YAML 1.1 reads 5e-4 as a string."""
+    assert load_config(write(tmp_path / 'a.yaml', 'weight_decay: 5e-4'), build_parser())['weight_decay'] == 5e-4
+
+
+@pytest.mark.parametrize('text, message', [
+    ('modle: resnet18', "unknown key 'modle'; did you mean 'model'"),
+    ('qqqq: 1', "unknown key 'qqqq'"),
+    ('epochs: many', "'epochs' must be int, got 'many'"),
+    ('icasc_order: 3', r"'icasc_order' must be one of \(1, 2\), got 3"),
+    ('amp: please', "'amp' must be true or false, got 'please'"),
+    ('decay_milestones: 30', "'decay_milestones' must be a list, got 30"),
+    ('epochs: [1, 2]', "'epochs' must be one value"),
+    ('icasc_weights: [1, 2]', "'icasc_weights' must have 3 values"),
+    ('- epochs', "no 'option: value' lines"),
+    ('a: [', 'not valid YAML'),
+])
+def test_bad_files_are_explained(text, message, tmp_path):
+    with pytest.raises(ICASCError, match=message):
+        load_config(write(tmp_path / 'bad.yaml', text), build_parser())
+
+
+def test_missing_file_lists_the_recipes(tmp_path):
+    with pytest.raises(ICASCError, match='No such file.*cifar100_resnet110.yaml'):
+        load_config(tmp_path / 'none.yaml', build_parser())
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--epochs', '0'], '--epochs must be at least 1'),
+    (['--batch-size', '15', '--mixup', '0.2'], '--batch-size must be even'),
+    (['--loss', 'asl', '--cutmix', '1'], '--loss asl'),
+    (['--dataset', 'torch/cifar100'], '--data-dir is missing'),
+    (['--config', 'x.yaml', '--dataset', 'digits'], "cannot read 'x.yaml'"),
+    (['--resume', 'nothing.pth.tar'], "--resume: no checkpoint 'nothing.pth.tar'"),
+])
+def test_options_that_do_not_fit_are_named(argv, message):
+    with pytest.raises(ICASCError, match=message):
+        parse_args(argv)
+
+
+@pytest.mark.parametrize('argv', [['--epochs', 'x'], ['--icasc-order', '3'], ['--nonsense']])
+def test_argparse_errors_are_one_line_and_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args(argv)
+    assert error.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args(['--help'])
+    text = capsys.readouterr().out
+    assert error.value.code == 0
+    assert 'ICASC parameters' in text and 'torchrun' in text and '--icasc-compare' in text
+    assert 'never yet run or measured on a GPU' in ' '.join(text.split()), '--icasc-fast'
+
+
+class TestResume:
+
+    def run(self, folder, **options):
+        folder.mkdir(parents=True)
+        (folder / 'args.yaml').write_text(yaml.safe_dump({'dataset': 'digits', **options}))
+        (folder / 'last.pth.tar').write_bytes(b'')
+        return folder
+
+    def test_a_checkpoint_brings_the_arguments_of_its_run(self, tmp_path):
+        folder = self.run(tmp_path / 'a', model='resnet32_cifar', epochs=9)
+        args = parse_args(['--resume', str(folder / 'last.pth.tar'), '--epochs', '10'])
+        assert (args.model, args.epochs, args.run_dir) == ('resnet32_cifar', 10, str(folder))
+
+    def test_auto_takes_the_newest_run(self, tmp_path):
+        import os
+        old, new = self.run(tmp_path / 'old', epochs=1), self.run(tmp_path / 'new', epochs=2)
+        os.utime(old / 'last.pth.tar', (1, 1))
+        assert parse_args(['--resume', 'auto', '--output', str(tmp_path)]).run_dir == str(new)
+        chosen = parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'old'])
+        assert chosen.run_dir == str(old) and chosen.epochs == 1
+
+    def test_auto_without_a_run_starts_afresh(self, tmp_path):
+        args = parse_args(['--resume', 'auto', '--output', str(tmp_path)])
+        assert args.run_dir is None and args.dataset == 'digits'

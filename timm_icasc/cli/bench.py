@@ -1,0 +1,145 @@
+"""What ICASC costs on this machine: time, peak memory and operations of a training step against plain cross-entropy.
+
+    timm-icasc bench resnet18 --batch-size 8          orders 1 and 2, and how public re-implementations go about it
+    timm-icasc bench resnet50 --amp --channels-last   as it would be trained
+    timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (train_timm.py --icasc-fast)
+    timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
+    timm-icasc bench resnet18 -b 4 --scaling cost.png time over the batch size and over the area of the images
+    timm-icasc bench resnet18 --profile               where the time goes, by kind of operation
+
+The steps take turns in one process; seconds are medians, on a CPU of processor time. "operations" counts the matrix
+products and convolutions alone: the ratio to which the time would fall if nothing else took any.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import timm
+import torch
+
+from ..benchmark.cost import count_operations, measure_memory, measure_time
+from ..benchmark.map_speed import FORWARD, measure_maps
+from ..benchmark.profile import PROFILE_COLUMNS, profile_rows, profile_steps
+from ..benchmark.scaling import SCALING_COLUMNS, measure_scaling, scaling_figure, scaling_rows
+from ..benchmark.steps import PLAIN, VARIANTS, Setting
+from ..errors import ICASCError
+from ..figures.canvas import check_format, save
+from ..runs.provenance import installed_versions
+
+COLUMNS = f"{'model':<32} {'step':<16} {'s/step':>9} {'ratio':>6} {'operations':>10} {'peak MiB':>9} {'ratio':>6}"
+
+MAPS_COLUMNS = f"{'model':<32} {'maps':<24} {'s/batch':>9} {'ratio':>6}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('models', nargs='+', metavar='MODEL', help='timm architectures')
+    parser.add_argument('-b', '--batch-size', type=int, default=8, metavar='N', help='default: %(default)s')
+    parser.add_argument('--img-size', type=int, metavar='N', help='default: the model\'s')
+    parser.add_argument('--repeats', type=int, default=7, metavar='N', help='timed steps (default: %(default)s)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', metavar='NAME',
+                        help='cpu, cuda, mps (default: %(default)s)')
+    parser.add_argument('--threads', type=int, default=1, metavar='N', help='CPU threads (default: %(default)s)')
+    parser.add_argument('--channels-last', action='store_true', help='channels last memory layout')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument('--fast', action='store_true', help='training steps recorded as CUDA graphs; CUDA only')
+    parser.add_argument('--share', type=float, default=1., metavar='P',
+                        help="ICASC's terms of this share of the batch only (train_timm.py --icasc-share)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
+    what.add_argument('--scaling', metavar='FILE',
+                      help='measure steps over a series of batch sizes and one of image areas, both around the given '
+                           'ones, and draw them with lines through them')
+    what.add_argument('--profile', action='store_true',
+                      help='on which operations a step with ICASC spends more than a plain one: milliseconds, and '
+                           'percent of the whole plain step')
+    parser.add_argument('--topk', type=int, default=5, metavar='N',
+                        help='with --maps: maps of this many classes an image (default: %(default)s)')
+    parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
+
+
+def _measure_steps(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[str, Any]]:
+    seconds, memory = measure_time(name, setting, repeats), measure_memory(name, setting)
+    operations = count_operations(name, setting)
+    results = {}
+    for variant in VARIANTS:
+        peak, plain = memory[variant], memory[PLAIN]
+        results[variant] = {
+            'seconds': seconds[variant], 'seconds_ratio': seconds[variant] / seconds[PLAIN],
+            'operations': operations[variant], 'operations_ratio': operations[variant] / operations[PLAIN],
+            'peak_mib': peak, 'peak_ratio': peak / plain if peak and plain else None}
+    return results
+
+
+def _rows(name: str, results: Dict[str, Dict[str, Any]]) -> List[str]:
+    def cell(value, width, digits):
+        return f'{value:>{width}.{digits}f}' if value is not None else f"{'-':>{width}}"
+    return [f'{name:<32} {variant:<16} {r["seconds"]:>9.4f} {r["seconds_ratio"]:>6.2f} {r["operations_ratio"]:>10.2f} '
+            f'{cell(r["peak_mib"], 9, 0)} {cell(r["peak_ratio"], 6, 2)}' for variant, r in results.items()]
+
+
+def _map_rows(name: str, seconds: Dict[str, float]) -> List[str]:
+    return [f'{name:<32} {what:<24} {value:>9.4f} {value / seconds[FORWARD]:>6.2f}' for what, value in seconds.items()]
+
+
+def _check(args: argparse.Namespace) -> Setting:
+    for name in args.models:
+        if not timm.is_model(name):
+            raise ICASCError(f"unknown architecture '{name}'; timm.list_models() lists them.")
+    for option in ('batch_size', 'repeats', 'threads', 'topk'):
+        if getattr(args, option) < 1:
+            raise ICASCError(f"--{option.replace('_', '-')} must be at least 1.")
+    if not 0 < args.share <= 1:
+        raise ICASCError(f'--share must be above 0 and at most 1, got {args.share:g}.')
+    if args.img_size is not None and args.img_size < 1:
+        raise ICASCError('--img-size must be at least 1.')
+    try:
+        torch.ones(1, device=args.device).sum().item()
+    except (RuntimeError, NotImplementedError, AssertionError) as e:
+        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+    if args.fast and (not args.device.startswith('cuda') or args.maps):
+        remedy = 'leave it out, or --maps' if args.maps else 'use --device cuda, or leave it out'
+        raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
+    if args.scaling:
+        try:
+            check_format(Path(args.scaling))
+        except ValueError as e:
+            raise ICASCError(f'--scaling: {e}') from e
+        if not Path(args.scaling).absolute().parent.is_dir():
+            raise ICASCError(f"--scaling: there is no folder '{Path(args.scaling).parent}'.")
+    return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
+                   args.share)
+
+
+def run(args: argparse.Namespace) -> int:
+    setting = _check(args)
+    torch.set_num_threads(args.threads)
+    print(f'{setting}; {args.threads} CPU thread(s), torch {torch.__version__}')
+    measured = next((what for what in ('maps', 'scaling', 'profile') if getattr(args, what)), 'steps')
+    print({'maps': MAPS_COLUMNS, 'scaling': SCALING_COLUMNS, 'profile': PROFILE_COLUMNS, 'steps': COLUMNS}[measured])
+    models: Dict[str, Any] = {}
+    for name in args.models:
+        if args.maps:
+            models[name] = measure_maps(name, setting, args.topk, args.repeats)
+            lines = _map_rows(name, models[name])
+        elif args.scaling:
+            models[name] = measure_scaling(name, setting, args.repeats)
+            lines = scaling_rows(name, models[name])
+            save(scaling_figure(models), Path(args.scaling))
+        elif args.profile:
+            models[name] = profile_steps(name, setting, args.repeats)
+            lines = profile_rows(name, models[name])
+        else:
+            models[name] = _measure_steps(name, setting, args.repeats)
+            lines = _rows(name, models[name])
+        print('\n'.join(lines), flush=True)
+        if args.json:  # after each model: a long table that is interrupted is not lost
+            device = torch.cuda.get_device_name(setting.device) if setting.device.startswith('cuda') else args.device
+            record = {
+                'command': sys.argv[1:], 'device': device, 'setting': vars(setting), 'threads': args.threads,
+                'repeats': args.repeats, 'versions': installed_versions(), measured: models}
+            Path(args.json).write_text(json.dumps(record, indent=1) + '\n')
+    return 0

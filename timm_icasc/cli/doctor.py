@@ -1,0 +1,138 @@
+"""Whether everything here is in order: versions, devices, optional packages, access to the Hub, cache, a step of ICASC.
+
+    timm-icasc doctor                    one screen; exit code 1 where something needs mending
+
+Nothing is downloaded. Without a network the token is not checked, which is no fault.
+"""
+import argparse
+import json
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
+
+import timm
+import torch
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError
+
+from ..errors import HubError, ICASCError
+from ..hub.failures import LOG_IN, check_reachable, explained, patience
+from ..runs.provenance import installed_versions
+from ..task.icasc import ICASCTask
+
+ANSWER_SECONDS = 10
+
+# Module -> what to install, and what for.
+OPTIONAL = {
+    'webdataset': ('webdataset', '--dataset wds/NAME'),
+    'datasets': ('datasets', '--dataset hfds/NAME, hfids/NAME'),
+    'tensorflow_datasets': ('tensorflow-datasets', '--dataset tfds/NAME'),
+    'pytorch_grad_cam': ('grad-cam', 'timm-icasc bench --maps, to compare with'),
+    'torchcam': ('torchcam', 'timm-icasc bench --maps, to compare with'),
+}
+
+MARKS = {True: 'ok', None: '-', False: 'FAULT'}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, whether it is in order (None: it need not be there), and what to say of it."""
+    name: str
+    ok: Optional[bool]
+    text: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--json', metavar='FILE', help='write the findings here too')
+
+
+def _versions() -> Dict[str, str]:
+    return {'python': platform.python_version(), **installed_versions(), 'torchvision': version('torchvision'),
+            'huggingface_hub': version('huggingface_hub')}
+
+
+def _devices() -> List[str]:
+    return ['cpu', *['cuda'] * torch.cuda.is_available(), *['mps'] * torch.backends.mps.is_available()]
+
+
+def _check_devices() -> Tuple[Optional[bool], str]:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return True, f"{len(names)} CUDA device(s): {', '.join(sorted(set(names)))}"
+    if torch.backends.mps.is_available():
+        return True, 'MPS; train_timm.py takes it with --device mps'
+    cuda = f'is built for CUDA {torch.version.cuda}, and sees no device' if torch.version.cuda else 'has no CUDA'
+    return None, f'CPU only, {torch.get_num_threads()} thread(s): this torch {cuda}'
+
+
+def _check_token() -> Tuple[Optional[bool], str]:
+    if not get_token():
+        return None, f'none; only push and private repos need one: {LOG_IN}'
+    try:
+        check_reachable('the Hub')
+        with explained('the Hub'), patience(ANSWER_SECONDS):
+            return True, f"valid, of {HfApi().whoami()['name']}"
+    except HubError as e:
+        refused = isinstance(e.__cause__, HfHubHTTPError) and e.__cause__.response.status_code == 401
+        return (False, e.line) if refused else (None, f'there is one, not checked: {e.line}')
+
+
+def _check_cache() -> Tuple[Optional[bool], str]:
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(p for p in (cache, *cache.absolute().parents) if p.exists())  # the rest is made when it is needed
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return True, f'{cache} can be written to'
+    except OSError as e:
+        return False, f"cannot write to '{place}' ({e.strerror}): set HF_HOME or HF_HUB_CACHE to a folder of yours"
+
+
+def _check_step(device: str, order: int) -> Tuple[Optional[bool], str]:
+    """The gradient of the terms alone, without the classification loss, has to reach the first layer."""
+    torch.manual_seed(0)
+    try:
+        task = ICASCTask(timm.create_model('resnet20_cifar').to(device), order=order, verbose=False)
+        images, target = torch.randn(4, 3, 32, 32, device=device), torch.arange(4, device=device)
+        loss = task.icasc_forward(images, target).weighted_sum(task.config)
+        loss.backward()
+        gradient = next(task.parameters()).grad
+        gradient = 0. if gradient is None else gradient.abs().sum().item()
+    except Exception as e:  # whatever a broken installation makes torch say
+        return False, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    if not torch.isfinite(loss) or not 0 < gradient < float('inf'):
+        return False, f'the terms are {loss.item():.3g}, their gradient on the first layer {gradient:.3g}'
+    return True, f'terms of {loss.item():.3f}, and their gradient reaches the first layer'
+
+
+def _findings() -> Iterator[Finding]:
+    checks: Dict[str, Callable[[], Tuple[Optional[bool], str]]] = {
+        'accelerator': _check_devices, 'Hub token': _check_token, 'Hub cache': _check_cache}
+    for device in _devices():
+        for order in (1, 2):
+            checks[f'step on {device}, order {order}'] = lambda d=device, o=order: _check_step(d, o)
+    for name, check in checks.items():
+        yield Finding(name, *check())
+    for module, (package, purpose) in OPTIONAL.items():
+        there = find_spec(module) is not None
+        yield Finding(package, there or None, f"{purpose}{'' if there else f' (pip install {package})'}")
+
+
+def run(args: argparse.Namespace) -> int:
+    versions, findings = _versions(), []
+    print(', '.join(f'{name} {number}' for name, number in versions.items()))
+    for finding in _findings():
+        findings.append(finding)
+        print(f'{finding.name:<22} {MARKS[finding.ok]:<5} {finding.text}', flush=True)
+    faults = [finding.name for finding in findings if finding.ok is False]
+    print(f"to be mended: {', '.join(faults)}" if faults else 'everything that is needed is in order')
+    if args.json:
+        record = {'versions': versions, 'in_order': not faults, 'findings': [asdict(f) for f in findings]}
+        try:
+            Path(args.json).write_text(json.dumps(record, indent=1) + '\n')
+        except OSError as e:
+            raise ICASCError(f"--json: cannot write '{args.json}': {e.strerror}.") from e
+    return 1 if faults else 0

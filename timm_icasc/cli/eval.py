@@ -1,0 +1,136 @@
+"""Evaluate trained checkpoints: accuracy, calibration, separability, consistency, KS statistic, localisation.
+
+    timm-icasc eval output/resnet20_cifar-digits                     a run, or both runs of --icasc-compare
+    timm-icasc eval --compare RUN_A RUN_B                            B - A with a paired bootstrap interval
+    timm-icasc eval --compare RUN_A/eval RUN_B/eval                  the same from what earlier evaluations have left
+    timm-icasc eval last.pth.tar --model resnet50 --data-dir DIR     a bare checkpoint on DIR/validation/CLASS/*.jpg
+    timm-icasc eval hf-hub:NAME --data-dir DIR --val-split test --ten-crop
+
+Prints a table and writes eval.json, classes.csv (one row per class), images.csv (per image), records.npz and, where the
+data set has bounding boxes, pairs.csv (per image and class) to eval/ in the run's folder, or to --output.
+The same checkpoint on the same images gives the same numbers; all checkpoints are measured with the same maps.
+"""
+import argparse
+from pathlib import Path
+from typing import Dict, Sequence
+
+from ..data import evenly_spaced
+from ..errors import ICASCError
+from ..evaluation.bootstrap import compare
+from ..evaluation.checkpoint import Checkpoint, check_same_data, find_runs, load_checkpoints
+from ..evaluation.collect import collect_records
+from ..evaluation.image_records import RECORDS, Records, load_records
+from ..evaluation.measures import TITLES, class_table, measures
+from ..evaluation.options import add_evaluation_arguments as add_arguments
+from ..evaluation.report import print_measures, write_evaluation
+from ..objective.config import ICASCConfig
+from ..runs.provenance import provenance
+from ..runs.tables import format_table, write_csv, write_json
+
+__all__ = ['add_arguments', 'run']
+
+CLASSES_PRINTED = 30
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not args.checkpoints and not args.compare:
+        raise ICASCError('name a checkpoint or the folder of a run, or two with --compare A B.')
+    for source in args.compare or ():
+        if len(runs := find_runs(Path(source))) > 1:
+            raise ICASCError(f"--compare: '{source}' holds {len(runs)} runs, name one: {', '.join(map(str, runs))}.")
+    for name, least in (('resamples', 1), ('images', 1), ('batch_size', 1), ('tolerance', 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ICASCError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    if not 0 <= args.sigma <= 1:
+        raise ICASCError(f'--sigma is a fraction of the maximum, 0 to 1, got {args.sigma}.')
+    if args.output:
+        try:
+            Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        except OSError as e:
+            raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
+
+
+def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
+    if args.output:
+        return Path(args.output) / checkpoint.label.replace('/', '_').replace(':', '_')
+    return (checkpoint.folder or Path('.')) / 'eval'
+
+
+def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
+    config = ICASCConfig(attention=args.attention, sigma=args.sigma)
+    indices = evenly_spaced(checkpoint.dataset, args.images or len(checkpoint.dataset)).indices
+    records = collect_records(checkpoint, config, indices, args.ten_crop, args.tolerance, args.layer, args.robustness)
+    folder = _folder(args, checkpoint)
+    layers = checkpoint.layers
+    try:
+        write_evaluation(folder, records, {
+            'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
+            'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
+            'images': len(indices), 'measures': measures(records), 'attention': args.attention, 'sigma': args.sigma,
+            'tolerance': args.tolerance, 'layers': layers and [layers.inner.path, layers.last.path],
+            'localised': args.layer, 'input_size': checkpoint.data_config['input_size'],
+            'crop_pct': checkpoint.data_config['crop_pct'], **provenance(checkpoint.args)})
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write to '{folder}': {e.strerror}.") from e
+    print(f'{checkpoint.label}: {checkpoint.args.model}, {len(indices)} images of '
+          f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to {folder}")
+    return records
+
+
+def _print_classes(records: Records, everything: bool) -> None:
+    table = class_table(records)
+    if everything or len(table) <= CLASSES_PRINTED:
+        print(f'\n{records.label}, by class:\n{format_table(table)}')
+    else:
+        print(f'\n{records.label}: the table of its {len(table)} classes is in classes.csv (--per-class prints it)')
+
+
+def _print_comparison(a: Records, b: Records, result: Dict[str, Dict[str, float]], resamples: int) -> None:
+    print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
+    print(format_table([
+        {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
+         '95 % low': row['low'], 'high': row['high'],
+         '': '' if row['low'] <= 0 <= row['high'] or row['low'] != row['low'] else '*'}
+        for name, row in result.items()]))
+    print('* the interval leaves 0 out; the chance of another training seed is not in it')
+
+
+def _compare(args: argparse.Namespace, a: Records, b: Records, folder: Path, sources: Sequence[str]) -> None:
+    result = compare(a, b, args.resamples)
+    _print_comparison(a, b, result, args.resamples)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / 'comparison.json', {
+        'a': sources[0], 'b': sources[1], 'resamples': args.resamples, 'measures': result})
+    write_csv(folder / 'comparison.csv', [{'measure': name, **row} for name, row in result.items()])
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    if args.compare and not args.checkpoints and all((Path(path) / RECORDS).is_file() for path in args.compare):
+        a, b = (load_records(Path(path) / RECORDS) for path in args.compare)
+        print_measures({r.label: measures(r) for r in (a, b)})
+        _compare(args, a, b, Path(args.output or args.compare[1]), args.compare)
+        return 0
+    compared = args.compare or []
+    # The two that are compared come last, in their order.
+    checkpoints = load_checkpoints([*(c for c in args.checkpoints if c not in compared), *compared], args)
+    if compared and len(checkpoints) < 2:
+        raise ICASCError('--compare needs two different checkpoints.')
+    if compared:
+        check_same_data(checkpoints[-2:])
+    records = []
+    for checkpoint in checkpoints:
+        records.append(_evaluate(args, checkpoint))
+        checkpoint.model.cpu()  # one model on the device at a time
+    print()
+    values = {r.label: measures(r) for r in records}
+    print_measures(values)
+    for r in records:
+        _print_classes(r, args.per_class)
+    if args.output:
+        write_csv(Path(args.output) / 'summary.csv', [{'checkpoint': label, **v} for label, v in values.items()])
+    if args.compare:
+        folder = Path(args.output) if args.output else _folder(args, checkpoints[-1])
+        _compare(args, *records[-2:], folder, [checkpoint.source for checkpoint in checkpoints[-2:]])
+    return 0

@@ -1,0 +1,142 @@
+"""Draw what trained checkpoints attend to, two or more side by side.
+
+    timm-icasc figure classes RUN_A RUN_B      the highest-scoring classes' maps, ground truth in red (Figs. 1 and 10)
+    timm-icasc figure layers RUN_A RUN_B       inner against last layer, three attention methods (Figs. 2, 4 and 5)
+    timm-icasc figure ks RUN_A RUN_B           KS chart: probability of the true and the most confusing class (Fig. 9)
+    timm-icasc figure html RUN_A RUN_B         one self-contained page to browse many images
+
+A checkpoint is the folder of a run of train_timm.py (of --icasc-compare: both), a checkpoint file or a name on the hub.
+--choose takes the images that a model gets wrong, or those that the last checkpoint gets right and the first wrong.
+"""
+import argparse
+from pathlib import Path
+from typing import List, Sequence
+
+import numpy as np
+
+from ..attention import ATTENTION_METHODS
+from ..data import evenly_spaced
+from ..errors import ICASCError
+from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoints
+from ..evaluation.collect import score_images
+from ..evaluation.measures import ks_of
+from ..evaluation.options import add_checkpoint_arguments
+from ..figures.canvas import check_format
+from ..figures.classes import classes_figure
+from ..figures.html import browsing_page
+from ..figures.inner_last import layers_figure
+from ..figures.ks import ks_figure
+
+# Kind -> default file and number of images.
+KINDS = {
+    'classes': ('classes.png', 6), 'layers': ('layers.png', 4), 'ks': ('ks.png', None), 'html': ('images.html', 60)}
+
+CHOICES = ('even', 'wrong', 'corrected')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('kind', choices=list(KINDS), help='what to draw')
+    add_checkpoint_arguments(parser, nargs='+')
+    group = parser.add_argument_group('Figure')
+    group.add_argument('--output', metavar='FILE',
+                       help='.png, .pdf, .svg, .jpg or .webp; .html for the page (default: KIND.png, images.html)')
+    group.add_argument('--images', type=int, metavar='N', help='number of images (default: 6, 4, all, 60)')
+    group.add_argument('--indices', type=int, nargs='+', metavar='I', help='positions of the images in the data set')
+    group.add_argument('--choose', default='even', choices=CHOICES,
+                       help="even: at even distances; wrong: those whose highest-scoring class is wrong for the first "
+                            'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
+    group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
+    group.add_argument('--attention', default='ach', choices=list(ATTENTION_METHODS),
+                       help='attention maps of classes and html (default: %(default)s)')
+    group.add_argument('--layer', default='last', choices=('inner', 'last'),
+                       help='layer of classes and html (default: %(default)s)')
+    group.add_argument('--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure')
+
+
+def _check(args: argparse.Namespace, path: Path) -> None:
+    for name in ('images', 'topk', 'batch_size'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if args.kind == 'html' and path.suffix.lower() != '.html':
+        raise ICASCError(f"--output: the page is an .html file, got '{path}'.")
+    if args.kind != 'html':
+        try:
+            check_format(path)
+        except ValueError as e:
+            raise ICASCError(f'--output: {e}') from e
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
+
+
+def _correct(checkpoint: Checkpoint, indices: List[int]) -> np.ndarray:
+    """Whether the highest-scoring class is in the image, for each of `indices`."""
+    records = score_images(checkpoint, indices)
+    best = records.scores.argmax(1)
+    if records.multilabel:
+        return records.targets[np.arange(len(best)), best] > 0
+    return best == records.targets
+
+
+def _choose(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> List[int]:
+    length = len(checkpoints[0].dataset)
+    if args.indices:
+        if not 0 <= min(args.indices) <= max(args.indices) < length:
+            raise ICASCError(f'--indices lie in 0 to {length - 1}, got {args.indices}.')
+        return args.indices
+    count = args.images or KINDS[args.kind][1]
+    if args.choose == 'even':
+        return evenly_spaced(checkpoints[0].dataset, count).indices
+    everything = list(range(length))
+    chosen = ~_correct(checkpoints[0], everything)
+    if args.choose == 'corrected':
+        if len(checkpoints) < 2:
+            raise ICASCError('--choose corrected compares the first with the last checkpoint: name two.')
+        chosen &= _correct(checkpoints[-1], everything)
+    found = np.flatnonzero(chosen)
+    if not len(found):
+        raise ICASCError(f'--choose {args.choose}: there is no such image among the {length}.')
+    return [int(i) for i in evenly_spaced(found, count)]
+
+
+def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Path) -> None:
+    if args.kind == 'ks':
+        charts = {}
+        for checkpoint in checkpoints:
+            count = args.images or len(checkpoint.dataset)
+            records = score_images(checkpoint, evenly_spaced(checkpoint.dataset, count).indices)
+            chart = charts[checkpoint.label] = ks_of(records, np.arange(len(records.indices)))
+            print(f'{checkpoint.label}: KS margin {chart.margin:.4f} at probability {chart.probability:.4f}')
+        ks_figure(charts, path)
+        return
+    for checkpoint in checkpoints:
+        if checkpoint.layers is None:
+            raise ICASCError(f"no attention maps of '{checkpoint.label}': name its layers, --layers INNER LAST.")
+    check_same_data(checkpoints)
+    indices = _choose(args, checkpoints)
+    if args.kind == 'layers':
+        layers_figure(checkpoints, indices, path)
+    elif args.kind == 'classes':
+        classes_figure(checkpoints, indices, path, args.topk or 5, args.attention, args.layer)
+    else:
+        browsing_page(checkpoints, indices, path, args.topk or 3, args.attention, args.layer)
+    print(f"images: {' '.join(map(str, indices))}")
+
+
+def run(args: argparse.Namespace) -> int:
+    path = Path(args.output or KINDS[args.kind][0])
+    _check(args, path)
+    checkpoints = load_checkpoints(args.checkpoints, args)
+    if args.labels:
+        if len(args.labels) != len(checkpoints):
+            raise ICASCError(f'--labels must be {len(checkpoints)}, one for each checkpoint, got {len(args.labels)}.')
+        for checkpoint, label in zip(checkpoints, args.labels, strict=True):
+            checkpoint.label = label
+    try:
+        _draw(args, checkpoints, path)
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
+    print(f'{path}: {path.stat().st_size / 1024:.0f} KiB')
+    return 0

@@ -1,0 +1,49 @@
+"""Fetch weights from the Hub and verify them: every hash, the configuration, and that timm can build the model.
+
+    timm-icasc pull me/resnet20-icasc-digits              main; or @BRANCH, @TAG, @COMMIT
+    timm-icasc pull resnet20_cifar.icasc_digits           a weight tag of this package
+    timm-icasc pull me/resnet20-icasc-digits --to DIR     copy for timm.create_model('local-dir:DIR')
+
+Compared are the sha256 that the Hub, config.json and, for weight tags, this package know, and that of the values in the
+header of the file. Nothing is unpickled. With HF_HUB_OFFLINE=1 it verifies what the cache holds.
+"""
+import argparse
+import shutil
+from pathlib import Path
+
+from huggingface_hub.utils import logging as hub_logging
+
+from ..errors import HubError
+from ..evaluation.measures import MEASURES
+from ..hub.model_folder import FILES, METADATA_KEY
+from ..hub.pull import pull
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('source', metavar='SOURCE', help='OWNER/NAME[@REVISION], ARCHITECTURE.TAG, or local-dir:DIR')
+    parser.add_argument('--to', type=Path, metavar='DIR',
+                        help='copy configuration, weights, card, options and figure to this folder')
+
+
+def run(args: argparse.Namespace) -> int:
+    hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
+    folder, where, config, sha256 = pull(args.source)
+    ours, pretrained = config.get(METADATA_KEY, {}), config.get('pretrained_cfg', {})
+    print(f"{where}: verified, sha256 {sha256}")
+    trained = 'not published by timm_icasc, so the Hub alone vouches for the hash'
+    if ours:
+        measured = [f'{m.name} {ours["metrics"][m.key]:.2f}' for m in MEASURES if m.key in ours['metrics']]
+        trained = ', '.join([ours['method'], ours['dataset'], f"seed {ours['seed']}", *measured])
+    print(f"{config['architecture']}, {config.get('num_classes', '?')} classes, license "
+          f"{pretrained.get('license', 'not named')}; {trained}")
+    if args.to is not None:
+        try:
+            args.to.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, args.to / name)
+        except OSError as e:
+            raise HubError(f"--to: cannot write to '{args.to}': {e.strerror}.") from e
+        folder = args.to
+    print(f"timm.create_model('local-dir:{folder}', pretrained=True)")
+    return 0

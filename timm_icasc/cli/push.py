@@ -1,0 +1,31 @@
+"""Publish a finished run, or a folder of hub_cards/, on the Hugging Face Hub.
+
+    timm-icasc push output/resnet20_cifar-digits me/resnet20-icasc-digits
+    timm-icasc push hub_cards/resnet20_cifar.icasc_digits me/resnet20-icasc-digits
+
+safetensors, config.json and the card go up in one commit, are fetched back into a fresh cache, compared, and tagged
+`verified-...`. Weights are those after the last epoch (the averaged ones, where the run kept an average), which the
+results are of. Run it again after an interruption: what has arrived is not sent twice. Log in with `hf auth login`.
+
+Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the weight tag NAME finds its weights.
+"""
+import argparse
+from pathlib import Path
+
+from huggingface_hub.utils import logging as hub_logging
+
+from ..publish.push import push, report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('source', type=Path, metavar='DIR', help='a finished run, or an exported folder')
+    parser.add_argument('repo_id', metavar='OWNER/NAME', help='the repo; it is created where it does not exist')
+    parser.add_argument('--license', metavar='ID', help='license of the weights, e.g. cc-by-nc-4.0 (default: that of '
+                        'the weights the run started from; apache-2.0 where it started from none)')
+    parser.add_argument('--private', action='store_true', help='create the repo as a private one')
+
+
+def run(args: argparse.Namespace) -> int:
+    hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
+    report(push(args.source, args.repo_id, args.license, args.private))
+    return 0

@@ -1,0 +1,174 @@
+"""Attention maps as weak cues for semantic segmentation (Table 2): cues from a classifier, DeepLabV3 on them, mean IoU.
+
+    timm-icasc segment RUN --data-dir VOCdevkit --attention ach --backbone-weights resnet50.pth --output table2/ach
+
+RUN is a classifier of the 20 VOC classes (the folder of a run of train_timm.py, or a checkpoint with --model). From the
+image labels of the training split and the classifier's attention come cues; torchvision's DeepLabV3 learns from them
+with the losses of "Seed, Expand and Constrain" (Kolesnikov and Lampert, 2016); its mean IoU is measured on the masks of
+the validation split. Run it for grad_cam, grad_cam_plus_plus and ach, and `timm-icasc paper` sets them side by side.
+
+--cues-only stops after the cues and measures them against the training masks, where there are some: minutes, no GPU.
+Interrupted, it goes on from the checkpoint in --output. The CRF behind the boundary loss is exact, on the score grid;
+none is run on the predictions.
+"""
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from tqdm import tqdm
+
+from ..attention import ATTENTION_METHODS
+from ..errors import DataError, ICASCError
+from ..evaluation.checkpoint import Checkpoint, load_checkpoint
+from ..evaluation.options import add_model_arguments
+from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
+from ..paper.segmentation.miou import ConfusionMatrix
+from ..paper.segmentation.train import SegmentationConfig, create_network, evaluate, score_grid, train
+from ..paper.segmentation.voc_masks import VOCSegmentation
+from ..runs.provenance import provenance
+from ..runs.tables import format_table, write_csv, write_json
+
+DEFAULTS = SegmentationConfig()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser, nargs=1)
+    group = parser.add_argument_group('Segmentation')
+    group.add_argument('--data-dir', required=True, metavar='DIR', help='folder that holds VOCdevkit')
+    group.add_argument('--year', default='2012', choices=[str(year) for year in range(2007, 2013)],
+                       help='of VOC (default: %(default)s)')
+    group.add_argument('--train-split', default='train', metavar='NAME',
+                       help='list in ImageSets/Segmentation or /Main; SEC: trainaug of SBD (default: %(default)s)')
+    group.add_argument('--test-split', default='val', metavar='NAME', help='list with masks (default: %(default)s)')
+    group.add_argument('--attention', default='ach', choices=list(ATTENTION_METHODS), help='default: %(default)s')
+    group.add_argument('--foreground', type=float, default=FOREGROUND, metavar='F',
+                       help='cues of a class: attention of at least F of its maximum (default: %(default)s)')
+    group.add_argument('--background', type=float, default=BACKGROUND, metavar='F',
+                       help='cues of the background: the F least salient pixels (default: %(default)s)')
+    group.add_argument('--cues-only', action='store_true', help='make and measure the cues, train nothing')
+    group.add_argument('--network', default=DEFAULTS.network, metavar='NAME', help='default: %(default)s')
+    group.add_argument('--backbone-weights', type=Path, metavar='FILE',
+                       help="torchvision's weights of the backbone (default: random)")
+    group.add_argument('--image-size', type=int, default=DEFAULTS.image_size, metavar='N', help='default: %(default)s')
+    group.add_argument('--iterations', type=int, default=DEFAULTS.iterations, metavar='N', help='default: %(default)s')
+    group.add_argument('--train-batch-size', type=int, default=DEFAULTS.batch_size, metavar='N',
+                       help='default: %(default)s')
+    group.add_argument('--lr', type=float, default=DEFAULTS.lr, help='default: %(default)s')
+    group.add_argument('--lr-step', type=int, default=DEFAULTS.lr_step, metavar='N',
+                       help='updates after which the rate falls to a tenth (default: %(default)s)')
+    group.add_argument('--weights', type=float, nargs=3, default=(1., 1., 1.),
+                       metavar=('SEED', 'EXPAND', 'BOUNDARY'), help='weights of the losses (default: 1 1 1)')
+    group.add_argument('--seed', type=int, default=0, metavar='S', help='default: %(default)s')
+    group.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder of cues, network and results')
+
+
+def _check(args: argparse.Namespace) -> SegmentationConfig:
+    for name in ('image_size', 'iterations', 'lr_step'):
+        if getattr(args, name) < 1:
+            raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if args.train_batch_size < 2:
+        raise ICASCError('--train-batch-size must be at least 2: BatchNorm needs two images.')
+    for name in ('foreground', 'background'):
+        if not 0 < getattr(args, name) < 1:
+            raise ICASCError(f'--{name} lies between 0 and 1, got {getattr(args, name)}.')
+    if min(args.weights) < 0 or not args.lr > 0:
+        raise ICASCError('--weights and --lr must not be negative.')
+    seed, expand, boundary = args.weights
+    return SegmentationConfig(
+        network=args.network, image_size=args.image_size, iterations=args.iterations, batch_size=args.train_batch_size,
+        lr=args.lr, lr_step=args.lr_step, weight_seed=seed, weight_expand=expand, weight_boundary=boundary,
+        seed=args.seed)
+
+
+def _make_all_cues(args: argparse.Namespace, classifier: Checkpoint, images: VOCSegmentation, grid: tuple) -> Path:
+    """Write the cues of every training image to `cues/NAME.png`: class + 1, 0 background, 255 no cue."""
+    folder = args.output / 'cues'
+    folder.mkdir(parents=True, exist_ok=True)
+    config = classifier.data_config
+    transform = create_transform(
+        config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
+        interpolation=config['interpolation'], crop_pct=1., crop_mode='squash')
+    paths = (classifier.layers.inner.path, classifier.layers.last.path)
+    for start in tqdm(range(0, len(images), classifier.batch_size), desc='cues', leave=False, disable=None):
+        items = [images[i] for i in range(start, min(start + classifier.batch_size, len(images)))]
+        labels = torch.stack([item.labels for item in items])
+        batch = torch.stack([transform(item.image) for item in items]).to(classifier.device)
+        cues = make_cues(classifier.model, batch, labels.to(classifier.device), grid, args.attention, paths,
+                         args.foreground, args.background).cpu()
+        # The network classes of a head that has more than VOC's twenty are never present.
+        index = torch.where(cues.any(1), cues.argmax(1), 255).to(torch.uint8).numpy()
+        for item, cue in zip(items, index, strict=True):
+            Image.fromarray(cue).save(folder / f'{item.name}.png')
+    return folder
+
+
+def _load_cue(folder: Path, name: str, classes: int) -> torch.Tensor:
+    index = torch.from_numpy(np.array(Image.open(folder / f'{name}.png'))).long()
+    return torch.stack([index == c for c in range(classes)]).float()
+
+
+def _measure_cues(folder: Path, images: VOCSegmentation) -> Dict[str, Any]:
+    """Precision and recall of the cues against the training masks, means over the classes that occur."""
+    matrix, without = ConfusionMatrix(len(images.class_names) + 2), 0
+    for i in range(len(images)):
+        item = images[i]
+        if item.mask is None:
+            without += 1
+            continue
+        cue = Image.open(folder / f'{item.name}.png').resize(item.image.size, Image.Resampling.NEAREST)
+        predicted = np.array(cue)
+        # A pixel without a cue is an answer of its own, never right.
+        matrix.update(np.where(predicted == 255, len(images.class_names) + 1, predicted), item.mask)
+    if without == len(images):
+        return {}
+    known = slice(0, len(images.class_names) + 1)
+    precision, recall = matrix.precision()[known], matrix.recall()[known]
+    counted = matrix.counts[known].sum()
+    return {'cue_precision': float(np.nanmean(precision)), 'cue_recall': float(np.nanmean(recall)),
+            'cue_coverage': float(1 - matrix.counts[known, -1].sum() / counted),
+            'cue_images': len(images) - without}
+
+
+def run(args: argparse.Namespace) -> int:
+    config = _check(args)
+    images = VOCSegmentation(args.data_dir, args.train_split, args.year, masks=False)
+    test = None if args.cues_only else VOCSegmentation(args.data_dir, args.test_split, args.year)
+    classifier = load_checkpoint(args.checkpoints[0], args, with_data=False)
+    if classifier.num_classes != len(images.class_names):
+        raise DataError(f'the classifier has {classifier.num_classes} classes, VOC {len(images.class_names)}.')
+    if classifier.layers is None:
+        raise ICASCError('the classifier has no attention maps: name its layers with --layers INNER LAST.')
+    torch.manual_seed(config.seed)
+    network = create_network(config.network, len(images.class_names) + 1, args.backbone_weights).to(classifier.device)
+    grid = score_grid(network, config.image_size)
+    try:
+        folder = _make_all_cues(args, classifier, images, grid)
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
+    result: Dict[str, Any] = {'attention': args.attention, 'classifier': classifier.source, 'grid': grid,
+                              'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
+                              'foreground': args.foreground, 'background': args.background,
+                              **_measure_cues(folder, images)}
+    if 'cue_precision' in result:
+        print(f"cues of {args.attention}: precision {result['cue_precision']:.3f}, recall {result['cue_recall']:.3f}, "
+              f"coverage {result['cue_coverage']:.3f}, {result['cue_images']} images with masks")
+    if not args.cues_only:
+        losses = train(network, images, lambda i: _load_cue(folder, images.ids[i], len(images.class_names) + 1),
+                       config, args.output / 'segmentation.pth.tar')
+        matrix = evaluate(network, test, config.image_size)
+        names = ['background', *images.class_names]
+        table = [{'class': name, 'IoU %': 100 * value} for name, value in zip(names, matrix.iou(), strict=True)
+                 if not np.isnan(value)]
+        print(format_table(table))
+        print(f'mIoU {100 * matrix.mean_iou():.2f} % on {len(test)} images; written to {args.output}')
+        write_csv(args.output / 'iou.csv', table)
+        result.update({'mIoU': 100 * matrix.mean_iou(), 'test_split': args.test_split, 'test_images': len(test),
+                       'iou': {row['class']: row['IoU %'] for row in table}, 'losses': losses, **asdict(config)})
+    classifier.args.seed = config.seed
+    write_json(args.output / 'segmentation.json', {**result, **provenance(classifier.args)})
+    return 0

@@ -1,0 +1,118 @@
+"""Run a study, variants x seeds of train_timm.py, and say what it has shown.
+
+    timm-icasc sweep FILE.yaml                          go on until every run has its record
+    timm-icasc sweep FILE.yaml --jobs 2 --minutes 50    two runs at a time; stop after 50 minutes, go on next time
+    timm-icasc sweep FILE.yaml --report                 run nothing; tables and curves of the records, into the page
+    timm-icasc sweep *.yaml --report                    of several studies
+
+Runs that have a record are skipped, half-done ones resumed; stop with Ctrl-C or SIGTERM at any time. A run that fails
+does not stop the others: the sweep shows its last lines, ends with exit code 1, and tries it again next time.
+
+    baseline: cross-entropy           # what the variants are compared with, seed by seed
+    seeds: [0, 1, 2]
+    common:                           # options of train_timm.py for all runs; 'config' is relative to this file, other
+                                      # paths to the working directory
+      config: recipe.yaml
+      data_dir: DIR
+    variants:                         # name: options of train_timm.py
+      cross-entropy: {icasc: false}
+      order-1: {icasc_order: 1}
+      from-trained: {initial_checkpoint: 'base-seed{seed}/last.pth.tar'}  # each seed its own; the quotes are needed
+    evaluate: {val_split: test}       # options of timm-icasc eval, for the last checkpoint
+    records: records/NAME             # folder of the records, relative to this file (default: records/NAME)
+    report: evidence.md               # page, relative to this file, with the lines <!-- study NAME begins --> and
+                                      # <!-- study NAME ends -->
+"""
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+from tqdm import tqdm
+
+from ..errors import ICASCError
+from ..runs.tables import format_table
+from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
+from ..sweep.run_record import check_unchanged, read_records
+from ..sweep.runner import Outcome, carry_out
+from ..sweep.study import Study, load_study
+from ..sweep.summary import summarise
+from ..training.interrupt import interruptible
+
+MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is done
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('files', type=Path, nargs='+', metavar='FILE', help='the study; with --report also several')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
+    parser.add_argument('--minutes', type=float, metavar='N',
+                        help='stop after this time; the next call goes on from the last whole epochs')
+    parser.add_argument('--data-dir', metavar='DIR',
+                        help="folder of the data set on this machine, instead of the file's")
+    parser.add_argument('--output', type=Path, metavar='DIR',
+                        help='folder for checkpoints and logs (default: output/NAME of the study)')
+    parser.add_argument('--records', type=Path, metavar='DIR', help="folder of the records, instead of the file's")
+    parser.add_argument('--report', action='store_true',
+                        help='run nothing: print the tables, and write tables and curves into the page')
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ('jobs', 'minutes'):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ICASCError(f'--{name} must be more than 0, got {value}.')
+    if len(args.files) > 1 and not (args.report and args.data_dir is args.output is args.records is None):
+        raise ICASCError('several studies take --report and no other option: their data and folders differ.')
+    for file in args.files:
+        study = load_study(file, args.data_dir, args.records)
+        output = args.output or Path('output') / study.name
+        records = read_records(study)
+        check_unchanged(study, records, output)
+        if args.report:
+            _report(study, records)
+    return 0 if args.report else _carry_out(args, study, records, output)
+
+
+def _report(study: Study, records: Dict[str, Dict[str, Any]]) -> None:
+    if not records:
+        raise ICASCError(f"no record in '{study.records}': run the study first, without --report.")
+    _print_tables(study, records)
+    print(f'\nwritten to {write_page(study, records, summarise(study, records))}')
+
+
+def _carry_out(args: argparse.Namespace, study: Study, records: Dict[str, Dict[str, Any]], output: Path) -> int:
+    todo = [run for run in study.runs if run.name not in records]
+    print(f'{study.name}: {len(study.runs)} runs, {len(records)} done; logs in {output}')
+    with interruptible() as flag, tqdm(total=len(study.runs), initial=len(records), disable=None) as bar:
+        told: List[str] = []
+
+        def on_change(under_way: List[str], outcome: Outcome) -> None:
+            bar.set_postfix_str(', '.join(under_way))
+            bar.update(len(records) + len(outcome.finished) - bar.n)
+            for name in [n for n in (*outcome.finished, *outcome.failed) if n not in told]:
+                told.append(name)
+                if name in outcome.failed:
+                    tqdm.write(f'{name} FAILED, see {output / name}.log:\n{outcome.failed[name]}', file=sys.stderr)
+                else:
+                    final = read_records(study)[name]['final']
+                    measures = [f'{m} {final[m]:.2f}' for m in MAIN if final.get(m) is not None]
+                    tqdm.write(f"{name} done: {', '.join(measures)}")
+
+        outcome = carry_out(study, todo, output, args.jobs, 60 * (args.minutes or float('inf')),
+                            lambda: bool(flag.signal_number), on_change)
+        signal_number = flag.signal_number
+    records = read_records(study)
+    if records:
+        _print_tables(study, records)
+    if outcome.stopped:
+        print(f'\nstopped, {outcome.stopped}: {len(records)} of {len(study.runs)} runs are done; the same command goes '
+              f'on.')
+    if outcome.failed:
+        print(f"\n{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
+    return 128 + signal_number if signal_number else 1 if outcome.failed else 0
+
+
+def _print_tables(study: Study, records: Dict[str, Dict[str, Any]]) -> None:
+    summaries = summarise(study, records)
+    for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
+        print(f'\n{format_table(rows)}')

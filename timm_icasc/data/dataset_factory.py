@@ -1,0 +1,143 @@
+"""From `--data-dir` and `--dataset` to a data set, with errors that name what is missing."""
+from pathlib import Path
+from typing import List, Optional
+
+import timm.data
+import torch
+
+from ..errors import DataError
+from .caltech import Caltech256
+from .cifar import cifar100
+from .cub import CUB200
+from .digits import DigitsDataset
+from .image_list import MultiLabelList
+from .imagenet import ILSVRC2012
+from .streams import StreamHead, check_package, is_stream
+from .voc import PackedVOC, VOCDevkit
+
+__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'is_multilabel']
+
+# Name -> how to make it from root, split and the transform and Pillow mode that every data set takes.
+NAMES = {
+    'cifar100': cifar100,
+    'caltech256': Caltech256,
+    'imagenet': ILSVRC2012,
+    'cub200': CUB200,
+    'voc2007': lambda root, split, **kwargs: VOCDevkit(root, '2007', split, **kwargs),
+    'voc2012': lambda root, split, **kwargs: VOCDevkit(root, '2012', split, **kwargs),
+    'voc2007-packed': PackedVOC,
+    'multilabel': MultiLabelList,
+}
+
+TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
+
+# The folder names that timm tries in place of the split's own.
+SPLIT_SYNONYMS = {
+    'train': ('train', 'training'),
+    'validation': ('validation', 'val', 'valid', 'eval', 'evaluation'),
+}
+
+
+def _check_folder(root: Path, split: str, option: str) -> None:
+    """timm reads the whole root where the split's folder is missing, and takes the splits for classes."""
+    if not root.is_dir():
+        raise DataError(f"--data-dir: no folder '{root}'.")
+    names = next((s for s in SPLIT_SYNONYMS.values() if split in s), (split,))
+    folder = next((root / name for name in (split, *names) if (root / name).is_dir()), None)
+    if folder is None:
+        found = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
+        raise DataError(
+            f"--data-dir: '{root}' has no folder '{split}' (it has: {', '.join(found) or 'no folders'}); "
+            f'expected {split}/CLASS/IMAGE, or name the folder with {option}.')
+    if not any(p.is_dir() for p in folder.iterdir()):
+        raise DataError(f"--data-dir: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
+
+
+def create_dataset(
+        name: str,
+        root: Optional[str],
+        split: str,
+        is_training: bool = False,
+        **kwargs,
+) -> torch.utils.data.Dataset:
+    """`timm.data.create_dataset`, plus the embedded 'digits' and the data sets of the paper.
+
+    Args:
+        name: 'digits', '' (an image folder `root/split/CLASS/IMAGE`), 'cifar100', 'caltech256', 'imagenet', 'cub200',
+            'voc2007', 'voc2012', 'voc2007-packed', 'multilabel' (a user's lists), or any name that timm takes
+            ('torch/cifar100', 'hfds/...', 'wds/...').
+        root: Data folder; not used by 'digits'.
+        split: Name of the split.
+        is_training: Whether the training split is meant, for messages and for streaming readers.
+        **kwargs: Passed on to timm; of these, this package's own data sets take `transform`, `input_img_mode` and, for
+            'multilabel', `class_map`.
+
+    Raises:
+        DataError: The folder, its split, its classes or its images are missing, or timm cannot read the data.
+    """
+    if name == 'digits':
+        return DigitsDataset('train' if is_training else 'validation', kwargs.get('transform'),
+                             kwargs.get('input_img_mode', 'RGB'))
+    if name in NAMES:
+        if not Path(root).is_dir():
+            raise DataError(f"--data-dir: no folder '{root}'.")
+        own = {'transform': kwargs.get('transform'), 'mode': kwargs.get('input_img_mode', 'RGB')}
+        if name == 'multilabel':
+            own['class_map'] = kwargs.get('class_map')
+        dataset = NAMES[name](root, split, **own)
+        if not len(dataset):
+            raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
+        return dataset
+    if name and not name.startswith(TYPES):
+        raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
+                        f"{', '.join(TYPES)}.")
+    check_package(name)
+    option = '--train-split' if is_training else '--val-split'
+    if not name:
+        _check_folder(Path(root), split.split('[')[0], option)
+    try:
+        dataset = timm.data.create_dataset(name, root=root, split=split, is_training=is_training, **kwargs)
+    except (RuntimeError, AssertionError, OSError, ValueError, ImportError, KeyError) as e:
+        raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {e or type(e).__name__}") from e
+    if hasattr(dataset, '__len__') and not len(dataset):
+        raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
+    return dataset
+
+
+def class_names(dataset: torch.utils.data.Dataset) -> Optional[List[str]]:
+    """Class names in the order of the labels; None where the data set does not tell."""
+    for holder in (dataset, getattr(dataset, 'reader', None)):
+        if getattr(holder, 'class_names', None):
+            return list(holder.class_names)
+        if getattr(holder, 'class_to_idx', None):
+            return [str(name) for name, _ in sorted(holder.class_to_idx.items(), key=lambda item: item[1])]
+        if getattr(holder, 'classes', None):
+            return [str(name) for name in holder.classes]
+    return None
+
+
+def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
+    """File name of an image, or its number in the data set."""
+    files = getattr(dataset, 'images', None)
+    if files is not None and isinstance(files[index], (str, Path)):
+        return Path(files[index]).name
+    try:
+        return Path(dataset.filename(index)).name  # timm's own data sets
+    except (AttributeError, NotImplementedError):
+        return f'image {index}'
+
+
+def is_multilabel(dataset: torch.utils.data.Dataset) -> bool:
+    """Whether the targets are `[C]` in {1 present, 0 absent, -1 ignored} instead of a class index."""
+    return bool(getattr(getattr(dataset, 'dataset', dataset), 'multilabel', False))  # also inside a Subset
+
+
+def evenly_spaced(dataset: torch.utils.data.Dataset, count: int) -> torch.utils.data.Dataset:
+    """The subset of `count` samples at even distances, so that a data set sorted by class gives every class a share.
+
+    Of a stream it is the first samples: a shard is shuffled when it is written.
+    """
+    if is_stream(dataset):
+        return StreamHead(dataset, count)
+    count = min(count, len(dataset))
+    return torch.utils.data.Subset(dataset, [i * len(dataset) // count for i in range(count)])

@@ -1,0 +1,121 @@
+"""A user's own multi-label images, listed in one CSV or JSON file per split."""
+import csv
+import json
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import torch
+
+from ..errors import DataError
+from .labelled_images import Box, MultiLabelImages
+
+__all__ = ['MultiLabelList']
+
+FORMATS = ('a CSV with the columns image,labels (names separated by ;) or image,CLASS,CLASS,... (1, 0 or -1), or a '
+           'JSON {"images": [{"image": ..., "labels": [...]}]}')
+
+
+def _from_csv(path: Path) -> Dict[str, Any]:
+    with open(path, newline='', encoding='utf-8-sig') as file:
+        reader = csv.DictReader(file)
+        rows, columns = list(reader), reader.fieldnames or []
+    if len(columns) < 2 or columns[0] != 'image':
+        raise ValueError(f"the first column must be 'image', followed by 'labels' or the classes; it has {columns}")
+    if any(None in row or None in row.values() for row in rows):
+        number = next(i for i, row in enumerate(rows) if None in row or None in row.values())
+        raise ValueError(f'line {number + 2} does not have {len(columns)} columns')
+    if columns[1:] == ['labels']:
+        return {'images': [
+            {'image': row['image'], 'labels': [name.strip() for name in row['labels'].split(';') if name.strip()]}
+            for row in rows]}
+    for number, row in enumerate(rows):
+        for name in columns[1:]:
+            if row[name].strip() not in ('1', '0', '-1'):
+                raise ValueError(f"line {number + 2} has '{row[name]}' for class '{name}'; it must be 1, 0 or -1")
+    return {'classes': columns[1:], 'images': [
+        {'image': row['image'], 'labels': [name for name in columns[1:] if row[name].strip() == '1'],
+         'ignore': [name for name in columns[1:] if row[name].strip() == '-1']} for row in rows]}
+
+
+class MultiLabelList(MultiLabelImages):
+    """Images listed in `<split>.csv` or `<split>.json` of a folder.
+
+    CSV: the columns `image,labels`, class names separated by `;`; or `image` and one column per class with 1
+    (present), 0 (absent) or -1 (ignored). JSON: `{"classes": [...], "images": [{"image": path, "labels": [names],
+    "ignore": [names], "boxes": [[name, xmin, ymin, xmax, ymax], ...]}, ...]}`, where 'classes', 'ignore' and 'boxes'
+    may be left out; boxes as in `Box`. Paths are relative to the folder.
+
+    The classes are those of `class_map`, of `classes.txt` in the folder (one per line), of the list itself, or the
+    sorted names that occur in it.
+
+    Args:
+        root: The folder.
+        split: Name of the list, without extension.
+        class_map: File with one class name per line.
+        transform: Applied to the PIL image.
+        mode: Pillow's image mode.
+
+    Raises:
+        DataError: The list or an image is missing, the list is broken, or a label is no class.
+    """
+
+    def __init__(
+            self,
+            root: str,
+            split: str,
+            class_map: Optional[str] = None,
+            transform: Optional[Callable] = None,
+            mode: str = 'RGB',
+    ):
+        folder = Path(root)
+        path = next((p for p in (folder / f'{split}.csv', folder / f'{split}.json') if p.is_file()), None)
+        if path is None:
+            raise DataError(f"--data-dir: neither '{split}.csv' nor '{split}.json' in '{root}'; expected {FORMATS}.")
+        try:
+            content = _from_csv(path) if path.suffix == '.csv' else json.loads(path.read_text())
+            records = content['images']
+            for record in records:
+                if not isinstance(record['labels'], list) or not isinstance(record.get('ignore', []), list):
+                    raise ValueError(f"the labels of '{record['image']}' are no list of names")
+            names = self._class_names(folder, class_map, content)
+            if records and not names:
+                raise ValueError('no class occurs in it')
+            labels = [set(record['labels']) for record in records]
+            ignored = [set(record.get('ignore', ())) for record in records]
+            images = [folder / record['image'] for record in records]
+            has_boxes = any('boxes' in record for record in records)
+            known = set(names)
+            for image, present, skipped in zip(images, labels, ignored, strict=True):
+                wrong = sorted((present | skipped) - known) or sorted(present & skipped)
+                if wrong:
+                    raise ValueError(f"'{image.name}' has the label '{wrong[0]}', which is not one of the classes, or "
+                                     f'both present and ignored')
+            boxes = [[Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]
+                     for record in records]
+        except (json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError,
+                ValueError) as e:
+            raise DataError(f"'{path}': {' '.join(str(e).split()) or type(e).__name__}; expected {FORMATS}.") from e
+        targets = torch.zeros(len(images), len(names))
+        index = {name: i for i, name in enumerate(names)}
+        for row, present, skipped in zip(targets, labels, ignored, strict=True):
+            row[[index[name] for name in present]] = 1.
+            row[[index[name] for name in skipped]] = -1.
+        missing = next((image for image in images if not image.is_file()), None)
+        if missing is not None:
+            raise DataError(f"No image '{missing}', which '{path}' lists.")
+        super().__init__(images, targets, names, transform, mode, boxes if has_boxes else None)
+
+    @staticmethod
+    def _class_names(folder: Path, class_map: Optional[str], content: Dict[str, Any]) -> List[str]:
+        file = Path(class_map) if class_map else folder / 'classes.txt'
+        if class_map or file.is_file():
+            try:
+                names: Sequence[str] = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+            except OSError as e:
+                raise DataError(f"--class-map: cannot read '{file}': {e.strerror}.") from e
+        else:
+            names = content.get('classes') or sorted(
+                {name for record in content['images'] for key in ('labels', 'ignore') for name in record.get(key, ())})
+        if len(set(names)) != len(names):
+            raise ValueError('a class is named twice')
+        return list(names)

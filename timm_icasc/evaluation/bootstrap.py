@@ -1,0 +1,97 @@
+"""Is B better than A? The same images for both, drawn anew many times: a paired bootstrap interval.
+
+Shapes: `N` images, `R` resamples.
+"""
+from dataclasses import replace
+from typing import Dict, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import DataError
+from .image_records import Records
+from .measures import ORDER, curve_measures, mean_measures
+
+__all__ = ['compare']
+
+SEED = 0
+
+LEVEL = 0.95
+
+BOTH = ('pointing', 'energy', 'iou', 'iou50')
+
+
+def _mean(counts: np.ndarray, numerator: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    total = counts @ weight
+    return np.divide(counts @ numerator, total, out=np.full(len(counts), np.nan), where=total > 0)
+
+
+def _where_both_have_maps(own: Records, other: Records) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+    """Localisation over those classes of the images of which neither checkpoint's map is zero, names with '_both'."""
+    if not own.pairs or not other.pairs:
+        return {}
+    mapped = (own.pairs['no_map'] == 0) & (other.pairs['no_map'] == 0)
+    chosen = replace(own, pairs={name: column[mapped] for name, column in own.pairs.items()})
+    return {f'{name}_both': value for name, value in mean_measures(chosen).items() if name in BOTH}
+
+
+def compare(
+        a: Records,
+        b: Records,
+        resamples: int = 1000,
+        only: Optional[Sequence[str]] = None,
+) -> Dict[str, Dict[str, float]]:
+    """Differences B - A with percentile intervals (Efron and Tibshirani, 1993).
+
+    In each resample, N images are drawn with replacement, the same ones for both, and every measure is computed anew:
+    means from the images' records, average precision, AUC and the KS statistic from the scores. The interval holds
+    the chance of the test images; that of training (another seed) is not in it.
+
+    Args:
+        a: Records of the first checkpoint.
+        b: Records of the second one, on the same images.
+        resamples: Number of resamples `R`.
+        only: Names of measures; all that both have when None.
+
+    Localisation is compared twice: over all classes of the images, and ('_both') over those of which neither map is
+    zero. The latter are a choice that the checkpoints themselves have made.
+
+    Returns:
+        Measure -> 'a', 'b', 'difference' (B - A), 'low' and 'high' (95 % interval), 'share_above' (share of resamples
+        in which B is larger; equal ones count half).
+
+    Raises:
+        DataError: The two were not evaluated on the same images.
+    """
+    if a.files != b.files or not np.array_equal(a.indices, b.indices) or not np.array_equal(a.targets, b.targets):
+        raise DataError(f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared "
+                        f'in pairs.')
+    count = len(a.indices)
+    generator = np.random.default_rng(SEED)
+    rows = generator.integers(count, size=(resamples, count))
+    result = {}
+    curves_a, curves_b = curve_measures(a), curve_measures(b)
+    everything = np.arange(count)
+    for name in [name for name in curves_a if name in curves_b and (only is None or name in only)]:
+        f, g = curves_a[name], curves_b[name]
+        drawn = np.array([(f(r), g(r)) for r in tqdm(rows, desc=f'bootstrap of {name}', leave=False, disable=None)])
+        result[name] = _interval(f(everything), drawn[:, 0], g(everything), drawn[:, 1])
+    means_a, means_b = (
+        {**mean_measures(own), **_where_both_have_maps(own, other)} for own, other in ((a, b), (b, a)))
+    counts = np.stack([np.bincount(r, minlength=count) for r in rows]).astype(np.float64)
+    for name in [name for name in means_a if name in means_b and (only is None or name in only)]:
+        if name == 'box_area':  # of the data, not of a model
+            continue
+        whole = [_mean(np.ones((1, count)), *m[name])[0] for m in (means_a, means_b)]
+        result[name] = _interval(
+            whole[0], _mean(counts, *means_a[name]), whole[1], _mean(counts, *means_b[name]))
+    return {name: result[name] for name in sorted(result, key=ORDER.index)}
+
+
+def _interval(a: float, drawn_a: np.ndarray, b: float, drawn_b: np.ndarray) -> Dict[str, float]:
+    difference = drawn_b - drawn_a
+    difference = difference[~np.isnan(difference)]
+    low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(difference) else (np.nan, np.nan)
+    above = (difference > 0).mean() + (difference == 0).mean() / 2 if len(difference) else np.nan
+    return {'a': float(a), 'b': float(b), 'difference': float(b - a), 'low': float(low), 'high': float(high),
+            'share_above': float(above)}

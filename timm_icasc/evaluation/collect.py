@@ -1,0 +1,271 @@
+"""One pass over the test images: everything that is measured of each image is kept, so that runs can be compared.
+
+Shapes: `N` images, `C` classes, `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
+"""
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm import utils
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from tqdm import tqdm
+
+from ..data import image_name
+from ..errors import DataError, TargetError
+from ..losses import attention_overlap
+from ..objective.config import ICASCConfig
+from ..objective.maps import attention_maps
+from .boxes import Geometry, localise, transform_geometry
+from .checkpoint import Checkpoint
+from .image_records import Records
+from .robustness import map_robustness
+from .separability import separability
+
+__all__ = ['collect_records', 'score_images']
+
+SEED = 0
+
+
+class _Sized:
+    """A transform that also tells the size of the image as loaded, (width, height)."""
+
+    def __init__(self, transform: transforms.Compose):
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> Tuple[torch.Tensor, Tuple[int, int]]:
+        return self.transform(image), image.size
+
+
+class _Numbered(Dataset):
+    """Adds to each chosen item its row."""
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]):
+        self.dataset, self.indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, row: int) -> tuple:
+        return *self.dataset[self.indices[row]], row
+
+
+@contextmanager
+def _transformed_by(dataset: Dataset, transform: Callable) -> Iterator[None]:
+    before = dataset.transform
+    dataset.transform = transform
+    try:
+        yield
+    finally:
+        dataset.transform = before
+
+
+class _TenCrop:
+    """timm's evaluation transform with the four corners and the centre, and their mirror images (Krizhevsky, 2012)."""
+
+    def __init__(self, transform: transforms.Compose):
+        steps = list(transform.transforms)
+        places = [i for i, step in enumerate(steps) if isinstance(step, transforms.CenterCrop)]
+        if len(places) != 1:
+            raise DataError('--ten-crop needs the crop mode center.')
+        self.before = transforms.Compose([*steps[:places[0]], transforms.TenCrop(steps[places[0]].size)])
+        self.after = transforms.Compose(steps[places[0] + 1:])
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.stack([self.after(crop) for crop in self.before(image)])
+
+
+def _loader(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> DataLoader:
+    return DataLoader(dataset, batch_size=batch_size, num_workers=checkpoint.args.workers)
+
+
+def _probabilities(logits: torch.Tensor, multilabel: bool) -> torch.Tensor:
+    logits = logits.float()
+    return logits.sigmoid() if multilabel else logits.softmax(1)
+
+
+def _present_classes(target: torch.Tensor) -> Tuple[torch.Tensor, List[List[int]]]:
+    """The present classes of each image as `[B, K]`, rows filled up with a class of their own, and as lists."""
+    if target.ndim == 1:
+        return target[:, None], [[int(c)] for c in target]
+    present = [torch.nonzero(row > 0).flatten().tolist() for row in target]
+    most = max(1, *map(len, present))
+    filled = [(classes + [classes[0] if classes else 0] * most)[:most] for classes in present]
+    return torch.tensor(filled, device=target.device), present
+
+
+def _cooccurring_overlap(maps: torch.Tensor, present: List[List[int]]) -> torch.Tensor:
+    """Mean overlap of the maps of every two classes present in an image, `[B]`; NaN with fewer than two.
+
+    Args:
+        maps: Attention maps of the present classes, `[B, K, h, w]`.
+        present: The classes themselves; only their number counts.
+    """
+    values = torch.full((len(maps),), torch.nan)
+    for i, classes in enumerate(present):
+        if len(classes) > 1:
+            first, second = torch.triu_indices(len(classes), len(classes), 1)
+            values[i] = attention_overlap(maps[i, first], maps[i, second]).nanmean()
+    return values
+
+
+def _mean_over_present(values: Dict[str, torch.Tensor], present: List[List[int]]) -> Dict[str, torch.Tensor]:
+    """Means over the present classes, `[B]`, of values `[B, K]` in the rows of `_present_classes`; NaN without one."""
+    return {name: torch.stack([row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
+            for name, value in values.items()}
+
+
+def _localise_batch(
+        maps: torch.Tensor,
+        present: List[List[int]],
+        boxes: List[Dict[int, np.ndarray]],
+        geometries: List[Geometry],
+        rows: List[int],
+        sigma: float,
+        tolerance: float,
+) -> List[Dict[str, float]]:
+    results = []
+    for i, classes in enumerate(present):
+        wanted = [(k, c) for k, c in enumerate(classes) if c in boxes[i]]
+        heats = None
+        for k, index in wanted:
+            mapped = geometries[i].boxes(boxes[i][index])
+            if not len(mapped):  # cropped away
+                continue
+            if heats is None:
+                size = (geometries[i].height, geometries[i].width)
+                heats = F.interpolate(maps[i][None], size=size, mode='bilinear', align_corners=False)[0].cpu().numpy()
+            results.append({'image': rows[i], 'class': index, **localise(heats[k], mapped, sigma, tolerance)})
+    return results
+
+
+def _boxes_by_class(dataset: Dataset, index: int) -> Dict[int, np.ndarray]:
+    """Boxes of each class, objects marked difficult left out, as VOC's protocols do."""
+    grouped: Dict[int, list] = {}
+    for box in dataset.boxes(index):
+        if not box.difficult:
+            grouped.setdefault(box.class_index, []).append((box.xmin, box.ymin, box.xmax, box.ymax))
+    return {c: np.array(rows, dtype=np.float64) for c, rows in grouped.items()}
+
+
+def _check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
+    if targets.ndim == 1 and int(targets.max()) >= checkpoint.num_classes:
+        raise TargetError(f'the data set has class {int(targets.max())}, the model of {checkpoint.source} classes 0 '
+                          f'to {checkpoint.num_classes - 1}.')
+
+
+def _records(
+        checkpoint: Checkpoint,
+        indices: Sequence[int],
+        scores: List[torch.Tensor],
+        targets: List[torch.Tensor],
+) -> Records:
+    """What every pass over the images gives, from its batches."""
+    return Records(
+        label=checkpoint.label, names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
+        indices=np.array(indices), files=[image_name(checkpoint.dataset, i) for i in indices],
+        scores=torch.cat(scores).numpy(), targets=torch.cat(targets).numpy())
+
+
+def collect_records(
+        checkpoint: Checkpoint,
+        config: Optional[ICASCConfig] = None,
+        indices: Optional[Sequence[int]] = None,
+        ten_crop: bool = False,
+        tolerance: float = 0.,
+        layer: str = 'last',
+        robustness: bool = False,
+) -> Records:
+    """Run a checkpoint over its test images and keep what is measured of each.
+
+    The result depends on the checkpoint and the images alone: no shuffling, no augmentation, every value per image
+    (the batch size plays no part beyond rounding).
+
+    Args:
+        checkpoint: From `load_checkpoint`.
+        config: Attention method and mask of the measures; the weights of the terms do not matter.
+        indices: Positions in the data set; all when None.
+        ten_crop: Also score ten crops of each image.
+        tolerance: Margin of the pointing game in pixels of the input.
+        layer: 'last' or 'inner': whose maps are held against boxes and against those of co-occurring classes.
+        robustness: Also hold the present classes' maps against those of the flipped and of the cropped image.
+    """
+    config = config or ICASCConfig()
+    utils.random_seed(SEED)
+    if checkpoint.device.type == 'cuda':
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    dataset, multilabel = checkpoint.dataset, checkpoint.multilabel
+    indices = list(range(len(dataset))) if indices is None else list(indices)
+    has_boxes = hasattr(dataset, 'boxes')
+    geometries: Dict[Tuple[int, int], Geometry] = {}
+    scores, targets, pairs = [], [], []
+    columns: Dict[str, List[torch.Tensor]] = {}
+    transform = dataset.transform
+    with _transformed_by(dataset, _Sized(transform)):
+        loader = _loader(checkpoint, _Numbered(dataset, indices), checkpoint.batch_size)
+        for (images, sizes), target, rows in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
+            _check_targets(target, checkpoint)
+            images, target, rows = images.to(checkpoint.device), target.to(checkpoint.device), rows.tolist()
+            if checkpoint.layers is None:
+                with torch.inference_mode():
+                    logits = checkpoint.model(images)
+                values = {}
+            else:
+                logits, values = separability(
+                    checkpoint.model, images, target, checkpoint.layers, config, multilabel)
+                drawn, present = _present_classes(target)
+                if robustness:
+                    values.update(_mean_over_present(map_robustness(
+                        checkpoint.model, images, drawn, checkpoint.layers, config.attention, layer, config.sigma),
+                        present))
+                if multilabel or has_boxes:
+                    maps = attention_maps(
+                        checkpoint.model, images, drawn, method=config.attention, layer=layer,
+                        layers=(checkpoint.layers.inner.path, checkpoint.layers.last.path))
+                if multilabel:
+                    values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
+                if has_boxes:
+                    batch_sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
+                    for size in set(batch_sizes) - set(geometries):
+                        geometries[size] = transform_geometry(transform, size)
+                    pairs += _localise_batch(
+                        maps, present, [_boxes_by_class(dataset, indices[row]) for row in rows],
+                        [geometries[size] for size in batch_sizes], rows, config.sigma, tolerance)
+            scores.append(_probabilities(logits, multilabel).cpu())
+            targets.append(target.cpu())
+            for name, column in values.items():
+                columns.setdefault(name, []).append(column.cpu().double())
+    records = replace(
+        _records(checkpoint, indices, scores, targets),
+        images={name: torch.cat(parts).numpy() for name, parts in columns.items()},
+        pairs={name: np.array([pair[name] for pair in pairs]) for name in (pairs[0] if pairs else ())})
+    if ten_crop:
+        records.ten_crop_scores = _ten_crop_scores(checkpoint, indices)
+    return records
+
+
+@torch.inference_mode()
+def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> Records:
+    """Only the class probabilities of the images, without attention: one plain forward pass."""
+    scores, targets = [], []
+    loader = _loader(checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)), checkpoint.batch_size)
+    for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
+        _check_targets(target, checkpoint)
+        scores.append(_probabilities(checkpoint.model(images.to(checkpoint.device)), checkpoint.multilabel).cpu())
+        targets.append(target)
+    return _records(checkpoint, indices, scores, targets)
+
+
+@torch.inference_mode()
+def _ten_crop_scores(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarray:
+    dataset, scores = checkpoint.dataset, []
+    with _transformed_by(dataset, _TenCrop(dataset.transform)):
+        loader = _loader(checkpoint, torch.utils.data.Subset(dataset, list(indices)), -(-checkpoint.batch_size // 10))
+        for crops, _ in tqdm(loader, desc=f'{checkpoint.label}, ten crops', leave=False, disable=None):
+            logits = checkpoint.model(crops.flatten(0, 1).to(checkpoint.device))
+            scores.append(_probabilities(logits, checkpoint.multilabel).unflatten(0, crops.shape[:2]).mean(1).cpu())
+    return torch.cat(scores).numpy()

@@ -1,0 +1,74 @@
+"""What was measured of every image, in memory and as records.npz."""
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..errors import ICASCError
+
+__all__ = ['RECORDS', 'Records', 'load_records', 'save_records']
+
+RECORDS = 'records.npz'
+
+
+@dataclass
+class Records:
+    """What was measured, by image.
+
+    Attributes:
+        label: Name of the checkpoint.
+        names: Names of the `C` classes.
+        indices: Positions of the images in the data set, `[N]`.
+        files: File names of the images, or their numbers.
+        scores: Class probabilities `[N, C]`: softmax, or sigmoid where an image can have several classes.
+        targets: Class indices `[N]`; several classes: `[N, C]` with 1 present, 0 absent, -1 ignored.
+        ten_crop_scores: Probabilities averaged over ten crops, `[N, C]`.
+        images: Name of a measure -> one value per image, `[N]`, NaN where it is not defined.
+        pairs: Name -> one value per image and class that has boxes, `[P]`; 'image' (row in `indices`) and 'class' say
+            which.
+    """
+    label: str
+    names: List[str]
+    indices: np.ndarray
+    files: List[str]
+    scores: np.ndarray
+    targets: np.ndarray
+    ten_crop_scores: Optional[np.ndarray] = None
+    images: Dict[str, np.ndarray] = field(default_factory=dict)
+    pairs: Dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def multilabel(self) -> bool:
+        return self.targets.ndim == 2
+
+
+def save_records(path: Path, records: Records) -> None:
+    """Everything that a comparison needs, as one .npz file."""
+    arrays = {'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
+              'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names)}
+    if records.ten_crop_scores is not None:
+        arrays['ten_crop_scores'] = records.ten_crop_scores
+    for group in ('images', 'pairs'):
+        arrays.update({f'{group}/{name}': column for name, column in getattr(records, group).items()})
+    np.savez_compressed(path, **arrays)
+
+
+def load_records(path: Path) -> Records:
+    """What `save_records` wrote.
+
+    Raises:
+        ICASCError: The file is not of that kind, or of an earlier version.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        groups = {
+            group: {name.split('/', 1)[1]: column for name, column in arrays.items() if name.startswith(f'{group}/')}
+            for group in ('images', 'pairs')}
+        return Records(
+            str(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
+            arrays['scores'], arrays['targets'], arrays.get('ten_crop_scores'), **groups)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
+        raise ICASCError(f"'{path}' holds no records of timm-icasc eval: {e}") from e

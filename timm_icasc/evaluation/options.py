@@ -1,0 +1,57 @@
+"""Options of `timm-icasc eval`, and those by which every command names checkpoints and images."""
+import argparse
+from typing import Union
+
+__all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments']
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    add_checkpoint_arguments(parser)
+    group = parser.add_argument_group('Evaluation')
+    group.add_argument('--compare', nargs=2, metavar=('A', 'B'),
+                       help='evaluate two checkpoints; differences B - A with 95 %% paired bootstrap intervals')
+    group.add_argument('--resamples', type=int, default=1000, metavar='N',
+                       help='bootstrap resamples (default: %(default)s)')
+    group.add_argument('--images', type=int, metavar='N', help='only N images, evenly spaced (default: all)')
+    group.add_argument('--ten-crop', action='store_true',
+                       help='also average the probabilities of ten crops (needs --crop-pct below 1 to differ much)')
+    group.add_argument('--robustness', action='store_true',
+                       help="also hold the true classes' maps against those of the flipped and of the cropped image")
+    group.add_argument('--attention', default='ach', choices=('ach', 'grad_cam'),
+                       help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
+    group.add_argument('--layer', default='last', choices=('last', 'inner'),
+                       help='whose maps are held against boxes and co-occurring classes (default: %(default)s)')
+    group.add_argument('--sigma', type=float, default=0.55,
+                       help='mask threshold, fraction of the maximum, Eq. 4; also of the box (default: %(default)s)')
+    group.add_argument('--tolerance', type=float, default=0., metavar='PIXELS',
+                       help='margin of the pointing game around the boxes (default: %(default)s)')
+    group.add_argument('--per-class', action='store_true', help='print the table of classes, however long')
+    group.add_argument('--output', metavar='DIR', help="folder to write to (default: eval/ in each run's folder)")
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int] = '*') -> None:
+    """Which checkpoints, and on which images; read by `load_checkpoints`."""
+    group = add_model_arguments(parser, nargs)
+    group.add_argument('--data-dir', metavar='DIR', help='folder of the data set')
+    group.add_argument('--dataset', metavar='NAME', help='type of the data set, as in train_timm.py')
+    group.add_argument('--val-split', metavar='NAME', help='split to evaluate on')
+    group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
+    group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int]) -> argparse._ArgumentGroup:
+    """Which checkpoints, and how to run them; returns the group for further options."""
+    parser.add_argument(
+        'checkpoints', nargs=nargs, metavar='CHECKPOINT',
+        help='folder of a run of train_timm.py (of --icasc-compare: both its runs), a checkpoint file (one outside a '
+             "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
+    group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
+    group.add_argument('--best', action='store_true',
+                       help='the weights of the best epoch, which the validation images have chosen, not of the last')
+    group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
+    group.add_argument('--layers', nargs=2, metavar=('INNER', 'LAST'), help='module paths of the two layers')
+    group.add_argument('--img-size', type=int, metavar='N', help='image size')
+    group.add_argument('-b', '--batch-size', type=int, metavar='N', help='images per batch')
+    group.add_argument('-j', '--workers', type=int, metavar='N', help='data loading processes')
+    group.add_argument('--device', metavar='NAME', help='default: cuda where there is one')
+    return group

@@ -1,0 +1,53 @@
+"""What an evaluation leaves: tables to read, JSON and CSV to load."""
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+
+from ..runs.tables import format_table, write_csv, write_json
+from .image_records import RECORDS, Records, save_records
+from .measures import TITLES, class_table, confused_classes
+
+__all__ = ['image_rows', 'print_measures', 'write_evaluation']
+
+
+def print_measures(values: Dict[str, Dict[str, float]]) -> None:
+    """One line per measure, one column per checkpoint."""
+    names = list(dict.fromkeys(name for column in values.values() for name in column))
+    print(format_table([
+        {'measure': TITLES.get(name, name), **{label: column.get(name) for label, column in values.items()}}
+        for name in names]))
+
+
+def image_rows(records: Records) -> List[Dict[str, Any]]:
+    """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`."""
+    rows = []
+    confused = confused_classes(records)
+    for i, index in enumerate(records.indices):
+        target = records.targets[i]
+        present = np.flatnonzero(target > 0) if records.multilabel else np.array([target])
+        row = {
+            'index': int(index), 'file': records.files[i], 'target': ';'.join(records.names[c] for c in present),
+            'predicted': records.names[records.scores[i].argmax()],
+            'target_probability': ';'.join(f'{records.scores[i, c]:.4g}' for c in present),
+            'confused': records.names[confused[i]],
+            'confused_probability': f'{records.scores[i, confused[i]]:.4g}'}
+        row.update({name: f'{column[i]:.6g}' for name, column in records.images.items()})
+        rows.append(row)
+    return rows
+
+
+def write_evaluation(folder: Path, records: Records, content: Dict[str, Any]) -> None:
+    """eval.json (measures, classes, provenance), classes.csv, images.csv, pairs.csv with boxes, and records.npz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = class_table(records)
+    write_json(folder / 'eval.json', {**content, 'classes': table})
+    write_csv(folder / 'classes.csv', table)
+    write_csv(folder / 'images.csv', image_rows(records))
+    if records.pairs:
+        named = [{'index': int(records.indices[row]), 'file': records.files[row], 'class_name': records.names[c]}
+                 for row, c in zip(records.pairs['image'], records.pairs['class'], strict=True)]
+        columns = {name: column for name, column in records.pairs.items() if name not in ('image', 'class')}
+        write_csv(folder / 'pairs.csv', [
+            {**head, **{name: f'{column[p]:.6g}' for name, column in columns.items()}} for p, head in enumerate(named)])
+    save_records(folder / RECORDS, records)

@@ -1,0 +1,84 @@
+"""How well attention maps tell classes apart, measured on held-out images."""
+from dataclasses import replace
+from typing import Dict, Iterable, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+
+from ..features.layout import ICASCLayers, input_size
+from ..features.module_state import evaluation_mode
+from ..features.resolve import resolve_layers
+from ..losses import attention_overlap
+from ..objective.config import ICASCConfig
+from ..objective.forward import icasc_forward
+
+__all__ = ['evaluate_attention', 'separability']
+
+
+def separability(
+        model: nn.Module,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        layers: ICASCLayers,
+        config: ICASCConfig,
+        multilabel: bool = False,
+) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+    """Separability and consistency of one batch, image by image, in the mode that the model is in.
+
+    Args:
+        model: Classifier.
+        images: `[B, 3, height, width]`.
+        target: Class indices `[B]`, or `[B, C]` if `multilabel`.
+        layers: From `resolve_layers`.
+        config: Attention method and mask; the weights of the terms do not matter.
+        multilabel: Whether the targets are multi-label (`icasc_forward`).
+
+    Returns:
+        Logits `[B, C]`, and the measures of `evaluate_attention`, `[B]` each, NaN where an image has no present or no
+        absent class.
+    """
+    config = replace(config, weight_as_inner=1., weight_as_last=1., weight_ac=1.)
+    output = icasc_forward(model, images, target, layers, config, leaves=True, multilabel=multilabel)
+    values = dict(output.terms)
+    for place in ('inner', 'last'):
+        values[f'overlap_{place}'] = attention_overlap(
+            output.maps[f'target_{place}'], output.maps[f'confused_{place}'])
+    values['zero_maps'] = torch.stack([m.sum((1, 2)) == 0 for m in output.maps.values()]).any(0).float()
+    valid = output.classes.valid
+    return output.logits, {name: torch.where(valid, value, torch.nan) for name, value in values.items()}
+
+
+def evaluate_attention(
+        model: nn.Module,
+        batches: Iterable[Tuple[torch.Tensor, torch.Tensor]],
+        config: Optional[ICASCConfig] = None,
+        layers: Optional[Sequence[str]] = None,
+        multilabel: bool = False,
+) -> Dict[str, float]:
+    """Separability and consistency of a model's attention, without training: means over the images.
+
+    The most confusing class is the non-target class of highest probability for the model at hand. Multi-label images
+    without a present or without an absent class are left out.
+
+    Args:
+        model: Classifier; put in evaluation mode for the time of the call, each module's flag is restored.
+        batches: Pairs of images `[B, 3, height, width]` and class indices `[B]`, or `[B, C]` if
+            `multilabel`.
+        config: Attention method and mask; the weights of the terms do not matter.
+        layers: Module paths (inner, last) instead of the automatic choice.
+        multilabel: Whether the targets are multi-label (`icasc_forward`).
+
+    Returns:
+        - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map in
+          [0, 1], over images where both maps exist (`losses.attention_overlap`)
+        - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5)
+        - 'zero_maps': share of images in which one of the four maps is zero everywhere
+    """
+    columns: Dict[str, list] = {}
+    with evaluation_mode(model):
+        for images, target in batches:
+            resolved = resolve_layers(model, layers, input_size(images))
+            _, values = separability(model, images, target, resolved, config or ICASCConfig(), multilabel)
+            for name, value in values.items():
+                columns.setdefault(name, []).append(value)
+    return {name: torch.cat(values).nanmean().item() for name, values in columns.items()}

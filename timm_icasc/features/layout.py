@@ -1,0 +1,181 @@
+"""One feature map of a model: where it is tapped, and how to read it as `[B, K, H, W]`.
+
+Shapes: `B` batch, `K` channels, `H W` feature grid, `L` tokens (prefix tokens such as the class token included).
+"""
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..errors import LayerResolutionError
+
+__all__ = [
+    'FeatureLayer', 'ICASCLayers', 'ImagePlane', 'Images', 'PatchGrid', 'image_plane',
+    'input_size', 'read_layout',
+]
+
+
+class PatchGrid(NamedTuple):
+    """Where the patches of a NaFlex batch lie, whose images differ in size and aspect."""
+    coordinates: torch.Tensor  # row and column of each patch, [B, L, 2]
+    valid: torch.Tensor  # False for padding, [B, L]
+
+    def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens `[B, L, K]` to `[B, K, H, W]`, H and W the batch's largest; zero where an image has no patch."""
+        valid = self.valid[..., None]
+        coordinates = torch.where(valid, self.coordinates, 0)
+        height, width = (int(n) + 1 for n in coordinates.amax((0, 1)))
+        index = (coordinates[..., 0] * width + coordinates[..., 1])[:, :, None].expand_as(tokens)
+        plane = tokens.new_zeros(len(tokens), height * width, tokens.shape[2])
+        return plane.scatter_add(1, index, tokens * valid).transpose(1, 2).unflatten(2, (height, width))
+
+
+# A batch `[B, 3, height, width]`, or timm's NaFlex dictionary of 'patches', 'patch_coord' and 'patch_valid'.
+Images = Union[torch.Tensor, Dict[str, torch.Tensor]]
+
+ImagePlane = Union[Tuple[int, int], PatchGrid]
+
+
+def input_size(images: Images) -> Optional[Tuple[int, int, int]]:
+    """Channels, height and width of the images; None where each has a size of its own."""
+    return None if isinstance(images, dict) else tuple(images.shape[1:])
+
+
+def image_plane(images: Images) -> ImagePlane:
+    """What the grid of a token layer follows from: height and width of the images, or the patches' coordinates."""
+    if isinstance(images, dict):
+        return PatchGrid(images['patch_coord'], images['patch_valid'])
+    return tuple(images.shape[-2:])
+
+
+# Aspect ratios of token grid and image differ by the rounding of each side to whole patches.
+MAX_ASPECT_MISMATCH = math.log(1.3)
+
+
+def _aspect_mismatch(grid: Tuple[int, int], image_size: Tuple[int, int]) -> float:
+    return abs(math.log(grid[0] / grid[1]) - math.log(image_size[0] / image_size[1]))
+
+
+@lru_cache(maxsize=1024)
+def _token_grid(num_tokens: int, image_size: Tuple[int, int]) -> Optional[Tuple[int, int]]:
+    """Factor `num_tokens` into the rows and columns whose aspect is the image's; None if no factors come close."""
+    grids = [(h, num_tokens // h) for h in range(1, num_tokens + 1) if num_tokens % h == 0]
+    grid = min(grids, key=lambda g: _aspect_mismatch(g, image_size), default=None)
+    return grid if grid and _aspect_mismatch(grid, image_size) <= MAX_ASPECT_MISMATCH else None
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _index(order: Tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The order on the device, where every step would otherwise wait for it to arrive."""
+    return torch.tensor(order, device=device)
+
+
+@dataclass(frozen=True)
+class FeatureLayer:
+    """One feature map of a model.
+
+    Attributes:
+        path: Module path of the tap (`model.get_submodule(path)`); its output is the feature.
+        layout: 'NCHW', 'NHWC' or 'NLC' (tokens).
+        channels: Number of channels `K`.
+        grid: Rows and columns `H, W` at the input size the layer was resolved with.
+        prefix_tokens: Leading tokens that are not pixels (class, distillation and register tokens); 'NLC' only.
+        leaf: Which of the tensors, where the module puts out several (a tuple, list or dict, counted in its order).
+        token_order: Where the model keeps its tokens in an order of its own, the token at each grid position, row by
+            row; None for row-major order.
+        modified_in_place: The model overwrites this output in its next operation, so the tap must hand on a copy.
+    """
+    path: str
+    layout: str
+    channels: int
+    grid: Tuple[int, int]
+    prefix_tokens: int = 0
+    leaf: int = 0
+    token_order: Optional[Tuple[int, ...]] = field(default=None, repr=False)
+    modified_in_place: bool = False
+
+    def get(self, output: Any) -> torch.Tensor:
+        """The feature in the output of the tapped module."""
+        return output if isinstance(output, torch.Tensor) else tree_flatten(output)[0][self.leaf]
+
+    def replace(self, output: Any, feature: torch.Tensor) -> Any:
+        """The output of the tapped module with `feature` in place of its own."""
+        if isinstance(output, torch.Tensor):
+            return feature
+        leaves, structure = tree_flatten(output)
+        leaves[self.leaf] = feature
+        return tree_unflatten(leaves, structure)
+
+    def to_nchw(self, x: torch.Tensor, plane: ImagePlane) -> torch.Tensor:
+        """View the feature, or a gradient of its shape, as `[B, K, H, W]`.
+
+        Args:
+            x: Tensor in this layer's layout, for any input size that the model takes.
+            plane: The images' height and width, which give the aspect of a token grid, or their `PatchGrid`.
+        """
+        if self.layout == 'NCHW':
+            return x
+        if self.layout == 'NHWC':
+            return x.permute(0, 3, 1, 2)
+        tokens = x[:, self.prefix_tokens:]
+        if isinstance(plane, PatchGrid):
+            return plane.scatter(tokens)
+        if self.token_order is not None:
+            grid = self.grid if tokens.shape[1] == len(self.token_order) else None
+        else:
+            grid = _token_grid(tokens.shape[1], plane)
+        if grid is None:
+            raise LayerResolutionError(
+                f"Layer '{self.path}' gave {x.shape[1]} tokens, which do not form a grid of the input's aspect "
+                f"{plane}; resize the images to a multiple of the patch size.")
+        if self.token_order is not None:
+            tokens = tokens.index_select(1, _index(self.token_order, tokens.device))
+        return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+class ICASCLayers(NamedTuple):
+    """The two features that ICASC works on."""
+    inner: FeatureLayer
+    last: FeatureLayer
+
+
+def read_layout(
+        path: str,
+        shape: Sequence[int],
+        image_size: Tuple[int, int],
+        channels: Optional[int] = None,
+        prefix_tokens: int = 0,
+        leaf: int = 0,
+) -> Optional[FeatureLayer]:
+    """Tell the layout of a tensor from its shape; None where it has no spatial grid.
+
+    Args:
+        path: Module that puts the tensor out.
+        shape: Shape of the tensor.
+        image_size: Height and width of the images.
+        channels: Number of channels, if known; a tensor without an axis of that size is not the feature.
+        prefix_tokens: Number of prefix tokens by the model's own word.
+        leaf: Position of the tensor in the module's output.
+    """
+    if len(shape) == 4:
+        readings = [
+            FeatureLayer(path, 'NCHW', shape[1], (shape[2], shape[3]), leaf=leaf),
+            FeatureLayer(path, 'NHWC', shape[3], (shape[1], shape[2]), leaf=leaf),
+        ]
+        if channels is not None:
+            readings = [r for r in readings if r.channels == channels]
+        # min() keeps the first of equals: a 64-channel 64 x 64 feature is read as NCHW.
+        return min(readings, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
+    if len(shape) == 3 and channels in (None, shape[2]):
+        # The model's word comes first among equals, but it may speak of another layer (CaiT's class token joins late).
+        readings = []
+        for prefix in dict.fromkeys((prefix_tokens, 0, 1, 2)):
+            grid = _token_grid(shape[1] - prefix, image_size) if shape[1] > prefix else None
+            if grid is not None:
+                readings.append(FeatureLayer(path, 'NLC', shape[2], grid, prefix_tokens=prefix, leaf=leaf))
+        return min(readings, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
+    return None

@@ -1,0 +1,138 @@
+"""Meta tensors: shapes without values, followed quickly, and put into values where values are wanted."""
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+__all__ = ['Materialize', 'RememberShapes', 'random_tensor']
+
+
+def random_tensor(shape: Tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers that leave the global random state alone."""
+    return torch.randn(shape, generator=generator)
+
+
+class _Uncached(Exception):
+    """An argument whose values an operation may depend on."""
+
+
+class _Shape(NamedTuple):
+    size: Tuple[int, ...]
+    stride: Tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> torch.Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device='meta')
+
+
+def _key(x: Any) -> Any:
+    """What an operation on meta tensors can depend on."""
+    if isinstance(x, torch.Tensor):
+        if not x.is_meta:
+            raise _Uncached
+        return x.shape, x.stride(), x.dtype
+    if isinstance(x, (list, tuple)):
+        return tuple([_key(element) for element in x])
+    return type(x), x
+
+
+def _makes_new_tensors(func: Callable) -> bool:
+    returns = func._schema.returns
+    return len(returns) > 0 and all(r.alias_info is None and str(r.type) == 'Tensor' for r in returns)
+
+
+def _overwrites_first(func: Callable) -> bool:
+    alias = func._schema.arguments[0].alias_info if func._schema.arguments else None
+    return (len(func._schema.returns) == 1 and alias is not None and alias.is_write
+            and torch.Tag.inplace_view not in func.tags)
+
+
+class RememberShapes(TorchDispatchMode):
+    """Ask torch once what shape an operation on meta tensors gives, and remember the answer.
+
+    Torch works it out in Python, several times slower than a look into a dictionary, and networks repeat themselves.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._answers: Dict[Any, Any] = {}
+        self._kinds: Dict[Callable, Optional[str]] = {}  # 'new', 'in place', None for views and the like
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in self._kinds:
+            self._kinds[func] = 'new' if _makes_new_tensors(func) else 'in place' if _overwrites_first(func) else None
+        kind = self._kinds[func]
+        if kind is None:
+            return func(*args, **kwargs)
+        try:
+            key = (func, _key(args), tuple([(name, _key(value)) for name, value in kwargs.items()]))
+            answer = self._answers.get(key)
+        except (_Uncached, TypeError):  # values, or an argument that cannot be a key
+            return func(*args, **kwargs)
+        if answer is None:
+            result = func(*args, **kwargs)
+            leaves = [result] if isinstance(result, torch.Tensor) else list(result)
+            if all(x is None or x.is_meta for x in leaves):
+                shapes = [None if x is None else _Shape(tuple(x.shape), x.stride(), x.dtype) for x in leaves]
+                self._answers[key] = shapes if leaves[0] is not result else shapes[0]
+            return result
+        if kind == 'in place':
+            return args[0]
+        if isinstance(answer, _Shape):
+            return answer.empty()
+        return tuple([shape and shape.empty() for shape in answer])
+
+
+class Materialize(TorchDispatchMode):
+    """Where real and meta tensors meet in an operation, put random values in place of the meta ones.
+
+    Random matrices let every dependence through that the architecture has, which is all that is asked of them.
+    """
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self.generator = generator
+        self.attention = _MaterializeAttention(self)
+
+    def __enter__(self):
+        self.attention.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.attention.__exit__(*error)
+
+    def _real(self, x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or x.device.type != 'meta':
+            return x
+        if not x.is_floating_point():
+            return torch.zeros(x.shape, dtype=x.dtype)
+        return random_tensor(x.shape, self.generator).mul_(0.1).to(x.dtype)
+
+    def materialize(self, args: Tuple, kwargs: Dict[str, Any]) -> Tuple[Tuple, Dict[str, Any]]:
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        if any(x.device.type == 'meta' for x in tensors) and any(x.ndim and x.device.type != 'meta' for x in tensors):
+            args, kwargs = tree_map(self._real, (args, kwargs))
+        return args, kwargs
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        args, kwargs = self.materialize(args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+class _MaterializeAttention(TorchFunctionMode):
+    """Scaled dot-product attention compares devices before it dispatches (a pooling head's learned query)."""
+
+    def __init__(self, outer: Materialize):
+        super().__init__()
+        self.outer = outer
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = self.outer.materialize(args, kwargs)
+        return func(*args, **kwargs)

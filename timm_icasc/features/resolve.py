@@ -1,0 +1,255 @@
+"""Which two features of a model ICASC looks at.
+
+The *last* layer is the deepest feature on the path to the logits whose spatial gradient is not zero. The *inner*
+layer is the deepest feature at (about) twice its resolution, the end of the penultimate stage; isotropic models, whose
+features share one resolution, use the feature at 3/4 of their depth.
+"""
+import math
+import weakref
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+
+from ..errors import LayerResolutionError
+from .layout import FeatureLayer, ICASCLayers
+from .module_state import is_checkpointing, unwrap_model
+from .probe import Probe
+
+__all__ = ['inspect_layers', 'resolve_layers']
+
+# The depth rule of isotropic models, as a fraction of the feature list.
+ISOTROPIC_INNER_DEPTH = 0.75
+
+# Strides are powers of two, but odd input sizes round the grids: 1.75 to 2.12 is what models show.
+MIN_INNER_RATIO = 1.5
+
+DEFAULT_INPUT_SIZE = (3, 224, 224)
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+def _is_finer(layer: FeatureLayer, last: FeatureLayer) -> bool:
+    return math.prod(layer.grid) >= MIN_INNER_RATIO ** 2 * math.prod(last.grid)
+
+
+class _Resolver:
+    """The rules, for one model as one probe saw it."""
+
+    def __init__(self, model: nn.Module, probe: Probe):
+        self.probe = probe
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.info = [dict(entry) for entry in getattr(model, 'feature_info', None) or ()]
+        self.prefix_tokens = getattr(model, 'num_prefix_tokens', 0)
+
+    def resolve(self) -> Optional[ICASCLayers]:
+        stages = self._stages()
+        if not stages:
+            return self._without_stages()
+        last = stages[-1]
+        if not self.probe.nonzero_share(last):
+            # The patch tokens of the last block get no gradient where the head reads the class token alone.
+            last = next(filter(self.probe.nonzero_share, self._before(last)), None)
+        inner = self._inner(stages, last) if last is not None else None
+        return ICASCLayers(inner, last) if inner is not None else None
+
+    def _without_stages(self) -> Optional[ICASCLayers]:
+        """The last feature that a block puts out, taken so far from inside its containers that stages show."""
+        blocks = list(self._ended_last())
+        ends = [f for f in blocks if f.grid == blocks[0].grid]
+        pairs = []
+        for last in ends:
+            finer = next((f for f in blocks if _is_finer(f, last) and self._is_stage_before(f, last)), None)
+            pairs += [ICASCLayers(finer, last)] if finer is not None else []
+        for inner, last in sorted(pairs, key=lambda pair: math.prod(pair.inner.grid)):
+            if self.probe.nonzero_share(last) and self.probe.is_reached(inner):
+                return ICASCLayers(inner, last)
+        last = next(filter(self.probe.nonzero_share, ends), None)
+        inner = self._at_depth(self._series(last), last) if last is not None else None
+        return ICASCLayers(inner, last) if inner is not None else None
+
+    def _readings(self, path: str, channels: Optional[int] = None) -> List[FeatureLayer]:
+        return [r for r in self.probe.readings(path, channels, self.prefix_tokens)
+                if self.probe.is_on_path(r)]
+
+    def _called_children(self, path: str) -> List[str]:
+        """The modules called directly inside `path`; ModuleLists and the like are looked through."""
+        children = []
+        for name, _ in self.modules[path].named_children():
+            child = f'{path}.{name}'
+            children += [child] if child in self.probe.calls else self._called_children(child)
+        return children
+
+    def _tails(self, path: str) -> List[str]:
+        """`path`, if it was called, then the child that ended last inside it, that one's child, and so on."""
+        children = self._called_children(path)
+        here = [path] if path in self.probe.calls else []
+        return here + (self._tails(max(children, key=lambda c: self.probe.calls[c].ended)) if children else [])
+
+    def _latest_first(self) -> List[str]:
+        return sorted(self.probe.calls, key=lambda path: self.probe.calls[path].ended, reverse=True)
+
+    def _stages(self) -> List[FeatureLayer]:
+        """The features that `feature_info` describes, in its order; empty if it fails to describe the last one."""
+        features: List[Optional[FeatureLayer]] = []
+        for entry in self.info:
+            path = entry.get('module')
+            if isinstance(self.modules.get(path), POOLS):
+                continue  # a bare pool (VGG) repeats the layer before it: the two maps would be one
+            # A container whose children the model calls one by one is never called itself: its last block stands in.
+            inside = [p for p in self._latest_first() if f'{p}.'.startswith(f'{path}.')]
+            readings = [r for p in inside for r in self.probe.readings(p, entry.get('num_chs'), self.prefix_tokens)]
+            # What is off the path (the patches of a head that reads the class token) still says where to step back.
+            features.append(min(readings, default=None, key=lambda r: (
+                math.prod(r.grid) == 1, self._scale_mismatch(r, entry), not self.probe.is_on_path(r))))
+        if not features or features[-1] is None:
+            return []
+        # A single point is no map: small images leave the last stages of common networks without a grid.
+        return [f for f in features if f is not None and math.prod(f.grid) > 1]
+
+    def _scale_mismatch(self, layer: FeatureLayer, entry: Dict[str, Any]) -> float:
+        """Octaves between the layer's grid and the resolution that `feature_info` tells; for several outputs."""
+        expected = math.prod(self.probe.image_size) / entry.get('reduction', 1) ** 2
+        return round(abs(math.log2(math.prod(layer.grid) / expected)))
+
+    def _ended_last(self) -> Iterator[FeatureLayer]:
+        """Every feature that a block (a module with children) puts out, the deepest first."""
+        for path in self._latest_first():
+            if any(self.modules[path].children()):
+                yield from (reading for reading in self._readings(path) if math.prod(reading.grid) > 1)
+
+    def _series(self, layer: FeatureLayer) -> List[FeatureLayer]:
+        """The blocks of one kind, one after the other, that end in `layer` (itself last): a stage, seen from inside."""
+        for path in self._tails(layer.path):
+            parent, ended = path.rpartition('.')[0], self.probe.calls[path].ended
+            kin = [p for p, call in self.probe.calls.items() if p.rpartition('.')[0] == parent and call.ended <= ended
+                   and type(self.modules[p]) is type(self.modules[path])]
+            series = [r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._readings(p)
+                      if (r.grid, r.leaf, r.channels) == (layer.grid, layer.leaf, layer.channels)]
+            if len(series) > 1:
+                return series
+        return []
+
+    def _before(self, last: FeatureLayer) -> Iterator[FeatureLayer]:
+        """Features to step back to from `last`, at its resolution, the nearest first."""
+        yield from self._series(last)[-2::-1]
+        yield from (f for f in self._ended_last() if self._precedes(f, last) and f.grid == last.grid)
+
+    def _precedes(self, layer: FeatureLayer, other: FeatureLayer) -> bool:
+        return self.probe.calls[layer.path].ended < self.probe.calls[other.path].began
+
+    def _is_stage_before(self, layer: FeatureLayer, last: FeatureLayer) -> bool:
+        """Whether `layer` precedes `last`, and is no branch inside a block that does."""
+        parents = [layer.path[:i] for i, letter in enumerate(layer.path) if letter == '.']
+        began = self.probe.calls[last.path].began
+        return self._precedes(layer, last) and not any(
+            parent in self.probe.calls and self.probe.calls[parent].ended < began for parent in parents)
+
+    def _inner(self, stages: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
+        for feature in (f for f in stages[::-1] if _is_finer(f, last)):
+            for earlier in (feature, *self._series(feature)[::-1]):
+                if self._precedes(earlier, last) and self.probe.is_reached(earlier):
+                    return earlier
+        return self._at_depth(stages if len(stages) > 1 else self._series(last), last)
+
+    def _at_depth(self, series: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
+        """The inner layer of an isotropic model, whose features are `series`."""
+        depth = math.ceil(ISOTROPIC_INNER_DEPTH * len(series)) - 1
+        # By the end, not by the beginning: a container that ends in `last` has the whole series inside.
+        earlier = [f for f in series[:depth + 1] if self.probe.calls[f.path].ended < self.probe.calls[last.path].ended]
+        return next(filter(self.probe.is_reached, earlier[::-1]), None)
+
+
+@torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
+def inspect_layers(model: nn.Module, input_size: Tuple[int, int, int]) -> Tuple[ICASCLayers, float]:
+    """The layers that the rules give, and the share of the last one's grid that the class scores depend on."""
+    probe = Probe(model, input_size)
+    layers = _Resolver(model, probe).resolve()
+    if layers is None:
+        raise LayerResolutionError(
+            f'{type(model).__name__} has no two features with a spatial gradient from the logits; name both '
+            f"yourself: layers=('INNER_MODULE_PATH', 'LAST_MODULE_PATH'), --icasc-layers INNER LAST.")
+    return layers, probe.nonzero_share(layers.last)
+
+
+@torch.inference_mode(False)
+def _resolve_explicit(
+        model: nn.Module,
+        paths: Sequence[str],
+        input_size: Tuple[int, int, int],
+) -> ICASCLayers:
+    if not (isinstance(paths, (list, tuple)) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
+        raise LayerResolutionError(f'layers must be two module paths, (inner, last), got {paths!r}.')
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path in paths:
+        if path not in modules or not path:
+            siblings = [name for name in modules if name.count('.') == path.count('.') and name]
+            raise LayerResolutionError(
+                f"{type(model).__name__} has no layer '{path}'; modules at that depth: {', '.join(siblings[:12])}"
+                f"{', ...' if len(siblings) > 12 else ''}.")
+    first_name = {module: path for path, module in model.named_modules()}  # a module may have several
+    paths = [first_name[modules[path]] for path in paths]
+    probe = Probe(model, input_size)
+    calls = [probe.calls.get(path) for path in paths]
+    if paths[0] == paths[1] or (None not in calls and calls[0].ended > calls[1].ended):
+        raise LayerResolutionError(f"layers are (inner, last): '{paths[0]}' must come before '{paths[1]}'.")
+    layers = []
+    for path, call in zip(paths, calls, strict=True):
+        readings = probe.readings(path, prefix_tokens=getattr(model, 'num_prefix_tokens', 0)) if call else []
+        layer = next(filter(probe.is_on_path, readings), None)
+        if layer is None:
+            raise LayerResolutionError(
+                f"Layer '{path}' of {type(model).__name__} has no spatial feature on the path to the logits: its "
+                f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K].')
+        if not probe.nonzero_share(layer):
+            raise LayerResolutionError(
+                f"The logits of {type(model).__name__} have no gradient on the grid of layer '{path}', so every map "
+                f'would be zero (a class-token head?); name an earlier module.')
+        layers.append(layer)
+    return ICASCLayers(*layers)
+
+
+_cache: 'weakref.WeakKeyDictionary[nn.Module, Dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
+
+
+def resolve_layers(
+        model: nn.Module,
+        layers: Optional[Sequence[str]] = None,
+        input_size: Optional[Tuple[int, int, int]] = None,
+) -> ICASCLayers:
+    """Find the inner and the last feature layer of a classifier (section 3 of the paper).
+
+    Runs the model once on two random images, forward and backward, in evaluation mode; parameters, buffers, training
+    flags and the global random state stay as they are. The answer is cached per model (its modules and pooling
+    as they are), choice of layers, input size and state of gradient checkpointing.
+
+    Args:
+        model: Classifier `[B, C, H, W] -> [B, num_classes]`; timm models carry the `feature_info` this reads.
+        layers: Module paths (inner, last) to use instead, for any `nn.Module`.
+        input_size: Channels, height, width of the images; the model's pretrained_cfg when None, else 3 x 224 x 224.
+
+    Returns:
+        The layers `.inner` and `.last`: module path, layout, channels, grid.
+
+    Raises:
+        LayerResolutionError: A path does not exist, or no spatial feature is on the path to the logits.
+    """
+    if not isinstance(model, nn.Module):
+        raise LayerResolutionError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
+    model = unwrap_model(model)
+    if input_size is None:
+        input_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', DEFAULT_INPUT_SIZE)
+        input_size = (getattr(model, 'in_chans', input_size[0]), *input_size[1:])
+    if not (isinstance(input_size, (list, tuple)) and len(input_size) == 3):
+        raise LayerResolutionError(f'input_size must be (channels, height, width), got {input_size!r}.')
+    # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
+    # or another pooling changes which tokens the logits see.
+    state = (is_checkpointing(model), str(getattr(model, 'global_pool', None)), tuple(map(id, model.modules())))
+    key = (str(layers), tuple(input_size), hash(state))
+    resolved = _cache.setdefault(model, {})
+    if key not in resolved:
+        if layers is not None:
+            resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
+        else:
+            resolved[key] = inspect_layers(model, tuple(input_size))[0]
+    return resolved[key]

@@ -1,0 +1,73 @@
+"""Tap features during one forward pass, on the path to the logits.
+
+Nothing outlives the context: no hook, no changed module, no global setting.
+"""
+from contextlib import ExitStack, contextmanager
+from typing import Dict, Iterator, Optional, Sequence
+
+import torch
+import torch.nn as nn
+from torch.overrides import TorchFunctionMode
+
+from ..double_backward.mode import TwiceDifferentiable
+from .layout import FeatureLayer
+from .module_state import is_checkpointing, unwrap_model
+
+__all__ = ['capture_features']
+
+
+@contextmanager
+def capture_features(
+        model: nn.Module,
+        layers: Sequence[FeatureLayer],
+        order: int = 2,
+        leaves: bool = False,
+        tail_mode: Optional[TorchFunctionMode] = None,
+        first_feature: Optional[torch.Tensor] = None,
+) -> Iterator[Dict[str, torch.Tensor]]:
+    """Capture the outputs of `layers` in the forward pass that runs inside the context.
+
+    Args:
+        model: The model that will be called; wrappers (DistributedDataParallel) are looked through.
+        layers: Layers to tap, from `resolve_layers`.
+        order: 2 makes what follows the first tap twice differentiable; with 1 the forward pass is untouched.
+        leaves: Build no graph before the first tap, whose output becomes a leaf: gradients then stop there. For maps
+            at inference; the features carry no gradient to the parameters before the tap.
+        tail_mode: Entered behind the first tap.
+        first_feature: Taken in place of the first tap's output: the tail runs on it, with its graph. No graph is built
+            before that tap.
+
+    Yields:
+        Dictionary from module path to feature, in the layer's own layout, filled by the forward pass.
+    """
+    model = unwrap_model(model)
+    features: Dict[str, torch.Tensor] = {}
+    with ExitStack() as stack:
+        def tap(layer: FeatureLayer):
+            def hook(module, args, output):
+                feature = layer.get(output)
+                if not features:
+                    torch.set_grad_enabled(True)
+                    if order == 2:
+                        stack.enter_context(TwiceDifferentiable(is_checkpointing(model)))
+                    if tail_mode is not None:
+                        stack.enter_context(tail_mode)
+                    if first_feature is not None:
+                        feature = first_feature
+                handed_on = feature
+                if not feature.requires_grad:
+                    # A frozen or unrecorded trunk: the graph starts here. A leaf must not be overwritten in place.
+                    feature = feature.detach().requires_grad_()
+                    handed_on = feature.clone()
+                elif layer.modified_in_place:
+                    handed_on = feature.clone()
+                features[layer.path] = feature
+                return layer.replace(output, handed_on)
+            return hook
+
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(not leaves and first_feature is None))
+        for layer in layers:
+            handle = model.get_submodule(layer.path).register_forward_hook(tap(layer))
+            stack.callback(handle.remove)
+        yield features

@@ -1,0 +1,146 @@
+"""One HTML file to browse many images: every picture is inside it, nothing is loaded from elsewhere."""
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import List, Sequence
+
+import numpy as np
+from PIL import Image
+
+from ..data import image_name
+from ..evaluation.checkpoint import Checkpoint
+from .canvas import FRAME, grey, overlay
+from .views import ClassView, colors_of, load_items, truth_of, view_classes
+
+__all__ = ['browsing_page']
+
+THUMBNAIL = 128  # pixels of the longer side
+
+QUALITY = 70
+
+STYLE = '''
+body { font: 14px/1.4 system-ui, sans-serif; margin: 1rem; color: #111; background: #fff; }
+header { position: sticky; top: 0; background: #fff; padding: .4rem 0; border-bottom: 1px solid #ccc; }
+header label { margin-right: 1rem; }
+section { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: .7rem 0; border-bottom: 1px solid #eee; }
+h2 { font-size: 1em; margin: 0 0 .2rem; font-weight: 600; }
+figure { display: inline-block; margin: 0 .35rem 0 0; width: 134px; vertical-align: top; font-size: 12px; }
+figure img { width: 128px; display: block; border: 3px solid transparent; }
+img.scale { vertical-align: middle; }
+figure.truth img { border-color: FRAME; }
+figure.first figcaption { font-weight: 600; }
+figcaption { overflow-wrap: anywhere; }
+'''.replace('FRAME', FRAME)
+
+SCRIPT = '''
+const rows = [...document.querySelectorAll('section')], pick = id => document.getElementById(id);
+function show() {
+  const wanted = pick('class').value, kind = pick('kind').value, text = pick('text').value.toLowerCase();
+  let count = 0;
+  for (const row of rows) {
+    const correct = JSON.parse(row.dataset.correct);
+    const fits = (!wanted || JSON.parse(row.dataset.classes).includes(wanted))
+      && (kind === 'all' || kind === 'wrong' && correct.includes(false)
+          || kind === 'differ' && correct.includes(false) && correct.includes(true))
+      && row.dataset.name.toLowerCase().includes(text);
+    row.hidden = !fits;
+    row.style.display = fits ? '' : 'none';
+    count += fits;
+  }
+  pick('count').textContent = `${count} of ${rows.length} images`;
+}
+for (const id of ['class', 'kind', 'text']) pick(id).addEventListener('input', show);
+show();
+'''
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """An image `[h, w, 3]` in [0, 1] as a data address."""
+    image = Image.fromarray(np.rint(255 * pixels).astype(np.uint8))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, 'WEBP', quality=QUALITY)
+    return f'data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def _figure(picture: str, caption: Sequence[str], classes: Sequence[str] = ()) -> str:
+    lines = '<br>'.join(html.escape(line) for line in caption)
+    return (f'<figure class="{" ".join(classes)}"><img alt="{html.escape(", ".join(caption), quote=True)}" '
+            f'loading="lazy" src="{picture}"><figcaption>{lines}</figcaption></figure>')
+
+
+def _class_figure(view: ClassView, gray: np.ndarray) -> str:
+    mark = '\u2717 ' if view.rank == 1 and not view.truth else ''
+    caption = [f'{mark}{view.name}', f'{view.probability:.1%}, #{view.rank}']
+    if not view.heat.any():
+        caption.append('map is zero')
+    elif view.overlap is not None and view.overlap == view.overlap:
+        caption.append(f'overlap {view.overlap:.2f}')
+    classes = ['truth'] * view.truth + ['first'] * (view.rank == 1)
+    return _figure(_picture(overlay(gray, view.heat)), caption, classes)
+
+
+def browsing_page(
+        checkpoints: Sequence[Checkpoint],
+        indices: Sequence[int],
+        path: Path,
+        topk: int = 3,
+        method: str = 'ach',
+        layer: str = 'last',
+        batch_size: int = 16,
+) -> Path:
+    """Write the page: each image with the maps of its highest-scoring classes, to filter by class, error and name.
+
+    Args:
+        checkpoints: Models side by side, on the same data set.
+        indices: Positions of the images in the data set.
+        path: File to write, .html.
+        topk: Classes of each image; a ground truth below them takes the last place.
+        method: 'ach', 'grad_cam' or 'grad_cam_plus_plus'.
+        layer: 'inner' or 'last'.
+        batch_size: Images at a time.
+    """
+    if path.suffix.lower() not in ('.html', '.htm'):
+        raise ValueError(f"path must end in .html, got '{path}'.")
+    sections: List[str] = []
+    first = checkpoints[0]
+    seen = set()
+    for start in range(0, len(indices), batch_size):
+        batch = list(indices[start:start + batch_size])
+        images, targets = load_items(first, batch)
+        colors = colors_of(first, images)
+        greys = [grey(colors_of(c, load_items(c, batch)[0])) for c in checkpoints]
+        views = [view_classes(c, batch, topk, method, layer) for c in checkpoints]
+        for row, index in enumerate(batch):
+            names = [first.class_name(c) for c in truth_of(targets[row])]
+            seen.update(names)
+            name = image_name(first.dataset, index)
+            correct = [v[row][0].truth if v[row][0].rank == 1 else False for v in views]
+            parts = [f'<div><h2>{html.escape(", ".join(names))}</h2>{_figure(_picture(colors[row]), [name])}</div>']
+            for checkpoint, gray, v in zip(checkpoints, greys, views, strict=True):
+                figures = ''.join(_class_figure(view, gray[row]) for view in v[row])
+                parts.append(f'<div><h2>{html.escape(checkpoint.label)}</h2>{figures}</div>')
+            sections.append(
+                f'<section data-name="{html.escape(name, quote=True)}" '
+                f'data-classes="{html.escape(json.dumps(names), quote=True)}" '
+                f'data-correct="{html.escape(json.dumps(correct), quote=True)}">{"".join(parts)}</section>')
+    options = ''.join(f'<option>{html.escape(name)}</option>' for name in sorted(seen))
+    scale = _picture(np.repeat(overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None]), 12, axis=0))
+    title = html.escape(' and '.join(c.label for c in checkpoints))
+    page = f'''<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Attention of {title}</title><style>{STYLE}</style></head><body>
+<header><label>Class <select id="class"><option value="">all</option>{options}</select></label>
+<label>Images <select id="kind"><option value="all">all</option><option value="wrong">wrong for a model</option>
+<option value="differ">right for one model, wrong for another</option></select></label>
+<label>Name <input id="text"></label><span id="count"></span></header>
+<p>{title}: attention ({html.escape(method)}, {html.escape(layer)} layer) of the {topk} highest-scoring classes, each
+map from 0 <img class="scale" alt="grey, blue, green, yellow" src="{scale}"> to its own maximum. Red frame: ground
+truth. \u2717: the highest-scoring class is not in the image. #: rank of its score. Overlap: histogram intersection with
+the nearest map of the ground truth, 0 to 1.</p>
+{"".join(sections)}<script>{SCRIPT}</script></body></html>
+'''
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding='utf-8')
+    return path

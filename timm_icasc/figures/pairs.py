@@ -1,0 +1,214 @@
+"""Figures of attention maps: what a model looks at for the true class and for the one it confuses it with.
+
+Shapes: `N` images, `C` classes, `H W` grid of a layer, `h w` image size.
+"""
+from dataclasses import replace
+from pathlib import Path
+from typing import Dict, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from ..features.module_state import evaluation_mode
+from ..features.resolve import resolve_layers
+from ..losses import attention_overlap
+from ..objective.config import ICASCConfig
+from ..objective.forward import ICASCOutput, icasc_forward
+from .canvas import (
+    CELL,
+    DESCENT,
+    LAYER_GAP,
+    LINE,
+    MARGIN,
+    MODEL_GAP,
+    PAIR_GAP,
+    ROW_GAP,
+    SMALL_LINE,
+    SMALL_TEXT,
+    Page,
+    check_format,
+    displayed,
+    grey,
+    overlay,
+    to_size,
+)
+
+__all__ = ['attention_figure']
+
+WHICH = ('target', 'confused')
+
+PLACES = {'last': 'Last layer', 'inner': 'Inner layer'}
+
+CAPTION = (
+    "Attention, 0 to the pair's maximum: a layer's two maps share one scale.",
+    'Red frame: ground truth; beside it the most confusing class, with their softmax probabilities.',
+    'Bold: predicted class, \u2717 if wrong. Overlap: histogram intersection of the two maps, 0 to 1.',
+)
+
+MULTILABEL_CAPTION = (
+    CAPTION[0],
+    'Red frame: all present classes; beside it the absent class of highest score. Sigmoid probabilities.',
+    'Bold: a probability of at least 50%, \u2717 if wrong. Overlap: histogram intersection, 0 to 1.',
+)
+
+
+def _run(
+        model: nn.Module,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        config: ICASCConfig,
+        layers: Optional[Sequence[str]],
+        multilabel: bool,
+) -> ICASCOutput:
+    """The four maps of every image in evaluation mode; each module's training flag is restored."""
+    # The images follow the model to its device and precision.
+    images = images.to(next(model.parameters()))
+    with evaluation_mode(model):
+        resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
+        return icasc_forward(model, images, targets.to(images.device), resolved, config, leaves=True,
+                             multilabel=multilabel)
+
+
+def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: Tuple[int, int]) -> np.ndarray:
+    """Two maps `[N, H, W]` at image size, divided by the larger of their maxima: `[2, N, h, w]` in [0, 1]."""
+    pair = to_size(torch.stack([target_map, confused_map]), size)
+    maximum = pair.amax((0, 2, 3))[:, None, None]
+    return (pair / torch.where(maximum > 0, maximum, 1)).numpy()
+
+
+def _check(
+        models: Dict[str, nn.Module],
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        class_names: Optional[Sequence[str]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        path: Path,
+) -> None:
+    if not models:
+        raise ValueError('models is empty: give at least one, {label: model}.')
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        raise ValueError(
+            f'images must be [N, channels, height, width] with N >= 1 and 1 or 3 channels, got {tuple(images.shape)}.')
+    multilabel = targets.ndim == 2 and targets.is_floating_point()
+    if not multilabel and (targets.ndim != 1 or targets.is_floating_point()) or len(targets) != len(images):
+        raise ValueError(
+            f'targets must be {len(images)} class indices, one per image, or floating point [{len(images)}, C] for '
+            f'multi-label images, got {targets.dtype} {tuple(targets.shape)}.')
+    if len(mean) != images.shape[1] or len(std) != images.shape[1]:
+        raise ValueError(
+            f'mean and std must have {images.shape[1]} values, one for each channel, got {len(mean)} and {len(std)}.')
+    if class_names is not None and not multilabel and not 0 <= targets.min() <= targets.max() < len(class_names):
+        raise ValueError(f'targets must lie in 0 to {len(class_names) - 1}, the classes named, got {targets.tolist()}.')
+    check_format(path)
+
+
+def attention_figure(
+        models: Dict[str, nn.Module],
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        class_names: Optional[Sequence[str]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        path: Union[str, Path],
+        config: Optional[ICASCConfig] = None,
+        layers: Optional[Sequence[str]] = None,
+) -> Path:
+    """Draw the attention of one or more models for the true and for the most confusing class of each image.
+
+    One row per image: the image, then for each model the two maps at the last layer and the two at the inner layer,
+    over the grey image. The ground truth's map has a thick red frame. The two maps of a layer share one colour scale,
+    from 0 to the larger of their maxima, so that a weak map looks weak beside a strong one; a map that is zero
+    everywhere leaves the grey image. Above each map stand its class and softmax probability: bold is the predicted
+    class, a cross marks it where it is wrong. Below each pair stands their overlap (`losses.attention_overlap`).
+
+    Args:
+        models: Classifiers by the label that heads their columns. Each is run in evaluation mode, on its own device;
+            its training flags are restored.
+        images: `[N, 3, height, width]` or `[N, 1, height, width]`, normalised as the models expect.
+        targets: Class indices `[N]`, or multi-label targets `[N, C]` in {1, 0, -1} (`MultiLabelICASCTask`): there the
+            target's map is that of all present classes together.
+        class_names: Names of all `C` classes; None prints the indices.
+        mean: Mean of each channel in the normalisation, which is undone for display.
+        std: Standard deviation of each channel in the normalisation.
+        path: File to write, .png, .pdf or .svg; its folder is created.
+        config: Attention method; the weights of the terms do not matter.
+        layers: Module paths (inner, last) for all models instead of the automatic choice.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: No model or image, wrong shapes or lengths, a file type that is not among the three.
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    _check(models, images, targets, class_names, mean, std, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = replace(config or ICASCConfig(), weight_as_inner=1., weight_as_last=1., weight_ac=1.)
+    multilabel = targets.ndim == 2
+    outputs = {label: _run(model, images, targets, config, layers, multilabel) for label, model in models.items()}
+    for label, output in outputs.items():
+        if class_names is not None and len(class_names) != output.logits.shape[1]:
+            raise ValueError(
+                f"class_names has {len(class_names)} names, but model '{label}' has {output.logits.shape[1]} classes.")
+    names = class_names if class_names is not None else range(max(o.logits.shape[1] for o in outputs.values()))
+    size = tuple(images.shape[-2:])
+    colors = displayed(images, mean, std)
+    greys = grey(colors)
+
+    cell_height = max(1, round(CELL * size[0] / size[1]))
+    pair_width = 2 * CELL + PAIR_GAP
+    model_width = 2 * pair_width + LAYER_GAP
+    row_height = 2 * LINE + cell_height + SMALL_LINE + ROW_GAP
+    header_lines = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE]
+    first_top = header_lines[-1] + 2 * ROW_GAP + 2 * LINE
+    tops = [first_top + row * row_height for row in range(len(images))]
+    bottom = tops[-1] + cell_height + SMALL_LINE + ROW_GAP
+    width = 2 * MARGIN + CELL + len(models) * (MODEL_GAP + model_width)
+    caption = MULTILABEL_CAPTION if multilabel else CAPTION
+    page = Page(width, bottom + len(caption) * SMALL_LINE + MARGIN)
+    # The classes that a map stands for: one, or all that are present.
+    present = [t.eq(1).nonzero()[:, 0].tolist() for t in targets] if multilabel else [[t] for t in targets.tolist()]
+
+    page.text('image', MARGIN + CELL / 2, header_lines[2], CELL, style='italic')
+    for row, top in enumerate(tops):
+        page.text(', '.join(str(names[c]) for c in present[row]), MARGIN + CELL / 2, top - DESCENT, CELL)
+        page.image(colors[row], MARGIN, top, CELL, cell_height)
+
+    for column, (label, output) in enumerate(outputs.items()):
+        model_left = MARGIN + CELL + MODEL_GAP + column * (model_width + MODEL_GAP)
+        page.text(label, model_left + model_width / 2, header_lines[0], model_width, weight='bold')
+        page.axes.plot([model_left, model_left + model_width], [MARGIN + LINE] * 2, color='black', linewidth=0.8)
+        logits = output.logits.float().cpu()
+        probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
+        predicted = probabilities >= 0.5 if multilabel else probabilities == probabilities.amax(1, keepdim=True)
+        chosen = [present, [[c] for c in output.classes.confused.argmax(1).tolist()]]
+        for place, title in PLACES.items():
+            pair_left = model_left + (pair_width + LAYER_GAP if place == 'inner' else 0)
+            pair_center = pair_left + pair_width / 2
+            page.text(title, pair_center, header_lines[1], pair_width)
+            maps = [output.maps[f'{which}_{place}'] for which in WHICH]
+            heats = _shared_scale(*maps, size)
+            for top, overlap in zip(tops, attention_overlap(*maps).tolist(), strict=True):
+                text = 'no overlap: a map is zero' if overlap != overlap else f'overlap {overlap:.2f}'
+                page.text(text, pair_center, top + cell_height + SMALL_LINE - 2, pair_width, size=SMALL_TEXT)
+            for k, which in enumerate(WHICH):
+                left = pair_left + k * (CELL + PAIR_GAP)
+                center = left + CELL / 2
+                page.text(which, center, header_lines[2], CELL, style='italic')
+                for row, (top, classes) in enumerate(zip(tops, chosen[k], strict=True)):
+                    hit = bool(predicted[row, classes].any())
+                    weight = 'bold' if hit else 'normal'
+                    mark = '\u2717 ' if hit and which == 'confused' else ''
+                    title = mark + ', '.join(str(names[c]) for c in classes)
+                    values = ', '.join(f'{probabilities[row, c]:.{0 if multilabel else 1}%}' for c in classes)
+                    page.text(title, center, top - LINE - DESCENT, CELL, weight=weight)
+                    page.text(values, center, top - DESCENT, CELL, weight=weight)
+                    page.image(overlay(greys[row], heats[k, row]), left, top, CELL, cell_height)
+                    if which == 'target':
+                        page.frame(left, top, CELL, cell_height)
+
+    page.caption(caption, bottom, width)
+    return page.save(path)

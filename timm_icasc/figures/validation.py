@@ -1,0 +1,33 @@
+"""The figure that a training run leaves: maps of a few validation images, by each of its models."""
+from pathlib import Path
+from typing import Any, Dict
+
+from timm.data import create_loader
+
+from ..data import evenly_spaced
+from ..training.job import icasc_config
+from .pairs import attention_figure
+
+__all__ = ['validation_figure']
+
+IMAGES = 6
+
+
+def validation_figure(runs: Dict[str, Dict[str, Any]], path: Path) -> Path:
+    """Draw the attention maps of the true and of the most confusing class.
+
+    Args:
+        runs: Label of each run -> its 'model' and 'job', the validation images of which are drawn.
+        path: File to write, see `attention_figure`.
+    """
+    job = next(iter(runs.values()))['job']
+    config = job.data_config
+    loader = create_loader(
+        evenly_spaced(job.val_set, IMAGES), config['input_size'], IMAGES, mean=config['mean'], std=config['std'],
+        num_workers=0, device=job.device)
+    images, targets = next(iter(loader))
+    # A head may have more outputs than the data set has classes.
+    names = job.names and job.names + [str(i) for i in range(len(job.names), job.args.num_classes)]
+    return attention_figure(
+        {label: run['model'] for label, run in runs.items()}, images, targets, names, config['mean'], config['std'],
+        path, config=icasc_config(job.args), layers=job.args.icasc_layers)

@@ -1,0 +1,148 @@
+"""Weight tags: `timm.create_model('ARCHITECTURE.TAG', pretrained=True)` for the models of hub_cards/.
+
+A model whose folder holds its weights is loaded from there; one that is published is fetched at its pinned commit.
+Either way its sha256 is compared first, and what goes wrong is said as `repo@revision: cause; remedy`. To that end the
+architecture's entry point in timm's registry is wrapped; every other tag, and every other call, goes through unchanged.
+"""
+import dataclasses
+import functools
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import timm
+from timm.models import register_model
+
+__all__ = [
+    'CARDS', 'TAGGED', 'TEMPLATE', 'Tagged', 'find_cards', 'find_tags', 'record_path',
+    'register_tags',
+]
+
+TEMPLATE = 'card.md.j2'
+
+MARK = '_timm_icasc_original'
+
+
+def find_cards(package: Path) -> Path:
+    """The folder hub_cards: inside the package, or, in a checkout that came without symbolic links, beside it."""
+    inside = package / 'hub_cards'
+    return next((path for path in (inside, package.parent / 'hub_cards') if (path / TEMPLATE).is_file()), inside)
+
+
+CARDS = find_cards(Path(__file__).parent.parent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged:
+    """One set of weights.
+
+    Attributes:
+        name: 'ARCHITECTURE.TAG'.
+        sha256: Of model.safetensors.
+        config: Entries of timm's `PretrainedCfg`, sources left out.
+        shipped: Folder that holds the weights, or None.
+        hub: 'repo_id' and 'revision' (a commit) where they are published, or None.
+    """
+    name: str
+    sha256: str
+    config: Dict[str, Any]
+    shipped: Optional[Path] = None
+    hub: Optional[Dict[str, str]] = None
+
+    def folder(self, cache_dir: Optional[Path] = None) -> Tuple[Path, str]:
+        """Folder with the verified weights, and the name of the source; fetched where they are not shipped.
+
+        Raises:
+            HubError: As of `download.fetch`.
+        """
+        from .download import fetch
+        from .model_folder import WEIGHTS, file_sha256
+        if self.shipped is None:
+            fetched = fetch(self.hub['repo_id'], self.hub['revision'], self.sha256, cache_dir)
+            return fetched.folder, fetched.where
+        if file_sha256(self.shipped / WEIGHTS) != self.sha256:
+            from ..errors import HubError
+            raise HubError(f"{self.name}: '{self.shipped / WEIGHTS}' is damaged (its sha256 is not that of its "
+                           f'config.json); install timm_icasc again.')
+        return self.shipped, self.name
+
+    def pretrained_cfg(self) -> Any:
+        """As timm's registry takes it."""
+        kind = type(timm.get_pretrained_cfg('resnet18'))
+        known = {field.name for field in dataclasses.fields(kind)}
+        entries = {name: tuple(value) if isinstance(value, list) else value for name, value in self.config.items()}
+        source = {'file': str(self.shipped / 'model.safetensors')} if self.shipped is not None else \
+            {'hf_hub_id': f"{self.hub['repo_id']}@{self.hub['revision']}", 'hf_hub_filename': 'model.safetensors'}
+        return kind(**{name: value for name, value in entries.items() if name in known and 'hub' not in name}, **source)
+
+
+TAGGED: Dict[str, Tagged] = {}
+
+
+def record_path(folder: Path) -> Path:
+    """The file that says where the model of a hub_cards/ folder is published, and at which commit."""
+    return folder.parent / f'{folder.name}.hub.json'
+
+
+def find_tags(cards: Path = CARDS) -> Dict[str, Tagged]:
+    """The models of a hub_cards folder that are shipped or published.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    if not cards.is_dir():
+        raise FileNotFoundError(f"no folder '{cards}'; install timm_icasc again, from a checkout with symbolic links")
+    found = {}
+    for path in sorted(cards.glob('*/config.json')):
+        folder, config = path.parent, json.loads(path.read_text(encoding='utf-8'))
+        record = record_path(folder)
+        hub = json.loads(record.read_text()) if record.is_file() else None
+        shipped = folder if (folder / 'model.safetensors').is_file() else None
+        if shipped is None and hub is None:
+            continue
+        entries = {**config['pretrained_cfg'], 'label_names': config.get('label_names')}
+        sha256 = config['timm_icasc']['sha256'] if shipped else hub['sha256']
+        found[folder.name] = Tagged(folder.name, sha256, entries, shipped, hub)
+    return found
+
+
+def _checked(original: Callable) -> Callable:
+    """The entry point of an architecture, with the weights of our tags verified before timm loads them."""
+    @functools.wraps(original)
+    def entrypoint(pretrained: bool = False, **kwargs):
+        tag, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
+        ours = TAGGED.get(f'{original.__name__}.{tag}') if isinstance(tag, str) else None
+        if pretrained and ours is not None and not {'file', 'url', 'state_dict', 'hf_hub_id'} & set(overlay):
+            folder, _ = ours.folder(kwargs.get('cache_dir'))
+            kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': str(folder / 'model.safetensors')}
+        return original(pretrained=pretrained, **kwargs)
+    setattr(entrypoint, MARK, original)
+    return entrypoint
+
+
+def _register(tagged: Tagged) -> None:
+    architecture, _, tag = tagged.name.partition('.')
+    current = timm.models.model_entrypoint(architecture)
+    original = getattr(current, MARK, current)
+    default_cfg = sys.modules[original.__module__].default_cfgs[architecture]
+    if tag not in default_cfg.tags:
+        default_cfg.tags.append(tag)  # last: the first tag is what `pretrained=True` means without a tag
+    default_cfg.cfgs[tag] = tagged.pretrained_cfg()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message=f'Overwriting {architecture} in registry')
+        register_model(_checked(original))
+
+
+def register_tags(tags: Optional[Dict[str, Tagged]] = None) -> None:
+    """Register weight tags with timm, again and again if need be; where timm has changed, warn and go without."""
+    try:
+        tags = find_tags() if tags is None else tags
+        TAGGED.update(tags)
+        for tagged in tags.values():
+            _register(tagged)
+    except Exception as e:  # timm's internals are no interface: whatever they have become, the import must go on
+        remedy = '; `timm-icasc pull TAG` gets their weights' if TAGGED else ''
+        warnings.warn(f'timm_icasc: its weight tags are not registered with timm {timm.__version__} '
+                      f'({type(e).__name__}: {e}){remedy}.', stacklevel=2)

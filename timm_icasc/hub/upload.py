@@ -1,0 +1,124 @@
+"""A folder of model files to the Hub: one commit, fetched back and compared, then tagged."""
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
+
+from ..errors import DamagedError, HubError
+from ..version import __version__
+from .download import PICKLES, fetch
+from .failures import check_reachable, explained, patience, repo_at
+from .model_folder import CONFIG, README, WEIGHTS, file_sha256
+
+__all__ = ['Published', 'publish', 'repo_name']
+
+ANSWER_SECONDS = 120  # joining the parts of a large file takes the Hub a while
+
+
+@dataclass
+class Published:
+    """What stands on the Hub now.
+
+    Attributes:
+        repo_id: 'OWNER/NAME'.
+        commit: The commit, 40 digits.
+        tag: Its tag.
+        sha256: Of model.safetensors.
+        pickles: Files in the repo, from before, that hold weights as a pickle.
+    """
+    repo_id: str
+    commit: str
+    tag: str
+    sha256: str
+    pickles: List[str]
+
+
+def repo_name(repo_id: str) -> str:
+    """'OWNER/NAME' with the token's owner put in where there is none; the token is found valid or refused.
+
+    Raises:
+        HubError: No repo name, no network, no token, or an invalid one.
+    """
+    where = repo_at(repo_id, None)
+    with explained(where):
+        validate_repo_id(repo_id)
+    check_reachable(where)
+    with explained(where), patience(ANSWER_SECONDS):
+        user = HfApi().whoami()['name']
+    return repo_id if '/' in repo_id else f'{user}/{repo_id}'
+
+
+def publish(files: Dict[str, Path], repo_id: str, private: bool = False) -> Published:
+    """Upload files in one commit on top of the commit seen at the start; check; tag.
+
+    What a killed attempt has uploaded is not sent again, and what the repo already holds makes no new commit; so the
+    same call is also the way to go on.
+
+    Args:
+        files: What to publish, by its name in the repo: config.json, model.safetensors and README.md among them;
+            checked already.
+        repo_id: 'OWNER/NAME'; created where it does not exist.
+        private: Whether a repo that is created is private.
+
+    Returns:
+        What has been published. The tag `verified-...` follows from the contents.
+
+    Raises:
+        HubError: Anything that the Hub or the network refuses; a commit by somebody else since the start; files that
+            come back different.
+    """
+    where = repo_at(repo_id, None)
+    missing = {CONFIG, WEIGHTS, README} - files.keys()
+    if missing:
+        raise HubError(f"{where}: there is no {', '.join(sorted(missing))} to publish.")
+    pickles = sorted(name for name in files if name.endswith(PICKLES))
+    if pickles:
+        raise HubError(f"'{files[pickles[0]]}' is a pickle; only {WEIGHTS} is published. Remove it.")
+    check_reachable(where)
+    api = HfApi(library_name='timm_icasc', library_version=__version__)
+    with explained(where), patience(ANSWER_SECONDS):
+        _validate(files[README], where)  # before anything is left on the Hub
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        before = api.model_info(repo_id)
+        if private and not before.private:
+            raise HubError(f'{where}: the repo is there, and public; make it private on its page, or leave --private '
+                           f'out.')
+        commit = api.create_commit(
+            repo_id, [CommitOperationAdd(name, files[name]) for name in sorted(files)], parent_commit=before.sha,
+            commit_message=f'Weights, configuration and card (timm_icasc {__version__})').oid
+    hashes = {name: file_sha256(path) for name, path in files.items()}
+    _compare(repo_id, commit, hashes)
+    tag = 'verified-' + hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:12]
+    with explained(repo_at(repo_id, commit)), patience(ANSWER_SECONDS):
+        api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
+    return Published(repo_id, commit, tag, hashes[WEIGHTS],
+                     [file.rfilename for file in before.siblings if file.rfilename.endswith(PICKLES)])
+
+
+def _validate(card: Path, where: str) -> None:
+    """Ask the Hub whether it takes the metadata of a card."""
+    response = get_session().post(  # `ModelCard.validate` asks huggingface.co, whatever HF_ENDPOINT says, before 2.2
+        f'{constants.ENDPOINT}/api/validate-yaml', headers={'Accept': 'text/plain'},
+        json={'repoType': 'model', 'content': card.read_text(encoding='utf-8')})
+    if response.status_code == 400:
+        raise HubError(f"{where}: the metadata of {README} are refused: {' '.join(response.text.split())}")
+    hf_raise_for_status(response)
+
+
+def _compare(repo_id: str, commit: str, hashes: Dict[str, str]) -> None:
+    """Fetch a commit into a fresh cache, as a stranger would, and compare it with what was sent."""
+    where = repo_at(repo_id, commit)
+    different = '{}: {} came back different from what was sent; it is not tagged. Run the command again.'
+    with tempfile.TemporaryDirectory(prefix='timm-icasc-') as cache:
+        try:
+            fetch(repo_id, commit, hashes[WEIGHTS], Path(cache))
+        except DamagedError as e:
+            raise HubError(different.format(where, WEIGHTS)) from e
+        with explained(where), patience(ANSWER_SECONDS):
+            for name in hashes.keys() - {WEIGHTS}:
+                if file_sha256(hf_hub_download(repo_id, name, revision=commit, cache_dir=cache)) != hashes[name]:
+                    raise HubError(different.format(where, name))

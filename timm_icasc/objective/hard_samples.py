@@ -1,0 +1,148 @@
+"""The terms of ICASC on a part of the batch only, its most confused samples, at a part of their cost.
+
+Shapes: `B` batch, `C` classes, `S` chosen samples.
+"""
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from .._precision import at_least_float32
+from ..errors import ICASCError
+from ..features.layout import FeatureLayer, Images
+from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, unwrap_model
+from ..features.tap import capture_features
+from ..labels import ClassPair
+
+__all__ = ['Share', 'forward_most_confused', 'most_confused']
+
+
+class _BatchNormMode(TorchFunctionMode):
+    """Lets `statistics_of` say what BatchNorm in training mode is run with."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(self, x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+        if training:
+            mean, var, training = self.statistics_of(x, mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+
+    def statistics_of(
+            self,
+            x: torch.Tensor,
+            mean: torch.Tensor,
+            var: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor, bool]:
+        """Mean and variance for `x`, and whether to normalise by the batch nevertheless, given the running ones."""
+        raise NotImplementedError
+
+
+class _RecordStatistics(_BatchNormMode):
+    """Keep mean and variance of what BatchNorm normalises by the batch, in the order of the calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.statistics: List[Tuple[torch.Tensor, torch.Tensor]] = []
+
+    def statistics_of(self, x, mean, var):
+        axes = [d for d in range(x.ndim) if d != 1]
+        self.statistics.append(torch.var_mean(at_least_float32(x.detach()), axes, correction=0))
+        return mean, var, True
+
+
+class _RepeatStatistics(_BatchNormMode):
+    """Normalise by the recorded statistics, as constants, where BatchNorm would take those of the batch."""
+
+    def __init__(self, statistics: Sequence[Tuple[torch.Tensor, torch.Tensor]]):
+        super().__init__()
+        self.statistics = iter(statistics)
+
+    def statistics_of(self, x, mean, var):
+        var, mean = next(self.statistics)
+        return mean, var, False
+
+
+class Share(NamedTuple):
+    """One forward pass of the whole batch, and of the chosen samples behind the first layer.
+
+    Attributes:
+        all_logits: Class scores of the whole batch, `[B, C]`.
+        images: The chosen images.
+        logits: Their class scores, `[S, C]`, from the features below.
+        classes: Their class pairs.
+        features: Module path -> feature of the chosen images, with the graph of the whole network.
+    """
+    all_logits: torch.Tensor
+    images: Images
+    logits: torch.Tensor
+    classes: ClassPair
+    features: Dict[str, torch.Tensor]
+
+
+def most_confused(logits: torch.Tensor, classes: ClassPair, count: int) -> torch.Tensor:
+    """Indices `[count]` of the samples whose true class leads the most confusing one by least, most confused first.
+
+    Args:
+        logits: Class scores, `[B, C]`.
+        classes: From `select_classes`; of several present classes the mean score counts. Samples that are not valid
+            come last.
+        count: How many, at most `B`.
+    """
+    logits = logits.detach().float()
+    target = (logits * classes.target).sum(1) / classes.target.sum(1).clamp(min=1)
+    lead = target - (logits * classes.confused).sum(1)
+    return lead.masked_fill(~classes.valid, torch.inf).topk(count, largest=False).indices
+
+
+def _take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    taken = x.index_select(0, indices)
+    return taken.contiguous(memory_format=torch.channels_last) if channels_last else taken
+
+
+def forward_most_confused(
+        model: nn.Module,
+        images: Images,
+        target: torch.Tensor,
+        layers: Sequence[FeatureLayer],
+        order: int,
+        share: float,
+        select: Callable[[torch.Tensor, torch.Tensor], ClassPair],
+) -> Share:
+    """Run the model on the batch, and on its most confused samples again, with the features of `layers`.
+
+    The second run takes the feature of the first layer from the first run, with its graph: what stands before that
+    layer runs without a graph, for its output to be replaced. Behind it BatchNorm normalises by the statistics of the
+    whole batch, as constants, so that the scores are those of the first run; dropout draws anew. Where a network leads
+    past the first layer to what is behind it (parallel branches), gradients of the terms are not followed there.
+
+    Args:
+        model: Classifier, possibly wrapped in DistributedDataParallel.
+        images: A batch of `B` images.
+        target: Its target, for `select`.
+        layers: Layers to tap, in the order in which they run.
+        order: As in `capture_features`.
+        share: Share of the batch, in (0, 1]; at least one sample.
+        select: `select_classes` or `select_multilabel_classes`.
+
+    Raises:
+        ICASCError: The model checkpoints activations: they would be computed again with other statistics.
+    """
+    if is_checkpointing(model):
+        raise ICASCError('share < 1 does not work with gradient checkpointing: use one of the two.')
+    first, recorded = layers[0].path, _RecordStatistics()
+    with capture_features(model, layers[:1], order=1, tail_mode=recorded) as first_run:
+        all_logits = model(images)
+    classes = select(all_logits, target)
+    chosen = most_confused(all_logits, classes, max(1, round(share * len(all_logits))))
+    part = ({name: _take(x, chosen) for name, x in images.items()} if isinstance(images, dict)
+            else _take(images, chosen))
+    model = unwrap_model(model)
+    with hold_batch_norm_statistics(model), capture_features(
+            model, layers, order=order, tail_mode=_RepeatStatistics(recorded.statistics),
+            first_feature=_take(first_run[first], chosen)) as features:
+        logits = model(part)
+    return Share(all_logits, part, logits, ClassPair(*(x[chosen] for x in classes)), features)

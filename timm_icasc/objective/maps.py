@@ -1,0 +1,105 @@
+"""Class scores' gradients and the attention maps made of them, in training and at inference.
+
+Shapes: `B` batch, `C` classes, `K` classes or channels, `H W` feature grid of a layer.
+"""
+from typing import List, Optional, Sequence, Union
+
+import torch
+import torch.nn as nn
+
+from .._precision import at_least_float32
+from ..attention import ATTENTION_METHODS
+from ..double_backward import features_only
+from ..features.layout import FeatureLayer, ImagePlane, Images, PatchGrid, image_plane, input_size
+from ..features.resolve import resolve_layers
+from ..features.tap import capture_features
+from ..labels import class_indices
+
+__all__ = ['attention_maps']
+
+# Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them.
+FP16_SCORE_SCALE = 1024.
+
+
+def score_gradients(
+        logits: torch.Tensor,
+        cotangent: torch.Tensor,
+        features: Sequence[torch.Tensor],
+        create_graph: bool,
+) -> List[torch.Tensor]:
+    """Gradients of the scores that `cotangent` `[B, C]` picks with respect to each feature, in at least float32."""
+    scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
+    with features_only():
+        gradients = torch.autograd.grad(
+            logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
+    return [at_least_float32(g) / scale for g in gradients]
+
+
+def class_attention(
+        method: str,
+        layer: FeatureLayer,
+        feature: torch.Tensor,
+        gradient: torch.Tensor,
+        plane: ImagePlane,
+) -> torch.Tensor:
+    """Map `[B, H, W]` of a feature and a gradient in the layer's own layout."""
+    maps = ATTENTION_METHODS[method](layer.to_nchw(feature, plane), layer.to_nchw(gradient, plane))
+    if isinstance(plane, PatchGrid) and method != 'grad_cam_plus_plus':  # whose weights are sums, not means
+        own_area = plane.valid.sum(1)[:, None, None]
+        maps = maps * (maps[0].numel() / own_area)  # Z counts the patches of the image, not of the largest in the batch
+    return maps
+
+
+def attention_maps(
+        model: nn.Module,
+        images: Images,
+        classes: Union[torch.Tensor, Sequence[int], int, None] = None,
+        topk: int = 5,
+        method: str = 'ach',
+        layer: str = 'last',
+        layers: Optional[Sequence[str]] = None,
+        create_graph: bool = False,
+) -> torch.Tensor:
+    """Class-specific attention maps of a classifier.
+
+    Runs the model in the mode it is in; call `model.eval()` first for maps that do not depend on the batch.
+
+    Args:
+        model: Classifier.
+        images: `[B, 3, height, width]`, normalised as the model expects; or a dictionary of NaFlex patches.
+        classes: Class indices: one for all, `[K]` for every image, or `[B, K]` (a label per image: `target[:, None]`);
+            None for the `topk` predicted classes, highest first (`model(images).topk(topk).indices`).
+        topk: Number of predicted classes where `classes` is None.
+        method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1) or 'grad_cam_plus_plus'.
+        layer: 'inner' or 'last'.
+        layers: Module paths (inner, last), if the automatic choice is not wanted.
+        create_graph: Keep the graph to the parameters, channel weights included, for use in a loss.
+
+    Returns:
+        `[B, K, h, w]`, values >= 0, not normalised; detached unless `create_graph`.
+
+    Raises:
+        TargetError: `classes` of a wrong shape or out of range.
+        LayerResolutionError: No such layer (`resolve_layers`).
+    """
+    if method not in ATTENTION_METHODS:
+        raise ValueError(f'method must be one of {tuple(ATTENTION_METHODS)}, got {method!r}.')
+    if not isinstance(images, dict) and images.ndim != 4:
+        raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
+    if topk < 1:
+        raise ValueError(f'topk must be at least 1, got {topk}.')
+    if layer not in ('inner', 'last'):
+        raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
+    chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
+    with capture_features(model, [chosen], order=2 if create_graph else 1, leaves=not create_graph) as features:
+        logits = model(images)
+    feature, plane = features[chosen.path], image_plane(images)
+    with torch.enable_grad(), torch.inference_mode(False):
+        indices = class_indices(classes, topk, logits)
+        maps = []
+        for k in range(indices.shape[1]):
+            cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
+            gradient, = score_gradients(logits, cotangent, [feature], create_graph)
+            maps.append(class_attention(method, chosen, feature, gradient, plane))
+        result = torch.stack(maps, 1)
+    return result if create_graph else result.detach()

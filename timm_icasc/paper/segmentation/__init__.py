@@ -1,0 +1,1 @@
+"""Table 2: attention as weak cues for semantic segmentation (SEC)."""

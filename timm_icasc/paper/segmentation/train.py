@@ -1,0 +1,258 @@
+"""A DeepLabV3 of torchvision, trained on cues with SEC's three losses and measured by mean IoU.
+
+Shapes: `B` batch, `C` classes with the background first, `h w` grid of the network's scores.
+"""
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.models import segmentation
+from torchvision.transforms.functional import pil_to_tensor, resize
+from tqdm import tqdm
+
+from ...errors import ICASCError, NonFiniteLossError
+from .crf import CRFParameters, mean_field
+from .miou import ConfusionMatrix
+from .sec import boundary_loss, expansion_loss, seeding_loss
+from .voc_masks import VOCSegmentation
+
+__all__ = [
+    'SegmentationConfig', 'create_network', 'evaluate', 'network_input', 'predict', 'score_grid',
+    'train',
+]
+
+SAVE_EVERY = 200
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """Training of the segmentation network; the defaults are SEC's (Kolesnikov and Lampert, 2016, section 4.1).
+
+    Attributes:
+        network: 'deeplabv3_resnet50', 'deeplabv3_resnet101' or 'deeplabv3_mobilenet_v3_large'.
+        image_size: Side of the square that images are resized to.
+        iterations: Updates.
+        batch_size: Images of an update.
+        lr, lr_step: Learning rate, divided by 10 every `lr_step` updates.
+        momentum, weight_decay: Of SGD.
+        weight_seed, weight_expand, weight_boundary: Weights of the losses; 0 leaves one out.
+        seed: Of the weights, the order of the images and their mirroring.
+    """
+    network: str = 'deeplabv3_resnet50'
+    image_size: int = 321
+    iterations: int = 8000
+    batch_size: int = 15
+    lr: float = 0.001
+    lr_step: int = 2000
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    weight_seed: float = 1.
+    weight_expand: float = 1.
+    weight_boundary: float = 1.
+    seed: int = 0
+
+
+def create_network(name: str, num_classes: int, backbone_weights: Optional[Path] = None) -> nn.Module:
+    """A DeepLabV3 with random weights, or with those of a torchvision classifier or segmenter in its backbone.
+
+    Args:
+        name: Name of the torchvision network.
+        num_classes: Classes, background included.
+        backbone_weights: state_dict of torchvision's ResNet or MobileNet, or of a DeepLabV3.
+
+    Raises:
+        ICASCError: No such network, or weights that do not fit.
+    """
+    factory = getattr(segmentation, name, None)
+    if not name.startswith('deeplabv3_') or factory is None:
+        raise ICASCError(f"--network: torchvision has no '{name}'; it has deeplabv3_resnet50, deeplabv3_resnet101 and "
+                         f'deeplabv3_mobilenet_v3_large.')
+    network = factory(weights=None, weights_backbone=None, num_classes=num_classes)
+    if backbone_weights is not None:
+        try:
+            state = torch.load(backbone_weights, map_location='cpu', weights_only=True)
+        except Exception as e:  # whatever a foreign file makes the unpickler say
+            raise ICASCError(f"--backbone-weights: cannot read '{backbone_weights}': {str(e)[:150]}") from e
+        # The blocks of a MobileNet classifier are below 'features', those of a segmenter below 'backbone'.
+        state = {key.removeprefix('backbone.').removeprefix('features.'): value for key, value in state.items()}
+        own = network.backbone.state_dict()
+        missing = [key for key in own if key not in state and not key.endswith('num_batches_tracked')]
+        if missing:
+            raise ICASCError(f"--backbone-weights: '{backbone_weights}' lacks {missing[0]} and {len(missing) - 1} more "
+                             f'of {name}.')
+        network.backbone.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+    return network
+
+
+def network_input(image, size: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """An image squashed to a square: normalised for the network, and its colours 0 to 255; `[3, size, size]` both."""
+    colors = pil_to_tensor(resize(image, [size, size])).float()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return (colors / 255 - mean) / std, colors
+
+
+def _scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Scores on the network's own grid, `[B, C, h, w]`, before it enlarges them."""
+    return network.classifier(network.backbone(images)['out'])
+
+
+@torch.no_grad()
+def score_grid(network: nn.Module, image_size: int) -> Tuple[int, int]:
+    """Rows and columns of the scores of an image of `image_size`."""
+    training = network.training
+    device = next(network.parameters()).device
+    shape = _scores(network.eval(), torch.zeros(1, 3, image_size, image_size, device=device)).shape[-2:]
+    network.train(training)
+    return tuple(shape)
+
+
+def _batch_indices(count: int, config: SegmentationConfig, iteration: int) -> List[int]:
+    """Each epoch its own order; which images an update sees follows from seed and iteration alone."""
+    indices = []
+    for position in range(iteration * config.batch_size, (iteration + 1) * config.batch_size):
+        epoch, place = divmod(position, count)
+        order = np.random.default_rng((config.seed, epoch)).permutation(count)
+        indices.append(int(order[place]))
+    return indices
+
+
+def sec_losses(
+        scores: torch.Tensor,
+        cues: torch.Tensor,
+        labels: torch.Tensor,
+        colors: torch.Tensor,
+        config: SegmentationConfig,
+        crf: CRFParameters,
+) -> Dict[str, torch.Tensor]:
+    """The losses of weight > 0, batch means, and 'loss', their weighted sum.
+
+    Args:
+        scores: `[B, C, h, w]`.
+        cues: `[B, C, h, w]`.
+        labels: `[B, C - 1]` in {1, 0, -1}.
+        colors: Images on the grid, `[B, 3, h, w]`, 0 to 255.
+        config: Weights.
+        crf: Parameters of the CRF behind the boundary loss.
+    """
+    probabilities = F.softmax(scores, 1)
+    losses = {}
+    if config.weight_seed:
+        losses['seed'] = seeding_loss(probabilities, cues).mean()
+    if config.weight_expand:
+        losses['expand'] = expansion_loss(probabilities, labels).mean()
+    if config.weight_boundary:
+        refined = mean_field(F.log_softmax(scores, 1).detach(), colors, crf)
+        losses['boundary'] = boundary_loss(probabilities, refined).mean()
+    total = sum(getattr(config, f'weight_{name}') * value for name, value in losses.items())
+    return {'loss': total, **losses}
+
+
+def train(
+        network: nn.Module,
+        dataset: VOCSegmentation,
+        cues: Callable[[int], torch.Tensor],
+        config: SegmentationConfig,
+        checkpoint: Path,
+        crf: Optional[CRFParameters] = None,
+) -> Dict[str, float]:
+    """Train on cues; goes on from `checkpoint` where there is one, as if it had never stopped.
+
+    Args:
+        network: From `create_network`, on its device.
+        dataset: Training images with image labels; masks are not looked at.
+        cues: Position of an image -> `[C, h, w]` on the grid of `score_grid`.
+        config: Schedule and weights.
+        checkpoint: File to write every 200 updates and at the end.
+        crf: Parameters of the CRF.
+
+    Returns:
+        Means of the losses over the last updates (at most 100).
+
+    Raises:
+        NonFiniteLossError: The loss became NaN or infinite.
+        ICASCError: The checkpoint belongs to another training.
+    """
+    if not any((config.weight_seed, config.weight_expand, config.weight_boundary)):
+        raise ICASCError('every loss has weight 0: there is nothing to train.')
+    device = next(network.parameters()).device
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    start = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state['config'] != asdict(config):
+            raise ICASCError(f"'{checkpoint}' belongs to a training with other options: remove it, or write elsewhere.")
+        network.load_state_dict(state['network'])
+        optimizer.load_state_dict(state['optimizer'])
+        start = state['iteration']
+
+    def save(iteration: int) -> None:
+        partial = checkpoint.with_suffix('.part')
+        torch.save({'config': asdict(config), 'iteration': iteration, 'network': network.state_dict(),
+                    'optimizer': optimizer.state_dict()}, partial)
+        partial.replace(checkpoint)
+
+    history: List[Dict[str, float]] = []
+    network.train()
+    bar = tqdm(range(start, config.iterations), desc='segmentation', initial=start, total=config.iterations,
+               leave=False, disable=None)
+    for iteration in bar:
+        for group in optimizer.param_groups:
+            group['lr'] = config.lr * 0.1 ** (iteration // config.lr_step)
+        indices = _batch_indices(len(dataset), config, iteration)
+        flips = np.random.default_rng((config.seed, 1, iteration)).random(len(indices)) < 0.5
+        torch.manual_seed(config.seed * 1_000_003 + iteration)  # dropout
+        inputs, colors, seeds, labels = [], [], [], []
+        for index, flip in zip(indices, flips, strict=True):
+            item = dataset[index]
+            x, color = network_input(item.image, config.image_size)
+            cue = cues(index)
+            if flip:
+                x, color, cue = x.flip(2), color.flip(2), cue.flip(2)
+            inputs.append(x)
+            colors.append(color)
+            seeds.append(cue)
+            labels.append(item.labels)
+        scores = _scores(network, torch.stack(inputs).to(device))
+        seeds = torch.stack(seeds).to(scores)
+        small = F.interpolate(torch.stack(colors).to(device), size=scores.shape[-2:], mode='area')
+        losses = sec_losses(scores, seeds, torch.stack(labels).to(device), small, config, crf or CRFParameters())
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        if not np.isfinite(values['loss']):
+            raise NonFiniteLossError(f"the segmentation loss became {values['loss']} at update {iteration + 1}: lower "
+                                     f'--lr. The last checkpoint is intact.')
+        optimizer.zero_grad()
+        losses['loss'].backward()
+        optimizer.step()
+        history.append(values)
+        bar.set_postfix_str(f"loss {values['loss']:.3f}")
+        if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == config.iterations:
+            save(iteration + 1)
+    last = history[-100:]
+    return {name: float(np.mean([values[name] for values in last])) for name in last[0]} if last else {}
+
+
+@torch.no_grad()
+def predict(network: nn.Module, image, image_size: int) -> np.ndarray:
+    """Label map of an image at its own size, uint8 `[height, width]`; the network in the mode it is in."""
+    device = next(network.parameters()).device
+    x, _ = network_input(image, image_size)
+    probabilities = F.softmax(_scores(network, x[None].to(device)), 1)
+    size = (image.height, image.width)
+    enlarged = F.interpolate(probabilities, size=size, mode='bilinear', align_corners=False)
+    return enlarged[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def evaluate(network: nn.Module, dataset: VOCSegmentation, image_size: int) -> ConfusionMatrix:
+    """Confusion matrix over the images of a split with masks."""
+    matrix = ConfusionMatrix(len(dataset.class_names) + 1)
+    network.eval()
+    for index in tqdm(range(len(dataset)), desc='mIoU', leave=False, disable=None):
+        item = dataset[index]
+        matrix.update(predict(network, item.image, image_size), item.mask)
+    return matrix

@@ -1,0 +1,80 @@
+"""PASCAL VOC for segmentation: images with image labels to train on, images with masks to measure.
+
+Shapes: `C` classes without the background.
+"""
+from pathlib import Path
+from typing import List, NamedTuple, Optional
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...data import VOC_CLASSES
+from ...data.voc import read_boxes
+from ...errors import DataError
+
+__all__ = ['SegmentationImage', 'VOCSegmentation']
+
+
+class SegmentationImage(NamedTuple):
+    """An image, its mask (class + 1, 0 background, 255 border; None without one) and its labels `[C]` in {1, 0, -1}."""
+    name: str
+    image: Image.Image
+    mask: Optional[np.ndarray]
+    labels: torch.Tensor
+
+
+class VOCSegmentation:
+    """One list of VOC's segmentation task: `VOC2012/{JPEGImages,Annotations,SegmentationClass,ImageSets/Segmentation}`.
+
+    Args:
+        root: The folder `VOC<year>`, `VOCdevkit`, or the one that holds it.
+        split: A list in ImageSets/Segmentation, or in ImageSets/Main: 'train', 'val', 'trainval', or one of your own
+            (the 10,582 images of SBD, 'trainaug').
+        year: '2007' to '2012'.
+        masks: Whether every image must have a mask. Without, masks are read where they exist: weak supervision needs
+            none.
+
+    Raises:
+        DataError: A folder, list, image, annotation or mask is missing.
+    """
+    class_names = VOC_CLASSES
+
+    def __init__(self, root: str, split: str, year: str = '2012', masks: bool = True):
+        places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
+        self.folder = next((place for place in places if (place / 'JPEGImages').is_dir()), None)
+        if self.folder is None:
+            raise DataError(f"--data-dir: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
+        lists = [self.folder / 'ImageSets' / task / f'{split}.txt' for task in ('Segmentation', 'Main')]
+        file = next((path for path in lists if path.is_file()), None)
+        if file is None:
+            raise DataError(f"No split '{split}': neither '{lists[0]}' nor '{lists[1]}' exists.")
+        self.ids: List[str] = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+        for name in self.ids:
+            needed = [self._path('JPEGImages', name, 'jpg'), self._path('Annotations', name, 'xml')]
+            for path in needed + ([self._path('SegmentationClass', name, 'png')] if masks else []):
+                if not path.is_file():
+                    raise DataError(f"No file '{path}', which split '{split}' needs.")
+
+    def _path(self, kind: str, name: str, suffix: str) -> Path:
+        return self.folder / kind / f'{name}.{suffix}'
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> SegmentationImage:
+        name = self.ids[index]
+        labels = torch.zeros(len(VOC_CLASSES))
+        boxes = read_boxes(self._path('Annotations', name, 'xml'), VOC_CLASSES)
+        for box in sorted(boxes, key=lambda box: not box.difficult):  # one plain object outweighs difficult ones
+            labels[box.class_index] = -1. if box.difficult else 1.
+        try:
+            with Image.open(self._path('JPEGImages', name, 'jpg')) as file:
+                image = file.convert('RGB')
+            path, mask = self._path('SegmentationClass', name, 'png'), None
+            if path.is_file():
+                with Image.open(path) as file:
+                    mask = np.array(file)  # palette indices
+        except OSError as e:
+            raise DataError(f"Cannot read the image or mask of '{name}': {e}") from e
+        return SegmentationImage(name, image, mask, labels)

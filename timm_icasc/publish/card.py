@@ -1,0 +1,218 @@
+"""The card of a model: hub_cards/NAME.yaml (what people write), NAME.json (results, written by evaluation alone), the
+shipped folder NAME/ with config.json and weights, and card.md.j2 make NAME/README.md.
+
+    timm-icasc card hub_cards/*.yaml              render the cards again
+    timm-icasc card hub_cards/*.yaml --check      exit with 1 where a card differs from its sources
+    timm-icasc card hub_cards/NAME.yaml --runs output/RUN ...
+                                                  evaluate these runs first, and export the weights that the YAML ships
+"""
+import json
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from timm.models import model_entrypoint
+
+from ..errors import HubError
+from ..evaluation.measures import Measure, measure_of, metrics_of
+from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config
+from ..hub.tags import CARDS, TEMPLATE
+from ..paper.rows import PAPER, recipe_options
+from .evaluate import evaluate_runs
+from .export import Run, export, open_runs
+
+__all__ = ['render', 'render_run', 'render_sources']
+
+COLUMNS = ('as_inner', 'as_last', 'ac', 'overlap_inner', 'overlap_last')
+
+WRITTEN = {'title', 'description', 'license', 'dataset', 'paper', 'shipped', 'shipped_run', 'figure', 'limits'}
+
+RUN_LIMITS = [
+    'The results are of the images that the run was validated on. They were not used for training or to choose the '
+    'epoch, but may have been looked at while its options were chosen.',
+]
+
+
+def _mean(values: List[Optional[float]], digits: int) -> str:
+    """'mean +- deviation' of a column, '-' where a run has no such value."""
+    if None in values or not values:
+        return '-'
+    text = f'{statistics.mean(values):.{digits}f}'
+    return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
+
+
+def _rows(runs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """One row of the table per method, in the order of the runs."""
+    rows, key = [], measure_of(runs[0]['metrics']).key
+    for method in dict.fromkeys(run['method'] for run in runs):
+        group = sorted((run for run in runs if run['method'] == method), key=lambda run: run['seed'])
+        rows.append({
+            'method': method, 'seeds': [run['seed'] for run in group],
+            'each': [f"{run['metrics'][key]:.2f}" for run in group],
+            'measure': _mean([run['metrics'][key] for run in group], 2),
+            **{name: _mean([run['metrics'].get(name) for run in group], 3) for name in COLUMNS}})
+    return rows
+
+
+def _differences(runs: List[Dict[str, Any]]) -> List[Dict[str, str]]:
+    """Each ICASC method minus the baseline (the method that is not ICASC), over the seeds that both have."""
+    key = measure_of(runs[0]['metrics']).key
+    values = {(run['method'], run['seed']): run['metrics'][key] for run in runs}
+    baseline = next((run['method'] for run in runs if not run['method'].startswith('ICASC')), None)
+    rows = []
+    for method in dict.fromkeys(run['method'] for run in runs if run['method'] != baseline):
+        seeds = sorted({seed for name, seed in values if name == method} & {s for n, s in values if n == baseline})
+        deltas = [values[method, seed] - values[baseline, seed] for seed in seeds]
+        if not deltas:
+            continue
+        signs = [f'{word} in {count}' for word, count in (
+            ('higher', sum(d > 0 for d in deltas)), ('equal', sum(d == 0 for d in deltas)),
+            ('lower', sum(d < 0 for d in deltas))) if count]
+        text = f'{statistics.mean(deltas):+.2f}' + (f' ± {statistics.stdev(deltas):.2f}' if len(deltas) > 1 else '')
+        rows.append({'method': method, 'baseline': baseline, 'measure': text,
+                     'verdict': f" ({', '.join(signs)} of {len(deltas)} runs)"})
+    return rows
+
+
+def _paper(architecture: str, dataset: str, measure: Measure) -> Dict[str, Any]:
+    """What paper.yaml knows of a data set: rows of this architecture, and the gain; nothing of other data sets."""
+    content = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
+    if found is None:
+        return {'rows': [], 'gain': None}
+    table = f"Table {found['table']}" if found['table'] else 'a table'
+    known = [row for row in found['rows'] if row['value'] is not None
+             and recipe_options(found, content['methods'][row['method']], row)[0]['model'] == architecture]
+    return {
+        'rows': [{'method': f"{row['method'].replace('baseline', 'cross-entropy')} in the paper, {table}",
+                  'measure': f"{row['value']:.2f}", 'source': content['sources'][row['source']]} for row in known],
+        'gain': f"{found['gain']:+.2f} on {found['title']} ({content['sources'][found['gain_source']]})"}
+
+
+def _metadata(name: str, written: Dict[str, Any], config: Dict[str, Any], results: Dict[str, Any], method: str) -> str:
+    """The YAML block that the Hub reads; its model-index fills the leaderboards."""
+    dataset, runs = written['dataset'], [run for run in results['runs'] if run['method'] == method]
+    measure = measure_of(runs[0]['metrics'])
+    evaluated = [EvalResult(
+        task_type='image-classification', dataset_type=dataset['hub_id'] or dataset['name'],
+        dataset_name=dataset['name'], dataset_split=results['split'], metric_type=measure.hub_type,
+        metric_name=f'{measure.name}, mean of {len(runs)} seeds' if len(runs) > 1 else measure.name,
+        metric_value=round(statistics.mean(run['metrics'][measure.key] for run in runs), 2))]
+    icasc = ['icasc', 'attention'] if config[METADATA_KEY]['icasc'] else []
+    return ModelCardData(
+        license=written['license'], library_name='timm', pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', *icasc], datasets=[dataset['hub_id']] if dataset['hub_id'] else None,
+        metrics=[measure.hub_type], model_name=name, eval_results=evaluated).to_yaml()
+
+
+def render(
+        folder: Path,
+        written: Dict[str, Any],
+        results: Dict[str, Any],
+        name: str,
+        load: str,
+) -> str:
+    """The text of a card.
+
+    Args:
+        folder: Folder with config.json and, where there is one, attention.png.
+        written: What people say of the model; see `hub_cards/*.yaml`.
+        results: Evaluated runs: 'dataset', 'split', 'images', 'attention_images', 'runs'.
+        name: Name of the model, in the Hub's leaderboards.
+        load: What `timm.create_model` takes.
+
+    Raises:
+        HubError: A value that the card needs is missing, or one is there that it does not know.
+    """
+    unknown, lacking = sorted(written.keys() - WRITTEN), sorted(WRITTEN - written.keys())
+    if unknown or lacking:
+        raise HubError(f"{name}: the card's YAML "
+                       f"{f'lacks {lacking[0]!r}' if lacking else f'has the unknown key {unknown[0]!r}'}; "
+                       f"its keys are {', '.join(sorted(WRITTEN))}.")
+    config = read_config(folder, name)
+    ours, pretrained = config[METADATA_KEY], config['pretrained_cfg']
+    defined_in = model_entrypoint(config['architecture']).__module__.split('.')[0]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True)
+    try:
+        measure = measure_of(results['runs'][0]['metrics'])
+        context = {
+            **{key: ours[key] for key in (
+                'method', 'icasc', 'layers', 'command', 'commit', 'seed', 'epochs', 'versions', 'source', 'sha256',
+                'tensors_sha256')},
+            **{key: pretrained[key] for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+            **written, 'dataset': {'train_images': ours['train_images'], 'val_images': ours['val_images'],
+                                   **written['dataset']},
+            'architecture': config['architecture'], 'num_classes': config['num_classes'],
+            'parameters': sum(p.numel() for p in build_model(folder).parameters()),
+            'topk': min(3, config['num_classes']),
+            'plugin': defined_in if defined_in != 'timm' else None, 'load': load, 'by_tag': ':' not in load,
+            'measure': measure, 'results': results,
+            'published': _paper(config['architecture'], results['dataset'], measure),
+            'rows': _rows(results['runs']), 'differences': _differences(results['runs']),
+            'several_seeds': len({run['seed'] for run in results['runs']}) > 1,
+            'figure': written['figure'] if (folder / FIGURE).is_file() else None,
+        }
+        body = environment.get_template(TEMPLATE).render(context)
+        head = _metadata(name, written, config, results, ours['method'])
+    except jinja2.TemplateNotFound as e:
+        raise HubError(f"{name}: no '{CARDS / TEMPLATE}'; install timm_icasc again.") from e
+    except (jinja2.UndefinedError, KeyError) as e:
+        raise HubError(f'{name}: the card lacks a value: {e}.') from e
+    return f'---\n{head.strip()}\n---\n{body}'
+
+
+def _read_sources(path: Path) -> tuple:
+    try:
+        written = yaml.safe_load(path.read_text(encoding='utf-8'))
+        results = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError) as e:
+        raise HubError(f"'{path}': {' '.join(str(e).split())}; timm-icasc card {path} --runs ... makes the "
+                       f'results.') from e
+    return written, results
+
+
+def render_sources(path: Path, load: Optional[str] = None) -> str:
+    """The card of hub_cards/NAME.yaml, with NAME.json and NAME/ beside it; `load` as for `render`."""
+    written, results = _read_sources(path)
+    return render(path.with_suffix(''), written, results, path.stem, load or path.stem)
+
+
+def _run_result(results: Dict[str, Any]) -> Dict[str, Any]:
+    return {'method': results['method'], 'seed': results['seed'], 'metrics': metrics_of(results)}
+
+
+def render_run(run: Run, folder: Path, repo_id: str) -> str:
+    """The card of a single run, from what it noted down and nothing else."""
+    config = read_config(folder, repo_id)
+    data = {'name': run.model['dataset'], 'hub_id': None, 'description': None}
+    written = {
+        'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None,
+        'license': config['pretrained_cfg']['license'],
+        'description': f"`{config['architecture']}`, trained on {data['name']} with {run.results['method']} by "
+                       f'the script train_timm.py of timm_icasc.',
+        'paper': 'its protocol was not necessarily followed; see the training command.', 'limits': RUN_LIMITS + (
+            ['One run: how much its results depend on the seed is not known.'] if len(run.siblings) < 3 else []),
+        'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',
+    }
+    results = {'dataset': data['name'], 'split': run.model['val_split'], 'images': run.model['val_images'],
+               'attention_images': run.model['attention_images'],
+               'runs': [_run_result(sibling) for sibling in run.siblings]}
+    return render(folder, written, results, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
+
+
+def _evaluate(path: Path, folders: List[Path]) -> None:
+    """Write NAME.json from run directories, and the weights and configuration that NAME ships."""
+    written = yaml.safe_load(path.read_text(encoding='utf-8'))
+    runs = [run for folder in folders for run in open_runs(folder)]
+    shipped = written['shipped_run']
+    chosen = [run for run in runs if {'method': run.results['method'], 'seed': run.results['seed']} == shipped]
+    if len(chosen) != 1:
+        raise HubError(f"'{path}': shipped_run {shipped} is {len(chosen)} of these runs, and must be one.")
+    results = evaluate_runs(runs)
+    path.with_suffix('.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+    export(chosen[0], path.with_suffix(''), path.stem.partition('.')[2], written['license'])

@@ -1,0 +1,91 @@
+"""Publish a finished run, or a folder of hub_cards/, on the Hugging Face Hub.
+
+    timm-icasc push output/resnet20_cifar-digits me/resnet20-icasc-digits
+    timm-icasc push hub_cards/resnet20_cifar.icasc_digits me/resnet20-icasc-digits
+
+safetensors, config.json and the card go up in one commit, are fetched back into a fresh cache, compared, and tagged
+`verified-...`. Weights are those after the last epoch (the averaged ones, where the run kept an average), which the
+results are of. Run it again after an interruption: what has arrived is not sent twice. Log in with `hf auth login`.
+
+Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the weight tag NAME finds its weights.
+"""
+import json
+import tempfile
+from pathlib import Path
+from typing import Optional
+
+from huggingface_hub import constants
+
+from ..errors import HubError
+from ..hub.model_folder import CONFIG, FILES, README, WEIGHTS, check_folder
+from ..hub.tags import record_path
+from ..hub.upload import Published, publish, repo_name
+from .card import render_run, render_sources
+from .export import export, open_runs
+
+__all__ = ['push', 'push_finished']
+
+
+def push(source: Path, repo_id: str, license: Optional[str] = None, private: bool = False) -> Published:
+    """Publish `source`; see the command's description.
+
+    Args:
+        source: Run directory (of an --icasc-compare job, its ICASC run), or an exported folder with config.json.
+        repo_id: 'OWNER/NAME', or 'NAME' for the token's owner.
+        license: Identifier of the license of the weights; by default what `export` says.
+        private: Whether a new repo is private.
+
+    Raises:
+        HubError: The run is not finished, or the Hub, the network or a check refuses.
+    """
+    source = Path(source)
+    ready = (source / CONFIG).is_file() and (source / WEIGHTS).is_file()
+    if ready and license:
+        raise HubError(f"--license: '{source}' has one in its {CONFIG}.")
+    if not ready:
+        run = open_runs(source)[-1]
+    repo_id = repo_name(repo_id)
+    with tempfile.TemporaryDirectory(prefix='timm-icasc-') as staging:
+        folder, card = Path(staging), source.resolve().parent / f'{source.resolve().name}.yaml'
+        if ready:
+            check_folder(source, str(source))
+            text = render_sources(card, f'hf-hub:{repo_id}') if card.is_file() else None
+        else:
+            tag = f"{'icasc' if run.model['icasc'] else 'baseline'}_{run.model['dataset'].replace('/', '_')}"
+            export(run, folder, tag, license)
+            text = render_run(run, folder, repo_id)
+        if text is not None:
+            (folder / README).write_text(text, encoding='utf-8')
+        found = [place / name for place in ((source, folder) if ready else (folder,)) for name in FILES]
+        files = {path.name: path for path in found if path.is_file()}
+        published = publish(files, repo_id, private)
+    if ready and card.is_file():
+        record = {'repo_id': published.repo_id, 'revision': published.commit, 'sha256': published.sha256}
+        path = record_path(source.resolve())
+        try:
+            path.write_text(json.dumps(record, indent=2) + '\n')
+        except OSError as e:
+            raise HubError(f"published as {published.repo_id}@{published.commit}, but '{path}' cannot be written "
+                           f'({e.strerror}), so that the weight tag does not find it; run the command again.') from e
+    return published
+
+
+def report(published: Published) -> None:
+    print(f'{constants.ENDPOINT}/{published.repo_id}/tree/{published.tag}\n'
+          f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'
+          f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)")
+    if published.pickles:
+        print(f"note: the repo also holds {', '.join(published.pickles)}, from before; nothing here loads a pickle")
+
+
+def push_finished(run_dir: Path, repo_id: str) -> None:
+    """Publish at the end of a training run, which is saved whatever becomes of it.
+
+    Raises:
+        HubError: As of `push`, with the command that tries again.
+    """
+    try:
+        report(push(run_dir, repo_id))
+    except HubError as e:
+        raise HubError(f'--push-to-hub: {e} The run is saved; publish it with: timm-icasc push {run_dir} '
+                       f'{repo_id}') from e

@@ -1,0 +1,1 @@
+"""The folder that a run leaves: its files, its provenance, tables of runs."""

@@ -1,0 +1,1 @@
+"""Which of timm's architectures work: the record and its page."""

@@ -1,0 +1,184 @@
+"""The record of what ICASC supports (`timm-icasc layers --json`): file, table and summary."""
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from ..errors import ICASCError
+from ..runs.provenance import installed_versions
+
+__all__ = [
+    'around_summary', 'load_record', 'row', 'summary', 'support_page', 'write_record',
+    'write_summary',
+]
+
+BEGIN, END = '<!-- support begins -->', '<!-- support ends -->'
+
+LEVELS = ('order 2', 'order 1 only', 'unsupported')
+
+
+def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[str, Any]:
+    """The record in the file, if it is of the versions installed here and of this image size; else an empty one.
+
+    Args:
+        path: The file; None for a record that is not kept.
+        img_size: Height and width of the images; None for each architecture's own.
+
+    Raises:
+        ICASCError: The file holds something else, or records of other versions or another size.
+    """
+    if path is not None and (path.is_dir() or path.suffix == '.md'):
+        raise ICASCError(f"--json: '{path}' must be a file such as support.json; the table goes beside it, as .md.")
+    if path is None or not path.exists():
+        return {'versions': installed_versions(), 'img_size': img_size, 'models': {}}
+    try:
+        record = json.loads(path.read_text())
+        versions = record['versions']
+        for name, result in record['models'].items():
+            row(name, result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as e:
+        raise ICASCError(f"--json: '{path}' is not a record of layers; name another file.") from e
+    if versions != installed_versions():
+        raise ICASCError(
+            f"--json: '{path}' was made with {versions}, here are {installed_versions()}; remove it to begin anew.")
+    if record.get('img_size') != img_size:
+        size = record.get('img_size') or 'the default'
+        raise ICASCError(f"--img-size: '{path}' was made with {size}; name another file.")
+    return record
+
+
+def write_record(path: Path, record: Dict[str, Any]) -> None:
+    """Write the record, one architecture a line, so that an interrupt leaves the old file or the new one."""
+    head = {**record, 'models': None}
+    models = ',\n'.join(f'  {json.dumps(name)}: {json.dumps(r)}' for name, r in sorted(record['models'].items()))
+    text = json.dumps(head, indent=1, sort_keys=True).replace('"models": null', f'"models": {{\n{models}\n }}')
+    partial = path.with_name(path.name + '.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + '\n')
+        os.replace(partial, path)
+    except OSError as e:
+        raise ICASCError(f"--json: cannot write '{path}': {e.strerror}.") from e
+
+
+def level(result: Dict[str, Any]) -> str:
+    """One of `LEVELS`."""
+    orders = [isinstance(result.get(f'order{order}'), float) and result[f'order{order}'] > 0 for order in (1, 2)]
+    return LEVELS[0] if all(orders) else LEVELS[1] if orders[0] else LEVELS[2]
+
+
+def _reason(result: Dict[str, Any]) -> str:
+    return next(str(result[key]) for key in ('error', 'order1', 'order2') if isinstance(result.get(key), str))
+
+
+def _cell(layer: Dict[str, Any]) -> str:
+    prefix = f" {layer['prefix_tokens']}+" if layer.get('prefix_tokens') else ' '
+    leaf = f"[{layer['leaf']}]" if layer.get('leaf') else ''
+    return f"{layer['path']}{leaf} {layer['layout']}{prefix}{'x'.join(map(str, layer['grid']))}"
+
+
+def row(name: str, result: Dict[str, Any]) -> str:
+    """One architecture: inner layer, last layer (path, layout, prefix tokens + grid), and what works."""
+    if 'inner' not in result:
+        return f"{name}: {_reason(result)}"
+    text = f"{name}: inner {_cell(result['inner'])}, last {_cell(result['last'])}, {level(result)}"
+    if result['nonzero'] < 1:
+        text += f", gradient on {result['nonzero']:.0%} of the last grid"
+    return text if level(result) == LEVELS[0] else f'{text} ({_reason(result)})'
+
+
+def _is_hierarchical(result: Dict[str, Any]) -> bool:
+    return 'inner' in result and math.prod(result['inner']['grid']) > math.prod(result['last']['grid'])
+
+
+def _count(results: List[Dict[str, Any]]) -> str:
+    counts = Counter(map(level, results))
+    return ', '.join(f'{counts[name]:,} {name}' for name in LEVELS if counts[name])
+
+
+def _family(result: Dict[str, Any]) -> str:
+    return result.get('family', 'unknown').rpartition('.')[2]
+
+
+def _timms(record: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """The architectures without those that this package adds."""
+    return {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
+
+
+def _totals(record: Dict[str, Any]) -> List[str]:
+    results = list(_timms(record).values())
+    reached = [r for r in results if 'inner' in r]
+    hierarchical = sum(map(_is_hierarchical, reached))
+    lines = [f"Of {len(results):,} architectures of timm {record['versions']['timm']} "
+             f'({len(set(map(_family, results)))} modules): **{_count(results)}**.']
+    if reached:
+        lines += [f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
+                  f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
+                  f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
+    if 'seconds' in record:
+        lines[-1] += (f" The sweep took {record.get('processor_seconds', 0) / 60:.0f} minutes of processor time, "
+                      f"{record['seconds'] / 60:.0f} by the clock in {record['jobs']} processes.")
+    missing = record.get('total', 0) - len(record['models'])
+    if missing > 0:
+        lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
+    return lines
+
+
+def _falling_short(record: Dict[str, Any]) -> List[str]:
+    """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
+    rows = [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in sorted(_timms(record).items())
+            if level(r) != LEVELS[0]]
+    return ['', '| falls short | level | reason |', '|---|---|---|', *rows] if rows else []
+
+
+def summary(record: Dict[str, Any]) -> str:
+    """Markdown: totals, the sweep's time, architectures per module, and each that falls short, with its reason."""
+    families = Counter(map(_family, _timms(record).values()))
+    by_number = sorted(families.items(), key=lambda item: (-item[1], item[0]))
+    lines = ['', 'By module: ' + ', '.join(f'{family} {number}' for family, number in by_number) + '.']
+    return '\n'.join([*_totals(record), *lines, *_falling_short(record)])
+
+
+def support_page(record: Dict[str, Any]) -> str:
+    """Markdown: totals, what falls short, a table of families, and every architecture with its layers."""
+    families: Dict[str, List[Dict[str, Any]]] = {}
+    for result in record['models'].values():
+        families.setdefault(_family(result), []).append(result)
+    versions = ', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items()))
+    lines = ['# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
+             '', *_totals(record), *_falling_short(record), '',
+             "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all.",
+             '', '| module | architectures | order 2 | order 1 only | unsupported | hierarchical | non-zero |',
+             '|---|---|---|---|---|---|---|']
+    for family, results in sorted(families.items()):
+        counts = Counter(map(level, results))
+        least = min((r['nonzero'] for r in results if 'inner' in r), default=0)
+        lines.append(f"| {family} | {len(results)} | {' | '.join(str(counts[name]) for name in LEVELS)} "
+                     f'| {sum(map(_is_hierarchical, results))} | {least:.0%} |')
+    lines += ['', 'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '',
+              '| architecture | input | inner | last |', '|---|---|---|---|']
+    for name, result in sorted(record['models'].items()):
+        size = result.get('input_size', [0, 0, 0])
+        cells = [_cell(result[place]) if place in result else '-' for place in ('inner', 'last')]
+        lines.append(f'| {name} | {size[1]}x{size[2]} | {cells[0]} | {cells[1]} |')
+    return '\n'.join(lines) + '\n'
+
+
+def around_summary(path: Path) -> Tuple[str, str]:
+    """What stands in the file before and after its summary, the marks included.
+
+    Raises:
+        ICASCError: The file or the marks are missing.
+    """
+    text = path.read_text() if path.is_file() else ''
+    if BEGIN not in text or END not in text:
+        raise ICASCError(f"--summary: '{path}' has no lines '{BEGIN}' and '{END}'.")
+    return text.partition(BEGIN)[0] + BEGIN, END + text.partition(END)[2]
+
+
+def write_summary(path: Path, record: Dict[str, Any]) -> None:
+    """Put the summary between the two marks in the file."""
+    before, after = around_summary(path)
+    path.write_text(f'{before}\n{summary(record)}\n{after}')

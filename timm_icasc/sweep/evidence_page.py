@@ -1,0 +1,176 @@
+"""What a study has shown, to read: tables in Markdown between two marks of a page, tables for the terminal, curves."""
+import os
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..errors import ICASCError
+from ..evaluation.measures import TITLES
+from .study import Study
+from .summary import Difference, VariantSummary
+
+__all__ = ['accuracy_table', 'curves_figure', 'markdown', 'marks', 'measure_tables', 'write_page']
+
+# Separability, calibration and robustness of the maps; then what only images of several classes, or boxes, tell.
+TABLES = (
+    ('overlap_last', 'overlap_inner', 'ks', 'ece', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', 'zero_maps'),
+    ('AUC', 'overlap_cooccurring', 'no_map', 'pointing', 'energy', 'iou', 'box_area'))
+
+Rows = List[Dict[str, str]]
+
+
+def marks(study: Study) -> List[str]:
+    """The two lines of the page between which the study's tables stand."""
+    return [f'<!-- study {study.name} {which} -->' for which in ('begins', 'ends')]
+
+
+def _value(mean: float, deviation: Optional[float], digits: int) -> str:
+    return f'{mean:.{digits}f}' + (f' ± {deviation:.{digits}f}' if deviation is not None else '')
+
+
+def _interval(low: Optional[float], high: Optional[float]) -> str:
+    return '-' if low is None else f'{low:+.2f} to {high:+.2f}'
+
+
+def _main_measure(summaries: List[VariantSummary]) -> str:
+    return 'top1' if 'top1' in summaries[0].means else 'mAP'
+
+
+def accuracy_table(summaries: List[VariantSummary], records: Dict[str, Dict[str, Any]]) -> Rows:
+    """One row per variant: accuracy on both splits, difference to the baseline, its two intervals, time."""
+    main, record = _main_measure(summaries), next(iter(records.values()))
+    title, split = TITLES[main], record['evaluated']['split']
+    selection, rows = record['options']['val_split'], []
+    for s in summaries:
+        d: Optional[Difference] = s.differences.get(main)
+        row = {'variant': s.variant, 'seeds': ' '.join(map(str, s.seeds))}
+        if selection != split:
+            last = s.differences.get(f'last_{main}')
+            row[f'{title}, {selection}'] = _value(*s.means[f'last_{main}'], 2)
+            row[f'difference, {selection}'] = '-' if last is None else f'{last.mean:+.2f}'
+        row[f'{title}, {split}'] = _value(*s.means[main], 2)
+        row['difference'] = '-' if d is None else f'{d.mean:+.2f}' + (
+            f' ± {d.deviation:.2f}' if d.deviation is not None else '') + (
+            f' ({d.seeds} of {len(s.seeds)} seeds)' if d.seeds < len(s.seeds) else '')
+        row['95 % over seeds'] = '-' if d is None else _interval(d.low, d.high)
+        if main == 'top1':
+            row['95 % over seeds and images'] = '-' if d is None else _interval(d.low_images, d.high_images)
+        row['s/epoch'] = f"{s.means['seconds'][0]:.0f}"
+        rows.append(row)
+    return rows
+
+
+def measure_tables(summaries: List[VariantSummary]) -> List[Rows]:
+    """Tables of the other measures, each with its difference to the baseline; none where no run has such a measure."""
+    tables = []
+    for names in TABLES:
+        if not any(name in s.means for s in summaries for name in names):
+            continue
+        rows = []
+        for s in summaries:
+            row = {'variant': s.variant}
+            for name in names:
+                if any(name in other.means for other in summaries):
+                    change = f' ({s.differences[name].mean:+.3f})' if name in s.differences else ''
+                    row[TITLES[name]] = f'{_value(*s.means[name], 3)}{change}' if name in s.means else '-'
+            rows.append(row)
+        tables.append(rows)
+    return tables
+
+
+def markdown(rows: Rows) -> str:
+    lines = [f"| {' | '.join(rows[0])} |", '|' + '---|' * len(rows[0])]
+    return '\n'.join(lines + [f"| {' | '.join(row.values())} |" for row in rows])
+
+
+def _versions(records: Dict[str, Dict[str, Any]]) -> str:
+    def several(values: List[str]) -> str:
+        return ', '.join(sorted(set(values)))
+
+    own = list(records.values())
+    commits = several([str(r['commit'])[:10] + ' with changes' * r['dirty'] for r in own])
+    return (f"Commit {commits}; torch {several([r['versions']['torch'] for r in own])}, timm "
+            f"{several([r['versions']['timm'] for r in own])}; {several([r['machine']['processor'] for r in own])}, "
+            f"{several([r['machine']['device'] for r in own])}, "
+            f"threads {several([r['machine']['threads'] for r in own])}.")
+
+
+def _body(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[VariantSummary], figure: Path) -> str:
+    missing: Dict[str, List[str]] = {}
+    for run in study.runs:
+        if run.name not in records:
+            missing.setdefault(run.variant, []).append(str(run.seed))
+    first = next(iter(records.values()))
+    main = _main_measure(summaries)
+    over_images = (' "Over seeds and images": the images are drawn anew as well; with one seed it holds the '
+                   'chance of the images alone.' if main == 'top1' else '')
+    parts = [
+        f'{len(records)} of {len(study.runs)} runs; {first["evaluated"]["images"]} images of '
+        f'`{first["evaluated"]["split"]}`, last epoch. {_versions(records)}',
+        markdown(accuracy_table(summaries, records)),
+        f'*Mean ± standard deviation over the seeds. Differences are to `{study.baseline}`, seed by seed. "Over '
+        f'seeds": bootstrap in which the seeds are drawn anew, on these images; with few seeds it is too narrow '
+        f'(of three it is no wider than from the smallest to the largest difference).{over_images} Seconds are wall '
+        f'time of an epoch with its validation, and whatever else the machine was doing.*',
+        *map(markdown, measure_tables(summaries)),
+        f'*Mean ± standard deviation over the seeds (difference to `{study.baseline}`). All variants are measured with '
+        f'{first["evaluated"]["attention"]} maps.*',
+        f'![{TITLES[main]} by epoch]({figure.as_posix()})',
+    ]
+    if missing:
+        listed = ', '.join(f"`{variant}` {' '.join(seeds)}" for variant, seeds in missing.items())
+        parts.append(f'Not run yet, with these seeds: {listed}.')
+    return '\n\n'.join(parts)
+
+
+def curves_figure(study: Study, records: Dict[str, Dict[str, Any]], path: Path) -> Path:
+    """Accuracy by epoch on the split that the trainer looked at, mean over the seeds; the band holds all of them."""
+    record = next(iter(records.values()))
+    column, title = ('eval_top1', 'top1') if 'eval_top1' in record['curve'][-1] else ('eval_mAP', 'mAP')
+    figure = Figure(figsize=(9, 5), facecolor='white', layout='constrained')
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for i, variant in enumerate(study.variants):
+        curves = [[row[column] for row in r['curve']] for r in records.values() if r['variant'] == variant]
+        if not curves:
+            continue
+        epochs, columns = range(1, len(curves[0]) + 1), list(zip(*curves, strict=True))
+        plain = variant == study.baseline
+        style = {'color': 'black' if plain else f'C{i % 10}', 'linestyle': ('-', '--', ':')[i // 10 % 3]}
+        axis.plot(epochs, [statistics.fmean(c) for c in columns], label=variant, linewidth=2.4 if plain else 1.3,
+                  **style)
+        axis.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], color=style['color'],
+                          alpha=0.12, linewidth=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel('epoch')
+    axis.set_ylabel(f"{TITLES[title]}, {record['options']['val_split']}")
+    axis.grid(alpha=0.25)
+    figure.legend(loc='outside right upper', frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={'Software': None})
+    return path
+
+
+def write_page(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[VariantSummary]) -> Path:
+    """Put tables and figure of the study between its two marks in the page; the rest of the page stays.
+
+    Raises:
+        ICASCError: The study names no page, the page or its marks are missing, or it cannot be written.
+    """
+    if study.report is None:
+        raise ICASCError(f"'{study.file}' names no page: add 'report: FILE.md'.")
+    begin, end = marks(study)
+    text = study.report.read_text() if study.report.is_file() else ''
+    if begin not in text or end not in text:
+        raise ICASCError(f"the page '{study.report}' has no lines '{begin}' and '{end}'.")
+    try:
+        figure = curves_figure(study, records, study.records.parent / f'{study.records.name}.png')
+        body = _body(study, records, summaries, Path(os.path.relpath(figure, study.report.parent)))
+        study.report.write_text(f'{text.partition(begin)[0]}{begin}\n{body}\n{end}{text.partition(end)[2]}')
+    except OSError as e:
+        raise ICASCError(f"cannot write '{e.filename}': {e.strerror}.") from e
+    return study.report

@@ -1,0 +1,142 @@
+"""The record of a finished run: all that the tables need, in one JSON file to be kept under version control."""
+import csv
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import yaml
+
+from ..errors import ICASCError
+from ..evaluation.image_records import RECORDS, load_records
+from ..evaluation.measures import correct_predictions
+from ..runs.tables import write_json
+from .study import Run, Study, changed_options
+
+__all__ = [
+    'check_unchanged', 'correct_of', 'has_begun', 'make_record', 'read_records', 'record_path',
+]
+
+# What the tables and the check of changes read.
+NEEDED = ('variant', 'seed', 'commit', 'dirty', 'versions', 'machine', 'evaluated', 'final', 'curve', 'options')
+
+
+def record_path(study: Study, run: Run) -> Path:
+    return study.records / f'{run.name}.json'
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run can be gone on with; one that was stopped before its first checkpoint begins anew."""
+    return (folder / 'args.yaml').is_file() and (folder / 'last.pth.tar').is_file()
+
+
+def _number(text: str) -> Optional[float]:
+    try:
+        return float(text)
+    except ValueError:
+        return None  # a loss term that had not set in
+
+
+def _curve(folder: Path) -> List[Dict[str, Any]]:
+    with open(folder / 'summary.csv', newline='') as file:
+        return [{name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
+                for row in csv.DictReader(file)]
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _pack(correct: np.ndarray) -> str:
+    return np.packbits(correct.astype(bool)).tobytes().hex()
+
+
+def correct_of(record: Dict[str, Any]) -> Optional[np.ndarray]:
+    """Whether the prediction was right, image by image, `[N]`; None in records of multi-label runs."""
+    packed = record.get('correct')
+    if packed is None:
+        return None
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed['bits']), dtype=np.uint8))
+    return bits[:packed['images']].astype(bool)
+
+
+def make_record(study: Study, run: Run, folder: Path, environment: Dict[str, str]) -> Path:
+    """Write the record of the finished and evaluated run in `folder`; returns its file.
+
+    Raises:
+        ICASCError: The folder lacks a file, or it is not what train_timm.py and `timm-icasc eval` write.
+    """
+    path = record_path(study, run)
+    try:
+        result = json.loads((folder / 'results.json').read_text())
+        evaluation = json.loads((folder / 'eval' / 'eval.json').read_text())
+        images, curve = load_records(folder / 'eval' / RECORDS), _curve(folder)
+        commit = result['commit'] or ''
+        record = {
+            'study': study.name, 'variant': run.variant, 'seed': run.seed, 'command': result['command'],
+            'method': result['method'], 'commit': commit.removesuffix('-dirty') or None,
+            'dirty': commit.endswith('-dirty'), 'versions': result['versions'],
+            'machine': {'processor': _processor(), 'cores': os.cpu_count(), 'device': result['device'],
+                        'threads': environment['OMP_NUM_THREADS'], 'system': platform.platform()},
+            'wall_time': sum(row['eval_seconds'] for row in curve),  # of all epochs, interrupted or not
+            'evaluated': {**{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
+                          'arguments': list(study.evaluation)},
+            'final': evaluation['measures'], 'curve': curve, 'options': run.options,
+        }
+        if not images.multilabel:
+            record['correct'] = {'images': len(images.indices), 'bits': _pack(correct_predictions(images))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+    except (OSError, ValueError, KeyError) as e:
+        raise ICASCError(f"no record of '{folder}': {type(e).__name__} {e}") from e
+    return path
+
+
+def read_records(study: Study) -> Dict[str, Dict[str, Any]]:
+    """Name of each finished run of the study -> its record.
+
+    Raises:
+        ICASCError: A record cannot be read.
+    """
+    records = {}
+    for run in study.runs:
+        path = record_path(study, run)
+        if path.is_file():
+            try:
+                record = json.loads(path.read_text())
+                if missing := set(NEEDED) - set(record):
+                    raise KeyError(min(missing))
+            except (ValueError, KeyError, TypeError) as e:
+                raise ICASCError(f"'{path}' is no record of a run; remove it, and the sweep does the run again.") from e
+            records[run.name] = record
+    return records
+
+
+def check_unchanged(study: Study, records: Dict[str, Dict[str, Any]], output: Path) -> None:
+    """Refuse a study of which a variant was changed after it has run, or begun to run, or the evaluation.
+
+    Raises:
+        ICASCError: Names the variant, the options and what to remove.
+    """
+    for name, record in records.items():
+        if (earlier := record['evaluated']['arguments']) != list(study.evaluation):
+            raise ICASCError(
+                f"'{name}' was evaluated with '{' '.join(earlier)}', the study says '{' '.join(study.evaluation)}': "
+                f"take 'evaluate' back, or remove the records, and the sweep evaluates the finished runs again.")
+    for run in study.runs:
+        folder = output / run.name
+        begun = [(record_path(study, run), records[run.name]['options'])] if run.name in records else []
+        if has_begun(folder):
+            begun.append((folder, yaml.safe_load((folder / 'args.yaml').read_text())))
+        for path, earlier in begun:
+            if changed := changed_options(run.options, earlier):
+                raise ICASCError(
+                    f"variant '{run.variant}' is not what '{path}' was made with: "
+                    f"{', '.join(f'{name} was {earlier[name]!r}, is {run.options[name]!r}' for name in changed[:5])}. "
+                    f'Give the changed variant another name, or remove what is there.')

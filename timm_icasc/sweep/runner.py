@@ -1,0 +1,176 @@
+"""The runs of a study as processes: several at a time, stopped cleanly, gone on with in the next session."""
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
+
+from ..errors import ICASCError
+from .run_record import has_begun, make_record
+from .study import Run, Study
+
+__all__ = ['Outcome', 'carry_out', 'environment_of']
+
+ROOT = Path(__file__).parents[2]
+
+TRAINER = ROOT / 'train_timm.py'
+
+POLL = 0.2  # seconds
+
+PATIENCE = 120  # seconds that a stopped run may take to leave
+
+
+@dataclass
+class Outcome:
+    """What a session came to: names of runs that finished and of those that failed, each with its last lines."""
+    finished: List[str] = field(default_factory=list)
+    failed: Dict[str, str] = field(default_factory=dict)
+    stopped: Optional[str] = None
+
+
+class _Work:
+    """One run: its training, then its evaluation, then its record."""
+
+    def __init__(self, study: Study, run: Run, output: Path, environment: Dict[str, str], lock: int):
+        self.study, self.run, self.output, self.environment, self.lock = study, run, output, environment, lock
+        self.folder, self.log = output / run.name, output / f'{run.name}.log'
+        self.process: Optional[subprocess.Popen] = None
+        self.trained = (self.folder / 'results.json').is_file()
+        self.start(self.evaluation() if self.trained else self.training())
+
+    def training(self) -> List[str]:
+        begun = has_begun(self.folder)
+        if not begun:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return [str(TRAINER), *self.run.arguments, '--output', str(self.output), '--experiment', self.run.name,
+                *(['--resume', 'auto'] if begun else [])]
+
+    def evaluation(self) -> List[str]:
+        return ['-m', 'timm_icasc.cli', 'eval', str(self.folder), '--robustness', *self.study.evaluation]
+
+    def start(self, words: Sequence[str]) -> None:
+        with open(self.log, 'ab') as log:
+            # A session of its own: Ctrl-C is the sweep's to answer, which then stops its runs.
+            self.process = subprocess.Popen(
+                [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
+                start_new_session=True, pass_fds=[self.lock])
+
+    def advance(self) -> Optional[bool]:
+        """None while there is something to wait for, then whether the run succeeded."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        if code:
+            return False
+        if not self.trained:
+            self.trained = True
+            self.start(self.evaluation())
+            return None
+        try:
+            make_record(self.study, self.run, self.folder, self.environment)
+        except ICASCError as e:
+            with open(self.log, 'a') as log:
+                log.write(f'{e.line}\n')
+            return False
+        return True
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def leave(self) -> None:
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def last_lines(self, count: int = 8) -> str:
+        lines = self.log.read_text(errors='replace').splitlines()
+        return '\n'.join(line for line in lines[-count:] if line.strip())
+
+
+def environment_of(jobs: int) -> Dict[str, str]:
+    """This process's, with the runs' share of the cores, and this code before any that is installed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ,
+            'PYTHONPATH': os.pathsep.join(paths)}
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[int]:
+    """Two sweeps at once would write into the same runs. Yields the lock, which runs inherit: it ends with the last
+    process that holds it, so that a killed sweep's runs are not begun again while they are still at work."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = open(output / '.lock', 'w')
+    except OSError as e:
+        raise ICASCError(f"--output: cannot write to '{output}': {e.strerror}.") from e
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise ICASCError(f"another sweep is at work in '{output}', or a run that a killed one has left: wait for "
+                             f"it, or name another --output.") from e
+        yield file.fileno()
+
+
+def carry_out(
+        study: Study,
+        runs: Sequence[Run],
+        output: Path,
+        jobs: int,
+        seconds: float,
+        stop_asked: Callable[[], bool],
+        on_change: Callable[[List[str], Outcome], None],
+) -> Outcome:
+    """Do the runs, `jobs` at a time, in their order.
+
+    Args:
+        study: What the runs belong to.
+        runs: Those without a record.
+        output: Folder of the runs' folders and logs.
+        jobs: Number of runs at a time.
+        seconds: After this time every run is stopped; it loses its unfinished epoch.
+        stop_asked: Whether to stop now.
+        on_change: Called with the names of those under way, and the outcome so far, when a run begins or ends.
+    """
+    if not TRAINER.is_file():
+        raise ICASCError(f"a sweep runs train_timm.py, which is not at '{TRAINER}': use a checkout, no installation.")
+    outcome, waiting, deadline = Outcome(), list(runs), time.monotonic() + seconds
+    environment, under_way = environment_of(jobs), []
+    with _alone_in(output) as lock:
+        try:
+            while waiting or under_way:
+                if stop_asked() or time.monotonic() > deadline:
+                    outcome.stopped = 'asked to' if stop_asked() else 'the time is up'
+                    break
+                changed = False
+                while waiting and len(under_way) < jobs:
+                    under_way.append(_Work(study, waiting.pop(0), output, environment, lock))
+                    changed = True
+                for work in list(under_way):
+                    success = work.advance()
+                    if success is None:
+                        continue
+                    under_way.remove(work)
+                    changed = True
+                    if success:
+                        outcome.finished.append(work.run.name)
+                    else:
+                        outcome.failed[work.run.name] = work.last_lines()
+                if changed:
+                    on_change([work.run.name for work in under_way], outcome)
+                time.sleep(POLL)
+        finally:
+            for work in under_way:
+                work.stop()
+            for work in under_way:
+                work.leave()
+    return outcome

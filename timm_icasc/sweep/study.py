@@ -1,0 +1,221 @@
+"""From a study's YAML file to the runs of train_timm.py; everything is checked before anything runs."""
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import yaml
+from timm.utils import ParseKwargs
+
+from ..errors import ICASCError
+from ..evaluation.options import add_evaluation_arguments
+from ..training.argument_files import check_options, load_config
+from ..training.arguments import build_parser, parse_args
+
+__all__ = ['Run', 'Study', 'changed_options', 'load_study', 'settled_options']
+
+KEYS = ('baseline', 'seeds', 'common', 'variants', 'evaluate', 'records', 'report')
+
+# Options of train_timm.py and of timm-icasc eval that are the sweep's own affair.
+RESERVED = ('seed', 'output', 'experiment', 'resume', 'push_to_hub', 'icasc_compare')
+
+RESERVED_EVALUATION = ('checkpoints', 'compare', 'output', 'robustness')
+
+# Options that say where and how a run is computed, not what.
+MACHINE = (
+    *RESERVED, 'config', 'run_dir', 'data_dir', 'pretrained_path', 'workers', 'device', 'pin_mem', 'icasc_fast')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of train_timm.py: a variant with a seed.
+
+    Attributes:
+        options: All options of train_timm.py that decide its result, the seed aside.
+        arguments: Its command line, without where its files go.
+    """
+    variant: str
+    seed: int
+    options: Dict[str, Any]
+    arguments: Tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f'{self.variant}-seed{self.seed}'
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a YAML file asks for; `runs` go through all variants with the first seed, then with the next one."""
+    file: Path
+    baseline: str
+    variants: List[str]
+    seeds: List[int]
+    runs: List[Run]
+    evaluation: Tuple[str, ...]
+    records: Path
+    report: Optional[Path]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that comes twice is an error; PyYAML would let the second one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise ICASCError(f"line {key.start_mark.line + 1}: '{key.value}' is there twice; names must differ.")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(file: Path) -> Dict[str, Any]:
+    try:
+        content = yaml.load(file.read_bytes(), _Loader)
+    except OSError as e:
+        raise ICASCError(f"cannot read the study '{file}': {e.strerror}.") from e
+    except yaml.YAMLError as e:
+        raise ICASCError(f"'{file}' is not valid YAML: {' '.join(str(e).split())}") from e
+    except ICASCError as e:
+        raise ICASCError(f"'{file}', {e}") from e
+    if not isinstance(content, dict):
+        raise ICASCError(f"'{file}' is no study: it needs the keys variants, baseline and seeds.")
+    if unknown := set(content) - set(KEYS):
+        raise ICASCError(f"'{file}' has the unknown key '{min(map(str, unknown))}'; a study has {', '.join(KEYS)}.")
+    return content
+
+
+def _mapping(content: Dict[str, Any], key: str, where: str) -> Dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise ICASCError(f"{where}: '{key}' must hold 'name: value' lines, got {value!r}.")
+    return value
+
+
+def _path(content: Dict[str, Any], key: str, where: str) -> Optional[str]:
+    value = content.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ICASCError(f"{where}: '{key}' must be one path, got {value!r}.")
+    return value
+
+
+def to_arguments(options: Dict[str, Any], parser: argparse.ArgumentParser) -> List[str]:
+    """Options as the words of a command line; None stands for not given."""
+    actions = {action.dest: action for action in parser._actions}
+    words = []
+    for name, value in options.items():
+        action = actions[name]
+        flags = [flag for flag in action.option_strings if flag.startswith('--')]
+        if isinstance(value, bool):
+            # --no-NAME, where there is one; a plain switch is off where it is not given
+            words += flags[:1] if value else flags[1:]
+        elif isinstance(action, ParseKwargs):
+            words += [flags[0], *(f'{key}={v}' for key, v in (value or {}).items())]
+        elif value is not None and value != []:
+            words += [flags[0], *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def settled_options(args: Dict[str, Any]) -> Dict[str, Any]:
+    """Of all options of train_timm.py those that decide the result of a run."""
+    return {name: value for name, value in args.items() if name not in MACHINE}
+
+
+def changed_options(options: Dict[str, Any], earlier: Dict[str, Any]) -> List[str]:
+    """Names of the options that differ; options that the earlier code did not have count as unchanged."""
+    return sorted(name for name in options if name in earlier and options[name] != earlier[name])
+
+
+def _without(given: Dict[str, Any], reserved: Tuple[str, ...], where: str) -> Dict[str, Any]:
+    own = {str(key).replace('-', '_'): value for key, value in given.items()}
+    if found := sorted(set(own) & set(reserved)):
+        raise ICASCError(f"{where}: '{found[0]}' is not for a study to set; the sweep sets it for each run.")
+    return own
+
+
+def _options(given: Dict[str, Any], parser: argparse.ArgumentParser, folder: Path, where: str) -> Dict[str, Any]:
+    """Options of one mapping of the study, those of its 'config' before its own."""
+    own = _without(given, RESERVED, where)
+    recipe = _path(own, 'config', where)
+    own.pop('config', None)
+    options = load_config(folder / recipe, parser) if recipe else {}
+    return {**options, **check_options(own, parser, where)}
+
+
+def _with_seed(options: Dict[str, Any], seed: int) -> Dict[str, Any]:
+    """Options in which each run has its own path, such as the network of the same seed that it goes on from."""
+    return {name: value.replace('{seed}', str(seed)) if isinstance(value, str) else value
+            for name, value in options.items()}
+
+
+def _list_of_runs(
+        content: Dict[str, Any],
+        seeds: List[int],
+        folder: Path,
+        where: str,
+        data_dir: Optional[str],
+) -> List[Run]:
+    parser, variants = build_parser(), _mapping(content, 'variants', where)
+    common = _options(_mapping(content, 'common', where), parser, folder, f'{where}, common')
+    by_variant = {}
+    for name in variants:
+        if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', str(name)):
+            raise ICASCError(f"{where}: variant '{name}': a name has letters, digits, '.', '_' and '-' only.")
+        here = f"{where}, variant '{name}'"
+        options = {**common, **_options(_mapping(variants, name, where), parser, folder, here)}
+        if data_dir:
+            options['data_dir'] = data_dir
+        arguments = [to_arguments(_with_seed(options, seed), parser) for seed in seeds]
+        try:
+            settled = [settled_options(vars(parse_args(words))) for words in arguments]
+        except ICASCError as e:
+            raise ICASCError(f'{here}: {e}') from e
+        same = next((other for other, (o, _) in by_variant.items() if o == settled), None)
+        if same is not None:
+            raise ICASCError(f"{here} has the same options as variant '{same}': leave one of them out.")
+        by_variant[str(name)] = settled, arguments
+    return [Run(name, seed, settled[i], (*arguments[i], '--seed', str(seed)))
+            for i, seed in enumerate(seeds) for name, (settled, arguments) in by_variant.items()]
+
+
+def load_study(file: Path, data_dir: Optional[str] = None, records: Optional[Path] = None) -> Study:
+    """Read and check a study.
+
+    Args:
+        file: The YAML file; its paths are relative to its folder, but for those in `common`, which are the trainer's.
+        data_dir: Folder of the data set on this machine, instead of the file's.
+        records: Folder of the records, instead of the file's.
+
+    Raises:
+        ICASCError: The file, a name in it or an option of a variant is at fault.
+    """
+    content, folder, where = _read(file), file.parent, f"'{file}'"
+    variants = _mapping(content, 'variants', where)
+    if not variants:
+        raise ICASCError(f"{where} has no variants: name them below 'variants', each with options of train_timm.py.")
+    names, baseline = [str(name) for name in variants], str(content.get('baseline', ''))
+    if baseline not in names:
+        raise ICASCError(f"{where}: the baseline '{baseline}' is not among the variants: {', '.join(names)}.")
+    seeds = content.get('seeds')
+    if (not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds)
+            or len(set(seeds)) < len(seeds)):
+        raise ICASCError(f"{where}: 'seeds' must be a list of different whole numbers, got {seeds!r}.")
+    evaluation = argparse.ArgumentParser()
+    add_evaluation_arguments(evaluation)
+    here = f'{where}, evaluate'
+    options = check_options(_without(_mapping(content, 'evaluate', where), RESERVED_EVALUATION, here), evaluation, here)
+    runs = _list_of_runs(content, seeds, folder, where, data_dir)
+    if len(splits := {run.options['val_split'] for run in runs}) > 1:
+        raise ICASCError(f"{where}: 'val_split' must be the same for all runs, to compare them; "
+                         f"it is {' and '.join(sorted(splits))}.")
+    report, own_records = _path(content, 'report', where), _path(content, 'records', where)
+    return Study(
+        file=file, baseline=baseline, variants=names, seeds=seeds, runs=runs,
+        evaluation=tuple(to_arguments(options, evaluation)),
+        records=records or folder / (own_records or f'records/{file.stem}'),
+        report=folder / report if report else None)

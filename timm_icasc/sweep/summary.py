@@ -1,0 +1,160 @@
+"""From the records of a study to its numbers: mean, deviation, difference to the baseline seed by seed, intervals.
+
+Shapes: `S` seeds, `N` test images, `R` resamples.
+"""
+import statistics
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..errors import ICASCError
+from .run_record import correct_of
+from .study import Study
+
+__all__ = [
+    'Difference', 'VariantSummary', 'difference', 'interval_over_seeds',
+    'interval_over_seeds_and_images', 'summarise',
+]
+
+LEVEL = 0.95
+
+RESAMPLES = 2000
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Variant minus baseline, over the seeds that both have.
+
+    Attributes:
+        mean: Mean over the seeds.
+        deviation: Sample standard deviation over the seeds; None for one seed.
+        seeds: Number of pairs.
+        low, high: Bootstrap interval over the seeds; None for one seed.
+        low_images, high_images: Bootstrap interval over seeds and test images; accuracy only, else None.
+    """
+    mean: float
+    deviation: Optional[float]
+    seeds: int
+    low: Optional[float] = None
+    high: Optional[float] = None
+    low_images: Optional[float] = None
+    high_images: Optional[float] = None
+
+
+@dataclass
+class VariantSummary:
+    """One variant over its finished seeds: measure -> mean and deviation, and -> difference to the baseline."""
+    variant: str
+    seeds: List[int]
+    means: Dict[str, Tuple[float, Optional[float]]] = field(default_factory=dict)
+    differences: Dict[str, Difference] = field(default_factory=dict)
+
+
+def _quantiles(drawn: np.ndarray) -> Tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def interval_over_seeds(differences: Sequence[float]) -> Tuple[Optional[float], Optional[float]]:
+    """Percentile interval of the mean of paired differences `[S]`, the seeds drawn anew; None for one seed.
+
+    It holds the chance of the seed, on these test images. With few seeds it is too narrow: of three it can be no wider
+    than from the smallest difference to the largest.
+    """
+    if len(differences) < 2:
+        return None, None
+    values = np.asarray(differences)
+    rows = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    return _quantiles(values[rows].mean(1))
+
+
+def interval_over_seeds_and_images(differences: np.ndarray) -> Tuple[float, float]:
+    """Percentile interval of the mean of `[S, N]` differences, seeds and test images drawn anew, each by itself.
+
+    All seeds are tested on the same images, so that both are drawn crosswise: it holds the chance of the seed (as far
+    as `S` seeds show it; with one seed not at all) and that of the test images.
+    """
+    seeds, images = differences.shape
+    generator = np.random.default_rng(SEED)
+    drawn = np.empty(RESAMPLES)
+    for r in range(RESAMPLES):
+        chosen = differences[generator.integers(seeds, size=seeds)].mean(0)
+        drawn[r] = chosen[generator.integers(images, size=images)].mean()
+    return _quantiles(drawn)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> Tuple[float, Optional[float]]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _measures(record: Dict[str, Any]) -> Dict[str, Optional[float]]:
+    """Measures of the evaluation, and of the last epoch, which are of the split that the trainer looked at."""
+    last = {f'last_{name.removeprefix("eval_")}': value for name, value in record['curve'][-1].items()
+            if name.startswith('eval_')}
+    seconds = statistics.fmean(row['eval_seconds'] for row in record['curve'])
+    return {**record['final'], **last, 'seconds': seconds}
+
+
+def difference(
+        own: Dict[int, Dict[str, Any]],
+        baseline: Dict[int, Dict[str, Any]],
+        measure: str,
+) -> Optional[Difference]:
+    """Difference of a measure, seed by seed; None where no seed has it for both.
+
+    Args:
+        own: Seed -> record of the variant.
+        baseline: Seed -> record of the baseline.
+        measure: Name of a measure.
+    """
+    values = {seed: (_measures(own[seed]).get(measure), _measures(baseline[seed]).get(measure))
+              for seed in own if seed in baseline}
+    seeds = [seed for seed, pair in values.items() if None not in pair]
+    if not seeds:
+        return None
+    differences = [values[seed][0] - values[seed][1] for seed in seeds]
+    mean, deviation = _mean_and_deviation(differences)
+    result = {'low_images': None, 'high_images': None}
+    if measure == 'top1':
+        pairs = [(correct_of(own[seed]), correct_of(baseline[seed])) for seed in seeds]
+        rows = np.stack([100. * a - 100. * b for a, b in pairs])
+        result['low_images'], result['high_images'] = interval_over_seeds_and_images(rows)
+    low, high = interval_over_seeds(differences)
+    return Difference(mean, deviation, len(seeds), low, high, **result)
+
+
+def summarise(study: Study, records: Dict[str, Dict[str, Any]]) -> List[VariantSummary]:
+    """The variants that have a record, in the study's order.
+
+    Raises:
+        ICASCError: Records are of different numbers of images.
+    """
+    images = {name: record['evaluated']['images'] for name, record in records.items()}
+    if len(set(images.values())) > 1:
+        few, many = min(images, key=images.get), max(images, key=images.get)
+        raise ICASCError(f"'{few}' was evaluated on {images[few]} images, '{many}' on {images[many]}: runs are "
+                         f"compared on the same images; remove the records of the wrong ones, and look at --data-dir.")
+    by_variant: Dict[str, Dict[int, Dict[str, Any]]] = {}
+    for run in study.runs:
+        if run.name in records:
+            by_variant.setdefault(run.variant, {})[run.seed] = records[run.name]
+    summaries = []
+    for variant in (name for name in study.variants if name in by_variant):
+        own = by_variant[variant]
+        summary = VariantSummary(variant, sorted(own))
+        columns: Dict[str, List[float]] = {}
+        for record in own.values():
+            for name, value in _measures(record).items():
+                if value is not None:
+                    columns.setdefault(name, []).append(value)
+        summary.means = {name: _mean_and_deviation(values) for name, values in columns.items()}
+        if variant != study.baseline:
+            for name in columns:
+                found = difference(own, by_variant.get(study.baseline, {}), name)
+                if found is not None:
+                    summary.differences[name] = found
+        summaries.append(summary)
+    return summaries

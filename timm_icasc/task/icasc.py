@@ -1,0 +1,233 @@
+"""ICASC as a timm training task: hand it a model, get a loss; everything else is timm's."""
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+from timm.task import ClassificationTask
+
+from ..errors import ICASCError
+from ..features.layout import ICASCLayers, Images, input_size
+from ..features.module_state import unwrap_model
+from ..features.resolve import resolve_layers
+from ..labels import check_multilabel_target, check_target
+from ..losses import MultiLabelSoftMarginLoss
+from ..objective.config import ICASCConfig
+from ..objective.forward import ICASCOutput, icasc_forward
+
+if TYPE_CHECKING:
+    from ..metrics import MultiLabelEvaluator
+
+__all__ = ['ICASCTask', 'MultiLabelICASCTask']
+
+_logger = logging.getLogger(__name__)
+
+
+class ICASCTask(ClassificationTask):
+    """Classification with Attention Separability and Consistency (Wang et al., ICCV 2019).
+
+    `L = L_C + w_as_inner L_AS_inner + w_as_last L_AS_last + w_ac L_AC` (Eq. 6), with `L_C` any timm classification
+    loss. The model keeps its architecture and state_dict; the terms exist only where gradients are recorded, so
+    evaluation runs the plain model.
+
+    Args:
+        model: The model to train. Not compiled: `task.compile()` compiles its evaluation.
+        criterion: Classification loss. Created from criterion_kwargs when None.
+        criterion_kwargs: Arguments for timm's create_classification_loss() when criterion is None.
+        config: ICASC parameters (default: `default_config`); single ones can be given by name instead
+            (`attention='grad_cam', order=1, ...`, see `ICASCConfig`), also on top of a config.
+        layers: Module paths (inner, last) instead of the automatic choice.
+        input_size: Channels, height, width of the images. Given, the layers are resolved (and errors raised) here,
+            else at the first forward pass.
+        start_steps: Number of first training steps (forward passes) without the ICASC terms, and without their cost.
+        ramp_steps: Number of steps after those over which the terms' common weight grows linearly to 1.
+        device: Device for task tensors/buffers.
+        dtype: Dtype for task tensors/buffers.
+        verbose: Enable info logging.
+
+    Raises:
+        LayerResolutionError: The model has no usable layers.
+        ICASCError: The model is already compiled.
+
+    Examples:
+
+        ```python
+        task = ICASCTask(model, criterion_kwargs=dict(smoothing=0.1), order=1, device=torch.device('cuda'))
+        result = task(input, target)
+        result['loss'].backward()
+        ```
+    """
+    default_config = ICASCConfig()
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Optional[Union[nn.Module, Callable]] = None,
+            criterion_kwargs: Optional[Dict[str, Any]] = None,
+            config: Optional[ICASCConfig] = None,
+            layers: Optional[Sequence[str]] = None,
+            input_size: Optional[Tuple[int, int, int]] = None,
+            start_steps: int = 0,
+            ramp_steps: int = 0,
+            device: Optional[torch.device] = None,
+            dtype: Optional[torch.dtype] = None,
+            verbose: bool = True,
+            **parameters: Any,
+    ):
+        if hasattr(model, '_orig_mod'):
+            raise ICASCError(
+                'ICASCTask needs gradients of inner features, which a compiled model does not give: pass the plain '
+                'model and call task.compile(), which compiles its evaluation.')
+        unknown = set(parameters) - set(ICASCConfig.names())
+        if unknown:
+            raise TypeError(
+                f'{type(self).__name__} has no parameter {sorted(unknown)}; ICASC has {ICASCConfig.names()}.')
+        if min(start_steps, ramp_steps) < 0:
+            raise ValueError(f'start_steps and ramp_steps must be >= 0, got {start_steps} and {ramp_steps}.')
+        super().__init__(
+            model, criterion, criterion_kwargs=criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
+        self.config = replace(config or self.default_config, **parameters)
+        self.layer_paths = tuple(layers) if layers is not None else None
+        self.start_steps = start_steps
+        self.ramp_steps = ramp_steps
+        self.step = 0
+        if input_size is not None or layers is not None:
+            resolved = self.resolve_layers(input_size)
+            if self.verbose:
+                _logger.info(f'{type(self).__name__}: {self.config}, inner={resolved.inner}, last={resolved.last}')
+
+    def resolve_layers(self, input_size: Optional[Tuple[int, int, int]] = None) -> ICASCLayers:
+        """The inner and last layer for images of `input_size` (channels, height, width)."""
+        return resolve_layers(unwrap_model(self.trainable_module), self.layer_paths, input_size)
+
+    @property
+    def term_scale(self) -> float:
+        """Common factor of the ICASC terms at the current step, in [0, 1]."""
+        if self.step < self.start_steps:
+            return 0.
+        return min(1., (self.step - self.start_steps + 1) / max(self.ramp_steps, 1))
+
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs) -> 'ICASCTask':
+        """Wrap the model in DistributedDataParallel (DDP).
+
+        Raises:
+            ICASCError: `static_graph=True`, with which DDP leaves gradients unsynchronised in silence.
+        """
+        if ddp_kwargs.get('static_graph'):
+            raise ICASCError('ICASC does not work with DistributedDataParallel(static_graph=True): leave it off.')
+        return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
+
+    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+        """Compile the evaluation path. Training stays eager: compiled graphs have no double backward."""
+        self.eval_model = torch.compile(
+            unwrap_model(self.trainable_module), backend=backend, mode=mode, **compile_kwargs)
+        return self.eval_model
+
+    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
+        return {} if ema else {'step': self.step}
+
+    def load_task_state(
+            self,
+            state: Optional[Dict[str, Any]],
+            strict: bool = True,
+            module: Optional[nn.Module] = None,
+            ema: bool = False,
+    ) -> None:
+        if state and not ema:
+            self.step = state['step']
+
+    def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Raise TargetError where the target does not fit the model's output."""
+        check_target(logits, target)
+
+    def icasc_forward(self, input: Images, target: torch.Tensor) -> ICASCOutput:
+        """Logits and per-sample terms of one batch (`objective.icasc_forward`)."""
+        return icasc_forward(
+            self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config,
+            multilabel=self.multi_label)
+
+    def forward(self, input: Images, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Forward pass and the ICASC loss.
+
+        Args:
+            input: Images `[B, 3, height, width]`, or a dictionary of NaFlex patches.
+            target: Class indices `[B]`, or class probabilities `[B, C]` with a soft-target criterion.
+
+        Returns:
+            Dictionary containing:
+                - 'loss': Classification loss plus the weighted ICASC terms, a scalar
+                - 'output': Model logits `[B, C]`
+                - 'loss_cls': Classification loss, detached
+                - 'loss_as_inner', 'loss_as_last', 'loss_ac': Batch means of the terms, unweighted and detached; a
+                  term of weight 0, or not yet started, is absent
+        """
+        scale = self.term_scale if torch.is_grad_enabled() else 0.
+        if torch.is_grad_enabled() and self.training:
+            self.step += 1
+        if not scale or not any(self.config.weights.values()):
+            logits = self.trainable_module(input)
+            self.check_target(logits, target)
+            loss = self.criterion(logits, target)
+            return {'loss': loss, 'output': logits, 'loss_cls': loss.detach()}
+        icasc = self.icasc_forward(input, target)
+        self.check_target(icasc.logits, target)
+        loss_cls = self.criterion(icasc.logits, target)
+        return {
+            'loss': loss_cls + scale * icasc.weighted_sum(self.config),
+            'output': icasc.logits,
+            'loss_cls': loss_cls.detach(),
+            **{f'loss_{name}': values.detach().mean() for name, values in icasc.terms.items()},
+        }
+
+
+class MultiLabelICASCTask(ICASCTask):
+    """ICASC for images with any number of classes each (PASCAL VOC).
+
+    Targets are `[B, C]`, floating point: 1 present, 0 absent, -1 ignored. `A^T` is the map of the present classes
+    together (a multi-hot cotangent), `Conf` the absent class of highest score. An ignored class is neither, and has no
+    classification loss. A sample without a present or without an absent class has terms of 0. The weights of the terms
+    are 0.1 by default: at 1 they cost average precision.
+
+    Args:
+        model: The model to train.
+        criterion: Classification loss; what it makes of -1 is its own affair. The multi-label soft-margin loss
+            (`losses.multilabel_soft_margin`) when this and criterion_kwargs are None.
+        criterion_kwargs: Arguments for timm's create_classification_loss(), multi-label; targets of -1 are refused.
+        **kwargs: As `ICASCTask`.
+
+    Examples:
+
+        ```python
+        task = MultiLabelICASCTask(model, order=1)
+        result = task(input, torch.tensor([[1., 0., 0.], [1., 1., -1.]]))
+        result['loss'].backward()
+        ```
+    """
+    multi_label = True
+    # The classification loss is a mean over the classes, beside which terms of weight 1 win by silencing the maps.
+    default_config = ICASCConfig(weight_as_inner=0.1, weight_as_last=0.1, weight_ac=0.1)
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Optional[Union[nn.Module, Callable]] = None,
+            criterion_kwargs: Optional[Dict[str, Any]] = None,
+            **kwargs: Any,
+    ):
+        if criterion is None and criterion_kwargs is None:
+            criterion = MultiLabelSoftMarginLoss()
+        self.takes_ignored = criterion_kwargs is None
+        super().__init__(model, criterion, criterion_kwargs=criterion_kwargs, **kwargs)
+
+    def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        check_multilabel_target(logits, target, self.takes_ignored)
+
+    def create_evaluator(
+            self,
+            max_samples: Optional[int] = None,
+            class_names: Optional[Sequence[str]] = None,
+    ) -> 'MultiLabelEvaluator':
+        """Average precision and AUC; see `metrics.multilabel_metrics`."""
+        from ..metrics import MultiLabelEvaluator  # loads scikit-learn
+        return MultiLabelEvaluator(max_samples, class_names)

@@ -1,0 +1,136 @@
+"""How public re-implementations of ICASC went about it, rebuilt from its description: each defect can be had alone.
+
+For the study of docs/evidence.md, which asks what destroys the gain, and as the slow peer of `timm-icasc bench`; not to
+train with. It shares the formulas with `objective` but none of its machinery: with no defect on, both must come to the
+same loss and gradient, and the tests hold them to that.
+
+Shapes: `B` batch, `C` classes, `H W` feature grid of a layer.
+"""
+from contextlib import nullcontext
+from typing import Any, Dict, List, Sequence
+
+import torch
+import torch.nn as nn
+
+from ..attention import ATTENTION_METHODS
+from ..errors import ICASCError
+from ..features.layout import ICASCLayers, image_plane, input_size
+from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
+from ..features.tap import capture_features
+from ..labels import select_classes
+from ..losses import attention_consistency, attention_separation, resize_mask, target_mask
+from ..objective.config import ICASCConfig
+from ..objective.forward import ICASCOutput
+from .icasc import ICASCTask
+
+__all__ = ['DEFECTS', 'PublicApproachTask']
+
+DEFECTS = {
+    'constant-weights': 'gradients come from backward hooks without create_graph: the channel weights carry no '
+                        'gradient, whatever the order',
+    'summed-score': "the backward pass starts from the one-hot target times the scores of the class summed over the "
+                    "batch, so that every image's map is scaled by the other images' scores, and turned over where "
+                    'the sum is negative',
+    'batch-sums': 'maps are divided by their maximum over the batch, the mask is held against that, and the sums of '
+                  'the losses run over the batch: images with strong maps decide',
+    'whole-backward': 'each class gradient is a backward pass through the whole model, whose parameter gradients are '
+                      'thrown away: the same values, at a price',
+}
+
+
+def _score_gradients(
+        model: nn.Module,
+        logits: torch.Tensor,
+        one_hot: torch.Tensor,
+        features: List[torch.Tensor],
+        create_graph: bool,
+        defects: Sequence[str],
+) -> List[torch.Tensor]:
+    """Gradients of the scores that `one_hot` `[B, C]` picks with respect to each feature."""
+    if 'summed-score' in defects:
+        one_hot = one_hot * (one_hot * logits.detach()).sum()
+    # To ask for them and drop them is what a backward pass and zero_grad() cost; .grad is left to the trainer.
+    dropped = [p for p in model.parameters() if p.requires_grad] if 'whole-backward' in defects else []
+    gradients = torch.autograd.grad(
+        logits, [*features, *dropped], one_hot, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    return list(gradients[:len(features)])
+
+
+def _as_one_sample(maps: torch.Tensor) -> torch.Tensor:
+    """The maps `[B, H, W]` of a batch as one map `[1, B * H, W]`: what is per sample then runs over the batch."""
+    return maps.flatten(0, 1)[None]
+
+
+def _over_the_batch(maps: torch.Tensor) -> torch.Tensor:
+    maximum = maps.amax()
+    return _as_one_sample(maps / torch.where(maximum > 0, maximum, 1))
+
+
+def _terms(maps: Dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence[str]) -> Dict[str, torch.Tensor]:
+    """Eqs. 3 to 5 from the four maps: `[B]` each, or `[1]` where the sums run over the batch."""
+    inner_grid, last_shape = maps['target_inner'].shape[1:], maps['target_last'].shape
+    if 'batch-sums' in defects:
+        maps = {name: _over_the_batch(values) for name, values in maps.items()}
+    source = maps['target_last'] if config.mask_grad else maps['target_last'].detach()
+    mask = target_mask(source, config.sigma, config.omega, config.mask_scale)
+    inner_mask = resize_mask(mask.reshape(last_shape), inner_grid)
+    if 'batch-sums' in defects:
+        inner_mask = _as_one_sample(inner_mask)
+    return {
+        'as_inner': attention_separation(maps['target_inner'], maps['confused_inner'], inner_mask),
+        'as_last': attention_separation(maps['target_last'], maps['confused_last'], mask),
+        'ac': attention_consistency(maps['target_inner'], inner_mask, config.theta),
+    }
+
+
+def _forward(
+        model: nn.Module,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        layers: ICASCLayers,
+        config: ICASCConfig,
+        defects: Sequence[str],
+) -> ICASCOutput:
+    """`objective.icasc_forward` with defects; all four maps, also those that no term needs."""
+    order = 1 if 'constant-weights' in defects else config.order
+    places = {'inner': layers.inner, 'last': layers.last}
+    with capture_features(model, list(places.values()), order=order) as taps:
+        logits = model(images)
+    features = [taps[layer.path] for layer in places.values()]
+    classes, plane = select_classes(logits, target), image_plane(images)
+    maps = {}
+    with hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext():
+        for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
+            gradients = _score_gradients(model, logits, one_hot, features, order == 2, defects)
+            for (place, layer), feature, gradient in zip(places.items(), features, gradients, strict=True):
+                maps[f'{which}_{place}'] = ATTENTION_METHODS[config.attention](
+                    layer.to_nchw(feature, plane), layer.to_nchw(gradient, plane))
+    terms = {name: values for name, values in _terms(maps, config, defects).items() if config.weights[name]}
+    if 'batch-sums' not in defects:
+        terms = {name: torch.where(classes.valid, values, 0) for name, values in terms.items()}
+    return ICASCOutput(logits=logits, terms=terms, maps=maps, classes=classes)
+
+
+class PublicApproachTask(ICASCTask):
+    """`ICASCTask` with the defects of public re-implementations; single-label images.
+
+    Args:
+        model: The model to train.
+        *args: As `ICASCTask`.
+        defects: Which of `DEFECTS`; all of them by default, which is the public approach.
+        **kwargs: As `ICASCTask`.
+    """
+
+    def __init__(self, model: nn.Module, *args: Any, defects: Sequence[str] = tuple(DEFECTS), **kwargs: Any):
+        unknown = set(defects) - set(DEFECTS)
+        if unknown:
+            raise ValueError(f'defects are among {tuple(DEFECTS)}, got {sorted(unknown)}.')
+        super().__init__(model, *args, **kwargs)
+        if self.config.share < 1:
+            raise ICASCError('the public approach makes the terms of the whole batch: leave --icasc-share out, or '
+                             '--icasc-defects.')
+        self.defects = tuple(defects)
+
+    def icasc_forward(self, input: torch.Tensor, target: torch.Tensor) -> ICASCOutput:
+        return _forward(
+            self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config, self.defects)

@@ -1,0 +1,71 @@
+"""Options of train_timm.py from YAML: the recipes of this package, a run's args.yaml, a user's own file."""
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any, Dict
+
+import yaml
+from timm.utils import ParseKwargs
+
+from ..errors import ICASCError
+
+__all__ = ['RECIPES', 'check_options', 'load_config']
+
+RECIPES = Path(__file__).parents[1] / 'recipes'
+
+
+def _checked(action: argparse.Action, value: Any, where: str) -> Any:
+    """A YAML value as the command line would have parsed it."""
+    if value is None or isinstance(action, ParseKwargs) and isinstance(value, dict):
+        return value
+    if isinstance(action, ParseKwargs):
+        raise ICASCError(f"{where}: '{action.dest}' must hold 'name: value' lines, got {value!r}.")
+    several = action.nargs in ('+', '*') or isinstance(action.nargs, int) and action.nargs > 0
+    if several != isinstance(value, list) or isinstance(value, dict):
+        raise ICASCError(f"{where}: '{action.dest}' must be {'a list' if several else 'one value'}, got {value!r}.")
+    if several and isinstance(action.nargs, int) and len(value) != action.nargs:
+        raise ICASCError(f"{where}: '{action.dest}' must have {action.nargs} values, got {value!r}.")
+    if action.nargs == 0 and not isinstance(value, bool):
+        raise ICASCError(f"{where}: '{action.dest}' must be true or false, got {value!r}.")
+    try:
+        values = [action.type(str(v)) if action.type else v for v in (value if several else [value])]
+    except (TypeError, ValueError) as e:
+        raise ICASCError(f"{where}: '{action.dest}' must be {action.type.__name__}, got {value!r}.") from e
+    if action.choices is not None and not set(values) <= set(action.choices):
+        raise ICASCError(f"{where}: '{action.dest}' must be one of {tuple(action.choices)}, got {value!r}.")
+    return values if several else values[0]
+
+
+def load_config(path: Path, parser: argparse.ArgumentParser) -> Dict[str, Any]:
+    """Options from a YAML file: keys are option names, with '-' or '_'.
+
+    Raises:
+        ICASCError: The file is missing or no YAML mapping, or a key or value is not an option's.
+    """
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except OSError as e:
+        raise ICASCError(f"--config: cannot read '{path}': {e.strerror}; recipes: "
+                         f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
+    except yaml.YAMLError as e:
+        raise ICASCError(f"--config: '{path}' is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(config, dict):
+        raise ICASCError(f"--config: '{path}' holds no 'option: value' lines.")
+    return check_options(config, parser, f"--config: '{path}'")
+
+
+def check_options(config: Dict[str, Any], parser: argparse.ArgumentParser, where: str) -> Dict[str, Any]:
+    """The options of a mapping as the command line would have parsed them; keys with '-' or '_'.
+
+    Raises:
+        ICASCError: A key or value is not an option's; the message begins with `where`.
+    """
+    actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
+    options = {}
+    for key, value in config.items():
+        name = str(key).replace('-', '_')
+        if name not in actions:
+            close = difflib.get_close_matches(name, actions, 1)
+            raise ICASCError(f"{where} has the unknown key '{key}'{f'; did you mean {close[0]!r}?' if close else '.'}")
+        options[name] = _checked(actions[name], value, where)
+    return options

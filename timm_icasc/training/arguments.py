@@ -1,0 +1,338 @@
+"""Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
+import argparse
+import math
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+from timm.utils import ParseKwargs
+
+from ..data.dataset_factory import NAMES
+from ..errors import ICASCError
+from ..losses import MASK_SCALES
+from ..task.public_approach import DEFECTS
+from .argument_files import RECIPES, load_config
+
+__all__ = ['build_parser', 'parse_args']
+
+DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
+
+INFINITY = math.inf
+
+RANGES = {
+    'batch_size': (1, INFINITY), 'validation_batch_size': (1, INFINITY), 'epochs': (1, INFINITY),
+    'grad_accum_steps': (1, INFINITY), 'checkpoint_hist': (1, INFINITY), 'log_interval': (1, INFINITY),
+    'img_size': (1, INFINITY), 'input_size': (1, INFINITY), 'num_classes': (1, INFINITY), 'workers': (0, INFINITY),
+    'seed': (0, INFINITY), 'lr': (0, INFINITY), 'crop_padding': (0, INFINITY), 'crop_pct': (0.01, 1),
+    'scale': (0.001, 1), 'ratio': (0.01, 100), 'hflip': (0, 1), 'vflip': (0, 1), 'reprob': (0, 1),
+    'color_jitter': (0, INFINITY), 'mixup': (0, INFINITY), 'cutmix': (0, INFINITY), 'mixup_prob': (0, 1),
+    'mixup_switch_prob': (0, 1), 'smoothing': (0, 0.99), 'drop': (0, 0.99), 'drop_path': (0, 0.99),
+    'clip_grad': (1e-12, INFINITY), 'weight_decay': (0, INFINITY), 'model_ema_decay': (0, 1),
+    'std': (1e-6, INFINITY), 'icasc_start_epoch': (0, INFINITY), 'icasc_ramp_epochs': (0, INFINITY),
+    'icasc_eval_images': (0, INFINITY), 'icasc_weights': (0, INFINITY), 'icasc_theta': (0, INFINITY),
+    'icasc_sigma': (0, 1), 'icasc_omega': (0, INFINITY), 'icasc_share': (1e-6, 1),
+}
+
+DESCRIPTION = """\
+Train a timm model with ICASC: attention separability and consistency (Wang et al., ICCV 2019).
+
+Without any option it trains a small ResNet on the embedded digits in about a minute. Otherwise:
+  train_timm.py --icasc-compare                                    ICASC beside cross-entropy, same seed
+  train_timm.py --data-dir DIR --model resnet50 --pretrained       your images: DIR/{train,val}/CLASS/*.jpg
+  train_timm.py --data-dir DIR --val-split test -c timm_icasc/recipes/cifar100_resnet110.yaml
+  torchrun --nproc_per_node=8 train_timm.py ...                    several GPUs, one process each
+  train_timm.py --resume auto                                      go on with the newest interrupted run
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        # The usage of a hundred options would bury the message.
+        self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Dataset parameters')
+    group.add_argument('--data-dir', metavar='DIR', help='path to the data set; of images DIR/SPLIT/CLASS/IMAGE')
+    group.add_argument('--dataset', metavar='NAME', default='',
+                       help="data set type: '' for an image folder, 'digits' (embedded), "
+                            f"{', '.join(NAMES)} ('multilabel': SPLIT.csv or SPLIT.json in DIR), or TYPE/NAME as timm "
+                            'takes it: torch/cifar100, hfds/..., wds/...')
+    group.add_argument('--train-split', metavar='NAME', default='train', help='training split (default: %(default)s)')
+    group.add_argument('--val-split', metavar='NAME', default='validation',
+                       help='validation split (default: %(default)s)')
+    group.add_argument('--class-map', default='', metavar='FILENAME', help='file that maps class to index')
+    group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
+    group.add_argument('--resident-data', action='store_true',
+                       help='read the training images once, keep them on the device; pad, crop and mirror them there '
+                            '(small sets, with --crop-padding or --no-aug, no other augmentation than --hflip)')
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Model parameters')
+    group.add_argument('--model', default='resnet20_cifar', metavar='MODEL',
+                       help='any timm architecture or hf-hub:NAME (default: %(default)s)')
+    group.add_argument('--pretrained', action=argparse.BooleanOptionalAction, default=False,
+                       help='start from pretrained weights')
+    group.add_argument('--pretrained-path', metavar='PATH', help='file with the pretrained weights')
+    group.add_argument('--initial-checkpoint', default='', metavar='PATH', help='load the weights of this checkpoint')
+    group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: the data set\'s)')
+    group.add_argument('--gp', metavar='POOL', help='global pool type: fast, avg, max, avgmax, avgmaxc')
+    group.add_argument('--img-size', type=int, metavar='N', help='image size (default: the model\'s)')
+    group.add_argument('--in-chans', type=int, metavar='N', help='image input channels')
+    group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='channels height width')
+    group.add_argument('--crop-pct', type=float, metavar='N', help='input image centre crop, for validation')
+    group.add_argument('--mean', type=float, nargs='+', metavar='MEAN', help='mean of the pixels, to normalise')
+    group.add_argument('--std', type=float, nargs='+', metavar='STD', help='deviation of the pixels, to normalise')
+    group.add_argument('--interpolation', default='', choices=('', 'nearest', 'bilinear', 'bicubic', 'lanczos'),
+                       help='image resize interpolation (default: the model\'s)')
+    group.add_argument('-b', '--batch-size', type=int, default=128, metavar='N',
+                       help='training batch size per process (default: %(default)s)')
+    group.add_argument('-vb', '--validation-batch-size', type=int, metavar='N', help='default: --batch-size')
+    group.add_argument('--channels-last', action='store_true', help='channels_last memory layout')
+    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N',
+                       help='forward/backward passes per optimiser step (default: %(default)s)')
+    group.add_argument('--grad-checkpointing', action='store_true', help='recompute activations, to save memory')
+    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+                       help='further arguments of the model')
+    group.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
+                       help='torch.compile the evaluation (training needs a double backward and stays eager)')
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Device & distributed')
+    group.add_argument('--device', metavar='NAME', help='cuda, cpu, mps (default: cuda where there is one)')
+    group.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    group.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'),
+                       help='lower precision AMP dtype (default: %(default)s)')
+    group.add_argument('--sync-bn', action='store_true', help='synchronised BatchNorm across processes')
+    group.add_argument('--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''),
+                       help='share BatchNorm statistics between processes after each epoch (default: %(default)s)')
+
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Optimizer parameters')
+    group.add_argument('--opt', default='sgd', metavar='OPTIMIZER', help='any timm optimiser (default: %(default)s)')
+    group.add_argument('--opt-eps', type=float, metavar='EPSILON')
+    group.add_argument('--opt-betas', type=float, nargs='+', metavar='BETA')
+    group.add_argument('--momentum', type=float, default=0.9, metavar='M', help='default: %(default)s')
+    group.add_argument('--weight-decay', type=float, default=2e-5, help='default: %(default)s')
+    group.add_argument('--clip-grad', type=float, metavar='NORM', help='clip gradients (default: do not)')
+    group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'), help='default: %(default)s')
+    group.add_argument('--layer-decay', type=float, metavar='DECAY', help='layer-wise learning rate decay')
+    group.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+                       help='further arguments of the optimiser')
+
+    group = parser.add_argument_group('Learning rate schedule parameters')
+    group.add_argument('--sched', default='cosine', metavar='SCHEDULER', help='default: %(default)s')
+    group.add_argument('--sched-on-updates', action='store_true', help='step the schedule on updates, not on epochs')
+    group.add_argument('--lr', type=float, metavar='LR', help='learning rate; overrides --lr-base')
+    group.add_argument('--lr-base', type=float, default=0.1, metavar='LR',
+                       help='learning rate = lr_base * global batch size / lr_base_size (default: %(default)s)')
+    group.add_argument('--lr-base-size', type=int, default=256, metavar='N', help='default: %(default)s')
+    group.add_argument('--epochs', type=int, default=300, metavar='N', help='number of epochs (default: %(default)s)')
+    group.add_argument('--warmup-epochs', type=int, default=5, metavar='N', help='default: %(default)s')
+    group.add_argument('--warmup-lr', type=float, default=1e-5, metavar='LR', help='default: %(default)s')
+    group.add_argument('--min-lr', type=float, default=0., metavar='LR', help='default: %(default)s')
+    group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N', help='default: %(default)s')
+    group.add_argument('--decay-epochs', type=float, default=90, metavar='N', help='default: %(default)s')
+    group.add_argument('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH')
+    group.add_argument('--decay-rate', type=float, default=0.1, metavar='RATE', help='default: %(default)s')
+    group.add_argument('--lr-cycle-mul', type=float, default=1., metavar='MULT', help='default: %(default)s')
+    group.add_argument('--lr-cycle-decay', type=float, default=0.5, metavar='MULT', help='default: %(default)s')
+    group.add_argument('--lr-cycle-limit', type=int, default=1, metavar='N', help='default: %(default)s')
+
+
+def _add_augmentation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Augmentation and regularization parameters')
+    group.add_argument('--no-aug', action='store_true', help='no training augmentation')
+    group.add_argument('--crop-padding', type=int, metavar='N',
+                       help='pad by N zeros and crop at random, as the CIFAR protocols do, not random resized crop')
+    group.add_argument('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), help='timm\'s crop modes (default: rrc)')
+    group.add_argument('--scale', type=float, nargs=2, default=[0.08, 1.0], metavar='PCT', help='default: 0.08 1.0')
+    group.add_argument('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3], metavar='R', help='default: 0.75 1.33')
+    group.add_argument('--hflip', type=float, default=0.5, metavar='P', help='horizontal flips (default: %(default)s)')
+    group.add_argument('--vflip', type=float, default=0., metavar='P', help='vertical flips (default: %(default)s)')
+    group.add_argument('--color-jitter', type=float, default=0.4, metavar='F', help='default: %(default)s')
+    group.add_argument('--aa', metavar='NAME', help='AutoAugment policy, e.g. rand-m9-mstd0.5-inc1')
+    group.add_argument('--train-interpolation', default='random', help='default: %(default)s',
+                       choices=('random', 'nearest', 'bilinear', 'bicubic', 'lanczos'))
+    group.add_argument('--reprob', type=float, default=0., metavar='P', help='random erasing (default: %(default)s)')
+    group.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'),
+                       help='random erasing mode (default: %(default)s)')
+    group.add_argument('--mixup', type=float, default=0., metavar='ALPHA', help='mixup if > 0')
+    group.add_argument('--cutmix', type=float, default=0., metavar='ALPHA', help='cutmix if > 0')
+    group.add_argument('--mixup-prob', type=float, default=1., metavar='P', help='default: %(default)s')
+    group.add_argument('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='default: %(default)s')
+    group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='default: %(default)s')
+    group.add_argument('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
+    group.add_argument('--smoothing', type=float, default=0.1,
+                       help='label smoothing (default: %(default)s); single-label data only')
+    group.add_argument('--loss', default='ce', choices=('ce', 'bce', 'asl', 'poly'), metavar='LOSS',
+                       help='classification loss: ce, bce, asl, poly (default: %(default)s); multi-label data take the '
+                            'multi-label soft-margin loss')
+    group.add_argument('--drop', type=float, default=0., metavar='P', help='dropout (default: %(default)s)')
+    group.add_argument('--drop-path', type=float, metavar='P', help='stochastic depth')
+
+    group = parser.add_argument_group('Model exponential moving average parameters')
+    group.add_argument('--model-ema', action='store_true', help='track an average of the weights, and evaluate it')
+    group.add_argument('--model-ema-decay', type=float, default=0.9998, help='default: %(default)s')
+    group.add_argument('--model-ema-warmup', action='store_true', help='warm up the decay')
+
+
+def _add_misc(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Miscellaneous parameters')
+    group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed (default: %(default)s)')
+    group.add_argument('-j', '--workers', type=int, default=4, metavar='N',
+                       help='data loading processes (default: %(default)s)')
+    group.add_argument('--pin-mem', action='store_true', help='pin CPU memory in the data loader')
+    group.add_argument('--no-prefetcher', action='store_true', help='plain data loader')
+    group.add_argument('--output', default='output', metavar='PATH',
+                       help='folder of all runs (default: %(default)s)')
+    group.add_argument('--experiment', default='', metavar='NAME',
+                       help='name of this run\'s folder (default: MODEL-DATA, numbered)')
+    group.add_argument('--resume', default='', metavar='PATH',
+                       help="checkpoint to go on from, with the arguments of its run; 'auto': the newest run in "
+                            '--output, or in --output/--experiment')
+    group.add_argument('--push-to-hub', default='', metavar='OWNER/NAME',
+                       help='publish the finished run on the Hugging Face Hub, as timm-icasc push does; the token is '
+                            'checked before training')
+    group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N',
+                       help='number of checkpoints to keep (default: %(default)s)')
+    group.add_argument('--eval-metric', choices=('top1', 'top5', 'mAP', 'AUC', 'loss'),
+                       help='what makes a checkpoint the best (default: top1, of multi-label data mAP)')
+    group.add_argument('--log-interval', type=int, default=50, metavar='N',
+                       help='steps between checks for a finite loss on a GPU (default: %(default)s)')
+
+
+def _add_icasc(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        'ICASC parameters',
+        'loss = cross-entropy + w1 L_AS_inner + w2 L_AS_last + w3 L_AC (Eq. 6). A weight of 0 leaves the term out.')
+    group.add_argument('--icasc', action=argparse.BooleanOptionalAction, default=True,
+                       help='train with ICASC, or with the classification loss alone (default: with)')
+    group.add_argument('--icasc-compare', action='store_true',
+                       help='train both, the plain loss first, with the same seed, and print them side by side')
+    group.add_argument('--icasc-attention', default='ach', choices=('ach', 'grad_cam'),
+                       help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
+    group.add_argument('--icasc-order', type=int, default=1, choices=(1, 2),
+                       help='1: channel weights are constants (cheaper); 2: they carry gradient, as the paper writes '
+                            'it, which cost accuracy from scratch (default: %(default)s)')
+    group.add_argument('--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
+                       help='module paths of the two layers (default: found from the model)')
+    group.add_argument('--icasc-weights', type=float, nargs=3, metavar=('AS_INNER', 'AS_LAST', 'AC'),
+                       help='weights of the terms (default: 1 1 1; where images have several classes 0.1 0.1 0.1, '
+                            'since at 1 they cost average precision)')
+    group.add_argument('--icasc-start-epoch', type=float, default=0., metavar='N',
+                       help='epochs of plain training before the terms set in (default: %(default)s)')
+    group.add_argument('--icasc-ramp-epochs', type=float, default=0., metavar='N',
+                       help='epochs over which the terms then grow to their weights (default: %(default)s)')
+    group.add_argument('--icasc-theta', type=float, default=0.8, help='offset of L_AC, Eq. 5 (default: %(default)s)')
+    group.add_argument('--icasc-sigma', type=float, default=0.55,
+                       help='mask threshold, fraction of the maximum, Eq. 4 (default: %(default)s)')
+    group.add_argument('--icasc-omega', type=float, default=100., help='mask steepness, Eq. 4 (default: %(default)s)')
+    group.add_argument('--icasc-mask-scale', default='max', choices=MASK_SCALES,
+                       help='divide the map by its maximum in the mask, or take it raw (default: %(default)s)')
+    group.add_argument('--icasc-mask-grad', action=argparse.BooleanOptionalAction, default=False,
+                       help='let the mask carry gradient (default: it is a pseudo-label)')
+    group.add_argument('--icasc-share', type=float, default=1., metavar='P',
+                       help='make the terms of this share of the batch only, its most confused images, which run '
+                            'twice: with order 2 cheaper below about 0.4, with order 1 below 0.2 (default: 1)')
+    group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), metavar='NAME',
+                       help='not for training: do it as public re-implementations did, with these of their defects '
+                            f"({', '.join(DEFECTS)}); only for the study of docs/evidence.md (default: none)")
+    group.add_argument('--icasc-fast', action=argparse.BooleanOptionalAction, default=False,
+                       help='record the forward and backward pass as a CUDA graph after some steps, and replay it: for '
+                            'small networks, which wait for the launch of their kernels; one GPU. Tested by a stand-in '
+                            'on a CPU, never yet run or measured on a GPU (default: do not)')
+    group.add_argument('--icasc-eval-images', type=int, default=500, metavar='N',
+                       help='validation images on which attention is measured after each epoch; 0: none '
+                            '(default: %(default)s)')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of train_timm.py."""
+    parser = _Parser(prog='train_timm.py', description=DESCRIPTION,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-c', '--config', metavar='FILE', default='',
+                        help='YAML file with defaults for the options below; a recipe or a run\'s args.yaml')
+    for add in (_add_icasc, _add_data, _add_model, _add_device, _add_optimizer, _add_augmentation, _add_misc):
+        add(parser)
+    return parser
+
+
+def _find_run(args: argparse.Namespace) -> Optional[Path]:
+    """The folder whose args.yaml a resumed run goes on with; None to start afresh."""
+    if args.resume != 'auto':
+        if not Path(args.resume).is_file():
+            raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
+        folder = Path(args.resume).parent
+        return folder if (folder / 'args.yaml').is_file() else None
+    root = Path(args.output)
+    runs = [root / args.experiment] if args.experiment else list(root.glob('*'))
+    stamps = {run: max((p.stat().st_mtime for p in (*run.glob('last.pth.tar'), *run.glob('*/last.pth.tar'))), default=0)
+              for run in runs if (run / 'args.yaml').is_file()}
+    return max(stamps, key=stamps.get) if any(stamps.values()) else None
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, (least, most) in RANGES.items():
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [] if value is None else [value]:
+            if not least <= number <= most or not math.isfinite(number):
+                limits = f'at least {least}' if most == math.inf else f'between {least} and {most}'
+                raise ICASCError(f"--{name.replace('_', '-')} must be {limits}, got {number}.")
+    if args.scale[0] > args.scale[1] or args.ratio[0] > args.ratio[1]:
+        raise ICASCError('--scale and --ratio are (smallest, largest).')
+    if args.resume not in ('', 'auto') and args.icasc_compare:
+        raise ICASCError('--icasc-compare has two runs: resume both with --resume auto --experiment NAME.')
+    if Path(args.experiment).name != args.experiment:
+        raise ICASCError(f"--experiment is a plain folder name inside --output, got '{args.experiment}'.")
+    if (args.mixup or args.cutmix) and args.batch_size % 2:
+        raise ICASCError(f'--mixup and --cutmix pair the images of a batch: --batch-size must be even, '
+                         f'got {args.batch_size}.')
+    if args.loss == 'asl' and (args.mixup or args.cutmix):
+        raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
+    if args.icasc_fast:
+        plain = not args.icasc or args.icasc_compare
+        others = {'--grad-accum-steps': args.grad_accum_steps > 1, '--grad-checkpointing': args.grad_checkpointing,
+                  '--torchcompile (it compiles the training of the plain loss)': args.torchcompile and plain}
+        for option in (option for option, given in others.items() if given):
+            raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')
+    if args.resident_data:
+        cropped = args.crop_padding is not None or args.no_aug
+        others = {'--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,
+                  '--color-jitter (give 0)': args.color_jitter and not args.no_aug, '--vflip': args.vflip,
+                  '--mixup': args.mixup, '--cutmix': args.cutmix}
+        for option in (option for option, given in others.items() if given):
+            raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
+    if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/')):
+        raise ICASCError('--data-dir is missing: the folder of the images, DIR/train/CLASS/IMAGE '
+                         '(or --dataset digits).')
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line; defaults come from a resumed run's args.yaml, from --config, or from the digits recipe.
+
+    Returns:
+        The options, with `run_dir` set to the folder of a run to go on with (else None).
+
+    Raises:
+        ICASCError: A message in one line that names the option.
+        SystemExit: argparse's own errors (exit code 2) and --help.
+    """
+    parser = build_parser()
+    first = parser.parse_args(argv)
+    run_dir = _find_run(first) if first.resume else None
+    files: List[Path] = []
+    if run_dir is not None:
+        files.append(run_dir / 'args.yaml')
+    if first.config:
+        files.append(Path(first.config))
+    if not files and not first.data_dir and not first.dataset:
+        files = [DEFAULT_RECIPE]
+    for file in files:
+        parser.set_defaults(**load_config(file, parser))
+    args = parser.parse_args(argv)
+    _check(args)
+    args.run_dir = str(run_dir) if run_dir is not None else None
+    return args

@@ -1,0 +1,75 @@
+"""What a training run prints: the table of epochs and the table of results."""
+import argparse
+import csv
+from pathlib import Path
+from typing import Any, Dict, List
+
+from timm import utils
+from tqdm import tqdm
+
+# Column -> key of the epoch's record.
+TRAINING = {'loss': 'train_loss', 'loss_cls': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
+            'L_AS last': 'train_loss_as_last', 'L_AC': 'train_loss_ac'}
+
+MEASURES = {False: {'top-1': 'eval_top1', 'top-5': 'eval_top5'},
+            True: {'mAP': 'eval_mAP', 'mAP 11-point': 'eval_mAP_11point', 'mAP sklearn': 'eval_mAP_sklearn',
+                   'AUC': 'eval_AUC'}}
+
+TERMS = {'L_AS inner': 'eval_as_inner', 'L_AS last': 'eval_as_last', 'L_AC': 'eval_ac'}
+
+OVERLAP = {'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last'}
+
+
+def say(args: argparse.Namespace, text: str = '') -> None:
+    if utils.is_primary(args):
+        tqdm.write(text)
+
+
+def epoch_columns(multilabel: bool) -> Dict[str, str]:
+    """Columns of the table of epochs: the losses, the first measure of accuracy, the overlaps."""
+    return {**TRAINING, **dict(list(MEASURES[multilabel].items())[:1]), **OVERLAP}
+
+
+def header(multilabel: bool) -> str:
+    names = epoch_columns(multilabel)
+    return f"{'epoch':>5} " + ' '.join(f'{name:>{max(len(name), 7)}}' for name in names) + f"{'time':>8}"
+
+
+def row(epoch: int, record: dict, multilabel: bool) -> str:
+    cells = []
+    for name, key in epoch_columns(multilabel).items():
+        value = record.get(key)
+        digits = 2 if name in MEASURES[multilabel] else 4
+        cells.append(f"{'-' if value is None else f'{value:.{digits}f}':>{max(len(name), 7)}}")
+    return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
+
+
+def _print_table(args: argparse.Namespace, rows: List[Dict[str, Any]]) -> None:
+    cells = [list(rows[0])] + [
+        [f'{v:.4g}' if isinstance(v, float) else '-' if v is None else str(v) for v in r.values()] for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        first, *rest = (f'{c:>{w}}' for c, w in zip(line, widths, strict=True))
+        say(args, '  '.join([f'{first.strip():<{widths[0]}}', *rest]))
+
+
+def report(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any]]) -> None:
+    """The results as a table to read, and as results.csv.
+
+    Args:
+        args: Options of the whole job.
+        run_dir: Folder to write to.
+        runs: Label of each run -> its 'result' (results.json), 'model' and 'job'.
+    """
+    job = next(iter(runs.values()))['job']
+    # The overlap is over images in which both maps exist: it says little where many maps are zero.
+    columns = {**MEASURES[job.multilabel], **TERMS, **OVERLAP, 'zero maps': 'eval_zero_maps', 's/epoch': 'time'}
+    table = [{'method': run['result']['method'],
+              **{name: run['result']['last'].get(key) for name, key in columns.items()}}
+             for run in runs.values()]
+    with open(run_dir / 'results.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    say(args, '\nResults after the last epoch, on the validation images:')
+    _print_table(args, table)

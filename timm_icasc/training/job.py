@@ -1,0 +1,236 @@
+"""From the options of train_timm.py to device, model, task and optimiser; every misfit becomes one clear line."""
+import argparse
+import difflib
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+import timm
+import torch
+import torch.nn as nn
+from timm import utils
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask, MultiLabelClassificationTask, evaluation_sample_limit
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import is_multilabel
+from ..errors import HubError, ICASCError, LayerResolutionError
+from ..features.layout import ICASCLayers
+from ..features.resolve import resolve_layers
+from ..hub.tags import TAGGED
+from ..losses import MultiLabelSoftMarginLoss
+from ..metrics import MultiLabelEvaluator
+from ..objective.config import ICASCConfig
+from ..task.icasc import ICASCTask, MultiLabelICASCTask
+from ..task.public_approach import PublicApproachTask
+from .cuda_graph import CudaRecorder, RecordedStep
+from .loaders import set_up_data, set_up_data_config, set_up_loaders
+from .pretrained import go_offline_unless_the_hub_answers, pretrained_source
+from .step import Scaler, TrainingStep
+
+
+def seed_epoch(args: argparse.Namespace, epoch: int) -> None:
+    """Every epoch's randomness follows from (seed, epoch, rank) alone, so a resumed run repeats it exactly."""
+    state = np.random.SeedSequence((args.seed, epoch + 1, args.rank)).generate_state(1)[0]
+    utils.random_seed(int(state) % 2 ** 31)
+
+
+def set_up_device(args: argparse.Namespace) -> torch.device:
+    """The device of this process, and the process group under torchrun."""
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise ICASCError(f'--device {args.device}: this machine has no CUDA device; use --device cpu.')
+    try:
+        torch.ones(1, device=args.device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as e:
+        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+    if args.amp and args.amp_dtype == 'float16' and args.device.startswith('cpu'):
+        raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
+    if args.icasc_fast and (utils.is_distributed_env() or not args.device.startswith('cuda')):
+        where = 'several processes' if utils.is_distributed_env() else f'--device {args.device}'
+        raise ICASCError(f'--icasc-fast records the steps of one process on a CUDA device, not of {where}: leave it '
+                         f'out (--no-icasc-fast).')
+    if args.device.startswith('cuda'):
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return utils.init_distributed_device(args)
+
+
+def set_up_model(args: argparse.Namespace) -> nn.Module:
+    """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
+    local = ('hf-hub:', 'hf_hub:', 'local-dir:')
+    if not args.model.startswith(local) and not timm.is_model(args.model):
+        close = difflib.get_close_matches(args.model, timm.list_models(), 3)
+        raise ICASCError(f"--model: unknown architecture '{args.model}'"
+                         f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
+    kwargs = dict(args.model_kwargs)
+    for option in ('pretrained_path', 'initial_checkpoint'):
+        if getattr(args, option) and not Path(getattr(args, option)).is_file():
+            raise ICASCError(f"--{option.replace('_', '-')}: no file '{getattr(args, option)}'.")
+    config = None if args.model.startswith(local) else timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+    if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
+        # Position embeddings are made for one size.
+        kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
+    if args.pretrained and args.model not in TAGGED or args.model.startswith(('hf-hub:', 'hf_hub:')):
+        go_offline_unless_the_hub_answers()
+    try:
+        if args.pretrained_path:
+            kwargs['pretrained_cfg_overlay'] = pretrained_source(args.pretrained_path)
+        model = timm.create_model(
+            args.model, pretrained=args.pretrained or bool(args.pretrained_path), num_classes=args.num_classes,
+            in_chans=args.in_chans, global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path,
+            checkpoint_path=args.initial_checkpoint, **kwargs)
+    except HubError:  # says repo, cause and remedy already
+        raise
+    except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
+        remedy = ''
+        if args.pretrained or ':' in args.model:
+            remedy = ' (weights cannot be fetched? Train with --pretrained-path FILE; elsewhere, name a checkpoint)'
+        message = ' '.join(str(e).split())[:300] or type(e).__name__
+        raise ICASCError(f'--model {args.model}: {message}{remedy}') from e
+    getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
+    if args.grad_checkpointing:
+        if not hasattr(model, 'set_grad_checkpointing'):
+            raise ICASCError(f'--grad-checkpointing: {args.model} does not support it.')
+        model.set_grad_checkpointing(True)
+    return model
+
+
+def icasc_config(args: argparse.Namespace) -> ICASCConfig:
+    """The options of the group 'ICASC parameters'; before `set_up` has seen the data, weights not given are 1."""
+    try:
+        as_inner, as_last, ac = args.icasc_weights or ICASCTask.default_config.weights.values()
+        return ICASCConfig(
+            attention=args.icasc_attention, order=args.icasc_order, weight_as_inner=as_inner, weight_as_last=as_last,
+            weight_ac=ac, theta=args.icasc_theta, sigma=args.icasc_sigma, omega=args.icasc_omega,
+            mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
+            share=args.icasc_share)
+    except ValueError as e:
+        raise ICASCError(f'--icasc-*: {e}') from e
+
+
+def set_up_task(
+        args: argparse.Namespace,
+        model: nn.Module,
+        device: torch.device,
+        input_size: Tuple[int, int, int],
+        steps_per_epoch: int,
+        multilabel: bool,
+) -> ClassificationTask:
+    """`ICASCTask` or `MultiLabelICASCTask`, or timm's plain task where ICASC is off."""
+    if multilabel:
+        plain_class, icasc_class = MultiLabelClassificationTask, MultiLabelICASCTask
+        criterion: Dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss()}
+    else:
+        plain_class, icasc_class = ClassificationTask, ICASCTask
+        criterion = {'criterion_kwargs': {
+            'loss_type': args.loss, 'smoothing': 0. if args.loss in ('asl', 'poly') else args.smoothing,
+            'soft_targets': args.mixup > 0 or args.cutmix > 0}}
+    if args.icasc_weights is None:
+        args.icasc_weights = list(icasc_class.default_config.weights.values())
+    if not args.icasc:
+        return plain_class(model, **criterion, device=device, verbose=False)
+    if args.icasc_defects:
+        if multilabel:
+            raise ICASCError('--icasc-defects is for single-label data; leave it out.')
+        icasc_class = partial(PublicApproachTask, defects=args.icasc_defects)
+    return icasc_class(
+        model, **criterion, config=icasc_config(args), layers=args.icasc_layers, input_size=input_size,
+        start_steps=round(args.icasc_start_epoch * steps_per_epoch),
+        ramp_steps=round(args.icasc_ramp_epochs * steps_per_epoch), device=device, verbose=False)
+
+
+def set_up_optimizer(args: argparse.Namespace, model: nn.Module, updates_per_epoch: int) -> Tuple[Any, Any, int]:
+    """Optimiser, schedule (None for a constant rate) and number of epochs, cooldown included."""
+    if not args.lr:
+        args.lr = args.lr_base * args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+    try:
+        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
+        raise ICASCError(f"--opt {args.opt}: {e or type(e).__name__}") from e
+    try:
+        scheduler, epochs = create_scheduler_v2(
+            optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
+    except (ValueError, TypeError, AssertionError) as e:
+        raise ICASCError(f"--sched {args.sched}: {e or type(e).__name__}") from e
+    return optimizer, scheduler, epochs
+
+
+@dataclass
+class Job:
+    """Everything that one training run works with."""
+    args: argparse.Namespace
+    device: torch.device
+    model: nn.Module  # the bare model; the task may wrap it
+    task: ClassificationTask
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: Optional[Scaler]
+    autocast: Callable
+    step: Callable[..., Dict[str, torch.Tensor]]  # forward and backward pass of one batch
+    epochs: int
+    updates_per_epoch: int
+    loader_train: DataLoader
+    loader_val: DataLoader
+    attention_loader: Optional[DataLoader]
+    mixup: Optional[Mixup]
+    data_config: Dict[str, Any]
+    train_set: Dataset
+    val_set: Dataset
+    names: Optional[List[str]]
+    multilabel: bool
+    layers: Optional[ICASCLayers]  # None: the plain loss on a model without usable layers
+
+    def create_evaluator(self) -> Any:
+        """What collects the predictions on the validation images: timm's, or that of several classes per image."""
+        limit = evaluation_sample_limit(self.loader_val)
+        if self.multilabel:
+            return MultiLabelEvaluator(limit, self.names)
+        return self.task.create_evaluator(max_samples=limit)
+
+
+def set_up(args: argparse.Namespace, device: torch.device) -> Job:
+    """Make everything a run needs, from its options; weights and optimiser state are at their start.
+
+    Raises:
+        ICASCError: An option does not fit the data, the model, or another option.
+    """
+    train_set, val_set, names = set_up_data(args)
+    seed_epoch(args, -1)
+    model = set_up_model(args)
+    data_config = set_up_data_config(args, model)
+    loader_train, loader_val, attention_loader, mixup = set_up_loaders(args, data_config, train_set, val_set, device)
+    updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
+    model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+    if args.distributed and args.sync_bn:
+        model = timm.layers.convert_sync_batchnorm(model)
+    task = set_up_task(args, model, device, data_config['input_size'], len(loader_train), is_multilabel(train_set))
+    try:
+        layers = resolve_layers(model, args.icasc_layers, data_config['input_size'])
+    except LayerResolutionError as e:
+        if args.icasc:
+            raise
+        layers = attention_loader = None
+        warnings.warn(f'Attention is not measured: {e}', stacklevel=2)
+    optimizer, scheduler, epochs = set_up_optimizer(args, model, updates_per_epoch)
+    autocast, scaler = nullcontext, None
+    if args.amp:
+        autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+        scaler = Scaler(device=device.type) if args.amp_dtype == 'float16' else None
+    if args.icasc_fast:
+        uncached = partial(autocast, cache_enabled=False) if args.amp else autocast
+        step = RecordedStep(TrainingStep(task, uncached, scaler), CudaRecorder(device))
+    else:
+        step = TrainingStep(task, autocast, scaler)
+    return Job(
+        args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler, scaler=scaler,
+        autocast=autocast, step=step, epochs=epochs, updates_per_epoch=updates_per_epoch, loader_train=loader_train,
+        loader_val=loader_val, attention_loader=attention_loader, mixup=mixup, data_config=data_config,
+        train_set=train_set, val_set=val_set, names=names, multilabel=is_multilabel(train_set),
+        layers=layers)

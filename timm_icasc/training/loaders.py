@@ -1,0 +1,121 @@
+"""From the options of train_timm.py to data sets and loaders; every misfit becomes one clear line."""
+import argparse
+from functools import partial
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import ResidentLoader, check_shards, class_names, create_dataset, evenly_spaced, is_multilabel, use_pad_crop
+from ..errors import DataError, ICASCError
+from .interrupt import ignore_signals
+
+__all__ = ['set_up_data', 'set_up_data_config', 'set_up_loaders']
+
+
+def _check_labels(args: argparse.Namespace, multilabel: bool, names: Optional[List[str]]) -> None:
+    """Settle what depends on whether images have one class or any number of them."""
+    measures = ('mAP', 'AUC') if multilabel else ('top1', 'top5')
+    args.eval_metric = args.eval_metric or measures[0]
+    if args.eval_metric not in (*measures, 'loss'):
+        kind = 'multi' if multilabel else 'single'
+        raise ICASCError(f'--eval-metric {args.eval_metric} does not fit {kind}-label data: it is '
+                         f"{', '.join(measures)} or loss.")
+    if multilabel and names and args.num_classes != len(names):
+        raise ICASCError(f'--num-classes {args.num_classes}: the multi-label data have {len(names)} classes.')
+    if multilabel and (args.mixup or args.cutmix):
+        raise ICASCError('--mixup and --cutmix are for single-label data; these images have any number of classes.')
+    if multilabel and args.loss != 'ce':
+        raise ICASCError(f'--loss {args.loss} is for single-label data; multi-label data take the soft-margin loss.')
+
+
+def set_up_data(args: argparse.Namespace) -> Tuple[Dataset, Dataset, Optional[List[str]]]:
+    """The two data sets and the class names; the number of classes is settled here."""
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    if channels not in (1, 3):
+        raise ICASCError(f'--in-chans (or --input-size) must be 1, for grey images, or 3, got {channels}.')
+    args.in_chans = channels
+    shared = {'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
+              'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed}
+    train = create_dataset(args.dataset, split=args.train_split, is_training=True, **shared)
+    val = create_dataset(args.dataset, split=args.val_split, **shared)
+    check_shards(train, f'--train-split {args.train_split}', args.workers, args.world_size)
+    check_shards(val, f'--val-split {args.val_split}', args.workers, args.world_size)
+    names, val_names = class_names(train), class_names(val)
+    if names and val_names and names != val_names:
+        different = sorted(set(names) ^ set(val_names))[:5]
+        raise DataError(f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split '
+                        f'{args.val_split} ({len(val_names)}) differ: {", ".join(different)}; pass --class-map.')
+    if args.num_classes is None:
+        if not names:
+            raise DataError(f"--num-classes is missing: data set '{args.dataset}' does not tell its classes.")
+        args.num_classes = len(names)
+    if args.num_classes < 2:
+        raise DataError(f'ICASC tells classes apart and needs two; the data set has {args.num_classes}.')
+    if names and args.num_classes < len(names):
+        raise DataError(f'--num-classes {args.num_classes} is fewer than the {len(names)} classes of the data set.')
+    _check_labels(args, is_multilabel(train), names)
+    return train, val, names
+
+
+def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> Dict[str, Any]:
+    """Input size, normalisation and crop: the options, and the model's own where they are silent."""
+    try:
+        config = resolve_data_config({k: v for k, v in vars(args).items() if v is not None}, model=model)
+    except AssertionError as e:
+        raise ICASCError('--mean and --std need one value, or one per input channel.') from e
+    config['input_size'] = (args.in_chans, *config['input_size'][1:])
+    for name in ('mean', 'std'):
+        if len(config[name]) != args.in_chans:  # a model's own values for colour, on grey images
+            config[name] = (sum(config[name]) / len(config[name]),) * args.in_chans
+    return config
+
+
+def set_up_loaders(
+        args: argparse.Namespace,
+        data_config: Dict[str, Any],
+        train: Dataset,
+        val: Dataset,
+        device: torch.device,
+) -> Tuple[DataLoader, DataLoader, Optional[DataLoader], Optional[Mixup]]:
+    """Training and validation loader, the loader of the attention images, and mixup for plain loaders."""
+    mixup_args = {'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'prob': args.mixup_prob,
+                  'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode, 'label_smoothing': args.smoothing,
+                  'num_classes': args.num_classes}
+    mixes = args.mixup > 0 or args.cutmix > 0
+    collate = FastCollateMixup(**mixup_args) if mixes and not args.no_prefetcher else None
+    shared = dict(
+        input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
+        use_prefetcher=not args.no_prefetcher, num_workers=args.workers, pin_memory=args.pin_mem, device=device,
+        # Workers that outlive an epoch would carry random state into the next, which a resumed run cannot repeat.
+        persistent_workers=False)
+    evaluation = dict(
+        batch_size=args.validation_batch_size or args.batch_size, interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'])
+    try:
+        loader_train = create_loader(
+            train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,
+            re_mode=args.remode, train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio,
+            hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa,
+            interpolation=args.train_interpolation, distributed=args.distributed, collate_fn=collate, **shared)
+        loader_val = create_loader(val, distributed=args.distributed, **evaluation, **shared)
+    except (AssertionError, ValueError, KeyError) as e:
+        raise ICASCError(f'The augmentation options do not fit: {e or type(e).__name__}') from e
+    for loader in (loader_train, loader_val):
+        loader = getattr(loader, 'loader', loader)  # inside the prefetcher
+        loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
+    image_size = data_config['input_size'][-2:]
+    if args.resident_data:
+        loader_train = ResidentLoader(
+            train, image_size, args.batch_size, data_config['mean'], data_config['std'], args.crop_padding or 0,
+            0. if args.no_aug else args.hflip, device, args.distributed, args.workers)
+    elif args.crop_padding is not None:
+        use_pad_crop(train, image_size, args.crop_padding)
+    if not len(loader_train):
+        raise DataError(f'--batch-size {args.batch_size} is more than the {len(train)} training images of a process.')
+    attention_loader = None
+    if args.icasc_eval_images and hasattr(val, '__len__'):
+        attention_loader = create_loader(evenly_spaced(val, args.icasc_eval_images), **evaluation, **shared)
+    return loader_train, loader_val, attention_loader, Mixup(**mixup_args) if mixes and collate is None else None
