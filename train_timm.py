@@ -11,7 +11,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def update_weights(job: Job) -> None:
     job.optimizer.step()
 
 
-def check_finite(means: Dict[str, float], epoch: int, step: int) -> None:
+def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
     if not np.isfinite(means['loss']):
         terms = ', '.join(f'{name} {value:.3g}' for name, value in means.items() if name != 'loss')
         raise NonFiniteLossError(
@@ -74,7 +74,7 @@ def check_finite(means: Dict[str, float], epoch: int, step: int) -> None:
             f'--clip-grad, or let the ICASC terms set in later (--icasc-start-epoch). The last checkpoint is intact.')
 
 
-def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
+def train_one_epoch(epoch: int, job: Job, flag) -> dict[str, float]:
     """One epoch; returns the sample means of every scalar in the task's results."""
     args, task, batches = job.args, job.task, len(job.loader_train)
     updates = epoch * job.updates_per_epoch
@@ -128,7 +128,7 @@ def train_one_epoch(epoch: int, job: Job, flag) -> Dict[str, float]:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, job: Job, flag) -> Dict[str, float]:
+def validate(model: nn.Module, job: Job, flag) -> dict[str, float]:
     """Loss, top-1 and top-5 on the validation images, or the measures of multi-label classification."""
     model.eval()
     evaluator = job.create_evaluator()
@@ -143,7 +143,7 @@ def validate(model: nn.Module, job: Job, flag) -> Dict[str, float]:
     return evaluator.compute(distributed=job.args.distributed)
 
 
-def evaluate(job: Job, flag) -> Dict[str, float]:
+def evaluate(job: Job, flag) -> dict[str, float]:
     """Accuracy, and how well the attention maps tell classes apart; of the averaged weights where there are any."""
     args, ema = job.args, job.task.has_ema()
     if args.distributed and args.dist_bn:
@@ -182,7 +182,7 @@ def resume(job: Job, run_dir: Path) -> int:
     return start_epoch
 
 
-def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) -> Dict[str, Any]:
+def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) -> dict[str, Any]:
     """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
     args, device, started = job.args, job.device, time.monotonic()
     start_epoch = resume(job, run_dir)
@@ -263,7 +263,7 @@ def train(job: Job, given: Dict[str, Any], command: str, run_dir: Path, flag) ->
     return {'result': result, 'model': evaluated_model(job), 'job': job}
 
 
-def draw(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any]]) -> None:
+def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
     """The figure of attention maps, of data that can be looked up."""
     job = next(iter(runs.values()))['job']
     if hasattr(job.val_set, '__len__') and job.layers is not None:

@@ -1,6 +1,5 @@
 """Attention maps and losses are computed in at least float32, whatever precision the model runs in."""
-from contextlib import nullcontext
-from typing import ContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -10,7 +9,7 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def full_precision(device: torch.device) -> ContextManager:
+def full_precision(device: torch.device) -> AbstractContextManager:
     """Context in which autocast is off; devices without autocast (meta) need none."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)

@@ -7,7 +7,7 @@ weights `w_k` that they read from the gradient `G = dY^c / dF` of the class scor
 All functions are differentiable in both arguments, work per sample, accept leading dimensions that broadcast
 (gradients `[C, B, K, H, W]` of several classes with features `[B, K, H, W]`), and compute in at least float32.
 """
-from typing import Callable, Dict
+from collections.abc import Callable
 
 import torch
 
@@ -76,7 +76,7 @@ def channel_weighted(features: torch.Tensor, gradients: torch.Tensor) -> torch.T
     return _rectified_sum(gradients.relu().mean((-2, -1)), features)
 
 
-ATTENTION_METHODS: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+ATTENTION_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     'ach': channel_weighted,
     'grad_cam': grad_cam,
     'grad_cam_plus_plus': grad_cam_plus_plus,

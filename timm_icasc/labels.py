@@ -2,7 +2,8 @@
 
 Shapes: `B` batch, `C` classes, `K` chosen classes per image.
 """
-from typing import NamedTuple, Sequence, Union
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -140,7 +141,7 @@ def select_multilabel_classes(logits: torch.Tensor, target: torch.Tensor) -> Cla
 
 
 def class_indices(
-        classes: Union[torch.Tensor, Sequence[int], int, None],
+        classes: torch.Tensor | Sequence[int] | int | None,
         topk: int,
         logits: torch.Tensor,
 ) -> torch.Tensor:

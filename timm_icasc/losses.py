@@ -2,7 +2,6 @@
 
 Shapes: `B` batch, `C` classes, `H W` feature grid. Nothing here averages over the batch: take the mean outside.
 """
-from typing import Tuple
 
 import torch
 import torch.nn as nn
@@ -60,7 +59,7 @@ def target_mask(
     return torch.sigmoid(omega * (target_map - sigma * maximum))
 
 
-def resize_mask(mask: torch.Tensor, grid: Tuple[int, int]) -> torch.Tensor:
+def resize_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Bring the last layer's mask to the grid of the inner layer (bilinear).
 
     Args:

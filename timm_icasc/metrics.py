@@ -1,6 +1,7 @@
 """Expected calibration error: does a probability of 70 % mean right in 70 of 100 cases?"""
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def voc_average_precision(scores: np.ndarray, present: np.ndarray, definition: s
     return float(np.mean([precision[recall >= t - 1e-9].max(initial=0.) for t in np.linspace(0, 1, 11)]))
 
 
-def per_class_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> List[Dict[str, Any]]:
+def per_class_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """The measures of each class, in percent.
 
     Args:
@@ -121,7 +122,7 @@ def per_class_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequ
     return rows
 
 
-def multilabel_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> Dict[str, float]:
+def multilabel_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
     """Means over the classes, in percent, and each class's average precision; arguments as `per_class_metrics`.
 
     Returns:
@@ -151,22 +152,22 @@ class MultiLabelEvaluator:
     """
     default_metric = 'mAP'
 
-    def __init__(self, max_samples: Optional[int] = None, class_names: Optional[Sequence[str]] = None):
+    def __init__(self, max_samples: int | None = None, class_names: Sequence[str] | None = None):
         self.max_samples = max_samples
         self.class_names = class_names
-        self.logits: List[torch.Tensor] = []
-        self.targets: List[torch.Tensor] = []
+        self.logits: list[torch.Tensor] = []
+        self.targets: list[torch.Tensor] = []
 
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
         """Add logits `[B, C]` and targets `[B, C]`."""
         self.logits.append(output.detach().float().cpu())
         self.targets.append(target.detach().float().cpu())
 
-    def compute(self, distributed: bool = False) -> Dict[str, float]:
+    def compute(self, distributed: bool = False) -> dict[str, float]:
         """'loss' and the measures, over the images of all processes."""
         pair = tuple(torch.cat(values)[:self.max_samples] for values in (self.logits, self.targets))
         if distributed:
-            gathered: List[Any] = [None] * dist.get_world_size()
+            gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, pair)
             pair = tuple(torch.cat(values) for values in zip(*gathered, strict=True))
         logits, targets = pair

@@ -13,13 +13,12 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional
 
 ROOT = Path(__file__).parents[2]
 PROXIES = ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy')
 
 
-def clean_environment(**changes: str) -> Dict[str, str]:
+def clean_environment(**changes: str) -> dict[str, str]:
     """The machine's environment without what it says of a Hub, an account or a proxy, and for this code."""
     kept = {name: value for name, value in os.environ.items()
             if name.lower() not in PROXIES and not name.startswith(('HF_', 'HUGGING', 'TRANSFORMERS_'))}
@@ -52,7 +51,7 @@ class Client:
         self.count += 1
         return self.folder / f'cache-{self.count}'
 
-    def start(self, *argv, code: str = '', cache: Optional[Path] = None, token: str = '', endpoint: str = '',
+    def start(self, *argv, code: str = '', cache: Path | None = None, token: str = '', endpoint: str = '',
               **environment: str) -> int:
         """Begin a command, or `code`; returns the process id."""
         request = {'argv': [str(a) for a in argv], 'code': code, 'cache': str(cache or self.cache()),
@@ -79,7 +78,7 @@ class Client:
         self.process.stdout.close()
 
 
-def _child(request: Dict, path: str) -> None:
+def _child(request: dict, path: str) -> None:
     from huggingface_hub import constants
 
     from timm_icasc import cli

@@ -7,7 +7,6 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Dict, Optional
 from urllib.parse import quote, unquote, urlsplit
 
 import yaml
@@ -21,7 +20,7 @@ def git_oid(content: bytes) -> str:
 
 
 class _Reply(Exception):
-    def __init__(self, status: int, body: object = None, headers: Optional[Dict[str, str]] = None):
+    def __init__(self, status: int, body: object = None, headers: dict[str, str] | None = None):
         self.status, self.body, self.headers = status, body, headers or {}
 
 
@@ -82,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
-    def _read(self, count: Optional[int] = None) -> bytes:
+    def _read(self, count: int | None = None) -> bytes:
         data = self.rfile.read(self.left if count is None else min(count, self.left))
         self.left -= len(data)
         return data
@@ -94,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self) -> dict:
         return json.loads(self._read())
 
-    def _send(self, status: int, body: object = None, headers: Optional[Dict[str, str]] = None) -> None:
+    def _send(self, status: int, body: object = None, headers: dict[str, str] | None = None) -> None:
         data = b'' if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -106,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
 
     # -- who may do what --------------------------------------------------------------------------------------------
 
-    def _user(self, necessary: bool = False) -> Optional[str]:
+    def _user(self, necessary: bool = False) -> str | None:
         header = self.headers.get('Authorization')
         if header is None:
             if necessary:
@@ -346,7 +345,7 @@ class Handler(BaseHTTPRequestHandler):
     def download(self, oid: str) -> None:
         self._stream(self.hub.object(oid), {'ETag': f'"{oid}"'})
 
-    def _stream(self, path: Path, headers: Dict[str, str]) -> None:
+    def _stream(self, path: Path, headers: dict[str, str]) -> None:
         size, start = path.stat().st_size, 0
         asked = re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range') or '')
         if asked:

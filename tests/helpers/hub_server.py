@@ -37,10 +37,10 @@ connection, a body cut short, a flipped byte, a stall.
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
 
 from helpers.hub_endpoints import LARGE, Handler, git_oid
 
@@ -50,14 +50,14 @@ class Repo:
     private: bool = False
     gated: bool = False
     owner: str = 'me'
-    commits: List[dict] = field(default_factory=list)  # {'oid', 'files': {path: {'oid', 'size', 'lfs'}}, 'message'}
-    tags: Dict[str, str] = field(default_factory=dict)
+    commits: list[dict] = field(default_factory=list)  # {'oid', 'files': {path: {'oid', 'size', 'lfs'}}, 'message'}
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def head(self) -> dict:
         return self.commits[-1]
 
-    def at(self, revision: str) -> Optional[dict]:
+    def at(self, revision: str) -> dict | None:
         oid = self.head['oid'] if revision == 'main' else self.tags.get(revision, revision)
         return next((commit for commit in self.commits if commit['oid'] == oid), None)
 
@@ -68,9 +68,9 @@ class Fault:
     path: str  # regular expression, searched in the path
     action: str  # 'status', 'drop', 'truncate', 'flip', 'hold', or 'pass', for `before` alone
     status: int = 0
-    headers: Dict[str, str] = field(default_factory=dict)
-    times: Optional[int] = 1  # None: always
-    before: Optional[Callable[[], None]] = None
+    headers: dict[str, str] = field(default_factory=dict)
+    times: int | None = 1  # None: always
+    before: Callable[[], None] | None = None
 
 
 class Hub:
@@ -80,10 +80,10 @@ class Hub:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.multipart_above, self.part_size = multipart_above, part_size
-        self.repos: Dict[str, Repo] = {}
+        self.repos: dict[str, Repo] = {}
         self.tokens = {'hf_owner': 'me', 'hf_stranger': 'stranger'}
-        self.requests: List[str] = []  # 'METHOD path', in order of arrival
-        self.faults: List[Fault] = []
+        self.requests: list[str] = []  # 'METHOD path', in order of arrival
+        self.faults: list[Fault] = []
         self.released, self.reached = threading.Event(), threading.Event()
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), type('BoundHandler', (Handler,), {'hub': self}))
@@ -110,7 +110,7 @@ class Hub:
     def object(self, oid: str) -> Path:
         return self.folder / oid
 
-    def create(self, repo_id: str, files: Optional[Dict[str, bytes]] = None, **kwargs) -> Repo:
+    def create(self, repo_id: str, files: dict[str, bytes] | None = None, **kwargs) -> Repo:
         """A repo as another client would have left it."""
         repo = self.repos[repo_id] = Repo(**kwargs)
         self.commit(repo, {'.gitattributes': b'*.safetensors filter=lfs\n'}, 'initial commit')
@@ -118,7 +118,7 @@ class Hub:
             self.commit(repo, files, 'files')
         return repo
 
-    def commit(self, repo: Repo, files: Dict[str, bytes], message: str = 'x') -> str:
+    def commit(self, repo: Repo, files: dict[str, bytes], message: str = 'x') -> str:
         entries = {}
         for path, content in files.items():
             lfs = path.endswith(LARGE)
@@ -127,7 +127,7 @@ class Hub:
             entries[path] = {'oid': oid, 'size': len(content), 'lfs': lfs}
         return self._add_commit(repo, entries, message)
 
-    def _add_commit(self, repo: Repo, entries: Dict[str, dict], message: str) -> str:
+    def _add_commit(self, repo: Repo, entries: dict[str, dict], message: str) -> str:
         files = {**(repo.head['files'] if repo.commits else {}), **entries}
         text = json.dumps([len(repo.commits), message, files], sort_keys=True)
         repo.commits.append({'oid': hashlib.sha1(text.encode()).hexdigest(), 'files': files, 'message': message})

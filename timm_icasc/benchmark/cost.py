@@ -4,9 +4,10 @@ import gc
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
@@ -18,12 +19,12 @@ __all__ = ['count_operations', 'interleaved_seconds', 'measure_memory', 'measure
 
 
 def interleaved_seconds(
-        calls: Dict[str, Callable[[], Any]],
+        calls: dict[str, Callable[[], Any]],
         device: torch.device,
         repeats: int,
         description: str,
         warm_up: int = 1,
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Median seconds of each call, all of them in turn, after some that warm up.
 
     On the CPU it is processor time (`time.process_time`), which other programs disturb least; elsewhere wall time.
@@ -46,13 +47,13 @@ def interleaved_seconds(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_time(name: str, setting: Setting, repeats: int) -> Dict[str, float]:
+def measure_time(name: str, setting: Setting, repeats: int) -> dict[str, float]:
     """Median seconds of a training step of each variant."""
     steps = {variant: make_step(name, variant, setting) for variant in VARIANTS}
     return interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: time', setting.warm_up)
 
 
-def _resident(field: str) -> Optional[float]:
+def _resident(field: str) -> float | None:
     """'VmRSS' (now) or 'VmHWM' (peak) of this process in MiB; None where the system does not tell."""
     try:
         lines = Path('/proc/self/status').read_text().splitlines()
@@ -61,7 +62,7 @@ def _resident(field: str) -> Optional[float]:
         return None
 
 
-def _peak_memory(name: str, variant: str, setting: Setting, threads: int) -> Optional[float]:
+def _peak_memory(name: str, variant: str, setting: Setting, threads: int) -> float | None:
     torch.set_num_threads(threads)
     step = make_step(name, variant, setting)
     if setting.device.startswith('cuda'):
@@ -87,7 +88,7 @@ def _peak_memory(name: str, variant: str, setting: Setting, threads: int) -> Opt
     return _resident('VmHWM') - before
 
 
-def measure_memory(name: str, setting: Setting) -> Dict[str, Optional[float]]:
+def measure_memory(name: str, setting: Setting) -> dict[str, float | None]:
     """Peak memory of two training steps on top of model and data, in MiB; every variant in a process of its own.
 
     On the CPU by Linux's account of resident memory (glibc); None on other systems.
@@ -107,7 +108,7 @@ def _convolution_backward(gradient, x, weight, _0, _1, _2, _3, transposed, _4, _
     return conv_flop_count(list(x), list(weight), list(gradient), transposed=transposed) * sum(asked[:2])
 
 
-def count_operations(name: str, setting: Setting) -> Dict[str, int]:
+def count_operations(name: str, setting: Setting) -> dict[str, int]:
     """Floating-point operations of a training step, by torch's counter: products of matrices and convolutions only.
 
     Counted on meta tensors. The ratio to the plain step is what the step would cost if nothing else took time.

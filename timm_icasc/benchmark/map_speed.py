@@ -1,6 +1,7 @@
 """Attention maps at inference, against one forward pass and against other packages that are installed."""
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Callable, Dict
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -35,7 +36,7 @@ def _pytorch_grad_cam(model: nn.Module, path: str, images: torch.Tensor, topk: i
 PEERS = {'torchcam': _torchcam, 'pytorch_grad_cam': _pytorch_grad_cam}
 
 
-def measure_maps(name: str, setting: Setting, topk: int, repeats: int) -> Dict[str, float]:
+def measure_maps(name: str, setting: Setting, topk: int, repeats: int) -> dict[str, float]:
     """Median seconds for the maps of the top classes of a batch at the last and the inner layer, Grad-CAM throughout.
 
     Returns:
@@ -50,7 +51,7 @@ def measure_maps(name: str, setting: Setting, topk: int, repeats: int) -> Dict[s
         with torch.no_grad():
             return model(images)
 
-    calls: Dict[str, Callable[[], Any]] = {FORWARD: forward}
+    calls: dict[str, Callable[[], Any]] = {FORWARD: forward}
     for place in ('last', 'inner'):
         layer = getattr(layers, place)
         calls[f'timm_icasc {place}'] = lambda place=place: attention_maps(

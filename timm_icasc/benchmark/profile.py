@@ -3,7 +3,6 @@ import os
 import re
 import statistics
 from collections import defaultdict
-from typing import Dict, List
 
 import torch
 from tqdm import tqdm
@@ -38,7 +37,7 @@ def kind_of(name: str) -> str:
     return kind + SECOND * bool(second and kind != OTHER)
 
 
-def profile_steps(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[str, float]]:
+def profile_steps(name: str, setting: Setting, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds of a step by kind of operation; the steps take turns.
 
     What is counted are the outermost calls, of the forward pass or of a node of a backward pass, each with all that it
@@ -67,7 +66,7 @@ def profile_steps(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[s
             for variant, own in rounds.items()}
 
 
-def profile_rows(name: str, results: Dict[str, Dict[str, float]]) -> List[str]:
+def profile_rows(name: str, results: dict[str, dict[str, float]]) -> list[str]:
     """The table of one model: milliseconds by kind, and what ICASC adds in percent of the whole plain step."""
     whole = sum(results[PLAIN].values())
     kinds = [kind + second for kind in [*KINDS, OTHER] for second in ('', SECOND)]

@@ -1,6 +1,7 @@
 """How the cost of a training step grows with the batch and with the area of the images."""
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,17 +49,17 @@ def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
                 float(np.abs(residuals / y).max()))
 
 
-def _batch_sizes(batch_size: int) -> List[int]:
+def _batch_sizes(batch_size: int) -> list[int]:
     # BatchNorm cannot train on a single value: some architectures normalise one per image.
     return sorted({max(2, round(factor * batch_size)) for factor in BATCHES})
 
 
-def _sides(side: int, unit: int) -> List[int]:
+def _sides(side: int, unit: int) -> list[int]:
     """Sides of about `AREAS` times the area, in whole `unit`s: others are padded or cut inside the network."""
     return sorted({max(2, round(factor ** 0.5 * side / unit)) * unit for factor in AREAS})
 
 
-def _settings(name: str, setting: Setting) -> Dict[str, List[Setting]]:
+def _settings(name: str, setting: Setting) -> dict[str, list[Setting]]:
     """What to measure, by series."""
     model, (_, height, width) = create_model(name, replace(setting, device='meta'))
     unit = max([int(entry.get('reduction', 1)) for entry in getattr(model, 'feature_info', None) or ()], default=32)
@@ -70,7 +71,7 @@ def _settings(name: str, setting: Setting) -> Dict[str, List[Setting]]:
     return series
 
 
-def measure_scaling(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[str, Any]]:
+def measure_scaling(name: str, setting: Setting, repeats: int) -> dict[str, dict[str, Any]]:
     """Median seconds of a step over the batch size, and over the area of the images, with the lines through them.
 
     All steps of a series take turns, so that what disturbs the machine falls on every size alike.
@@ -92,15 +93,15 @@ def measure_scaling(name: str, setting: Setting, repeats: int) -> Dict[str, Dict
     return results
 
 
-def _sizes(series: str, points: List[Dict[str, Any]]) -> List[int]:
+def _sizes(series: str, points: list[dict[str, Any]]) -> list[int]:
     return [p['batch_size'] if series == 'batch' else p['height'] * p['width'] for p in points]
 
 
-def _linearity(line: Dict[str, float]) -> str:
+def _linearity(line: dict[str, float]) -> str:
     return f"R2 {line['r2']:.4f}, off the line by at most {line['largest_residual']:.1%}"
 
 
-def scaling_rows(name: str, results: Dict[str, Dict[str, Any]]) -> List[str]:
+def scaling_rows(name: str, results: dict[str, dict[str, Any]]) -> list[str]:
     """The table of one model: every point of both series, and below each series how straight its lines are."""
     rows = []
     for series, result in results.items():
@@ -114,7 +115,7 @@ def scaling_rows(name: str, results: Dict[str, Dict[str, Any]]) -> List[str]:
     return rows
 
 
-def scaling_figure(models: Dict[str, Dict[str, Any]]) -> Figure:
+def scaling_figure(models: dict[str, dict[str, Any]]) -> Figure:
     """A row of two charts per model: seconds over the batch size and over the area, with the lines.
 
     Args:

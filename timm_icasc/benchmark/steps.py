@@ -1,8 +1,8 @@
 """The training steps that are held against each other."""
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Optional, Tuple
 
 import timm
 import torch
@@ -28,7 +28,7 @@ VARIANTS = (*STEPS, 'public approach')
 class Setting:
     """What a step is measured under."""
     batch_size: int = 8
-    img_size: Optional[int] = None  # the model's own when None
+    img_size: int | None = None  # the model's own when None
     device: str = 'cpu'
     channels_last: bool = False
     amp: bool = False  # bfloat16
@@ -46,7 +46,7 @@ class Setting:
                           *[f'terms of {self.share:g} of it'] * (self.share < 1)])
 
 
-def create_model(name: str, setting: Setting) -> Tuple[nn.Module, Tuple[int, int, int]]:
+def create_model(name: str, setting: Setting) -> tuple[nn.Module, tuple[int, int, int]]:
     """The model in training mode with seeded weights, and its images' channels, height and width."""
     torch.manual_seed(0)
     size = setting.img_size
@@ -61,7 +61,7 @@ def create_model(name: str, setting: Setting) -> Tuple[nn.Module, Tuple[int, int
     return model.train(), (channels, size or height, size or width)
 
 
-def create_task(model: nn.Module, variant: str, size: Tuple[int, int, int], setting: Setting) -> ClassificationTask:
+def create_task(model: nn.Module, variant: str, size: tuple[int, int, int], setting: Setting) -> ClassificationTask:
     """The timm task of one of `VARIANTS`."""
     shared = {'device': torch.device(setting.device), 'verbose': False}
     if variant == PLAIN:

@@ -4,7 +4,7 @@ import importlib
 import logging
 import sys
 import warnings
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from ..errors import ICASCError
 from ..version import __version__
@@ -40,7 +40,7 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 with one line on stderr where the input is at fault."""
     chosen = _build_parser().parse_args(argv)
     module = importlib.import_module(f'{__package__}.{chosen.command}')

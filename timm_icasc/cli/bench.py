@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import timm
 import torch
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
 
 
-def _measure_steps(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[str, Any]]:
+def _measure_steps(name: str, setting: Setting, repeats: int) -> dict[str, dict[str, Any]]:
     seconds, memory = measure_time(name, setting, repeats), measure_memory(name, setting)
     operations = count_operations(name, setting)
     results = {}
@@ -72,14 +72,14 @@ def _measure_steps(name: str, setting: Setting, repeats: int) -> Dict[str, Dict[
     return results
 
 
-def _rows(name: str, results: Dict[str, Dict[str, Any]]) -> List[str]:
+def _rows(name: str, results: dict[str, dict[str, Any]]) -> list[str]:
     def cell(value, width, digits):
         return f'{value:>{width}.{digits}f}' if value is not None else f"{'-':>{width}}"
     return [f'{name:<32} {variant:<16} {r["seconds"]:>9.4f} {r["seconds_ratio"]:>6.2f} {r["operations_ratio"]:>10.2f} '
             f'{cell(r["peak_mib"], 9, 0)} {cell(r["peak_ratio"], 6, 2)}' for variant, r in results.items()]
 
 
-def _map_rows(name: str, seconds: Dict[str, float]) -> List[str]:
+def _map_rows(name: str, seconds: dict[str, float]) -> list[str]:
     return [f'{name:<32} {what:<24} {value:>9.4f} {value / seconds[FORWARD]:>6.2f}' for what, value in seconds.items()]
 
 
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     print(f'{setting}; {args.threads} CPU thread(s), torch {torch.__version__}')
     measured = next((what for what in ('maps', 'scaling', 'profile') if getattr(args, what)), 'steps')
     print({'maps': MAPS_COLUMNS, 'scaling': SCALING_COLUMNS, 'profile': PROFILE_COLUMNS, 'steps': COLUMNS}[measured])
-    models: Dict[str, Any] = {}
+    models: dict[str, Any] = {}
     for name in args.models:
         if args.maps:
             models[name] = measure_maps(name, setting, args.topk, args.repeats)

@@ -8,11 +8,11 @@ import argparse
 import json
 import platform
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import timm
 import torch
@@ -42,7 +42,7 @@ MARKS = {True: 'ok', None: '-', False: 'FAULT'}
 class Finding:
     """One line: what was looked at, whether it is in order (None: it need not be there), and what to say of it."""
     name: str
-    ok: Optional[bool]
+    ok: bool | None
     text: str
 
 
@@ -50,16 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write the findings here too')
 
 
-def _versions() -> Dict[str, str]:
+def _versions() -> dict[str, str]:
     return {'python': platform.python_version(), **installed_versions(), 'torchvision': version('torchvision'),
             'huggingface_hub': version('huggingface_hub')}
 
 
-def _devices() -> List[str]:
+def _devices() -> list[str]:
     return ['cpu', *['cuda'] * torch.cuda.is_available(), *['mps'] * torch.backends.mps.is_available()]
 
 
-def _check_devices() -> Tuple[Optional[bool], str]:
+def _check_devices() -> tuple[bool | None, str]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return True, f"{len(names)} CUDA device(s): {', '.join(sorted(set(names)))}"
@@ -69,7 +69,7 @@ def _check_devices() -> Tuple[Optional[bool], str]:
     return None, f'CPU only, {torch.get_num_threads()} thread(s): this torch {cuda}'
 
 
-def _check_token() -> Tuple[Optional[bool], str]:
+def _check_token() -> tuple[bool | None, str]:
     if not get_token():
         return None, f'none; only push and private repos need one: {LOG_IN}'
     try:
@@ -81,7 +81,7 @@ def _check_token() -> Tuple[Optional[bool], str]:
         return (False, e.line) if refused else (None, f'there is one, not checked: {e.line}')
 
 
-def _check_cache() -> Tuple[Optional[bool], str]:
+def _check_cache() -> tuple[bool | None, str]:
     cache = Path(constants.HF_HUB_CACHE)
     place = next(p for p in (cache, *cache.absolute().parents) if p.exists())  # the rest is made when it is needed
     try:
@@ -91,7 +91,7 @@ def _check_cache() -> Tuple[Optional[bool], str]:
         return False, f"cannot write to '{place}' ({e.strerror}): set HF_HOME or HF_HUB_CACHE to a folder of yours"
 
 
-def _check_step(device: str, order: int) -> Tuple[Optional[bool], str]:
+def _check_step(device: str, order: int) -> tuple[bool | None, str]:
     """The gradient of the terms alone, without the classification loss, has to reach the first layer."""
     torch.manual_seed(0)
     try:
@@ -109,7 +109,7 @@ def _check_step(device: str, order: int) -> Tuple[Optional[bool], str]:
 
 
 def _findings() -> Iterator[Finding]:
-    checks: Dict[str, Callable[[], Tuple[Optional[bool], str]]] = {
+    checks: dict[str, Callable[[], tuple[bool | None, str]]] = {
         'accelerator': _check_devices, 'Hub token': _check_token, 'Hub cache': _check_cache}
     for device in _devices():
         for order in (1, 2):

@@ -11,8 +11,8 @@ data set has bounding boxes, pairs.csv (per image and class) to eval/ in the run
 The same checkpoint on the same images gives the same numbers; all checkpoints are measured with the same maps.
 """
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, Sequence
 
 from ..data import evenly_spaced
 from ..errors import ICASCError
@@ -86,7 +86,7 @@ def _print_classes(records: Records, everything: bool) -> None:
         print(f'\n{records.label}: the table of its {len(table)} classes is in classes.csv (--per-class prints it)')
 
 
-def _print_comparison(a: Records, b: Records, result: Dict[str, Dict[str, float]], resamples: int) -> None:
+def _print_comparison(a: Records, b: Records, result: dict[str, dict[str, float]], resamples: int) -> None:
     print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
     print(format_table([
         {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],

@@ -9,8 +9,8 @@ A checkpoint is the folder of a run of train_timm.py (of --icasc-compare: both),
 --choose takes the images that a model gets wrong, or those that the last checkpoint gets right and the first wrong.
 """
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
         raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
 
 
-def _correct(checkpoint: Checkpoint, indices: List[int]) -> np.ndarray:
+def _correct(checkpoint: Checkpoint, indices: list[int]) -> np.ndarray:
     """Whether the highest-scoring class is in the image, for each of `indices`."""
     records = score_images(checkpoint, indices)
     best = records.scores.argmax(1)
@@ -80,7 +80,7 @@ def _correct(checkpoint: Checkpoint, indices: List[int]) -> np.ndarray:
     return best == records.targets
 
 
-def _choose(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> List[int]:
+def _choose(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list[int]:
     length = len(checkpoints[0].dataset)
     if args.indices:
         if not 0 <= min(args.indices) <= max(args.indices) < length:

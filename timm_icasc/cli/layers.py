@@ -14,10 +14,11 @@ import os
 import signal
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import timm
 import torch
@@ -36,7 +37,7 @@ def _begin_process() -> None:
     torch.set_num_threads(1)
 
 
-def _inspect(name: str, img_size: Optional[int]) -> Tuple[str, Dict[str, Any], float]:
+def _inspect(name: str, img_size: int | None) -> tuple[str, dict[str, Any], float]:
     """Name, record and processor time of one architecture, in a process of the pool."""
     started = time.process_time()
     try:
@@ -46,7 +47,7 @@ def _inspect(name: str, img_size: Optional[int]) -> Tuple[str, Dict[str, Any], f
     return name, result, time.process_time() - started
 
 
-def _select(patterns: Sequence[str], everything: bool) -> List[str]:
+def _select(patterns: Sequence[str], everything: bool) -> list[str]:
     if everything == bool(patterns):
         raise ICASCError('name architectures or filters (resnet50, \'vit_*\'), or pass --all.')
     names = timm.list_models() if everything else []

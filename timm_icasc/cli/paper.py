@@ -10,8 +10,9 @@ image size and splits are the recipe's; the note names what else differs. The va
 `timm-icasc eval` has added (ten crops). The paper's figures, each with its source, are in paper.yaml.
 """
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 import yaml
 
@@ -21,14 +22,14 @@ from ..runs.folder import check_folders, collect_runs, collect_segmentations
 from ..runs.tables import format_table, write_csv, write_json
 
 
-def _cells(rows: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
+def _cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """Rows as text, without the columns that are empty throughout."""
     keys = [k for k in rows[0] if k not in ('table', 'source', 'command')
             and any(row[k] not in (None, '') for row in rows)]
     return [{k: '' if row[k] is None else str(row[k]) for k in keys} for row in rows]
 
 
-def _show(rows: Sequence[Dict[str, Any]], content: Dict[str, Any], markdown: bool) -> str:
+def _show(rows: Sequence[dict[str, Any]], content: dict[str, Any], markdown: bool) -> str:
     told = {e['title']: f"Here in its place: {e['here']}"
             for e in (content['segmentation'], *content['experiments']) if e.get('here')}
     told[content['settings']['title']] = content['settings']['note']

@@ -14,7 +14,7 @@ none is run on the predictions.
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def _load_cue(folder: Path, name: str, classes: int) -> torch.Tensor:
     return torch.stack([index == c for c in range(classes)]).float()
 
 
-def _measure_cues(folder: Path, images: VOCSegmentation) -> Dict[str, Any]:
+def _measure_cues(folder: Path, images: VOCSegmentation) -> dict[str, Any]:
     """Precision and recall of the cues against the training masks, means over the classes that occur."""
     matrix, without = ConfusionMatrix(len(images.class_names) + 2), 0
     for i in range(len(images)):
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         folder = _make_all_cues(args, classifier, images, grid)
     except OSError as e:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
-    result: Dict[str, Any] = {'attention': args.attention, 'classifier': classifier.source, 'grid': grid,
+    result: dict[str, Any] = {'attention': args.attention, 'classifier': classifier.source, 'grid': grid,
                               'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
                               'foreground': args.foreground, 'background': args.background,
                               **_measure_cues(folder, images)}

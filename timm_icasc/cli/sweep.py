@@ -26,7 +26,7 @@ does not stop the others: the sweep shows its last lines, ends with exit code 1,
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from tqdm import tqdm
 
@@ -73,20 +73,20 @@ def run(args: argparse.Namespace) -> int:
     return 0 if args.report else _carry_out(args, study, records, output)
 
 
-def _report(study: Study, records: Dict[str, Dict[str, Any]]) -> None:
+def _report(study: Study, records: dict[str, dict[str, Any]]) -> None:
     if not records:
         raise ICASCError(f"no record in '{study.records}': run the study first, without --report.")
     _print_tables(study, records)
     print(f'\nwritten to {write_page(study, records, summarise(study, records))}')
 
 
-def _carry_out(args: argparse.Namespace, study: Study, records: Dict[str, Dict[str, Any]], output: Path) -> int:
+def _carry_out(args: argparse.Namespace, study: Study, records: dict[str, dict[str, Any]], output: Path) -> int:
     todo = [run for run in study.runs if run.name not in records]
     print(f'{study.name}: {len(study.runs)} runs, {len(records)} done; logs in {output}')
     with interruptible() as flag, tqdm(total=len(study.runs), initial=len(records), disable=None) as bar:
-        told: List[str] = []
+        told: list[str] = []
 
-        def on_change(under_way: List[str], outcome: Outcome) -> None:
+        def on_change(under_way: list[str], outcome: Outcome) -> None:
             bar.set_postfix_str(', '.join(under_way))
             bar.update(len(records) + len(outcome.finished) - bar.n)
             for name in [n for n in (*outcome.finished, *outcome.failed) if n not in told]:
@@ -112,7 +112,7 @@ def _carry_out(args: argparse.Namespace, study: Study, records: Dict[str, Dict[s
     return 128 + signal_number if signal_number else 1 if outcome.failed else 0
 
 
-def _print_tables(study: Study, records: Dict[str, Dict[str, Any]]) -> None:
+def _print_tables(study: Study, records: dict[str, dict[str, Any]]) -> None:
     summaries = summarise(study, records)
     for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
         print(f'\n{format_table(rows)}')

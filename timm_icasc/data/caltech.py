@@ -3,8 +3,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ TEST_IMAGES = 25
 NUM_CLASSES = 256
 
 
-def _shuffled_files(root: Path, seed: int) -> Dict[str, List[str]]:
+def _shuffled_files(root: Path, seed: int) -> dict[str, list[str]]:
     """Class folder -> its image files in a random order that depends on their names and the seed alone."""
     Image.init()
     order = {}
@@ -57,7 +57,7 @@ class Caltech256(LabelledImages):
             root: str,
             split: str,
             seed: int = 0,
-            transform: Optional[Callable] = None,
+            transform: Callable | None = None,
             mode: str = 'RGB',
     ):
         match = re.fullmatch(r'train(\d+)|test|validation|val', split)

@@ -1,7 +1,7 @@
 """CIFAR-100 (Krizhevsky, 2009) from its own files or from a folder of images."""
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Optional
 
 import timm.data
 import torch
@@ -18,7 +18,7 @@ SPLITS = {'train': 'train', 'test': 'test', 'validation': 'test', 'val': 'test'}
 def cifar100(
         root: str,
         split: str,
-        transform: Optional[Callable] = None,
+        transform: Callable | None = None,
         mode: str = 'RGB',
 ) -> torch.utils.data.Dataset:
     """50,000 training and 10,000 test images of 32 x 32 pixels; a fine label of 100 classes each.

@@ -1,6 +1,6 @@
 """CUB-200-2011 (Wah et al., 2011): 200 species of birds, the official split, a box around each bird."""
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict, Optional
 
 from ..errors import DataError
 from .labelled_images import Box, LabelledImages
@@ -23,14 +23,14 @@ class CUB200(LabelledImages):
         DataError: A list or an image is missing or broken, or there is no such split.
     """
 
-    def __init__(self, root: str, split: str, transform: Optional[Callable] = None, mode: str = 'RGB'):
+    def __init__(self, root: str, split: str, transform: Callable | None = None, mode: str = 'RGB'):
         if split not in SPLITS:
             raise DataError(f"CUB-200-2011 has no split '{split}'; it has train and test.")
         folder = next((p for p in (Path(root), Path(root) / 'CUB_200_2011') if (p / 'images.txt').is_file()), None)
         if folder is None:
             raise DataError(f"--data-dir: no file 'CUB_200_2011/images.txt' in '{root}'.")
 
-        def table(name: str) -> Dict[str, str]:
+        def table(name: str) -> dict[str, str]:
             try:
                 lines = (folder / name).read_text().splitlines()
                 return dict(line.strip().split(' ', 1) for line in lines if line.strip())

@@ -1,6 +1,5 @@
 """From `--data-dir` and `--dataset` to a data set, with errors that name what is missing."""
 from pathlib import Path
-from typing import List, Optional
 
 import timm.data
 import torch
@@ -55,7 +54,7 @@ def _check_folder(root: Path, split: str, option: str) -> None:
 
 def create_dataset(
         name: str,
-        root: Optional[str],
+        root: str | None,
         split: str,
         is_training: bool = False,
         **kwargs,
@@ -104,7 +103,7 @@ def create_dataset(
     return dataset
 
 
-def class_names(dataset: torch.utils.data.Dataset) -> Optional[List[str]]:
+def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:
     """Class names in the order of the labels; None where the data set does not tell."""
     for holder in (dataset, getattr(dataset, 'reader', None)):
         if getattr(holder, 'class_names', None):

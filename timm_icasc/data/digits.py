@@ -1,5 +1,5 @@
 """Scikit-learn's digits as 32-pixel images: real, small, and on every machine without a download."""
-from typing import Callable, Optional, Tuple
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class DigitsDataset(torch.utils.data.Dataset):
     """
     class_names = [str(digit) for digit in range(10)]
 
-    def __init__(self, split: str = 'train', transform: Optional[Callable] = None, mode: str = 'RGB'):
+    def __init__(self, split: str = 'train', transform: Callable | None = None, mode: str = 'RGB'):
         if split not in ('train', 'validation'):
             raise ValueError(f"split must be 'train' or 'validation', got '{split}'.")
         digits = load_digits()
@@ -40,7 +40,7 @@ class DigitsDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         image = Image.fromarray(self.images[index]).resize((32, 32), Image.Resampling.BILINEAR).convert(self.mode)
         if self.transform is not None:
             image = self.transform(image)

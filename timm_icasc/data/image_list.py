@@ -1,8 +1,9 @@
 """A user's own multi-label images, listed in one CSV or JSON file per split."""
 import csv
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ FORMATS = ('a CSV with the columns image,labels (names separated by ;) or image,
            'JSON {"images": [{"image": ..., "labels": [...]}]}')
 
 
-def _from_csv(path: Path) -> Dict[str, Any]:
+def _from_csv(path: Path) -> dict[str, Any]:
     with open(path, newline='', encoding='utf-8-sig') as file:
         reader = csv.DictReader(file)
         rows, columns = list(reader), reader.fieldnames or []
@@ -63,8 +64,8 @@ class MultiLabelList(MultiLabelImages):
             self,
             root: str,
             split: str,
-            class_map: Optional[str] = None,
-            transform: Optional[Callable] = None,
+            class_map: str | None = None,
+            transform: Callable | None = None,
             mode: str = 'RGB',
     ):
         folder = Path(root)
@@ -106,7 +107,7 @@ class MultiLabelList(MultiLabelImages):
         super().__init__(images, targets, names, transform, mode, boxes if has_boxes else None)
 
     @staticmethod
-    def _class_names(folder: Path, class_map: Optional[str], content: Dict[str, Any]) -> List[str]:
+    def _class_names(folder: Path, class_map: str | None, content: dict[str, Any]) -> list[str]:
         file = Path(class_map) if class_map else folder / 'classes.txt'
         if class_map or file.is_file():
             try:

@@ -1,7 +1,7 @@
 """ILSVRC2012 (Russakovsky et al., 2015) in the layouts in which it is found on disks."""
 import csv
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List, Optional
 
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
@@ -30,7 +30,7 @@ class ILSVRC2012(LabelledImages):
         DataError: A folder or list is missing, or there is no such split.
     """
 
-    def __init__(self, root: str, split: str, transform: Optional[Callable] = None, mode: str = 'RGB'):
+    def __init__(self, root: str, split: str, transform: Callable | None = None, mode: str = 'RGB'):
         split = next((name for name, synonyms in SPLITS.items() if split in synonyms), None)
         if split is None:
             raise DataError('ILSVRC2012 has the splits train and val; its test labels were never published.')
@@ -57,7 +57,7 @@ class ILSVRC2012(LabelledImages):
             boxes=() if self.annotations.is_dir() else None)
 
     @staticmethod
-    def _flat(folder: Path, places: List[Path], class_to_idx: dict) -> list:
+    def _flat(folder: Path, places: list[Path], class_to_idx: dict) -> list:
         file = next((p / 'LOC_val_solution.csv' for p in places if (p / 'LOC_val_solution.csv').is_file()), None)
         if file is None:
             raise DataError(f"'{folder}' has no class folders, and there is no '{places[0] / 'LOC_val_solution.csv'}' "
@@ -69,7 +69,7 @@ class ILSVRC2012(LabelledImages):
         except (KeyError, IndexError) as e:
             raise DataError(f"'{file}': unknown class or column {e}.") from e
 
-    def _boxes_of(self, index: int) -> List[Box]:
+    def _boxes_of(self, index: int) -> list[Box]:
         path = Path(self.images[index])
         flat = self.annotations / f'{path.stem}.xml'
         file = flat if flat.is_file() else self.annotations / path.parent.name / f'{path.stem}.xml'

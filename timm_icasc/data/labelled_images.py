@@ -1,6 +1,7 @@
 """Images with their labels and boxes: what every data set of this package serves."""
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,12 +46,12 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __init__(
             self,
-            images: Sequence[Union[Path, str, np.ndarray]],
+            images: Sequence[Path | str | np.ndarray],
             targets: Any,
             class_names: Sequence[str],
-            transform: Optional[Callable] = None,
+            transform: Callable | None = None,
             mode: str = 'RGB',
-            boxes: Optional[Sequence[Sequence[Box]]] = None,
+            boxes: Sequence[Sequence[Box]] | None = None,
     ):
         self.images = images
         self.targets = targets
@@ -63,13 +64,13 @@ class LabelledImages(torch.utils.data.Dataset):
         return len(self.images)
 
     @property
-    def boxes(self) -> Callable[[int], List[Box]]:
+    def boxes(self) -> Callable[[int], list[Box]]:
         """`boxes(index)`: the objects of an image. A data set without boxes has no such attribute."""
         if self._boxes is None:
             raise AttributeError(f'{type(self).__name__} has no boxes')
         return self._boxes_of
 
-    def _boxes_of(self, index: int) -> List[Box]:
+    def _boxes_of(self, index: int) -> list[Box]:
         return list(self._boxes[index])
 
     def load(self, index: int) -> Image.Image:
@@ -87,7 +88,7 @@ class LabelledImages(torch.utils.data.Dataset):
         except OSError as e:
             raise DataError(f"Cannot read the image '{source}': {' '.join(str(e).split())}") from e
 
-    def __getitem__(self, index: int) -> Tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         image = self.load(index)
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 

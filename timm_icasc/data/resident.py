@@ -1,5 +1,5 @@
 """Training images that live on the device as one tensor, and are augmented there: for sets that fit, such as CIFAR."""
-from typing import Iterator, Tuple, Union
+from collections.abc import Iterator
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler
@@ -13,7 +13,7 @@ __all__ = ['ResidentLoader']
 MAX_BYTES = 8 * 2 ** 30
 
 
-def _read(dataset: Dataset, image_size: Tuple[int, int], num_workers: int) -> Tuple[torch.Tensor, torch.Tensor]:
+def _read(dataset: Dataset, image_size: tuple[int, int], num_workers: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All images, uint8 `[N, C, H, W]`, resized where they are of another size, and their targets."""
     dataset.transform = transforms.Compose([transforms.Resize(image_size), transforms.PILToTensor()])
     loader = DataLoader(dataset, batch_size=256, num_workers=num_workers)
@@ -46,13 +46,13 @@ class ResidentLoader:
     def __init__(
             self,
             dataset: Dataset,
-            image_size: Tuple[int, int],
+            image_size: tuple[int, int],
             batch_size: int,
-            mean: Tuple[float, ...],
-            std: Tuple[float, ...],
+            mean: tuple[float, ...],
+            std: tuple[float, ...],
             padding: int = 0,
             hflip: float = 0.,
-            device: Union[torch.device, str] = 'cpu',
+            device: torch.device | str = 'cpu',
             distributed: bool = False,
             num_workers: int = 0,
     ):
@@ -74,7 +74,7 @@ class ResidentLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images `[B, C, H, W]`, float32, and targets; the global random state alone decides which."""
         device = self.images.device
         generator = torch.Generator(device).manual_seed(int(torch.randint(2 ** 31, ())))

@@ -1,9 +1,10 @@
 """Data sets that are read from one end to the other (timm's `wds/` and `hfids/`) and have no index."""
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from timm.data.readers.reader_wds import ReaderWds
 from torch.utils.data import Dataset, IterableDataset, get_worker_info

@@ -1,5 +1,4 @@
 """Augmentation of the CIFAR protocols."""
-from typing import Tuple
 
 import torch
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -10,7 +9,7 @@ from ..errors import DataError
 __all__ = ['use_pad_crop']
 
 
-def use_pad_crop(dataset: torch.utils.data.Dataset, image_size: Tuple[int, int], padding: int) -> None:
+def use_pad_crop(dataset: torch.utils.data.Dataset, image_size: tuple[int, int], padding: int) -> None:
     """Replace the random resized crop in a timm training transform by zero-padding and a random crop, in place.
 
     The augmentation of He et al. (2016, section 4.2) for CIFAR; flips and what else the transform holds stay. Images

@@ -4,8 +4,8 @@ Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010
 all marked difficult is ignored there (target -1), as in the challenge's own label files.
 """
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
 from xml.etree import ElementTree
 
 import torch
@@ -20,7 +20,7 @@ VOC_CLASSES = (
     'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
 
 
-def read_boxes(path: Path, class_names: Tuple[str, ...]) -> List[Box]:
+def read_boxes(path: Path, class_names: tuple[str, ...]) -> list[Box]:
     """The objects of an annotation in VOC's XML format, also ILSVRC's.
 
     Raises:
@@ -44,7 +44,7 @@ def read_boxes(path: Path, class_names: Tuple[str, ...]) -> List[Box]:
         raise DataError(f"'{path}' is not a VOC annotation: {e}.") from e
 
 
-def _targets(boxes: List[List[Box]], num_classes: int) -> torch.Tensor:
+def _targets(boxes: list[list[Box]], num_classes: int) -> torch.Tensor:
     targets = torch.zeros(len(boxes), num_classes)
     for row, objects in zip(targets, boxes, strict=True):
         for box in sorted(objects, key=lambda box: not box.difficult):  # one plain object outweighs difficult ones
@@ -76,7 +76,7 @@ class VOCDevkit(MultiLabelImages):
             root: str,
             year: str,
             split: str,
-            transform: Optional[Callable] = None,
+            transform: Callable | None = None,
             mode: str = 'RGB',
     ):
         places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
@@ -119,7 +119,7 @@ class PackedVOC(MultiLabelImages):
         DataError: A file is missing or broken, or there is no such split.
     """
 
-    def __init__(self, root: str, split: str, transform: Optional[Callable] = None, mode: str = 'RGB'):
+    def __init__(self, root: str, split: str, transform: Callable | None = None, mode: str = 'RGB'):
         path = Path(root) / 'annotations.json'
         try:
             content = json.loads(path.read_text())

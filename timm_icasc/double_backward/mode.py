@@ -1,5 +1,5 @@
 """The function mode in which a model's tail is twice differentiable: which operation stands in for which."""
-from typing import Callable, List, Optional
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from . import norms, operations
 __all__ = ['EQUIVALENTS', 'ONCE_DIFFERENTIABLE', 'TwiceDifferentiable']
 
 
-def _lowered(*tensors: Optional[torch.Tensor]) -> List[Optional[torch.Tensor]]:
+def _lowered(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Tensors in the precision in which autocast runs convolutions and attention."""
     device = next(x for x in tensors if x is not None).device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -22,7 +22,7 @@ def _lowered(*tensors: Optional[torch.Tensor]) -> List[Optional[torch.Tensor]]:
     return [x.to(dtype) if x is not None and x.dtype == torch.float32 else x for x in tensors]
 
 
-def _made(*parameters: Optional[torch.Tensor]) -> bool:
+def _made(*parameters: torch.Tensor | None) -> bool:
     """Whether any is made in the forward pass: it may be made from features, and pass their gradient on."""
     return any(p is not None and not p.is_leaf for p in parameters)
 

@@ -12,7 +12,7 @@ and the gradient `h` of `x^`, that of `x` is
 
 The gradient `g` of the output makes `h = weight g`. (Epsilon is in `r` alone.)
 """
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -117,10 +117,10 @@ def _batch_norm_second(g, v, x, weight, mean, r, sum_gx, sum_g, sum_vx, sum_v):
 
 def batch_norm(
         x: torch.Tensor,
-        running_mean: Optional[torch.Tensor],
-        running_var: Optional[torch.Tensor],
-        weight: Optional[torch.Tensor] = None,
-        bias: Optional[torch.Tensor] = None,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
         training: bool = False,
         momentum: float = 0.1,
         eps: float = 1e-5,
@@ -193,8 +193,8 @@ def _layer_norm_second(g, v, x, weight, mean, r, shape):
 def layer_norm(
         x: torch.Tensor,
         shape: Sequence[int],
-        weight: Optional[torch.Tensor] = None,
-        bias: Optional[torch.Tensor] = None,
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
         eps: float = 1e-5,
 ) -> torch.Tensor:
     """`F.layer_norm`."""

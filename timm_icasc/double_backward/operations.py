@@ -3,7 +3,7 @@
 Shapes: `B` batch, `h` heads, `N` query tokens, `M` key tokens, `D` channels of a head.
 """
 import math
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class _ConvolutionInput(torch.autograd.Function):
 def convolution(
         x: torch.Tensor,
         weight: torch.Tensor,
-        bias: Optional[torch.Tensor] = None,
+        bias: torch.Tensor | None = None,
         stride: Any = 1,
         padding: Any = 0,
         dilation: Any = 1,
@@ -168,8 +168,8 @@ def _attention_double_backward(
         to_query: torch.Tensor,
         to_key: torch.Tensor,
         to_value: torch.Tensor,
-        scale: Optional[float],
-) -> Tuple[torch.Tensor, ...]:
+        scale: float | None,
+) -> tuple[torch.Tensor, ...]:
     """What the gradients `dQ, dK, dV` of attention owe to `dO, Q, K, V`, given their cotangents `Q', K', V'`.
 
     With `P = softmax(s Q K^T)`, `O = P V`, `dP = dO V^T`, `U = dP - rowsum(P dP)`, `dS = P U`:
@@ -207,7 +207,7 @@ def attention(
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: Optional[float] = None,
+        scale: float | None = None,
 ) -> torch.Tensor:
     """`F.scaled_dot_product_attention` without mask or dropout; `[B, h, N, D]`, keys and values `[B, h, M, D]`."""
     return _Attention.apply(query, key, value, scale)

@@ -1,6 +1,6 @@
 """What a backward pass asks for."""
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 __all__ = ['features_only', 'is_features_only']
 

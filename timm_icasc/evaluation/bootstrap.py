@@ -2,8 +2,8 @@
 
 Shapes: `N` images, `R` resamples.
 """
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -26,7 +26,7 @@ def _mean(counts: np.ndarray, numerator: np.ndarray, weight: np.ndarray) -> np.n
     return np.divide(counts @ numerator, total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
-def _where_both_have_maps(own: Records, other: Records) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+def _where_both_have_maps(own: Records, other: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Localisation over those classes of the images of which neither checkpoint's map is zero, names with '_both'."""
     if not own.pairs or not other.pairs:
         return {}
@@ -39,8 +39,8 @@ def compare(
         a: Records,
         b: Records,
         resamples: int = 1000,
-        only: Optional[Sequence[str]] = None,
-) -> Dict[str, Dict[str, float]]:
+        only: Sequence[str] | None = None,
+) -> dict[str, dict[str, float]]:
     """Differences B - A with percentile intervals (Efron and Tibshirani, 1993).
 
     In each resample, N images are drawn with replacement, the same ones for both, and every measure is computed anew:
@@ -88,7 +88,7 @@ def compare(
     return {name: result[name] for name in sorted(result, key=ORDER.index)}
 
 
-def _interval(a: float, drawn_a: np.ndarray, b: float, drawn_b: np.ndarray) -> Dict[str, float]:
+def _interval(a: float, drawn_a: np.ndarray, b: float, drawn_b: np.ndarray) -> dict[str, float]:
     difference = drawn_b - drawn_a
     difference = difference[~np.isnan(difference)]
     low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(difference) else (np.nan, np.nan)

@@ -3,7 +3,7 @@
 Coordinates are continuous: pixel `i` covers `[i, i + 1]`, so an image of width `w` spans `[0, w]`.
 """
 from dataclasses import dataclass
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,7 +54,7 @@ def _crop_offset(before: int, after: int) -> int:
     return -int(round((before - after) / 2.0))
 
 
-def transform_geometry(transform: Any, size: Tuple[int, int]) -> Geometry:
+def transform_geometry(transform: Any, size: tuple[int, int]) -> Geometry:
     """Follow an image of `size` (width, height) through timm's evaluation transform.
 
     Args:
@@ -149,7 +149,7 @@ def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return intersection / (area(box) + area(boxes) - intersection)
 
 
-def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance: float = 0.) -> Dict[str, float]:
+def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance: float = 0.) -> dict[str, float]:
     """Every measure of one map.
 
     Args:

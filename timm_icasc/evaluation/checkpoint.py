@@ -2,9 +2,10 @@
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -50,13 +51,13 @@ class Checkpoint:
     """
     label: str
     source: str
-    folder: Optional[Path]
+    folder: Path | None
     model: nn.Module
-    dataset: Optional[Dataset]
-    names: Optional[List[str]]
+    dataset: Dataset | None
+    names: list[str] | None
     num_classes: int
-    data_config: Dict[str, Any]
-    layers: Optional[ICASCLayers]
+    data_config: dict[str, Any]
+    layers: ICASCLayers | None
     batch_size: int
     args: argparse.Namespace
 
@@ -73,14 +74,14 @@ class Checkpoint:
         return self.names[index] if self.names and index < len(self.names) else str(index)
 
 
-def find_runs(path: Path) -> List[Path]:
+def find_runs(path: Path) -> list[Path]:
     """The folders of finished or interrupted runs at `path`: itself, or the two of --icasc-compare."""
     if any(path.glob('*.pth.tar')):
         return [path]
     return sorted({file.parent for file in path.glob('*/*.pth.tar') if (file.parent / 'args.yaml').is_file()})
 
 
-def _run_arguments(source: str, given: argparse.Namespace, run: Optional[Path]) -> argparse.Namespace:
+def _run_arguments(source: str, given: argparse.Namespace, run: Path | None) -> argparse.Namespace:
     """The options of train_timm.py that the checkpoint was, or would have been, trained with."""
     argv = []
     if run is not None:
@@ -102,7 +103,7 @@ def _run_arguments(source: str, given: argparse.Namespace, run: Optional[Path]) 
     return args
 
 
-def _classifier_size(state_dict: Dict[str, torch.Tensor], model_name: str) -> Optional[int]:
+def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> int | None:
     """Number of logits, read from the weights of the head that the architecture names."""
     config = timm.get_pretrained_cfg(model_name, allow_unregistered=True)
     classifier = getattr(config, 'classifier', None)
@@ -111,7 +112,7 @@ def _classifier_size(state_dict: Dict[str, torch.Tensor], model_name: str) -> Op
     return None if weight is None else len(weight)
 
 
-def _load_model(args: argparse.Namespace, weights: Optional[Path], names: Optional[Sequence[str]]) -> nn.Module:
+def _load_model(args: argparse.Namespace, weights: Path | None, names: Sequence[str] | None) -> nn.Module:
     args.grad_checkpointing, args.initial_checkpoint, args.pretrained_path = False, '', None
     args.pretrained = weights is None
     if weights is None:
@@ -161,7 +162,7 @@ def _open_dataset(args: argparse.Namespace) -> Dataset:
 def load_checkpoint(
         source: str,
         given: argparse.Namespace,
-        label: Optional[str] = None,
+        label: str | None = None,
         with_data: bool = True,
 ) -> Checkpoint:
     """Load one checkpoint and open its test images.
@@ -212,9 +213,9 @@ def load_checkpoint(
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 
 
-def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> List[Checkpoint]:
+def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[Checkpoint]:
     """`load_checkpoint` for each, the folder of --icasc-compare standing for its two runs; labels are made unique."""
-    expanded: List[str] = []
+    expanded: list[str] = []
     for source in sources:
         runs = find_runs(Path(source)) if not source.startswith(HUB) and Path(source).is_dir() else []
         expanded += [str(run) for run in runs] or [source]

@@ -2,9 +2,9 @@
 
 Shapes: `N` images, `C` classes, `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
 """
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class _Sized:
     def __init__(self, transform: transforms.Compose):
         self.transform = transform
 
-    def __call__(self, image: Image.Image) -> Tuple[torch.Tensor, Tuple[int, int]]:
+    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
         return self.transform(image), image.size
 
 
@@ -88,7 +88,7 @@ def _probabilities(logits: torch.Tensor, multilabel: bool) -> torch.Tensor:
     return logits.sigmoid() if multilabel else logits.softmax(1)
 
 
-def _present_classes(target: torch.Tensor) -> Tuple[torch.Tensor, List[List[int]]]:
+def _present_classes(target: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
     """The present classes of each image as `[B, K]`, rows filled up with a class of their own, and as lists."""
     if target.ndim == 1:
         return target[:, None], [[int(c)] for c in target]
@@ -98,7 +98,7 @@ def _present_classes(target: torch.Tensor) -> Tuple[torch.Tensor, List[List[int]
     return torch.tensor(filled, device=target.device), present
 
 
-def _cooccurring_overlap(maps: torch.Tensor, present: List[List[int]]) -> torch.Tensor:
+def _cooccurring_overlap(maps: torch.Tensor, present: list[list[int]]) -> torch.Tensor:
     """Mean overlap of the maps of every two classes present in an image, `[B]`; NaN with fewer than two.
 
     Args:
@@ -113,7 +113,7 @@ def _cooccurring_overlap(maps: torch.Tensor, present: List[List[int]]) -> torch.
     return values
 
 
-def _mean_over_present(values: Dict[str, torch.Tensor], present: List[List[int]]) -> Dict[str, torch.Tensor]:
+def _mean_over_present(values: dict[str, torch.Tensor], present: list[list[int]]) -> dict[str, torch.Tensor]:
     """Means over the present classes, `[B]`, of values `[B, K]` in the rows of `_present_classes`; NaN without one."""
     return {name: torch.stack([row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
             for name, value in values.items()}
@@ -121,13 +121,13 @@ def _mean_over_present(values: Dict[str, torch.Tensor], present: List[List[int]]
 
 def _localise_batch(
         maps: torch.Tensor,
-        present: List[List[int]],
-        boxes: List[Dict[int, np.ndarray]],
-        geometries: List[Geometry],
-        rows: List[int],
+        present: list[list[int]],
+        boxes: list[dict[int, np.ndarray]],
+        geometries: list[Geometry],
+        rows: list[int],
         sigma: float,
         tolerance: float,
-) -> List[Dict[str, float]]:
+) -> list[dict[str, float]]:
     results = []
     for i, classes in enumerate(present):
         wanted = [(k, c) for k, c in enumerate(classes) if c in boxes[i]]
@@ -143,9 +143,9 @@ def _localise_batch(
     return results
 
 
-def _boxes_by_class(dataset: Dataset, index: int) -> Dict[int, np.ndarray]:
+def _boxes_by_class(dataset: Dataset, index: int) -> dict[int, np.ndarray]:
     """Boxes of each class, objects marked difficult left out, as VOC's protocols do."""
-    grouped: Dict[int, list] = {}
+    grouped: dict[int, list] = {}
     for box in dataset.boxes(index):
         if not box.difficult:
             grouped.setdefault(box.class_index, []).append((box.xmin, box.ymin, box.xmax, box.ymax))
@@ -161,8 +161,8 @@ def _check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
 def _records(
         checkpoint: Checkpoint,
         indices: Sequence[int],
-        scores: List[torch.Tensor],
-        targets: List[torch.Tensor],
+        scores: list[torch.Tensor],
+        targets: list[torch.Tensor],
 ) -> Records:
     """What every pass over the images gives, from its batches."""
     return Records(
@@ -173,8 +173,8 @@ def _records(
 
 def collect_records(
         checkpoint: Checkpoint,
-        config: Optional[ICASCConfig] = None,
-        indices: Optional[Sequence[int]] = None,
+        config: ICASCConfig | None = None,
+        indices: Sequence[int] | None = None,
         ten_crop: bool = False,
         tolerance: float = 0.,
         layer: str = 'last',
@@ -201,9 +201,9 @@ def collect_records(
     dataset, multilabel = checkpoint.dataset, checkpoint.multilabel
     indices = list(range(len(dataset))) if indices is None else list(indices)
     has_boxes = hasattr(dataset, 'boxes')
-    geometries: Dict[Tuple[int, int], Geometry] = {}
+    geometries: dict[tuple[int, int], Geometry] = {}
     scores, targets, pairs = [], [], []
-    columns: Dict[str, List[torch.Tensor]] = {}
+    columns: dict[str, list[torch.Tensor]] = {}
     transform = dataset.transform
     with _transformed_by(dataset, _Sized(transform)):
         loader = _loader(checkpoint, _Numbered(dataset, indices), checkpoint.batch_size)

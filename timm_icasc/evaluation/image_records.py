@@ -1,7 +1,6 @@
 """What was measured of every image, in memory and as records.npz."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,14 +29,14 @@ class Records:
             which.
     """
     label: str
-    names: List[str]
+    names: list[str]
     indices: np.ndarray
-    files: List[str]
+    files: list[str]
     scores: np.ndarray
     targets: np.ndarray
-    ten_crop_scores: Optional[np.ndarray] = None
-    images: Dict[str, np.ndarray] = field(default_factory=dict)
-    pairs: Dict[str, np.ndarray] = field(default_factory=dict)
+    ten_crop_scores: np.ndarray | None = None
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    pairs: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def multilabel(self) -> bool:

@@ -4,8 +4,9 @@ Every number is a function of the images' records and of how often each image co
 the images anew (`comparison`). Shapes: `N` images, `C` classes.
 """
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -45,7 +46,7 @@ def confused_classes(records: Records) -> np.ndarray:
     return scores.argmax(1)
 
 
-def ks_of(records: Records, rows: np.ndarray, confused: Optional[np.ndarray] = None) -> KolmogorovSmirnov:
+def ks_of(records: Records, rows: np.ndarray, confused: np.ndarray | None = None) -> KolmogorovSmirnov:
     """KS statistic over the images `rows`: probabilities of the true classes, and of the image's most confusing one.
 
     Where an image has several classes, each present one is an observation, and so is its highest-scoring absent one.
@@ -85,9 +86,9 @@ def _mean_over_classes(score: Callable, records: Records, rows: np.ndarray) -> f
     return 100 * _mean_of(np.array(values))
 
 
-def mean_measures(records: Records) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+def mean_measures(records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measures that are means: name -> numerator and weight of each image, `[N]` both; the value is sum over sum."""
-    columns: Dict[str, np.ndarray] = {}
+    columns: dict[str, np.ndarray] = {}
     if not records.multilabel:
         several = [(1, 'top1'), (5, 'top5')] if records.scores.shape[1] > 5 else [(1, 'top1')]
         for k, name in several:
@@ -105,7 +106,7 @@ def mean_measures(records: Records) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
     return result
 
 
-def curve_measures(records: Records) -> Dict[str, Callable[[np.ndarray], float]]:
+def curve_measures(records: Records) -> dict[str, Callable[[np.ndarray], float]]:
     """Measures of the images together: name -> function of the rows that count (a row may occur several times)."""
     confused = confused_classes(records)
     result = {'ks': lambda rows: ks_of(records, rows, confused).margin}
@@ -122,7 +123,7 @@ def curve_measures(records: Records) -> Dict[str, Callable[[np.ndarray], float]]
     return result
 
 
-def measures(records: Records) -> Dict[str, float]:
+def measures(records: Records) -> dict[str, float]:
     """All measures of a checkpoint.
 
     Returns:
@@ -156,7 +157,7 @@ def _mean_of(column: np.ndarray) -> float:
     return float(np.nanmean(column)) if len(column) and not np.isnan(column).all() else np.nan
 
 
-def class_table(records: Records) -> List[Dict[str, object]]:
+def class_table(records: Records) -> list[dict[str, object]]:
     """One row per class that occurs: number of images, accuracy or average precision, confusion, localisation."""
     table = []
     confused = confused_classes(records)
@@ -169,7 +170,7 @@ def class_table(records: Records) -> List[Dict[str, object]]:
         chosen = records.targets[:, c] > 0 if records.multilabel else records.targets == c
         if not chosen.any():
             continue
-        row: Dict[str, object] = {'class': name, 'images': int(chosen.sum())}
+        row: dict[str, object] = {'class': name, 'images': int(chosen.sum())}
         if records.multilabel:
             row.update({key: curves[c][key] for key in ('AP', 'AP_11point', 'AP_sklearn', 'AUC')})
         else:
@@ -217,13 +218,13 @@ MEASURES = (
 )
 
 
-def metrics_of(results: Dict[str, Any]) -> Dict[str, float]:
+def metrics_of(results: dict[str, Any]) -> dict[str, float]:
     """What the last evaluation in results.json said; what was not measured, or is NaN, is left out."""
     return {name.removeprefix('eval_'): value for name, value in results['last'].items()
             if name.startswith('eval_') and value is not None and math.isfinite(value)}
 
 
-def measure_of(metrics: Dict[str, float]) -> Measure:
+def measure_of(metrics: dict[str, float]) -> Measure:
     """What a run is judged by: top-1 accuracy, or mean average precision where images have several classes.
 
     Raises:

@@ -1,6 +1,5 @@
 """Options of `timm-icasc eval`, and those by which every command names checkpoints and images."""
 import argparse
-from typing import Union
 
 __all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments']
 
@@ -29,7 +28,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--output', metavar='DIR', help="folder to write to (default: eval/ in each run's folder)")
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int] = '*') -> None:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int = '*') -> None:
     """Which checkpoints, and on which images; read by `load_checkpoints`."""
     group = add_model_arguments(parser, nargs)
     group.add_argument('--data-dir', metavar='DIR', help='folder of the data set')
@@ -39,7 +38,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Union[str, 
     group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int]) -> argparse._ArgumentGroup:
+def add_model_arguments(parser: argparse.ArgumentParser, nargs: str | int) -> argparse._ArgumentGroup:
     """Which checkpoints, and how to run them; returns the group for further options."""
     parser.add_argument(
         'checkpoints', nargs=nargs, metavar='CHECKPOINT',

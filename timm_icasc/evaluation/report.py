@@ -1,6 +1,6 @@
 """What an evaluation leaves: tables to read, JSON and CSV to load."""
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from .measures import TITLES, class_table, confused_classes
 __all__ = ['image_rows', 'print_measures', 'write_evaluation']
 
 
-def print_measures(values: Dict[str, Dict[str, float]]) -> None:
+def print_measures(values: dict[str, dict[str, float]]) -> None:
     """One line per measure, one column per checkpoint."""
     names = list(dict.fromkeys(name for column in values.values() for name in column))
     print(format_table([
@@ -19,7 +19,7 @@ def print_measures(values: Dict[str, Dict[str, float]]) -> None:
         for name in names]))
 
 
-def image_rows(records: Records) -> List[Dict[str, Any]]:
+def image_rows(records: Records) -> list[dict[str, Any]]:
     """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`."""
     rows = []
     confused = confused_classes(records)
@@ -37,7 +37,7 @@ def image_rows(records: Records) -> List[Dict[str, Any]]:
     return rows
 
 
-def write_evaluation(folder: Path, records: Records, content: Dict[str, Any]) -> None:
+def write_evaluation(folder: Path, records: Records, content: dict[str, Any]) -> None:
     """eval.json (measures, classes, provenance), classes.csv, images.csv, pairs.csv with boxes, and records.npz."""
     folder.mkdir(parents=True, exist_ok=True)
     table = class_table(records)

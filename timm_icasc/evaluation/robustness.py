@@ -2,7 +2,6 @@
 
 Shapes: `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
 """
-from typing import Dict, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +45,7 @@ def transformed_maps(
         layers: ICASCLayers,
         method: str = 'ach',
         layer: str = 'last',
-) -> Dict[str, Tuple[torch.Tensor, torch.Tensor]]:
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Maps of transformed images, each beside the image's map of the same part; arguments as of `map_robustness`.
 
     Returns:
@@ -70,7 +69,7 @@ def map_robustness(
         method: str = 'ach',
         layer: str = 'last',
         sigma: float = 0.55,
-) -> Dict[str, torch.Tensor]:
+) -> dict[str, torch.Tensor]:
     """Likeness of the maps of an image and of its transformed copies, where both show the same part of it.
 
     Args:

@@ -1,6 +1,6 @@
 """How well attention maps tell classes apart, measured on held-out images."""
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Dict, Iterable, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -22,7 +22,7 @@ def separability(
         layers: ICASCLayers,
         config: ICASCConfig,
         multilabel: bool = False,
-) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Separability and consistency of one batch, image by image, in the mode that the model is in.
 
     Args:
@@ -50,11 +50,11 @@ def separability(
 
 def evaluate_attention(
         model: nn.Module,
-        batches: Iterable[Tuple[torch.Tensor, torch.Tensor]],
-        config: Optional[ICASCConfig] = None,
-        layers: Optional[Sequence[str]] = None,
+        batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        config: ICASCConfig | None = None,
+        layers: Sequence[str] | None = None,
         multilabel: bool = False,
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Separability and consistency of a model's attention, without training: means over the images.
 
     The most confusing class is the non-target class of highest probability for the model at hand. Multi-label images
@@ -74,7 +74,7 @@ def evaluate_attention(
         - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5)
         - 'zero_maps': share of images in which one of the four maps is zero everywhere
     """
-    columns: Dict[str, list] = {}
+    columns: dict[str, list] = {}
     with evaluation_mode(model):
         for images, target in batches:
             resolved = resolve_layers(model, layers, input_size(images))

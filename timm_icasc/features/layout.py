@@ -3,9 +3,10 @@
 Shapes: `B` batch, `K` channels, `H W` feature grid, `L` tokens (prefix tokens such as the class token included).
 """
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -34,12 +35,12 @@ class PatchGrid(NamedTuple):
 
 
 # A batch `[B, 3, height, width]`, or timm's NaFlex dictionary of 'patches', 'patch_coord' and 'patch_valid'.
-Images = Union[torch.Tensor, Dict[str, torch.Tensor]]
+Images = torch.Tensor | dict[str, torch.Tensor]
 
-ImagePlane = Union[Tuple[int, int], PatchGrid]
+ImagePlane = tuple[int, int] | PatchGrid
 
 
-def input_size(images: Images) -> Optional[Tuple[int, int, int]]:
+def input_size(images: Images) -> tuple[int, int, int] | None:
     """Channels, height and width of the images; None where each has a size of its own."""
     return None if isinstance(images, dict) else tuple(images.shape[1:])
 
@@ -55,12 +56,12 @@ def image_plane(images: Images) -> ImagePlane:
 MAX_ASPECT_MISMATCH = math.log(1.3)
 
 
-def _aspect_mismatch(grid: Tuple[int, int], image_size: Tuple[int, int]) -> float:
+def _aspect_mismatch(grid: tuple[int, int], image_size: tuple[int, int]) -> float:
     return abs(math.log(grid[0] / grid[1]) - math.log(image_size[0] / image_size[1]))
 
 
 @lru_cache(maxsize=1024)
-def _token_grid(num_tokens: int, image_size: Tuple[int, int]) -> Optional[Tuple[int, int]]:
+def _token_grid(num_tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
     """Factor `num_tokens` into the rows and columns whose aspect is the image's; None if no factors come close."""
     grids = [(h, num_tokens // h) for h in range(1, num_tokens + 1) if num_tokens % h == 0]
     grid = min(grids, key=lambda g: _aspect_mismatch(g, image_size), default=None)
@@ -69,7 +70,7 @@ def _token_grid(num_tokens: int, image_size: Tuple[int, int]) -> Optional[Tuple[
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _index(order: Tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _index(order: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The order on the device, where every step would otherwise wait for it to arrive."""
     return torch.tensor(order, device=device)
 
@@ -92,10 +93,10 @@ class FeatureLayer:
     path: str
     layout: str
     channels: int
-    grid: Tuple[int, int]
+    grid: tuple[int, int]
     prefix_tokens: int = 0
     leaf: int = 0
-    token_order: Optional[Tuple[int, ...]] = field(default=None, repr=False)
+    token_order: tuple[int, ...] | None = field(default=None, repr=False)
     modified_in_place: bool = False
 
     def get(self, output: Any) -> torch.Tensor:
@@ -146,11 +147,11 @@ class ICASCLayers(NamedTuple):
 def read_layout(
         path: str,
         shape: Sequence[int],
-        image_size: Tuple[int, int],
-        channels: Optional[int] = None,
+        image_size: tuple[int, int],
+        channels: int | None = None,
         prefix_tokens: int = 0,
         leaf: int = 0,
-) -> Optional[FeatureLayer]:
+) -> FeatureLayer | None:
     """Tell the layout of a tensor from its shape; None where it has no spatial grid.
 
     Args:

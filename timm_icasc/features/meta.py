@@ -1,5 +1,6 @@
 """Meta tensors: shapes without values, followed quickly, and put into values where values are wanted."""
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 __all__ = ['Materialize', 'RememberShapes', 'random_tensor']
 
 
-def random_tensor(shape: Tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def random_tensor(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Normal numbers that leave the global random state alone."""
     return torch.randn(shape, generator=generator)
 
@@ -20,8 +21,8 @@ class _Uncached(Exception):
 
 
 class _Shape(NamedTuple):
-    size: Tuple[int, ...]
-    stride: Tuple[int, ...]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
     dtype: torch.dtype
 
     def empty(self) -> torch.Tensor:
@@ -58,8 +59,8 @@ class RememberShapes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self._answers: Dict[Any, Any] = {}
-        self._kinds: Dict[Callable, Optional[str]] = {}  # 'new', 'in place', None for views and the like
+        self._answers: dict[Any, Any] = {}
+        self._kinds: dict[Callable, str | None] = {}  # 'new', 'in place', None for views and the like
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -113,7 +114,7 @@ class Materialize(TorchDispatchMode):
             return torch.zeros(x.shape, dtype=x.dtype)
         return random_tensor(x.shape, self.generator).mul_(0.1).to(x.dtype)
 
-    def materialize(self, args: Tuple, kwargs: Dict[str, Any]) -> Tuple[Tuple, Dict[str, Any]]:
+    def materialize(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         if any(x.device.type == 'meta' for x in tensors) and any(x.ndim and x.device.type != 'meta' for x in tensors):
             args, kwargs = tree_map(self._real, (args, kwargs))

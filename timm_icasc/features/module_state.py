@@ -1,6 +1,7 @@
 """What to ask of any model, and how to run it for a moment without leaving a trace."""
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import torch.nn as nn
 from torch.distributed.fsdp import FSDPModule
@@ -54,7 +55,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def _own_attributes(module: nn.Module) -> Dict[str, Any]:
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
     """What a module keeps beside parameters, buffers, children and hooks; containers as copies."""
     return {name: value.copy() if isinstance(value, (dict, list, set)) else value
             for name, value in vars(module).items() if not name.startswith('_')}

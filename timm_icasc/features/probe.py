@@ -1,9 +1,10 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -17,7 +18,7 @@ from .module_state import evaluation_mode
 __all__ = ['Call', 'Probe', 'graph_nodes']
 
 
-def graph_nodes(root: torch.Tensor) -> Set[Any]:
+def graph_nodes(root: torch.Tensor) -> set[Any]:
     """Every node of the autograd graph behind a tensor."""
     seen, nodes = set(), [root.grad_fn]
     while nodes:
@@ -34,8 +35,8 @@ class Call(NamedTuple):
     began: int
     ended: int
     number: int  # how many calls of the same module went before
-    leaves: List[Optional[torch.Tensor]]  # None for what cannot be a feature of two images
-    versions: List[int]
+    leaves: list[torch.Tensor | None]  # None for what cannot be a feature of two images
+    versions: list[int]
 
 
 def _is_feature(x: Any) -> bool:
@@ -50,13 +51,13 @@ class Probe:
     gradients have shapes but no values: there, what stands behind a feature is run again with random values.
     """
 
-    def __init__(self, model: nn.Module, input_size: Tuple[int, int, int]):
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]):
         self.model = model
         self.input_size = input_size
         self.image_size = input_size[-2:]
-        self.calls: Dict[str, Call] = {}  # the last call of each module
-        self._gradients: Dict[int, Optional[torch.Tensor]] = {}
-        self._shares: Dict[FeatureLayer, float] = {}
+        self.calls: dict[str, Call] = {}  # the last call of each module
+        self._gradients: dict[int, torch.Tensor | None] = {}
+        self._shares: dict[FeatureLayer, float] = {}
         parameter = next(model.parameters(), torch.empty(0))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
@@ -67,7 +68,7 @@ class Probe:
             for name, p in model.named_parameters() if p.ndim > 1 and not p.detach().any()
         }
         self._clock = 0
-        began: Dict[str, List[int]] = {}
+        began: dict[str, list[int]] = {}
 
         def before(path: str) -> Callable:
             def hook(module, args):
@@ -100,7 +101,7 @@ class Probe:
         self._check_logits()
         self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
 
-    def _forward(self, images: torch.Tensor, weights: Dict[str, torch.Tensor]) -> torch.Tensor:
+    def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
         with evaluation_mode(self.model), torch.enable_grad():
             try:
                 return torch.func.functional_call(self.model, weights, (images,))
@@ -117,7 +118,7 @@ class Probe:
                 f'{type(model).__name__} does not return class logits [B, C] but {got}; '
                 f'create it with num_classes >= 2 and without features_only.')
 
-    def readings(self, path: str, channels: Optional[int] = None, prefix_tokens: int = 0) -> List[FeatureLayer]:
+    def readings(self, path: str, channels: int | None = None, prefix_tokens: int = 0) -> list[FeatureLayer]:
         """The features with a spatial grid that the module puts out, on the path to the logits or not."""
         readings = []
         for leaf, (x, version) in enumerate(zip(self.calls[path].leaves, self.calls[path].versions, strict=True)):
@@ -129,7 +130,7 @@ class Probe:
                     layer, modified_in_place=x._version != version, **self._own_order(layer, self.calls[path])))
         return readings
 
-    def _own_order(self, layer: FeatureLayer, call: Call) -> Dict[str, Any]:
+    def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any]:
         """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera)."""
         if layer.layout != 'NLC' or not hasattr(self.model, 'reroll'):
             return {}
@@ -152,10 +153,10 @@ class Probe:
         return self.calls[layer.path].leaves[layer.leaf]
 
     @cached_property
-    def _graph(self) -> Set[Any]:
+    def _graph(self) -> set[Any]:
         return graph_nodes(self.logits)
 
-    def _gradient(self, layer: FeatureLayer) -> Optional[torch.Tensor]:
+    def _gradient(self, layer: FeatureLayer) -> torch.Tensor | None:
         """Gradient of the logits, weighted at random, with respect to the feature; None where it is off the path."""
         if not self._gradients:
             features = {id(x): x for call in self.calls.values() for x in call.leaves if x is not None}
@@ -178,7 +179,7 @@ class Probe:
         """Whether a gradient of the logits reaches the feature's grid; on meta tensors, whether a path leads to it."""
         return self.is_on_path(layer) and (self.on_meta or self.nonzero_share(layer) > 0)
 
-    def _materialized_gradient(self, layer: FeatureLayer) -> Optional[torch.Tensor]:
+    def _materialized_gradient(self, layer: FeatureLayer) -> torch.Tensor | None:
         """The gradient with random values from the feature on, for a model on meta tensors."""
         generator = torch.Generator().manual_seed(0)
         feature, number, calls = None, self.calls[layer.path].number, 0

@@ -6,7 +6,8 @@ features share one resolution, use the feature at 3/4 of their depth.
 """
 import math
 import weakref
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -42,7 +43,7 @@ class _Resolver:
         self.info = [dict(entry) for entry in getattr(model, 'feature_info', None) or ()]
         self.prefix_tokens = getattr(model, 'num_prefix_tokens', 0)
 
-    def resolve(self) -> Optional[ICASCLayers]:
+    def resolve(self) -> ICASCLayers | None:
         stages = self._stages()
         if not stages:
             return self._without_stages()
@@ -53,7 +54,7 @@ class _Resolver:
         inner = self._inner(stages, last) if last is not None else None
         return ICASCLayers(inner, last) if inner is not None else None
 
-    def _without_stages(self) -> Optional[ICASCLayers]:
+    def _without_stages(self) -> ICASCLayers | None:
         """The last feature that a block puts out, taken so far from inside its containers that stages show."""
         blocks = list(self._ended_last())
         ends = [f for f in blocks if f.grid == blocks[0].grid]
@@ -68,11 +69,11 @@ class _Resolver:
         inner = self._at_depth(self._series(last), last) if last is not None else None
         return ICASCLayers(inner, last) if inner is not None else None
 
-    def _readings(self, path: str, channels: Optional[int] = None) -> List[FeatureLayer]:
+    def _readings(self, path: str, channels: int | None = None) -> list[FeatureLayer]:
         return [r for r in self.probe.readings(path, channels, self.prefix_tokens)
                 if self.probe.is_on_path(r)]
 
-    def _called_children(self, path: str) -> List[str]:
+    def _called_children(self, path: str) -> list[str]:
         """The modules called directly inside `path`; ModuleLists and the like are looked through."""
         children = []
         for name, _ in self.modules[path].named_children():
@@ -80,18 +81,18 @@ class _Resolver:
             children += [child] if child in self.probe.calls else self._called_children(child)
         return children
 
-    def _tails(self, path: str) -> List[str]:
+    def _tails(self, path: str) -> list[str]:
         """`path`, if it was called, then the child that ended last inside it, that one's child, and so on."""
         children = self._called_children(path)
         here = [path] if path in self.probe.calls else []
         return here + (self._tails(max(children, key=lambda c: self.probe.calls[c].ended)) if children else [])
 
-    def _latest_first(self) -> List[str]:
+    def _latest_first(self) -> list[str]:
         return sorted(self.probe.calls, key=lambda path: self.probe.calls[path].ended, reverse=True)
 
-    def _stages(self) -> List[FeatureLayer]:
+    def _stages(self) -> list[FeatureLayer]:
         """The features that `feature_info` describes, in its order; empty if it fails to describe the last one."""
-        features: List[Optional[FeatureLayer]] = []
+        features: list[FeatureLayer | None] = []
         for entry in self.info:
             path = entry.get('module')
             if isinstance(self.modules.get(path), POOLS):
@@ -107,7 +108,7 @@ class _Resolver:
         # A single point is no map: small images leave the last stages of common networks without a grid.
         return [f for f in features if f is not None and math.prod(f.grid) > 1]
 
-    def _scale_mismatch(self, layer: FeatureLayer, entry: Dict[str, Any]) -> float:
+    def _scale_mismatch(self, layer: FeatureLayer, entry: dict[str, Any]) -> float:
         """Octaves between the layer's grid and the resolution that `feature_info` tells; for several outputs."""
         expected = math.prod(self.probe.image_size) / entry.get('reduction', 1) ** 2
         return round(abs(math.log2(math.prod(layer.grid) / expected)))
@@ -118,7 +119,7 @@ class _Resolver:
             if any(self.modules[path].children()):
                 yield from (reading for reading in self._readings(path) if math.prod(reading.grid) > 1)
 
-    def _series(self, layer: FeatureLayer) -> List[FeatureLayer]:
+    def _series(self, layer: FeatureLayer) -> list[FeatureLayer]:
         """The blocks of one kind, one after the other, that end in `layer` (itself last): a stage, seen from inside."""
         for path in self._tails(layer.path):
             parent, ended = path.rpartition('.')[0], self.probe.calls[path].ended
@@ -145,14 +146,14 @@ class _Resolver:
         return self._precedes(layer, last) and not any(
             parent in self.probe.calls and self.probe.calls[parent].ended < began for parent in parents)
 
-    def _inner(self, stages: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
+    def _inner(self, stages: list[FeatureLayer], last: FeatureLayer) -> FeatureLayer | None:
         for feature in (f for f in stages[::-1] if _is_finer(f, last)):
             for earlier in (feature, *self._series(feature)[::-1]):
                 if self._precedes(earlier, last) and self.probe.is_reached(earlier):
                     return earlier
         return self._at_depth(stages if len(stages) > 1 else self._series(last), last)
 
-    def _at_depth(self, series: List[FeatureLayer], last: FeatureLayer) -> Optional[FeatureLayer]:
+    def _at_depth(self, series: list[FeatureLayer], last: FeatureLayer) -> FeatureLayer | None:
         """The inner layer of an isotropic model, whose features are `series`."""
         depth = math.ceil(ISOTROPIC_INNER_DEPTH * len(series)) - 1
         # By the end, not by the beginning: a container that ends in `last` has the whole series inside.
@@ -161,7 +162,7 @@ class _Resolver:
 
 
 @torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
-def inspect_layers(model: nn.Module, input_size: Tuple[int, int, int]) -> Tuple[ICASCLayers, float]:
+def inspect_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICASCLayers, float]:
     """The layers that the rules give, and the share of the last one's grid that the class scores depend on."""
     probe = Probe(model, input_size)
     layers = _Resolver(model, probe).resolve()
@@ -176,7 +177,7 @@ def inspect_layers(model: nn.Module, input_size: Tuple[int, int, int]) -> Tuple[
 def _resolve_explicit(
         model: nn.Module,
         paths: Sequence[str],
-        input_size: Tuple[int, int, int],
+        input_size: tuple[int, int, int],
 ) -> ICASCLayers:
     if not (isinstance(paths, (list, tuple)) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
         raise LayerResolutionError(f'layers must be two module paths, (inner, last), got {paths!r}.')
@@ -209,13 +210,13 @@ def _resolve_explicit(
     return ICASCLayers(*layers)
 
 
-_cache: 'weakref.WeakKeyDictionary[nn.Module, Dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
+_cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
 
 
 def resolve_layers(
         model: nn.Module,
-        layers: Optional[Sequence[str]] = None,
-        input_size: Optional[Tuple[int, int, int]] = None,
+        layers: Sequence[str] | None = None,
+        input_size: tuple[int, int, int] | None = None,
 ) -> ICASCLayers:
     """Find the inner and the last feature layer of a classifier (section 3 of the paper).
 

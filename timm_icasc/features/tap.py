@@ -2,8 +2,8 @@
 
 Nothing outlives the context: no hook, no changed module, no global setting.
 """
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Dict, Iterator, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -22,9 +22,9 @@ def capture_features(
         layers: Sequence[FeatureLayer],
         order: int = 2,
         leaves: bool = False,
-        tail_mode: Optional[TorchFunctionMode] = None,
-        first_feature: Optional[torch.Tensor] = None,
-) -> Iterator[Dict[str, torch.Tensor]]:
+        tail_mode: TorchFunctionMode | None = None,
+        first_feature: torch.Tensor | None = None,
+) -> Iterator[dict[str, torch.Tensor]]:
     """Capture the outputs of `layers` in the forward pass that runs inside the context.
 
     Args:
@@ -41,7 +41,7 @@ def capture_features(
         Dictionary from module path to feature, in the layer's own layout, filled by the forward pass.
     """
     model = unwrap_model(model)
-    features: Dict[str, torch.Tensor] = {}
+    features: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         def tap(layer: FeatureLayer):
             def hook(module, args, output):

@@ -5,8 +5,8 @@ Drawn with matplotlib's object interface: no display, no pyplot and no global st
 Shapes: `N` images, `H W` grid of a layer, `h w` image size.
 """
 from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence, Tuple
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ def grey(colors: np.ndarray) -> np.ndarray:
     return colors @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def to_size(maps: torch.Tensor, size: Tuple[int, int]) -> torch.Tensor:
+def to_size(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Maps `[A, B, H, W]` at image size, bilinear: `[A, B, h, w]`."""
     return F.interpolate(maps.float().cpu(), size=size, mode='bilinear', align_corners=False)
 

@@ -1,6 +1,6 @@
 """The classes that models see in an image, highest first, the ground truth framed in red (Figs. 1 and 10)."""
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint

@@ -3,8 +3,8 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence
 
 import numpy as np
 from PIL import Image
@@ -104,7 +104,7 @@ def browsing_page(
     """
     if path.suffix.lower() not in ('.html', '.htm'):
         raise ValueError(f"path must end in .html, got '{path}'.")
-    sections: List[str] = []
+    sections: list[str] = []
     first = checkpoints[0]
     seen = set()
     for start in range(0, len(indices), batch_size):

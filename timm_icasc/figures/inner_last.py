@@ -1,6 +1,6 @@
 """Inner against last layer, by several attention methods (Figs. 2, 4 and 5)."""
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint

@@ -1,6 +1,5 @@
 """The KS chart: distribution of the true and of the most confusing class's probability, and their margin (Fig. 9)."""
 from pathlib import Path
-from typing import Dict
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +20,7 @@ def _steps(values: np.ndarray) -> tuple:
     return x, np.concatenate([[0.], np.arange(1, len(values) + 1) / len(values), [1.]])
 
 
-def ks_figure(charts: Dict[str, KolmogorovSmirnov], path: Path) -> Path:
+def ks_figure(charts: dict[str, KolmogorovSmirnov], path: Path) -> Path:
     """One chart per checkpoint, side by side on common axes.
 
     Args:

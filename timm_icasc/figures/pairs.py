@@ -2,9 +2,9 @@
 
 Shapes: `N` images, `C` classes, `H W` grid of a layer, `h w` image size.
 """
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def _run(
         images: torch.Tensor,
         targets: torch.Tensor,
         config: ICASCConfig,
-        layers: Optional[Sequence[str]],
+        layers: Sequence[str] | None,
         multilabel: bool,
 ) -> ICASCOutput:
     """The four maps of every image in evaluation mode; each module's training flag is restored."""
@@ -70,7 +70,7 @@ def _run(
                              multilabel=multilabel)
 
 
-def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: Tuple[int, int]) -> np.ndarray:
+def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """Two maps `[N, H, W]` at image size, divided by the larger of their maxima: `[2, N, h, w]` in [0, 1]."""
     pair = to_size(torch.stack([target_map, confused_map]), size)
     maximum = pair.amax((0, 2, 3))[:, None, None]
@@ -78,10 +78,10 @@ def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: Tu
 
 
 def _check(
-        models: Dict[str, nn.Module],
+        models: dict[str, nn.Module],
         images: torch.Tensor,
         targets: torch.Tensor,
-        class_names: Optional[Sequence[str]],
+        class_names: Sequence[str] | None,
         mean: Sequence[float],
         std: Sequence[float],
         path: Path,
@@ -105,15 +105,15 @@ def _check(
 
 
 def attention_figure(
-        models: Dict[str, nn.Module],
+        models: dict[str, nn.Module],
         images: torch.Tensor,
         targets: torch.Tensor,
-        class_names: Optional[Sequence[str]],
+        class_names: Sequence[str] | None,
         mean: Sequence[float],
         std: Sequence[float],
-        path: Union[str, Path],
-        config: Optional[ICASCConfig] = None,
-        layers: Optional[Sequence[str]] = None,
+        path: str | Path,
+        config: ICASCConfig | None = None,
+        layers: Sequence[str] | None = None,
 ) -> Path:
     """Draw the attention of one or more models for the true and for the most confusing class of each image.
 

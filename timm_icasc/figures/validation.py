@@ -1,6 +1,6 @@
 """The figure that a training run leaves: maps of a few validation images, by each of its models."""
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 from timm.data import create_loader
 
@@ -13,7 +13,7 @@ __all__ = ['validation_figure']
 IMAGES = 6
 
 
-def validation_figure(runs: Dict[str, Dict[str, Any]], path: Path) -> Path:
+def validation_figure(runs: dict[str, dict[str, Any]], path: Path) -> Path:
     """Draw the attention maps of the true and of the most confusing class.
 
     Args:

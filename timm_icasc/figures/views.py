@@ -2,8 +2,8 @@
 
 Shapes: `N` images, `K` classes shown, `h w` image size.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class ClassView:
     rank: int
     truth: bool
     heat: np.ndarray
-    overlap: Optional[float]
+    overlap: float | None
 
 
 @dataclass
@@ -57,14 +57,14 @@ class LayerView:
     overlap: float
 
 
-def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
+def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Images `[N, channels, h, w]` on the model's device, and their targets."""
     items = [checkpoint.dataset[i] for i in indices]
     return (torch.stack([image for image, _ in items]).to(checkpoint.device),
             torch.stack([torch.as_tensor(target) for _, target in items]))
 
 
-def truth_of(target: torch.Tensor) -> List[int]:
+def truth_of(target: torch.Tensor) -> list[int]:
     """The classes in an image, from a class index or from `[C]` in {1, 0, -1}."""
     return torch.nonzero(target > 0).flatten().tolist() if target.ndim else [int(target)]
 
@@ -73,13 +73,13 @@ def colors_of(checkpoint: Checkpoint, images: torch.Tensor) -> np.ndarray:
     return displayed(images, checkpoint.data_config['mean'], checkpoint.data_config['std'])
 
 
-def _own_scale(maps: torch.Tensor, size: Tuple[int, int]) -> np.ndarray:
+def _own_scale(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     heats = to_size(maps, size)
     maximum = heats.amax((-2, -1), keepdim=True)
     return (heats / torch.where(maximum > 0, maximum, 1)).numpy()
 
 
-def _paths(checkpoint: Checkpoint) -> Tuple[str, str]:
+def _paths(checkpoint: Checkpoint) -> tuple[str, str]:
     return checkpoint.layers.inner.path, checkpoint.layers.last.path
 
 
@@ -89,7 +89,7 @@ def view_classes(
         topk: int = 5,
         method: str = 'ach',
         layer: str = 'last',
-) -> List[List[ClassView]]:
+) -> list[list[ClassView]]:
     """For each image the `topk` classes of highest score, highest first.
 
     A ground-truth class below them takes the place of the last one, so that it is always shown.
@@ -133,7 +133,7 @@ def view_layers(
         indices: Sequence[int],
         method: str,
         sigma: float = 0.55,
-) -> Tuple[List[int], List[LayerView]]:
+) -> tuple[list[int], list[LayerView]]:
     """Inner against last layer for each image's ground-truth class (of several, the one of highest score).
 
     Returns:

@@ -3,7 +3,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 
@@ -36,10 +36,10 @@ class Fetched:
     where: str
     commit: str
     sha256: str
-    config: Dict[str, Any]
+    config: dict[str, Any]
 
 
-def split_source(source: str) -> Tuple[str, Optional[str]]:
+def split_source(source: str) -> tuple[str, str | None]:
     """`hf-hub:OWNER/NAME@REVISION`, prefix and revision optional, as (repo, revision or None)."""
     repo_id, _, revision = source.removeprefix('hf-hub:').partition('@')
     return repo_id, revision or None
@@ -57,7 +57,7 @@ def _refuse_without_safetensors(files, where: str) -> None:
                    f'Check the name.')
 
 
-def _cached(repo_id: str, revision: Optional[str], cache_dir: Optional[Path]) -> Optional[Path]:
+def _cached(repo_id: str, revision: str | None, cache_dir: Path | None) -> Path | None:
     """The snapshot in the cache that a revision last meant, if it is complete."""
     paths = [try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision)
              for name in (CONFIG, WEIGHTS)]
@@ -66,10 +66,10 @@ def _cached(repo_id: str, revision: Optional[str], cache_dir: Optional[Path]) ->
 
 def _download(
         repo_id: str,
-        revision: Optional[str],
-        cache_dir: Optional[Path],
+        revision: str | None,
+        cache_dir: Path | None,
         where: str,
-) -> Tuple[Path, Optional[str]]:
+) -> tuple[Path, str | None]:
     """The snapshot of what `revision` means on the Hub now, and the Hub's own sha256 of the weights."""
     check_reachable(where)
     api = HfApi(library_name='timm_icasc', library_version=__version__)
@@ -90,9 +90,9 @@ def _download(
 
 def fetch(
         repo_id: str,
-        revision: Optional[str] = None,
-        sha256: Optional[str] = None,
-        cache_dir: Optional[Path] = None,
+        revision: str | None = None,
+        sha256: str | None = None,
+        cache_dir: Path | None = None,
 ) -> Fetched:
     """Bring a model's files into the cache and check them.
 

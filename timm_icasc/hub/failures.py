@@ -1,8 +1,8 @@
 """What huggingface_hub raises, said as `repo@revision: cause; remedy`."""
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, Optional
 from urllib.parse import urlparse
 
 from huggingface_hub import constants, get_token
@@ -31,7 +31,7 @@ CHECK_NETWORK = 'check the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT'
 LOG_IN = "'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN"
 
 
-def repo_at(repo_id: str, revision: Optional[str]) -> str:
+def repo_at(repo_id: str, revision: str | None) -> str:
     """How every message names a source."""
     return f"{repo_id}@{revision or 'main'}"
 
@@ -82,7 +82,7 @@ def patience(seconds: float) -> Iterator[None]:
         session.timeout = before
 
 
-def _first(error: BaseException, kinds) -> Optional[BaseException]:
+def _first(error: BaseException, kinds) -> BaseException | None:
     """The first of these kinds in the chain of causes."""
     while error is not None:
         if isinstance(error, kinds):
@@ -125,7 +125,7 @@ def _status(error: HfHubHTTPError) -> str:
     return f"HTTP {code} {message or ' '.join(str(error).split())[:200]}"
 
 
-def _cause_and_remedy(error: BaseException) -> Optional[str]:
+def _cause_and_remedy(error: BaseException) -> str | None:
     if _first(error, GatedRepoError):
         return f'access is gated; ask for it on the repo\'s page, and log in ({LOG_IN})'
     missing = _first(error, RepositoryNotFoundError)

@@ -1,8 +1,9 @@
 """Weights as a safetensors file that says where it comes from, and the folder of files around it."""
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any
 
 import timm
 import torch
@@ -33,7 +34,7 @@ PROMISED = {'format': int, 'requires': dict, 'versions': dict, 'method': str, 'd
 CHUNK = 1 << 20
 
 
-def file_sha256(path: Path, description: Optional[str] = None) -> str:
+def file_sha256(path: Path, description: str | None = None) -> str:
     """Hexadecimal sha256 of a file; a `description` shows progress."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file, tqdm(
@@ -71,7 +72,7 @@ class _OnDisk(Mapping):
         return len(self.names)
 
 
-def write_weights(state_dict: Mapping[str, torch.Tensor], provenance: Mapping[str, Any], path: Path) -> Dict[str, Any]:
+def write_weights(state_dict: Mapping[str, torch.Tensor], provenance: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Write a safetensors file; equal weights and provenance make equal bytes.
 
     Args:
@@ -117,7 +118,7 @@ def _check_promised(ours: Any, where: str) -> None:
         raise HubError(f"{where}: {CONFIG} is damaged: '{METADATA_KEY}' lacks a valid '{wrong[0]}'.")
 
 
-def read_config(folder: Path, where: str) -> Dict[str, Any]:
+def read_config(folder: Path, where: str) -> dict[str, Any]:
     """config.json, with what it needs checked against this installation.
 
     Raises:
@@ -165,8 +166,8 @@ def _other_timm(ours: Mapping[str, Any]) -> str:
 def check_folder(
         folder: Path,
         where: str,
-        sha256: Optional[Mapping[str, Optional[str]]] = None,
-) -> Tuple[Dict[str, Any], str]:
+        sha256: Mapping[str, str | None] | None = None,
+) -> tuple[dict[str, Any], str]:
     """Check that the weights in a folder are whole and fit their architecture.
 
     Args:

@@ -9,8 +9,9 @@ import functools
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any
 
 import timm
 from timm.models import register_model
@@ -47,11 +48,11 @@ class Tagged:
     """
     name: str
     sha256: str
-    config: Dict[str, Any]
-    shipped: Optional[Path] = None
-    hub: Optional[Dict[str, str]] = None
+    config: dict[str, Any]
+    shipped: Path | None = None
+    hub: dict[str, str] | None = None
 
-    def folder(self, cache_dir: Optional[Path] = None) -> Tuple[Path, str]:
+    def folder(self, cache_dir: Path | None = None) -> tuple[Path, str]:
         """Folder with the verified weights, and the name of the source; fetched where they are not shipped.
 
         Raises:
@@ -78,7 +79,7 @@ class Tagged:
         return kind(**{name: value for name, value in entries.items() if name in known and 'hub' not in name}, **source)
 
 
-TAGGED: Dict[str, Tagged] = {}
+TAGGED: dict[str, Tagged] = {}
 
 
 def record_path(folder: Path) -> Path:
@@ -86,7 +87,7 @@ def record_path(folder: Path) -> Path:
     return folder.parent / f'{folder.name}.hub.json'
 
 
-def find_tags(cards: Path = CARDS) -> Dict[str, Tagged]:
+def find_tags(cards: Path = CARDS) -> dict[str, Tagged]:
     """The models of a hub_cards folder that are shipped or published.
 
     Raises:
@@ -135,7 +136,7 @@ def _register(tagged: Tagged) -> None:
         register_model(_checked(original))
 
 
-def register_tags(tags: Optional[Dict[str, Tagged]] = None) -> None:
+def register_tags(tags: dict[str, Tagged] | None = None) -> None:
     """Register weight tags with timm, again and again if need be; where timm has changed, warn and go without."""
     try:
         tags = find_tags() if tags is None else tags

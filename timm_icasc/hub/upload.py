@@ -3,7 +3,6 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
@@ -34,7 +33,7 @@ class Published:
     commit: str
     tag: str
     sha256: str
-    pickles: List[str]
+    pickles: list[str]
 
 
 def repo_name(repo_id: str) -> str:
@@ -52,7 +51,7 @@ def repo_name(repo_id: str) -> str:
     return repo_id if '/' in repo_id else f'{user}/{repo_id}'
 
 
-def publish(files: Dict[str, Path], repo_id: str, private: bool = False) -> Published:
+def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Published:
     """Upload files in one commit on top of the commit seen at the start; check; tag.
 
     What a killed attempt has uploaded is not sent again, and what the repo already holds makes no new commit; so the
@@ -109,7 +108,7 @@ def _validate(card: Path, where: str) -> None:
     hf_raise_for_status(response)
 
 
-def _compare(repo_id: str, commit: str, hashes: Dict[str, str]) -> None:
+def _compare(repo_id: str, commit: str, hashes: dict[str, str]) -> None:
     """Fetch a commit into a fresh cache, as a stranger would, and compare it with what was sent."""
     where = repo_at(repo_id, commit)
     different = '{}: {} came back different from what was sent; it is not tagged. Run the command again.'

@@ -1,7 +1,6 @@
 """The parameters of the ICASC objective, Eq. 6."""
 import math
 from dataclasses import dataclass, fields
-from typing import Dict, List
 
 from ..losses import MASK_SCALES
 
@@ -62,9 +61,9 @@ class ICASCConfig:
             raise ValueError(f'share must be above 0 and at most 1, got {self.share}.')
 
     @property
-    def weights(self) -> Dict[str, float]:
+    def weights(self) -> dict[str, float]:
         return {'as_inner': self.weight_as_inner, 'as_last': self.weight_as_last, 'ac': self.weight_ac}
 
     @classmethod
-    def names(cls) -> List[str]:
+    def names(cls) -> list[str]:
         return [f.name for f in fields(cls)]

@@ -4,7 +4,6 @@ Shapes: `B` batch, `C` classes, `K` channels, `H W` feature grid of a layer, `h 
 """
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Dict, Optional
 
 import torch
 import torch.nn as nn
@@ -35,9 +34,9 @@ class ICASCOutput:
     With `share` below 1 terms, maps and classes are of the most confused samples alone, most confused first.
     """
     logits: torch.Tensor
-    terms: Dict[str, torch.Tensor] = field(default_factory=dict)
-    maps: Dict[str, torch.Tensor] = field(default_factory=dict)
-    classes: Optional[ClassPair] = None
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+    maps: dict[str, torch.Tensor] = field(default_factory=dict)
+    classes: ClassPair | None = None
 
     def weighted_sum(self, config: ICASCConfig) -> torch.Tensor:
         """`w_as_inner L_AS_inner + w_as_last L_AS_last + w_ac L_AC`, batch means of the terms; a scalar."""
@@ -94,9 +93,9 @@ def icasc_forward(
         classes = select(logits, target)
     plane = image_plane(images)
 
-    maps: Dict[str, torch.Tensor] = {}
+    maps: dict[str, torch.Tensor] = {}
 
-    def add_maps(which: str, cotangent: torch.Tensor, places: Dict[str, FeatureLayer]) -> None:
+    def add_maps(which: str, cotangent: torch.Tensor, places: dict[str, FeatureLayer]) -> None:
         gradients = score_gradients(
             logits, cotangent, [features[layer.path] for layer in places.values()], create_graph=order == 2)
         for (place, layer), gradient in zip(places.items(), gradients, strict=True):

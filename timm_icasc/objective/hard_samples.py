@@ -2,7 +2,8 @@
 
 Shapes: `B` batch, `C` classes, `S` chosen samples.
 """
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -35,7 +36,7 @@ class _BatchNormMode(TorchFunctionMode):
             x: torch.Tensor,
             mean: torch.Tensor,
             var: torch.Tensor,
-    ) -> Tuple[torch.Tensor, torch.Tensor, bool]:
+    ) -> tuple[torch.Tensor, torch.Tensor, bool]:
         """Mean and variance for `x`, and whether to normalise by the batch nevertheless, given the running ones."""
         raise NotImplementedError
 
@@ -45,7 +46,7 @@ class _RecordStatistics(_BatchNormMode):
 
     def __init__(self):
         super().__init__()
-        self.statistics: List[Tuple[torch.Tensor, torch.Tensor]] = []
+        self.statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def statistics_of(self, x, mean, var):
         axes = [d for d in range(x.ndim) if d != 1]
@@ -56,7 +57,7 @@ class _RecordStatistics(_BatchNormMode):
 class _RepeatStatistics(_BatchNormMode):
     """Normalise by the recorded statistics, as constants, where BatchNorm would take those of the batch."""
 
-    def __init__(self, statistics: Sequence[Tuple[torch.Tensor, torch.Tensor]]):
+    def __init__(self, statistics: Sequence[tuple[torch.Tensor, torch.Tensor]]):
         super().__init__()
         self.statistics = iter(statistics)
 
@@ -79,7 +80,7 @@ class Share(NamedTuple):
     images: Images
     logits: torch.Tensor
     classes: ClassPair
-    features: Dict[str, torch.Tensor]
+    features: dict[str, torch.Tensor]
 
 
 def most_confused(logits: torch.Tensor, classes: ClassPair, count: int) -> torch.Tensor:

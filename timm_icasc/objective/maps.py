@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `C` classes, `K` classes or channels, `H W` feature grid of a layer.
 """
-from typing import List, Optional, Sequence, Union
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -26,7 +26,7 @@ def score_gradients(
         cotangent: torch.Tensor,
         features: Sequence[torch.Tensor],
         create_graph: bool,
-) -> List[torch.Tensor]:
+) -> list[torch.Tensor]:
     """Gradients of the scores that `cotangent` `[B, C]` picks with respect to each feature, in at least float32."""
     scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
     with features_only():
@@ -53,11 +53,11 @@ def class_attention(
 def attention_maps(
         model: nn.Module,
         images: Images,
-        classes: Union[torch.Tensor, Sequence[int], int, None] = None,
+        classes: torch.Tensor | Sequence[int] | int | None = None,
         topk: int = 5,
         method: str = 'ach',
         layer: str = 'last',
-        layers: Optional[Sequence[str]] = None,
+        layers: Sequence[str] | None = None,
         create_graph: bool = False,
 ) -> torch.Tensor:
     """Class-specific attention maps of a classifier.

@@ -9,9 +9,10 @@ Runs that differ in the seed alone are averaged. A run stands in a row of the pa
 image size and splits are the recipe's; the note names what else differs. The value is that of the last epoch, with what
 `timm-icasc eval` has added (ten crops). The paper's figures, each with its source, are in paper.yaml.
 """
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from ..runs.folder import INCIDENTAL, Run, group_runs
 from ..runs.tables import mean_and_deviation
@@ -45,19 +46,19 @@ Separability and Consistency", ICCV 2019.
 '''
 
 
-def _text(mean: float, deviation: Optional[float], sign: str = '') -> str:
+def _text(mean: float, deviation: float | None, sign: str = '') -> str:
     return f'{mean:{sign}.2f}' + (f' \u00b1 {deviation:.2f}' if deviation is not None else '')
 
 
-def _row(table: str, model: Optional[str], method: str, measure: str, paper: Any, ours: Optional[str],
-         source: Optional[str] = None, command: Optional[str] = None) -> Dict[str, Any]:
+def _row(table: str, model: str | None, method: str, measure: str, paper: Any, ours: str | None,
+         source: str | None = None, command: str | None = None) -> dict[str, Any]:
     return {'table': table, 'model': model, 'method': method, 'measure': measure, 'paper': paper, 'ours': ours,
             'seeds': None, 'to the baseline': None, 'note': '', 'source': source, 'command': command}
 
 
-def segmentation_rows(results: Sequence[Dict[str, Any]], content: Dict[str, Any]) -> List[Dict[str, Any]]:
+def segmentation_rows(results: Sequence[dict[str, Any]], content: dict[str, Any]) -> list[dict[str, Any]]:
     """Table 2: one row per attention method and setting, mean and deviation over the segmentation's seeds."""
-    groups: Dict[Tuple, Dict[int, Dict[str, Any]]] = {}
+    groups: dict[tuple, dict[int, dict[str, Any]]] = {}
     for result in results:
         setting = tuple(str(result.get(key)) for key in SETTINGS)
         groups.setdefault((result['attention'], setting), {})[result['seed']] = result
@@ -74,7 +75,7 @@ def segmentation_rows(results: Sequence[Dict[str, Any]], content: Dict[str, Any]
     return rows
 
 
-def _difference(group: Sequence[Run], baselines: Sequence[Sequence[Run]], metric: str) -> Optional[str]:
+def _difference(group: Sequence[Run], baselines: Sequence[Sequence[Run]], metric: str) -> str | None:
     """Mean difference to the classification loss alone with the same options, seed by seed."""
     for baseline in baselines:
         if baseline[0].signature(True) == group[0].signature(True):
@@ -91,13 +92,13 @@ def _counts(run: Run, key: str) -> bool:
         run.is_baseline and key.startswith('icasc'))
 
 
-def _departures(run: Run, options: Dict[str, Any]) -> str:
+def _departures(run: Run, options: dict[str, Any]) -> str:
     """Options of a run that differ from `options`."""
     return ', '.join(f'{k}={v}' for k, v in sorted(run.options.items())
                      if _counts(run, k) and k in options and v != options[k])
 
 
-def _distinguish(groups: Sequence[Sequence[Run]], recipe: Optional[Dict[str, Any]] = None) -> List[str]:
+def _distinguish(groups: Sequence[Sequence[Run]], recipe: dict[str, Any] | None = None) -> list[str]:
     """For each group, the options in which it differs from others of the same model, and decidingly from a recipe."""
     notes = []
     for group in groups:
@@ -116,7 +117,7 @@ def _own_rows(
         metrics: Sequence[str],
         baselines: Sequence[Sequence[Run]],
         notes: Sequence[str],
-) -> List[Dict[str, Any]]:
+) -> list[dict[str, Any]]:
     rows = []
     for group, note in zip(groups, notes, strict=True):
         for metric in metrics:
@@ -132,11 +133,11 @@ def _own_rows(
 
 
 @cache
-def _parsed(recipe: str, data_dir: str, extra: Tuple[str, ...]) -> Dict[str, Any]:
+def _parsed(recipe: str, data_dir: str, extra: tuple[str, ...]) -> dict[str, Any]:
     return vars(parse_args(['--data-dir', data_dir, '--config', str(RECIPES / recipe), *extra]))
 
 
-def recipe_options(experiment: Dict[str, Any], method: str, row: Dict[str, Any]) -> Tuple[Dict[str, Any], str]:
+def recipe_options(experiment: dict[str, Any], method: str, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
     extra = [word for name, value in row.get('options', {}).items()
              for word in (f"--{name.replace('_', '-')}", str(value))] + method.split()
@@ -144,11 +145,11 @@ def recipe_options(experiment: Dict[str, Any], method: str, row: Dict[str, Any])
     return options, ''.join(f' {word}' for word in extra)
 
 
-def _agrees(run: Run, options: Dict[str, Any]) -> bool:
+def _agrees(run: Run, options: dict[str, Any]) -> bool:
     return all(run.options.get(key, options[key]) == options[key] for key in DECIDING)
 
 
-def _experiment_rows(experiment: Dict[str, Any], runs: Sequence[Run], content: Dict[str, Any]) -> List[Dict[str, Any]]:
+def _experiment_rows(experiment: dict[str, Any], runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, Any]]:
     table = f"{'Table ' + str(experiment['table']) if experiment['table'] else 'Tables 3-9'}, {experiment['title']}"
     missing, metrics = f"not run: needs {experiment['needs']}", experiment['metrics']
     groups, result, placed = group_runs(runs), [], []
@@ -181,7 +182,7 @@ def _experiment_rows(experiment: Dict[str, Any], runs: Sequence[Run], content: D
     return result
 
 
-def paper_rows(runs: Sequence[Run], content: Dict[str, Any]) -> List[Dict[str, Any]]:
+def paper_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, Any]]:
     """Tables 3 to 9 as one list of rows.
 
     Args:
@@ -207,7 +208,7 @@ def paper_rows(runs: Sequence[Run], content: Dict[str, Any]) -> List[Dict[str, A
     return result
 
 
-def setting_rows(content: Dict[str, Any]) -> List[Dict[str, Any]]:
+def setting_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Table 1 and Table 1 of the appendix: the recipes' settings."""
     rows = []
     for experiment in content['experiments']:
@@ -220,7 +221,7 @@ def setting_rows(content: Dict[str, Any]) -> List[Dict[str, Any]]:
     return rows
 
 
-def figure_rows(content: Dict[str, Any]) -> List[Dict[str, Any]]:
+def figure_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The figures: what each shows, whether there is one of other models or data here, what the paper's takes."""
     rows = []
     for figure in content['figures']:

@@ -9,7 +9,7 @@ shipped folder NAME/ with config.json and weights, and card.md.j2 make NAME/READ
 import json
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import jinja2
 import yaml
@@ -36,7 +36,7 @@ RUN_LIMITS = [
 ]
 
 
-def _mean(values: List[Optional[float]], digits: int) -> str:
+def _mean(values: list[float | None], digits: int) -> str:
     """'mean +- deviation' of a column, '-' where a run has no such value."""
     if None in values or not values:
         return '-'
@@ -44,7 +44,7 @@ def _mean(values: List[Optional[float]], digits: int) -> str:
     return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
 
 
-def _rows(runs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row of the table per method, in the order of the runs."""
     rows, key = [], measure_of(runs[0]['metrics']).key
     for method in dict.fromkeys(run['method'] for run in runs):
@@ -57,7 +57,7 @@ def _rows(runs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     return rows
 
 
-def _differences(runs: List[Dict[str, Any]]) -> List[Dict[str, str]]:
+def _differences(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Each ICASC method minus the baseline (the method that is not ICASC), over the seeds that both have."""
     key = measure_of(runs[0]['metrics']).key
     values = {(run['method'], run['seed']): run['metrics'][key] for run in runs}
@@ -77,7 +77,7 @@ def _differences(runs: List[Dict[str, Any]]) -> List[Dict[str, str]]:
     return rows
 
 
-def _paper(architecture: str, dataset: str, measure: Measure) -> Dict[str, Any]:
+def _paper(architecture: str, dataset: str, measure: Measure) -> dict[str, Any]:
     """What paper.yaml knows of a data set: rows of this architecture, and the gain; nothing of other data sets."""
     content = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
     found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
@@ -92,7 +92,7 @@ def _paper(architecture: str, dataset: str, measure: Measure) -> Dict[str, Any]:
         'gain': f"{found['gain']:+.2f} on {found['title']} ({content['sources'][found['gain_source']]})"}
 
 
-def _metadata(name: str, written: Dict[str, Any], config: Dict[str, Any], results: Dict[str, Any], method: str) -> str:
+def _metadata(name: str, written: dict[str, Any], config: dict[str, Any], results: dict[str, Any], method: str) -> str:
     """The YAML block that the Hub reads; its model-index fills the leaderboards."""
     dataset, runs = written['dataset'], [run for run in results['runs'] if run['method'] == method]
     measure = measure_of(runs[0]['metrics'])
@@ -110,8 +110,8 @@ def _metadata(name: str, written: Dict[str, Any], config: Dict[str, Any], result
 
 def render(
         folder: Path,
-        written: Dict[str, Any],
-        results: Dict[str, Any],
+        written: dict[str, Any],
+        results: dict[str, Any],
         name: str,
         load: str,
 ) -> str:
@@ -176,13 +176,13 @@ def _read_sources(path: Path) -> tuple:
     return written, results
 
 
-def render_sources(path: Path, load: Optional[str] = None) -> str:
+def render_sources(path: Path, load: str | None = None) -> str:
     """The card of hub_cards/NAME.yaml, with NAME.json and NAME/ beside it; `load` as for `render`."""
     written, results = _read_sources(path)
     return render(path.with_suffix(''), written, results, path.stem, load or path.stem)
 
 
-def _run_result(results: Dict[str, Any]) -> Dict[str, Any]:
+def _run_result(results: dict[str, Any]) -> dict[str, Any]:
     return {'method': results['method'], 'seed': results['seed'], 'metrics': metrics_of(results)}
 
 
@@ -205,7 +205,7 @@ def render_run(run: Run, folder: Path, repo_id: str) -> str:
     return render(folder, written, results, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
 
 
-def _evaluate(path: Path, folders: List[Path]) -> None:
+def _evaluate(path: Path, folders: list[Path]) -> None:
     """Write NAME.json from run directories, and the weights and configuration that NAME ships."""
     written = yaml.safe_load(path.read_text(encoding='utf-8'))
     runs = [run for folder in folders for run in open_runs(folder)]

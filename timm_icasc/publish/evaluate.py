@@ -1,6 +1,6 @@
 """The results of a card: finished runs, evaluated once more on their validation images."""
 import math
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from .export import Run, load_weights
 __all__ = ['evaluate_runs']
 
 
-def _evaluate(run: Run) -> Dict[str, Any]:
+def _evaluate(run: Run) -> dict[str, Any]:
     """Accuracy of the run's published weights, and how well their attention tells classes apart."""
     options = run.folder / 'args.yaml'
     if not options.is_file():
@@ -51,7 +51,7 @@ def _evaluate(run: Run) -> Dict[str, Any]:
     }
 
 
-def evaluate_runs(runs: List[Run]) -> Dict[str, Any]:
+def evaluate_runs(runs: list[Run]) -> dict[str, Any]:
     """Evaluate the last weights of runs on the same images.
 
     Args:

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import timm
 import torch
@@ -50,12 +50,12 @@ class Run:
         figure: attention.png of the job, where it was drawn.
     """
     folder: Path
-    results: Dict[str, Any]
-    siblings: List[Dict[str, Any]]
-    figure: Optional[Path]
+    results: dict[str, Any]
+    siblings: list[dict[str, Any]]
+    figure: Path | None
 
     @property
-    def model(self) -> Dict[str, Any]:
+    def model(self) -> dict[str, Any]:
         return self.results['model']
 
     @property
@@ -63,7 +63,7 @@ class Run:
         return self.folder / 'last.pth.tar'
 
 
-def _read_results(folder: Path) -> Dict[str, Any]:
+def _read_results(folder: Path) -> dict[str, Any]:
     path = folder / 'results.json'
     if not path.is_file():
         hint = 'train_timm.py --resume auto goes on with it' if (folder / 'args.yaml').is_file() else \
@@ -80,7 +80,7 @@ def _read_results(folder: Path) -> Dict[str, Any]:
     return results
 
 
-def open_runs(folder: Path) -> List[Run]:
+def open_runs(folder: Path) -> list[Run]:
     """The runs in a folder: one, or the two of an --icasc-compare job, the ICASC one last.
 
     Raises:
@@ -100,7 +100,7 @@ def open_runs(folder: Path) -> List[Run]:
     return runs
 
 
-def load_weights(run: Run) -> Dict[str, torch.Tensor]:
+def load_weights(run: Run) -> dict[str, torch.Tensor]:
     """The weights that the run's last evaluation measured: the averaged ones where it kept an average.
 
     Raises:
@@ -120,7 +120,7 @@ def load_weights(run: Run) -> Dict[str, torch.Tensor]:
     return state_dict
 
 
-def _license(run: Run, chosen: Optional[str]) -> str:
+def _license(run: Run, chosen: str | None) -> str:
     source = run.model['source']
     if chosen or source is None:
         return chosen or OWN_LICENSE
@@ -130,7 +130,7 @@ def _license(run: Run, chosen: Optional[str]) -> str:
     return source['license']
 
 
-def _provenance(run: Run) -> Dict[str, Any]:
+def _provenance(run: Run) -> dict[str, Any]:
     results, model = run.results, run.model
     defined_in = timm.models.model_entrypoint(model['architecture']).__module__.split('.')[0]
     return {
@@ -154,7 +154,7 @@ def _write_options(run: Run, folder: Path) -> None:
     (folder / OPTIONS).write_text(yaml.safe_dump(kept), encoding='utf-8')
 
 
-def export(run: Run, folder: Path, tag: str, license: Optional[str] = None) -> Dict[str, Any]:
+def export(run: Run, folder: Path, tag: str, license: str | None = None) -> dict[str, Any]:
     """Write config.json, model.safetensors, args.yaml and attention.png of a run; check that timm can load them.
 
     `config.json` says what the run itself noted down: nothing of it comes from the configuration of the weights

@@ -12,7 +12,6 @@ Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the w
 import json
 import tempfile
 from pathlib import Path
-from typing import Optional
 
 from huggingface_hub import constants
 
@@ -26,7 +25,7 @@ from .export import export, open_runs
 __all__ = ['push', 'push_finished']
 
 
-def push(source: Path, repo_id: str, license: Optional[str] = None, private: bool = False) -> Published:
+def push(source: Path, repo_id: str, license: str | None = None, private: bool = False) -> Published:
     """Publish `source`; see the command's description.
 
     Args:

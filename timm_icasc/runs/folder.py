@@ -5,9 +5,10 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import yaml
 from timm import utils
@@ -28,8 +29,8 @@ INCIDENTAL = ('seed', 'data_dir', 'output', 'experiment', 'workers', 'device', '
 class Run:
     """A finished run: its options and its measures."""
     folder: Path
-    options: Dict[str, Any]
-    measures: Dict[str, float]
+    options: dict[str, Any]
+    measures: dict[str, float]
     method: str
 
     @property
@@ -52,7 +53,7 @@ class Run:
                            if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}, default=str)
 
 
-def _read_run(file: Path) -> Optional[Run]:
+def _read_run(file: Path) -> Run | None:
     try:
         result = json.loads(file.read_text())
         options = dict(yaml.safe_load((file.parent / 'args.yaml').read_text()))
@@ -78,13 +79,13 @@ def check_folders(folders: Sequence[Path]) -> None:
             raise ICASCError(f"no folder '{folder}'.")
 
 
-def collect_runs(folders: Sequence[Path]) -> List[Run]:
+def collect_runs(folders: Sequence[Path]) -> list[Run]:
     """Every finished run at or below the folders; what cannot be read is left out with a warning."""
     files = sorted({file.resolve() for folder in folders for file in folder.rglob('results.json')})
     return [run for run in map(_read_run, files) if run is not None]
 
 
-def collect_segmentations(folders: Sequence[Path]) -> List[Dict[str, Any]]:
+def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Every finished segmentation.json at or below the folders; those of --cues-only have no mean IoU."""
     results = []
     for file in sorted({file.resolve() for folder in folders for file in folder.rglob('segmentation.json')}):
@@ -98,9 +99,9 @@ def collect_segmentations(folders: Sequence[Path]) -> List[Dict[str, Any]]:
     return results
 
 
-def group_runs(runs: Sequence[Run]) -> List[List[Run]]:
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in the seed alone; of two with one seed, the later folder in the alphabet counts."""
-    groups: Dict[Tuple[str, str], Dict[int, Run]] = {}
+    groups: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
         group = groups.setdefault((run.method, run.signature(run.is_baseline)), {})
         if run.seed in group:
@@ -135,7 +136,7 @@ PLACES = ('output', 'experiment', 'push_to_hub')  # options that say where the f
 COMMAND = '# '  # before the command, in the first line of args.yaml
 
 
-def command_of(given: Dict[str, Any], run_dir: Optional[Path]) -> str:
+def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     """The command that began a run, which its args.yaml keeps; followed by this one if it goes on with other options.
 
     Args:
@@ -155,7 +156,7 @@ def command_of(given: Dict[str, Any], run_dir: Optional[Path]) -> str:
     return first if same else f"{first} && {'python ' if world == 1 else ''}{command}"
 
 
-def save_args(given: Dict[str, Any], folder: Path, command: str) -> None:
+def save_args(given: dict[str, Any], folder: Path, command: str) -> None:
     """Write args.yaml: the options as given, before the machine and the data set filled them in, below the command."""
     text = yaml.safe_dump({k: v for k, v in given.items() if k not in ('run_dir', 'config', 'resume')})
     (folder / 'args.yaml').write_text(f'{COMMAND}{command}\n{text}')

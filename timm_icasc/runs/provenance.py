@@ -4,7 +4,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, Optional
 
 import timm
 import torch
@@ -14,7 +13,7 @@ from ..version import __version__
 from .folder import command_of
 
 
-def _commit() -> Optional[str]:
+def _commit() -> str | None:
     """The commit of this code, '-dirty' if it was changed; None for an installation, whatever repository it lies in."""
     root = Path(__file__).parents[2]
     if not (root / '.git').exists():
@@ -27,7 +26,7 @@ def _commit() -> Optional[str]:
         return None
 
 
-def provenance(args: argparse.Namespace, command: Optional[str] = None) -> dict:
+def provenance(args: argparse.Namespace, command: str | None = None) -> dict:
     """What it takes to repeat what `command` began; by default this process's."""
     return {'command': command or command_of({}, None), 'commit': _commit(), 'seed': args.seed,
             'versions': {'python': sys.version.split()[0], 'torch': torch.__version__,
@@ -36,6 +35,6 @@ def provenance(args: argparse.Namespace, command: Optional[str] = None) -> dict:
             'device': torch.cuda.get_device_name() if args.device.startswith('cuda') else args.device}
 
 
-def installed_versions() -> Dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """What a record of measurements should name: this package, timm and torch."""
     return {'timm_icasc': __version__, **{name: version(name).split('+')[0] for name in ('timm', 'torch')}}

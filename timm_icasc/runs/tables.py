@@ -3,8 +3,9 @@ import csv
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def format_table(rows: Sequence[Dict[str, Any]]) -> str:
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of equal keys as aligned columns under their names; the first column is text."""
     cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -41,13 +42,13 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(plain(content), indent=2) + '\n')
 
 
-def write_csv(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with open(path, 'w', newline='') as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def mean_and_deviation(values: Sequence[float]) -> Tuple[float, Optional[float]]:
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and sample standard deviation (n - 1) from two values on."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -1,6 +1,6 @@
 """Whether one architecture of timm works: its two layers, and what the gradient of the ICASC terms reaches."""
 from dataclasses import asdict
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import timm
 import torch
@@ -17,13 +17,13 @@ from ..objective.forward import icasc_forward
 __all__ = ['inspect_architecture']
 
 
-def _describe(layer: FeatureLayer) -> Dict[str, Any]:
+def _describe(layer: FeatureLayer) -> dict[str, Any]:
     """What is not the default of the layer's attributes; the order of a few thousand tokens is left out."""
     values = {**asdict(layer), 'grid': list(layer.grid), 'token_order': layer.token_order and 'reroll'}
     return {name: value for name, value in values.items() if name in ('path', 'layout', 'channels', 'grid') or value}
 
 
-def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int, int, int], order: int) -> float:
+def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: tuple[int, int, int], order: int) -> float:
     """Share of the parameter tensors that the gradient of the ICASC terms reaches in a training step.
 
     The backward pass runs down to the inner layer; what lies before it is an ordinary backward pass, whose graph is
@@ -47,7 +47,7 @@ def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: Tuple[int,
     return reached / len(parameters)
 
 
-def inspect_architecture(name: str, img_size: Optional[int] = None) -> Dict[str, Any]:
+def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, Any]:
     """Layers and twice-differentiability of one architecture, on meta tensors.
 
     Args:
@@ -66,7 +66,7 @@ def inspect_architecture(name: str, img_size: Optional[int] = None) -> Dict[str,
             model = timm.create_model(name, num_classes=10, **({'img_size': img_size} if img_size and fixed else {}))
         channels, height, width = model.pretrained_cfg['input_size']
         input_size = (channels, img_size or height, img_size or width)
-        record: Dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
+        record: dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
         try:
             layers, nonzero = inspect_layers(model, input_size)
         except LayerResolutionError as e:

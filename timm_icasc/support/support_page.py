@@ -4,7 +4,7 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from ..errors import ICASCError
 from ..runs.provenance import installed_versions
@@ -19,7 +19,7 @@ BEGIN, END = '<!-- support begins -->', '<!-- support ends -->'
 LEVELS = ('order 2', 'order 1 only', 'unsupported')
 
 
-def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[str, Any]:
+def load_record(path: Path | None, img_size: int | None = None) -> dict[str, Any]:
     """The record in the file, if it is of the versions installed here and of this image size; else an empty one.
 
     Args:
@@ -49,7 +49,7 @@ def load_record(path: Optional[Path], img_size: Optional[int] = None) -> Dict[st
     return record
 
 
-def write_record(path: Path, record: Dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write the record, one architecture a line, so that an interrupt leaves the old file or the new one."""
     head = {**record, 'models': None}
     models = ',\n'.join(f'  {json.dumps(name)}: {json.dumps(r)}' for name, r in sorted(record['models'].items()))
@@ -63,23 +63,23 @@ def write_record(path: Path, record: Dict[str, Any]) -> None:
         raise ICASCError(f"--json: cannot write '{path}': {e.strerror}.") from e
 
 
-def level(result: Dict[str, Any]) -> str:
+def level(result: dict[str, Any]) -> str:
     """One of `LEVELS`."""
     orders = [isinstance(result.get(f'order{order}'), float) and result[f'order{order}'] > 0 for order in (1, 2)]
     return LEVELS[0] if all(orders) else LEVELS[1] if orders[0] else LEVELS[2]
 
 
-def _reason(result: Dict[str, Any]) -> str:
+def _reason(result: dict[str, Any]) -> str:
     return next(str(result[key]) for key in ('error', 'order1', 'order2') if isinstance(result.get(key), str))
 
 
-def _cell(layer: Dict[str, Any]) -> str:
+def _cell(layer: dict[str, Any]) -> str:
     prefix = f" {layer['prefix_tokens']}+" if layer.get('prefix_tokens') else ' '
     leaf = f"[{layer['leaf']}]" if layer.get('leaf') else ''
     return f"{layer['path']}{leaf} {layer['layout']}{prefix}{'x'.join(map(str, layer['grid']))}"
 
 
-def row(name: str, result: Dict[str, Any]) -> str:
+def row(name: str, result: dict[str, Any]) -> str:
     """One architecture: inner layer, last layer (path, layout, prefix tokens + grid), and what works."""
     if 'inner' not in result:
         return f"{name}: {_reason(result)}"
@@ -89,25 +89,25 @@ def row(name: str, result: Dict[str, Any]) -> str:
     return text if level(result) == LEVELS[0] else f'{text} ({_reason(result)})'
 
 
-def _is_hierarchical(result: Dict[str, Any]) -> bool:
+def _is_hierarchical(result: dict[str, Any]) -> bool:
     return 'inner' in result and math.prod(result['inner']['grid']) > math.prod(result['last']['grid'])
 
 
-def _count(results: List[Dict[str, Any]]) -> str:
+def _count(results: list[dict[str, Any]]) -> str:
     counts = Counter(map(level, results))
     return ', '.join(f'{counts[name]:,} {name}' for name in LEVELS if counts[name])
 
 
-def _family(result: Dict[str, Any]) -> str:
+def _family(result: dict[str, Any]) -> str:
     return result.get('family', 'unknown').rpartition('.')[2]
 
 
-def _timms(record: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+def _timms(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The architectures without those that this package adds."""
     return {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
 
 
-def _totals(record: Dict[str, Any]) -> List[str]:
+def _totals(record: dict[str, Any]) -> list[str]:
     results = list(_timms(record).values())
     reached = [r for r in results if 'inner' in r]
     hierarchical = sum(map(_is_hierarchical, reached))
@@ -126,14 +126,14 @@ def _totals(record: Dict[str, Any]) -> List[str]:
     return lines
 
 
-def _falling_short(record: Dict[str, Any]) -> List[str]:
+def _falling_short(record: dict[str, Any]) -> list[str]:
     """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
     rows = [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in sorted(_timms(record).items())
             if level(r) != LEVELS[0]]
     return ['', '| falls short | level | reason |', '|---|---|---|', *rows] if rows else []
 
 
-def summary(record: Dict[str, Any]) -> str:
+def summary(record: dict[str, Any]) -> str:
     """Markdown: totals, the sweep's time, architectures per module, and each that falls short, with its reason."""
     families = Counter(map(_family, _timms(record).values()))
     by_number = sorted(families.items(), key=lambda item: (-item[1], item[0]))
@@ -141,9 +141,9 @@ def summary(record: Dict[str, Any]) -> str:
     return '\n'.join([*_totals(record), *lines, *_falling_short(record)])
 
 
-def support_page(record: Dict[str, Any]) -> str:
+def support_page(record: dict[str, Any]) -> str:
     """Markdown: totals, what falls short, a table of families, and every architecture with its layers."""
-    families: Dict[str, List[Dict[str, Any]]] = {}
+    families: dict[str, list[dict[str, Any]]] = {}
     for result in record['models'].values():
         families.setdefault(_family(result), []).append(result)
     versions = ', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items()))
@@ -166,7 +166,7 @@ def support_page(record: Dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def around_summary(path: Path) -> Tuple[str, str]:
+def around_summary(path: Path) -> tuple[str, str]:
     """What stands in the file before and after its summary, the marks included.
 
     Raises:
@@ -178,7 +178,7 @@ def around_summary(path: Path) -> Tuple[str, str]:
     return text.partition(BEGIN)[0] + BEGIN, END + text.partition(END)[2]
 
 
-def write_summary(path: Path, record: Dict[str, Any]) -> None:
+def write_summary(path: Path, record: dict[str, Any]) -> None:
     """Put the summary between the two marks in the file."""
     before, after = around_summary(path)
     path.write_text(f'{before}\n{summary(record)}\n{after}')

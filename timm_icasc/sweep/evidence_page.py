@@ -2,7 +2,7 @@
 import os
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,33 +20,33 @@ TABLES = (
     ('overlap_last', 'overlap_inner', 'ks', 'ece', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', 'zero_maps'),
     ('AUC', 'overlap_cooccurring', 'no_map', 'pointing', 'energy', 'iou', 'box_area'))
 
-Rows = List[Dict[str, str]]
+Rows = list[dict[str, str]]
 
 
-def marks(study: Study) -> List[str]:
+def marks(study: Study) -> list[str]:
     """The two lines of the page between which the study's tables stand."""
     return [f'<!-- study {study.name} {which} -->' for which in ('begins', 'ends')]
 
 
-def _value(mean: float, deviation: Optional[float], digits: int) -> str:
+def _value(mean: float, deviation: float | None, digits: int) -> str:
     return f'{mean:.{digits}f}' + (f' ± {deviation:.{digits}f}' if deviation is not None else '')
 
 
-def _interval(low: Optional[float], high: Optional[float]) -> str:
+def _interval(low: float | None, high: float | None) -> str:
     return '-' if low is None else f'{low:+.2f} to {high:+.2f}'
 
 
-def _main_measure(summaries: List[VariantSummary]) -> str:
+def _main_measure(summaries: list[VariantSummary]) -> str:
     return 'top1' if 'top1' in summaries[0].means else 'mAP'
 
 
-def accuracy_table(summaries: List[VariantSummary], records: Dict[str, Dict[str, Any]]) -> Rows:
+def accuracy_table(summaries: list[VariantSummary], records: dict[str, dict[str, Any]]) -> Rows:
     """One row per variant: accuracy on both splits, difference to the baseline, its two intervals, time."""
     main, record = _main_measure(summaries), next(iter(records.values()))
     title, split = TITLES[main], record['evaluated']['split']
     selection, rows = record['options']['val_split'], []
     for s in summaries:
-        d: Optional[Difference] = s.differences.get(main)
+        d: Difference | None = s.differences.get(main)
         row = {'variant': s.variant, 'seeds': ' '.join(map(str, s.seeds))}
         if selection != split:
             last = s.differences.get(f'last_{main}')
@@ -64,7 +64,7 @@ def accuracy_table(summaries: List[VariantSummary], records: Dict[str, Dict[str,
     return rows
 
 
-def measure_tables(summaries: List[VariantSummary]) -> List[Rows]:
+def measure_tables(summaries: list[VariantSummary]) -> list[Rows]:
     """Tables of the other measures, each with its difference to the baseline; none where no run has such a measure."""
     tables = []
     for names in TABLES:
@@ -87,8 +87,8 @@ def markdown(rows: Rows) -> str:
     return '\n'.join(lines + [f"| {' | '.join(row.values())} |" for row in rows])
 
 
-def _versions(records: Dict[str, Dict[str, Any]]) -> str:
-    def several(values: List[str]) -> str:
+def _versions(records: dict[str, dict[str, Any]]) -> str:
+    def several(values: list[str]) -> str:
         return ', '.join(sorted(set(values)))
 
     own = list(records.values())
@@ -99,8 +99,8 @@ def _versions(records: Dict[str, Dict[str, Any]]) -> str:
             f"threads {several([r['machine']['threads'] for r in own])}.")
 
 
-def _body(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[VariantSummary], figure: Path) -> str:
-    missing: Dict[str, List[str]] = {}
+def _body(study: Study, records: dict[str, dict[str, Any]], summaries: list[VariantSummary], figure: Path) -> str:
+    missing: dict[str, list[str]] = {}
     for run in study.runs:
         if run.name not in records:
             missing.setdefault(run.variant, []).append(str(run.seed))
@@ -127,7 +127,7 @@ def _body(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[Vari
     return '\n\n'.join(parts)
 
 
-def curves_figure(study: Study, records: Dict[str, Dict[str, Any]], path: Path) -> Path:
+def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) -> Path:
     """Accuracy by epoch on the split that the trainer looked at, mean over the seeds; the band holds all of them."""
     record = next(iter(records.values()))
     column, title = ('eval_top1', 'top1') if 'eval_top1' in record['curve'][-1] else ('eval_mAP', 'mAP')
@@ -155,7 +155,7 @@ def curves_figure(study: Study, records: Dict[str, Dict[str, Any]], path: Path) 
     return path
 
 
-def write_page(study: Study, records: Dict[str, Dict[str, Any]], summaries: List[VariantSummary]) -> Path:
+def write_page(study: Study, records: dict[str, dict[str, Any]], summaries: list[VariantSummary]) -> Path:
     """Put tables and figure of the study between its two marks in the page; the rest of the page stays.
 
     Raises:

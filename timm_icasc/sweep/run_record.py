@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 import yaml
@@ -32,14 +32,14 @@ def has_begun(folder: Path) -> bool:
     return (folder / 'args.yaml').is_file() and (folder / 'last.pth.tar').is_file()
 
 
-def _number(text: str) -> Optional[float]:
+def _number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
         return None  # a loss term that had not set in
 
 
-def _curve(folder: Path) -> List[Dict[str, Any]]:
+def _curve(folder: Path) -> list[dict[str, Any]]:
     with open(folder / 'summary.csv', newline='') as file:
         return [{name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
                 for row in csv.DictReader(file)]
@@ -57,7 +57,7 @@ def _pack(correct: np.ndarray) -> str:
     return np.packbits(correct.astype(bool)).tobytes().hex()
 
 
-def correct_of(record: Dict[str, Any]) -> Optional[np.ndarray]:
+def correct_of(record: dict[str, Any]) -> np.ndarray | None:
     """Whether the prediction was right, image by image, `[N]`; None in records of multi-label runs."""
     packed = record.get('correct')
     if packed is None:
@@ -66,7 +66,7 @@ def correct_of(record: Dict[str, Any]) -> Optional[np.ndarray]:
     return bits[:packed['images']].astype(bool)
 
 
-def make_record(study: Study, run: Run, folder: Path, environment: Dict[str, str]) -> Path:
+def make_record(study: Study, run: Run, folder: Path, environment: dict[str, str]) -> Path:
     """Write the record of the finished and evaluated run in `folder`; returns its file.
 
     Raises:
@@ -98,7 +98,7 @@ def make_record(study: Study, run: Run, folder: Path, environment: Dict[str, str
     return path
 
 
-def read_records(study: Study) -> Dict[str, Dict[str, Any]]:
+def read_records(study: Study) -> dict[str, dict[str, Any]]:
     """Name of each finished run of the study -> its record.
 
     Raises:
@@ -118,7 +118,7 @@ def read_records(study: Study) -> Dict[str, Dict[str, Any]]:
     return records
 
 
-def check_unchanged(study: Study, records: Dict[str, Dict[str, Any]], output: Path) -> None:
+def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Path) -> None:
     """Refuse a study of which a variant was changed after it has run, or begun to run, or the evaluation.
 
     Raises:

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from ..errors import ICASCError
 from .run_record import has_begun, make_record
@@ -29,29 +29,29 @@ PATIENCE = 120  # seconds that a stopped run may take to leave
 @dataclass
 class Outcome:
     """What a session came to: names of runs that finished and of those that failed, each with its last lines."""
-    finished: List[str] = field(default_factory=list)
-    failed: Dict[str, str] = field(default_factory=dict)
-    stopped: Optional[str] = None
+    finished: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: str | None = None
 
 
 class _Work:
     """One run: its training, then its evaluation, then its record."""
 
-    def __init__(self, study: Study, run: Run, output: Path, environment: Dict[str, str], lock: int):
+    def __init__(self, study: Study, run: Run, output: Path, environment: dict[str, str], lock: int):
         self.study, self.run, self.output, self.environment, self.lock = study, run, output, environment, lock
         self.folder, self.log = output / run.name, output / f'{run.name}.log'
-        self.process: Optional[subprocess.Popen] = None
+        self.process: subprocess.Popen | None = None
         self.trained = (self.folder / 'results.json').is_file()
         self.start(self.evaluation() if self.trained else self.training())
 
-    def training(self) -> List[str]:
+    def training(self) -> list[str]:
         begun = has_begun(self.folder)
         if not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
         return [str(TRAINER), *self.run.arguments, '--output', str(self.output), '--experiment', self.run.name,
                 *(['--resume', 'auto'] if begun else [])]
 
-    def evaluation(self) -> List[str]:
+    def evaluation(self) -> list[str]:
         return ['-m', 'timm_icasc.cli', 'eval', str(self.folder), '--robustness', *self.study.evaluation]
 
     def start(self, words: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ class _Work:
                 [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
                 start_new_session=True, pass_fds=[self.lock])
 
-    def advance(self) -> Optional[bool]:
+    def advance(self) -> bool | None:
         """None while there is something to wait for, then whether the run succeeded."""
         code = self.process.poll()
         if code is None:
@@ -96,7 +96,7 @@ class _Work:
         return '\n'.join(line for line in lines[-count:] if line.strip())
 
 
-def environment_of(jobs: int) -> Dict[str, str]:
+def environment_of(jobs: int) -> dict[str, str]:
     """This process's, with the runs' share of the cores, and this code before any that is installed."""
     paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
     return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ,
@@ -128,7 +128,7 @@ def carry_out(
         jobs: int,
         seconds: float,
         stop_asked: Callable[[], bool],
-        on_change: Callable[[List[str], Outcome], None],
+        on_change: Callable[[list[str], Outcome], None],
 ) -> Outcome:
     """Do the runs, `jobs` at a time, in their order.
 

@@ -3,7 +3,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import yaml
 from timm.utils import ParseKwargs
@@ -37,8 +37,8 @@ class Run:
     """
     variant: str
     seed: int
-    options: Dict[str, Any]
-    arguments: Tuple[str, ...]
+    options: dict[str, Any]
+    arguments: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -50,12 +50,12 @@ class Study:
     """What a YAML file asks for; `runs` go through all variants with the first seed, then with the next one."""
     file: Path
     baseline: str
-    variants: List[str]
-    seeds: List[int]
-    runs: List[Run]
-    evaluation: Tuple[str, ...]
+    variants: list[str]
+    seeds: list[int]
+    runs: list[Run]
+    evaluation: tuple[str, ...]
     records: Path
-    report: Optional[Path]
+    report: Path | None
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Study:
 class _Loader(yaml.SafeLoader):
     """YAML in which a key that comes twice is an error; PyYAML would let the second one win."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(file: Path) -> Dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(file.read_bytes(), _Loader)
     except OSError as e:
@@ -90,21 +90,21 @@ def _read(file: Path) -> Dict[str, Any]:
     return content
 
 
-def _mapping(content: Dict[str, Any], key: str, where: str) -> Dict[str, Any]:
+def _mapping(content: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     value = content.get(key) or {}
     if not isinstance(value, dict):
         raise ICASCError(f"{where}: '{key}' must hold 'name: value' lines, got {value!r}.")
     return value
 
 
-def _path(content: Dict[str, Any], key: str, where: str) -> Optional[str]:
+def _path(content: dict[str, Any], key: str, where: str) -> str | None:
     value = content.get(key)
     if value is not None and not isinstance(value, str):
         raise ICASCError(f"{where}: '{key}' must be one path, got {value!r}.")
     return value
 
 
-def to_arguments(options: Dict[str, Any], parser: argparse.ArgumentParser) -> List[str]:
+def to_arguments(options: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
     """Options as the words of a command line; None stands for not given."""
     actions = {action.dest: action for action in parser._actions}
     words = []
@@ -121,24 +121,24 @@ def to_arguments(options: Dict[str, Any], parser: argparse.ArgumentParser) -> Li
     return words
 
 
-def settled_options(args: Dict[str, Any]) -> Dict[str, Any]:
+def settled_options(args: dict[str, Any]) -> dict[str, Any]:
     """Of all options of train_timm.py those that decide the result of a run."""
     return {name: value for name, value in args.items() if name not in MACHINE}
 
 
-def changed_options(options: Dict[str, Any], earlier: Dict[str, Any]) -> List[str]:
+def changed_options(options: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
     """Names of the options that differ; options that the earlier code did not have count as unchanged."""
     return sorted(name for name in options if name in earlier and options[name] != earlier[name])
 
 
-def _without(given: Dict[str, Any], reserved: Tuple[str, ...], where: str) -> Dict[str, Any]:
+def _without(given: dict[str, Any], reserved: tuple[str, ...], where: str) -> dict[str, Any]:
     own = {str(key).replace('-', '_'): value for key, value in given.items()}
     if found := sorted(set(own) & set(reserved)):
         raise ICASCError(f"{where}: '{found[0]}' is not for a study to set; the sweep sets it for each run.")
     return own
 
 
-def _options(given: Dict[str, Any], parser: argparse.ArgumentParser, folder: Path, where: str) -> Dict[str, Any]:
+def _options(given: dict[str, Any], parser: argparse.ArgumentParser, folder: Path, where: str) -> dict[str, Any]:
     """Options of one mapping of the study, those of its 'config' before its own."""
     own = _without(given, RESERVED, where)
     recipe = _path(own, 'config', where)
@@ -147,19 +147,19 @@ def _options(given: Dict[str, Any], parser: argparse.ArgumentParser, folder: Pat
     return {**options, **check_options(own, parser, where)}
 
 
-def _with_seed(options: Dict[str, Any], seed: int) -> Dict[str, Any]:
+def _with_seed(options: dict[str, Any], seed: int) -> dict[str, Any]:
     """Options in which each run has its own path, such as the network of the same seed that it goes on from."""
     return {name: value.replace('{seed}', str(seed)) if isinstance(value, str) else value
             for name, value in options.items()}
 
 
 def _list_of_runs(
-        content: Dict[str, Any],
-        seeds: List[int],
+        content: dict[str, Any],
+        seeds: list[int],
         folder: Path,
         where: str,
-        data_dir: Optional[str],
-) -> List[Run]:
+        data_dir: str | None,
+) -> list[Run]:
     parser, variants = build_parser(), _mapping(content, 'variants', where)
     common = _options(_mapping(content, 'common', where), parser, folder, f'{where}, common')
     by_variant = {}
@@ -183,7 +183,7 @@ def _list_of_runs(
             for i, seed in enumerate(seeds) for name, (settled, arguments) in by_variant.items()]
 
 
-def load_study(file: Path, data_dir: Optional[str] = None, records: Optional[Path] = None) -> Study:
+def load_study(file: Path, data_dir: str | None = None, records: Path | None = None) -> Study:
     """Read and check a study.
 
     Args:

@@ -3,8 +3,9 @@
 Shapes: `S` seeds, `N` test images, `R` resamples.
 """
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -36,29 +37,29 @@ class Difference:
         low_images, high_images: Bootstrap interval over seeds and test images; accuracy only, else None.
     """
     mean: float
-    deviation: Optional[float]
+    deviation: float | None
     seeds: int
-    low: Optional[float] = None
-    high: Optional[float] = None
-    low_images: Optional[float] = None
-    high_images: Optional[float] = None
+    low: float | None = None
+    high: float | None = None
+    low_images: float | None = None
+    high_images: float | None = None
 
 
 @dataclass
 class VariantSummary:
     """One variant over its finished seeds: measure -> mean and deviation, and -> difference to the baseline."""
     variant: str
-    seeds: List[int]
-    means: Dict[str, Tuple[float, Optional[float]]] = field(default_factory=dict)
-    differences: Dict[str, Difference] = field(default_factory=dict)
+    seeds: list[int]
+    means: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    differences: dict[str, Difference] = field(default_factory=dict)
 
 
-def _quantiles(drawn: np.ndarray) -> Tuple[float, float]:
+def _quantiles(drawn: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def interval_over_seeds(differences: Sequence[float]) -> Tuple[Optional[float], Optional[float]]:
+def interval_over_seeds(differences: Sequence[float]) -> tuple[float | None, float | None]:
     """Percentile interval of the mean of paired differences `[S]`, the seeds drawn anew; None for one seed.
 
     It holds the chance of the seed, on these test images. With few seeds it is too narrow: of three it can be no wider
@@ -71,7 +72,7 @@ def interval_over_seeds(differences: Sequence[float]) -> Tuple[Optional[float], 
     return _quantiles(values[rows].mean(1))
 
 
-def interval_over_seeds_and_images(differences: np.ndarray) -> Tuple[float, float]:
+def interval_over_seeds_and_images(differences: np.ndarray) -> tuple[float, float]:
     """Percentile interval of the mean of `[S, N]` differences, seeds and test images drawn anew, each by itself.
 
     All seeds are tested on the same images, so that both are drawn crosswise: it holds the chance of the seed (as far
@@ -86,11 +87,11 @@ def interval_over_seeds_and_images(differences: np.ndarray) -> Tuple[float, floa
     return _quantiles(drawn)
 
 
-def _mean_and_deviation(values: Sequence[float]) -> Tuple[float, Optional[float]]:
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _measures(record: Dict[str, Any]) -> Dict[str, Optional[float]]:
+def _measures(record: dict[str, Any]) -> dict[str, float | None]:
     """Measures of the evaluation, and of the last epoch, which are of the split that the trainer looked at."""
     last = {f'last_{name.removeprefix("eval_")}': value for name, value in record['curve'][-1].items()
             if name.startswith('eval_')}
@@ -99,10 +100,10 @@ def _measures(record: Dict[str, Any]) -> Dict[str, Optional[float]]:
 
 
 def difference(
-        own: Dict[int, Dict[str, Any]],
-        baseline: Dict[int, Dict[str, Any]],
+        own: dict[int, dict[str, Any]],
+        baseline: dict[int, dict[str, Any]],
         measure: str,
-) -> Optional[Difference]:
+) -> Difference | None:
     """Difference of a measure, seed by seed; None where no seed has it for both.
 
     Args:
@@ -126,7 +127,7 @@ def difference(
     return Difference(mean, deviation, len(seeds), low, high, **result)
 
 
-def summarise(study: Study, records: Dict[str, Dict[str, Any]]) -> List[VariantSummary]:
+def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantSummary]:
     """The variants that have a record, in the study's order.
 
     Raises:
@@ -137,7 +138,7 @@ def summarise(study: Study, records: Dict[str, Dict[str, Any]]) -> List[VariantS
         few, many = min(images, key=images.get), max(images, key=images.get)
         raise ICASCError(f"'{few}' was evaluated on {images[few]} images, '{many}' on {images[many]}: runs are "
                          f"compared on the same images; remove the records of the wrong ones, and look at --data-dir.")
-    by_variant: Dict[str, Dict[int, Dict[str, Any]]] = {}
+    by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     for run in study.runs:
         if run.name in records:
             by_variant.setdefault(run.variant, {})[run.seed] = records[run.name]
@@ -145,7 +146,7 @@ def summarise(study: Study, records: Dict[str, Dict[str, Any]]) -> List[VariantS
     for variant in (name for name in study.variants if name in by_variant):
         own = by_variant[variant]
         summary = VariantSummary(variant, sorted(own))
-        columns: Dict[str, List[float]] = {}
+        columns: dict[str, list[float]] = {}
         for record in own.values():
             for name, value in _measures(record).items():
                 if value is not None:

@@ -1,7 +1,8 @@
 """ICASC as a timm training task: hand it a model, get a loss; everything else is timm's."""
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -63,15 +64,15 @@ class ICASCTask(ClassificationTask):
     def __init__(
             self,
             model: nn.Module,
-            criterion: Optional[Union[nn.Module, Callable]] = None,
-            criterion_kwargs: Optional[Dict[str, Any]] = None,
-            config: Optional[ICASCConfig] = None,
-            layers: Optional[Sequence[str]] = None,
-            input_size: Optional[Tuple[int, int, int]] = None,
+            criterion: nn.Module | Callable | None = None,
+            criterion_kwargs: dict[str, Any] | None = None,
+            config: ICASCConfig | None = None,
+            layers: Sequence[str] | None = None,
+            input_size: tuple[int, int, int] | None = None,
             start_steps: int = 0,
             ramp_steps: int = 0,
-            device: Optional[torch.device] = None,
-            dtype: Optional[torch.dtype] = None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
             verbose: bool = True,
             **parameters: Any,
     ):
@@ -97,7 +98,7 @@ class ICASCTask(ClassificationTask):
             if self.verbose:
                 _logger.info(f'{type(self).__name__}: {self.config}, inner={resolved.inner}, last={resolved.last}')
 
-    def resolve_layers(self, input_size: Optional[Tuple[int, int, int]] = None) -> ICASCLayers:
+    def resolve_layers(self, input_size: tuple[int, int, int] | None = None) -> ICASCLayers:
         """The inner and last layer for images of `input_size` (channels, height, width)."""
         return resolve_layers(unwrap_model(self.trainable_module), self.layer_paths, input_size)
 
@@ -108,7 +109,7 @@ class ICASCTask(ClassificationTask):
             return 0.
         return min(1., (self.step - self.start_steps + 1) / max(self.ramp_steps, 1))
 
-    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs) -> 'ICASCTask':
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'ICASCTask':
         """Wrap the model in DistributedDataParallel (DDP).
 
         Raises:
@@ -118,20 +119,20 @@ class ICASCTask(ClassificationTask):
             raise ICASCError('ICASC does not work with DistributedDataParallel(static_graph=True): leave it off.')
         return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
 
-    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
         """Compile the evaluation path. Training stays eager: compiled graphs have no double backward."""
         self.eval_model = torch.compile(
             unwrap_model(self.trainable_module), backend=backend, mode=mode, **compile_kwargs)
         return self.eval_model
 
-    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         return {} if ema else {'step': self.step}
 
     def load_task_state(
             self,
-            state: Optional[Dict[str, Any]],
+            state: dict[str, Any] | None,
             strict: bool = True,
-            module: Optional[nn.Module] = None,
+            module: nn.Module | None = None,
             ema: bool = False,
     ) -> None:
         if state and not ema:
@@ -147,7 +148,7 @@ class ICASCTask(ClassificationTask):
             self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config,
             multilabel=self.multi_label)
 
-    def forward(self, input: Images, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Forward pass and the ICASC loss.
 
         Args:
@@ -211,8 +212,8 @@ class MultiLabelICASCTask(ICASCTask):
     def __init__(
             self,
             model: nn.Module,
-            criterion: Optional[Union[nn.Module, Callable]] = None,
-            criterion_kwargs: Optional[Dict[str, Any]] = None,
+            criterion: nn.Module | Callable | None = None,
+            criterion_kwargs: dict[str, Any] | None = None,
             **kwargs: Any,
     ):
         if criterion is None and criterion_kwargs is None:
@@ -225,8 +226,8 @@ class MultiLabelICASCTask(ICASCTask):
 
     def create_evaluator(
             self,
-            max_samples: Optional[int] = None,
-            class_names: Optional[Sequence[str]] = None,
+            max_samples: int | None = None,
+            class_names: Sequence[str] | None = None,
     ) -> 'MultiLabelEvaluator':
         """Average precision and AUC; see `metrics.multilabel_metrics`."""
         from ..metrics import MultiLabelEvaluator  # loads scikit-learn

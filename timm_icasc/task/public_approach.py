@@ -6,8 +6,9 @@ same loss and gradient, and the tests hold them to that.
 
 Shapes: `B` batch, `C` classes, `H W` feature grid of a layer.
 """
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -42,10 +43,10 @@ def _score_gradients(
         model: nn.Module,
         logits: torch.Tensor,
         one_hot: torch.Tensor,
-        features: List[torch.Tensor],
+        features: list[torch.Tensor],
         create_graph: bool,
         defects: Sequence[str],
-) -> List[torch.Tensor]:
+) -> list[torch.Tensor]:
     """Gradients of the scores that `one_hot` `[B, C]` picks with respect to each feature."""
     if 'summed-score' in defects:
         one_hot = one_hot * (one_hot * logits.detach()).sum()
@@ -66,7 +67,7 @@ def _over_the_batch(maps: torch.Tensor) -> torch.Tensor:
     return _as_one_sample(maps / torch.where(maximum > 0, maximum, 1))
 
 
-def _terms(maps: Dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence[str]) -> Dict[str, torch.Tensor]:
+def _terms(maps: dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence[str]) -> dict[str, torch.Tensor]:
     """Eqs. 3 to 5 from the four maps: `[B]` each, or `[1]` where the sums run over the batch."""
     inner_grid, last_shape = maps['target_inner'].shape[1:], maps['target_last'].shape
     if 'batch-sums' in defects:

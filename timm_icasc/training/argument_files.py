@@ -2,7 +2,7 @@
 import argparse
 import difflib
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import yaml
 from timm.utils import ParseKwargs
@@ -36,7 +36,7 @@ def _checked(action: argparse.Action, value: Any, where: str) -> Any:
     return values if several else values[0]
 
 
-def load_config(path: Path, parser: argparse.ArgumentParser) -> Dict[str, Any]:
+def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Options from a YAML file: keys are option names, with '-' or '_'.
 
     Raises:
@@ -54,7 +54,7 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> Dict[str, Any]:
     return check_options(config, parser, f"--config: '{path}'")
 
 
-def check_options(config: Dict[str, Any], parser: argparse.ArgumentParser, where: str) -> Dict[str, Any]:
+def check_options(config: dict[str, Any], parser: argparse.ArgumentParser, where: str) -> dict[str, Any]:
     """The options of a mapping as the command line would have parsed them; keys with '-' or '_'.
 
     Raises:

@@ -1,8 +1,8 @@
 """Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence
 
 from timm.utils import ParseKwargs
 
@@ -260,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _find_run(args: argparse.Namespace) -> Optional[Path]:
+def _find_run(args: argparse.Namespace) -> Path | None:
     """The folder whose args.yaml a resumed run goes on with; None to start afresh."""
     if args.resume != 'auto':
         if not Path(args.resume).is_file():
@@ -310,7 +310,7 @@ def _check(args: argparse.Namespace) -> None:
                          '(or --dataset digits).')
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; defaults come from a resumed run's args.yaml, from --config, or from the digits recipe.
 
     Returns:
@@ -323,7 +323,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = build_parser()
     first = parser.parse_args(argv)
     run_dir = _find_run(first) if first.resume else None
-    files: List[Path] = []
+    files: list[Path] = []
     if run_dir is not None:
         files.append(run_dir / 'args.yaml')
     if first.config:

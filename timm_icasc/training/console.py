@@ -2,7 +2,7 @@
 import argparse
 import csv
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from timm import utils
 from tqdm import tqdm
@@ -25,7 +25,7 @@ def say(args: argparse.Namespace, text: str = '') -> None:
         tqdm.write(text)
 
 
-def epoch_columns(multilabel: bool) -> Dict[str, str]:
+def epoch_columns(multilabel: bool) -> dict[str, str]:
     """Columns of the table of epochs: the losses, the first measure of accuracy, the overlaps."""
     return {**TRAINING, **dict(list(MEASURES[multilabel].items())[:1]), **OVERLAP}
 
@@ -44,7 +44,7 @@ def row(epoch: int, record: dict, multilabel: bool) -> str:
     return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
 
 
-def _print_table(args: argparse.Namespace, rows: List[Dict[str, Any]]) -> None:
+def _print_table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     cells = [list(rows[0])] + [
         [f'{v:.4g}' if isinstance(v, float) else '-' if v is None else str(v) for v in r.values()] for r in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -53,7 +53,7 @@ def _print_table(args: argparse.Namespace, rows: List[Dict[str, Any]]) -> None:
         say(args, '  '.join([f'{first.strip():<{widths[0]}}', *rest]))
 
 
-def report(args: argparse.Namespace, run_dir: Path, runs: Dict[str, Dict[str, Any]]) -> None:
+def report(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
     """The results as a table to read, and as results.csv.
 
     Args:

@@ -4,8 +4,9 @@ What is recorded is the forward and backward pass, ICASC's gradients of gradient
 from one step to the next (optimiser, clipping, schedule, average of weights) stays outside.
 """
 from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Callable, Dict, Hashable, List, Protocol, Tuple
+from typing import Protocol
 
 import torch
 
@@ -15,7 +16,7 @@ from .step import TrainingStep
 
 __all__ = ['CudaRecorder', 'RecordedStep', 'Recorder']
 
-Results = Dict[str, torch.Tensor]
+Results = dict[str, torch.Tensor]
 
 
 class Recorder(Protocol):
@@ -24,7 +25,7 @@ class Recorder(Protocol):
     def warm_up(self, function: Callable[[], Results]) -> Results:
         """Run the function."""
 
-    def record(self, function: Callable[[], Results]) -> Tuple[Callable[[], None], Results]:
+    def record(self, function: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
         """Record the function without running it.
 
         Returns:
@@ -54,7 +55,7 @@ class CudaRecorder:
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
         return result
 
-    def record(self, function: Callable[[], Results]) -> Tuple[Callable[[], None], Results]:
+    def record(self, function: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
         graph = torch.cuda.CUDAGraph()
         # 'thread_local': a data loader's thread may pin memory meanwhile.
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode='thread_local'):
@@ -69,7 +70,7 @@ class _Recording:
     images: torch.Tensor
     target: torch.Tensor
     result: Results
-    gradients: List[Tuple[torch.nn.Parameter, torch.Tensor]]
+    gradients: list[tuple[torch.nn.Parameter, torch.Tensor]]
 
 
 class RecordedStep:
@@ -94,7 +95,7 @@ class RecordedStep:
     def __init__(self, step: TrainingStep, recorder: Recorder):
         self.step, self.recorder = step, recorder
         self._steps: Counter = Counter()
-        self._recordings: Dict[Hashable, _Recording] = {}
+        self._recordings: dict[Hashable, _Recording] = {}
 
     @property
     def recordings(self) -> int:

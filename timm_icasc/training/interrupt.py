@@ -1,8 +1,8 @@
 """Stop a training run between two steps, so that no checkpoint is ever half written."""
 import signal
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator, Optional
 
 __all__ = ['Interrupted', 'ignore_signals', 'interruptible', 'stopping_loaders']
 
@@ -67,7 +67,7 @@ def stopping_loaders() -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        error: Optional[BaseException] = e
+        error: BaseException | None = e
         while error is not None:
             traceback.clear_frames(error.__traceback__)
             error = error.__cause__ or error.__context__

@@ -2,11 +2,12 @@
 import argparse
 import difflib
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import timm
@@ -119,14 +120,14 @@ def set_up_task(
         args: argparse.Namespace,
         model: nn.Module,
         device: torch.device,
-        input_size: Tuple[int, int, int],
+        input_size: tuple[int, int, int],
         steps_per_epoch: int,
         multilabel: bool,
 ) -> ClassificationTask:
     """`ICASCTask` or `MultiLabelICASCTask`, or timm's plain task where ICASC is off."""
     if multilabel:
         plain_class, icasc_class = MultiLabelClassificationTask, MultiLabelICASCTask
-        criterion: Dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss()}
+        criterion: dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss()}
     else:
         plain_class, icasc_class = ClassificationTask, ICASCTask
         criterion = {'criterion_kwargs': {
@@ -146,7 +147,7 @@ def set_up_task(
         ramp_steps=round(args.icasc_ramp_epochs * steps_per_epoch), device=device, verbose=False)
 
 
-def set_up_optimizer(args: argparse.Namespace, model: nn.Module, updates_per_epoch: int) -> Tuple[Any, Any, int]:
+def set_up_optimizer(args: argparse.Namespace, model: nn.Module, updates_per_epoch: int) -> tuple[Any, Any, int]:
     """Optimiser, schedule (None for a constant rate) and number of epochs, cooldown included."""
     if not args.lr:
         args.lr = args.lr_base * args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
@@ -171,21 +172,21 @@ class Job:
     task: ClassificationTask
     optimizer: torch.optim.Optimizer
     scheduler: Any
-    scaler: Optional[Scaler]
+    scaler: Scaler | None
     autocast: Callable
-    step: Callable[..., Dict[str, torch.Tensor]]  # forward and backward pass of one batch
+    step: Callable[..., dict[str, torch.Tensor]]  # forward and backward pass of one batch
     epochs: int
     updates_per_epoch: int
     loader_train: DataLoader
     loader_val: DataLoader
-    attention_loader: Optional[DataLoader]
-    mixup: Optional[Mixup]
-    data_config: Dict[str, Any]
+    attention_loader: DataLoader | None
+    mixup: Mixup | None
+    data_config: dict[str, Any]
     train_set: Dataset
     val_set: Dataset
-    names: Optional[List[str]]
+    names: list[str] | None
     multilabel: bool
-    layers: Optional[ICASCLayers]  # None: the plain loss on a model without usable layers
+    layers: ICASCLayers | None  # None: the plain loss on a model without usable layers
 
     def create_evaluator(self) -> Any:
         """What collects the predictions on the validation images: timm's, or that of several classes per image."""

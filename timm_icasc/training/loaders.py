@@ -1,7 +1,7 @@
 """From the options of train_timm.py to data sets and loaders; every misfit becomes one clear line."""
 import argparse
 from functools import partial
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -15,7 +15,7 @@ from .interrupt import ignore_signals
 __all__ = ['set_up_data', 'set_up_data_config', 'set_up_loaders']
 
 
-def _check_labels(args: argparse.Namespace, multilabel: bool, names: Optional[List[str]]) -> None:
+def _check_labels(args: argparse.Namespace, multilabel: bool, names: list[str] | None) -> None:
     """Settle what depends on whether images have one class or any number of them."""
     measures = ('mAP', 'AUC') if multilabel else ('top1', 'top5')
     args.eval_metric = args.eval_metric or measures[0]
@@ -31,7 +31,7 @@ def _check_labels(args: argparse.Namespace, multilabel: bool, names: Optional[Li
         raise ICASCError(f'--loss {args.loss} is for single-label data; multi-label data take the soft-margin loss.')
 
 
-def set_up_data(args: argparse.Namespace) -> Tuple[Dataset, Dataset, Optional[List[str]]]:
+def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] | None]:
     """The two data sets and the class names; the number of classes is settled here."""
     channels = args.input_size[0] if args.input_size else args.in_chans or 3
     if channels not in (1, 3):
@@ -60,7 +60,7 @@ def set_up_data(args: argparse.Namespace) -> Tuple[Dataset, Dataset, Optional[Li
     return train, val, names
 
 
-def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> Dict[str, Any]:
+def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     """Input size, normalisation and crop: the options, and the model's own where they are silent."""
     try:
         config = resolve_data_config({k: v for k, v in vars(args).items() if v is not None}, model=model)
@@ -75,11 +75,11 @@ def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> Dict[str, 
 
 def set_up_loaders(
         args: argparse.Namespace,
-        data_config: Dict[str, Any],
+        data_config: dict[str, Any],
         train: Dataset,
         val: Dataset,
         device: torch.device,
-) -> Tuple[DataLoader, DataLoader, Optional[DataLoader], Optional[Mixup]]:
+) -> tuple[DataLoader, DataLoader, DataLoader | None, Mixup | None]:
     """Training and validation loader, the loader of the attention images, and mixup for plain loaders."""
     mixup_args = {'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'prob': args.mixup_prob,
                   'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode, 'label_smoothing': args.smoothing,

@@ -1,7 +1,7 @@
 """What a training run notes down of its model, so that its weights can be published without guessing anything."""
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 from ..features.module_state import unwrap_model
 from .job import Job, icasc_config
@@ -9,7 +9,7 @@ from .job import Job, icasc_config
 __all__ = ['model_record']
 
 
-def _model_args(model) -> Optional[Dict[str, Any]]:
+def _model_args(model) -> dict[str, Any] | None:
     """Arguments that build the architecture again; None where timm does not tell."""
     try:
         from timm.models._input import get_model_args
@@ -18,7 +18,7 @@ def _model_args(model) -> Optional[Dict[str, Any]]:
     return {name: value for name, value in get_model_args(model).items() if name != 'num_classes'}
 
 
-def _source(args, config: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+def _source(args, config: dict[str, Any]) -> dict[str, Any] | None:
     """The weights that training started from; None for random ones."""
     file = args.initial_checkpoint or args.pretrained_path
     if file:
@@ -29,7 +29,7 @@ def _source(args, config: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     return {'name': name, 'license': config.get('license')}
 
 
-def model_record(job: Job) -> Dict[str, Any]:
+def model_record(job: Job) -> dict[str, Any]:
     """Everything that `config.json` of a published model says, from the run itself and not from its source weights.
 
     Args:

@@ -1,6 +1,6 @@
 """Where pretrained weights come from: the Hub if it answers, files, also those in other libraries' names."""
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -31,7 +31,7 @@ def go_offline_unless_the_hub_answers() -> None:
         huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
-def rename_to_timm(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+def rename_to_timm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict in timm's names; one in names that are not known here is returned as it is.
 
     Known: EfficientNet and EfficientNet-Lite of EfficientNet-PyTorch and its descendants (`_blocks.7._bn0`), for timm's
@@ -58,7 +58,7 @@ def rename_to_timm(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tenso
     return renamed
 
 
-def pretrained_source(path: Union[str, Path]) -> Dict[str, Any]:
+def pretrained_source(path: str | Path) -> dict[str, Any]:
     """What to overlay on a `pretrained_cfg` so that timm takes the weights of a file, whatever head they have.
 
     Args:

@@ -1,6 +1,6 @@
 """Forward and backward pass of a training step, and the AMP scaler in the two halves that go before and behind them."""
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Callable, Dict, Iterable, Optional
 
 import torch
 from timm.task import ClassificationTask
@@ -18,7 +18,7 @@ class Scaler(NativeScaler):
     def update(
             self,
             optimizer: torch.optim.Optimizer,
-            clip_grad: Optional[float] = None,
+            clip_grad: float | None = None,
             clip_mode: str = 'norm',
             parameters: Iterable[torch.Tensor] = (),
     ) -> None:
@@ -42,11 +42,11 @@ class TrainingStep:
             self,
             task: ClassificationTask,
             autocast: Callable[[], AbstractContextManager] = nullcontext,
-            scaler: Optional[Scaler] = None,
+            scaler: Scaler | None = None,
     ):
         self.task, self.autocast, self.scaler = task, autocast, scaler
 
-    def __call__(self, images: torch.Tensor, target: torch.Tensor, parts: int = 1) -> Dict[str, torch.Tensor]:
+    def __call__(self, images: torch.Tensor, target: torch.Tensor, parts: int = 1) -> dict[str, torch.Tensor]:
         """One step.
 
         Args:

@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `C` classes of the classifier, `H W` its input size, `h w` grid of the cues.
 """
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -44,7 +44,7 @@ def seed_cues(
         maps: torch.Tensor,
         saliency: torch.Tensor,
         labels: torch.Tensor,
-        grid: Tuple[int, int],
+        grid: tuple[int, int],
         foreground: float = FOREGROUND,
         background: float = BACKGROUND,
 ) -> torch.Tensor:
@@ -83,7 +83,7 @@ def make_cues(
         model: nn.Module,
         images: torch.Tensor,
         labels: torch.Tensor,
-        grid: Tuple[int, int],
+        grid: tuple[int, int],
         method: str = 'ach',
         layers: Sequence[str] = None,
         foreground: float = FOREGROUND,

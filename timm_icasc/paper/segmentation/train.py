@@ -2,9 +2,9 @@
 
 Shapes: `B` batch, `C` classes with the background first, `h w` grid of the network's scores.
 """
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class SegmentationConfig:
     seed: int = 0
 
 
-def create_network(name: str, num_classes: int, backbone_weights: Optional[Path] = None) -> nn.Module:
+def create_network(name: str, num_classes: int, backbone_weights: Path | None = None) -> nn.Module:
     """A DeepLabV3 with random weights, or with those of a torchvision classifier or segmenter in its backbone.
 
     Args:
@@ -89,7 +89,7 @@ def create_network(name: str, num_classes: int, backbone_weights: Optional[Path]
     return network
 
 
-def network_input(image, size: int) -> Tuple[torch.Tensor, torch.Tensor]:
+def network_input(image, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An image squashed to a square: normalised for the network, and its colours 0 to 255; `[3, size, size]` both."""
     colors = pil_to_tensor(resize(image, [size, size])).float()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
@@ -102,7 +102,7 @@ def _scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def score_grid(network: nn.Module, image_size: int) -> Tuple[int, int]:
+def score_grid(network: nn.Module, image_size: int) -> tuple[int, int]:
     """Rows and columns of the scores of an image of `image_size`."""
     training = network.training
     device = next(network.parameters()).device
@@ -111,7 +111,7 @@ def score_grid(network: nn.Module, image_size: int) -> Tuple[int, int]:
     return tuple(shape)
 
 
-def _batch_indices(count: int, config: SegmentationConfig, iteration: int) -> List[int]:
+def _batch_indices(count: int, config: SegmentationConfig, iteration: int) -> list[int]:
     """Each epoch its own order; which images an update sees follows from seed and iteration alone."""
     indices = []
     for position in range(iteration * config.batch_size, (iteration + 1) * config.batch_size):
@@ -128,7 +128,7 @@ def sec_losses(
         colors: torch.Tensor,
         config: SegmentationConfig,
         crf: CRFParameters,
-) -> Dict[str, torch.Tensor]:
+) -> dict[str, torch.Tensor]:
     """The losses of weight > 0, batch means, and 'loss', their weighted sum.
 
     Args:
@@ -158,8 +158,8 @@ def train(
         cues: Callable[[int], torch.Tensor],
         config: SegmentationConfig,
         checkpoint: Path,
-        crf: Optional[CRFParameters] = None,
-) -> Dict[str, float]:
+        crf: CRFParameters | None = None,
+) -> dict[str, float]:
     """Train on cues; goes on from `checkpoint` where there is one, as if it had never stopped.
 
     Args:
@@ -197,7 +197,7 @@ def train(
                     'optimizer': optimizer.state_dict()}, partial)
         partial.replace(checkpoint)
 
-    history: List[Dict[str, float]] = []
+    history: list[dict[str, float]] = []
     network.train()
     bar = tqdm(range(start, config.iterations), desc='segmentation', initial=start, total=config.iterations,
                leave=False, disable=None)

@@ -3,7 +3,7 @@
 Shapes: `C` classes without the background.
 """
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class SegmentationImage(NamedTuple):
     """An image, its mask (class + 1, 0 background, 255 border; None without one) and its labels `[C]` in {1, 0, -1}."""
     name: str
     image: Image.Image
-    mask: Optional[np.ndarray]
+    mask: np.ndarray | None
     labels: torch.Tensor
 
 
@@ -49,7 +49,7 @@ class VOCSegmentation:
         file = next((path for path in lists if path.is_file()), None)
         if file is None:
             raise DataError(f"No split '{split}': neither '{lists[0]}' nor '{lists[1]}' exists.")
-        self.ids: List[str] = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+        self.ids: list[str] = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
         for name in self.ids:
             needed = [self._path('JPEGImages', name, 'jpg'), self._path('Annotations', name, 'xml')]
             for path in needed + ([self._path('SegmentationClass', name, 'png')] if masks else []):
