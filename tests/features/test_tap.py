@@ -8,8 +8,8 @@ from helpers.models import create
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from timm_icasc import ICASCError, ICASCTask, resolve_layers
+from timm_icasc.double_backward import features_only, operations
 from timm_icasc.double_backward import mode as capture
-from timm_icasc.double_backward import operations
 from timm_icasc.double_backward.mode import TwiceDifferentiable
 from timm_icasc.features.tap import capture_features
 
@@ -209,7 +209,7 @@ def test_a_weight_made_from_features_passes_their_gradient_on(operation):
     expected, = torch.autograd.grad(operation(x).pow(3).sum(), x)
     with TwiceDifferentiable(checkpointing=False):
         score = operation(x).pow(3).sum()
-    with operations.features_only():
+    with features_only():
         found, = torch.autograd.grad(score, x)
     torch.testing.assert_close(found, expected)
 

@@ -108,7 +108,7 @@ def _serve() -> None:
     import tempfile
 
     import timm_icasc  # noqa: F401
-    from timm_icasc.hub import pull  # noqa: F401
+    from timm_icasc.cli import card, pull, push  # noqa: F401
     print('ready', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:

@@ -188,7 +188,7 @@ _registry._model_has_pretrained.clear()  # of the tests' own import
 sys.path.insert(0, {str(package.parent)!r})
 import timm, timm_icasc
 assert timm_icasc.__file__.startswith({str(package)!r})
-from timm_icasc.hub import card
+from timm_icasc.publish import card
 assert timm.list_pretrained('*icasc*') == [] and timm.create_model('resnet20_cifar')
 try:
     card.render_sources(card.Path({str(CARDS / NAME)!r} + '.yaml'))
@@ -236,7 +236,7 @@ class TestPublished:
         sha256 = sha256 or hub.repos['me/pinned'].commits[1]['files']['model.safetensors']['oid']
         return client(code=f'''
 import timm, torch
-from timm_icasc.hub.registry import Tagged, register_tags
+from timm_icasc.hub.tags import Tagged, register_tags
 tagged = Tagged({PUBLISHED!r}, {sha256!r}, {{'num_classes': 7, 'tag': 'icasc_test', 'classifier': 'fc'}},
                 hub={{'repo_id': 'me/pinned', 'revision': {revision!r}}})
 register_tags({{tagged.name: tagged}})

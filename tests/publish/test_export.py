@@ -98,7 +98,7 @@ class TestExport:
         """Whatever the order of its hashes."""
         result = client(code=f'''
 from pathlib import Path
-from timm_icasc.hub.export import export, open_runs
+from timm_icasc.publish.export import export, open_runs
 export(open_runs({str(run_dir)!r})[0], Path({str(tmp_path)!r}), 'icasc_noise')
 print(hash('timm_icasc'))''')
         assert result.code == 0 and int(result.out) != hash('timm_icasc'), result.err

@@ -49,7 +49,7 @@ def test_vit_large_there_and_back(tmp_path, capsys):
         def command(*argv, home):
             return measured(f'timm-icasc {argv[0]}', '-m', 'timm_icasc.cli', *argv, HF_ENDPOINT=hub.endpoint,
                             HF_HOME=str(tmp_path / home), HF_TOKEN='hf_owner', TMPDIR=str(tmp_path))
-        plain = measured('import alone', '-c', 'import timm_icasc.hub.push, timm_icasc.hub.pull')
+        plain = measured('import alone', '-c', 'import timm_icasc.publish.push, timm_icasc.hub.pull')
         pushed = command('push', run_dir, 'me/large', home='one')
         pulled = command('pull', 'me/large', '--to', tmp_path / 'pulled', home='two')
     trained = torch.load(run_dir / 'last.pth.tar', weights_only=False, mmap=True)['state_dict']

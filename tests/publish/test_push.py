@@ -255,12 +255,13 @@ class TestFaults:
         hub.fail('POST', '/tag/', 'hold')
         result = client(code=f"""
 from pathlib import Path
-from timm_icasc.hub import publish, push
-compare = publish._compare
+from timm_icasc.hub import upload
+from timm_icasc.publish import push
+compare = upload._compare
 def with_little_patience_then(*args):
     compare(*args)
-    publish.ANSWER_SECONDS = 0.2
-publish._compare = with_little_patience_then
+    upload.ANSWER_SECONDS = 0.2
+upload._compare = with_little_patience_then
 push.push(Path({str(card)!r}), 'me/silent')""", token='hf_owner')
         hub.released.set()
         assert 'HubError: me/silent@' in result.err and 'broke (ReadTimeout' in result.err
@@ -312,7 +313,7 @@ def test_what_the_hub_would_refuse_leaves_no_empty_repo(compared, hub, client, p
     files = {name: str(tmp_path / name) for name in ('config.json', 'model.safetensors', 'README.md', 'x.bin')}
     result = client(code=f'''
 from pathlib import Path
-from timm_icasc.hub.publish import publish
+from timm_icasc.hub.upload import publish
 publish({{name: Path(path) for name, path in {files!r}.items()}}, 'me/license')''', token='hf_owner')
     assert "x.bin' is a pickle; only model.safetensors is published" in result.err
     assert 'me/license' not in hub.repos

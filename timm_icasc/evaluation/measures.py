@@ -128,16 +128,16 @@ def measures(records: Records) -> dict[str, float]:
 
     Returns:
         - 'top1', 'top5' (from 6 classes on), with '_ten_crop': accuracy in percent
-        - 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC' (several classes per image): `multilabel.multilabel_metrics`; 'mAP'
+        - 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC' (several classes per image): `metrics.multilabel_metrics`; 'mAP'
           and 'AUC' also with '_ten_crop'
         - 'ks', 'ks_probability': margin of the KS chart (Fig. 9) and the probability at which it occurs
-        - 'ece' (one class per image): `calibration.expected_calibration_error`
+        - 'ece' (one class per image): `metrics.expected_calibration_error`
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map
         - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5) without training
         - 'zero_maps': share of images with a map of zeros
         - 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', where asked for: `robustness.map_robustness`
         - 'overlap_cooccurring': histogram intersection of the maps of classes in one image, by default the last layer's
-        - 'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area': `localisation.localise`, means over the classes in
+        - 'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area': `boxes.localise`, means over the classes in
           the images that have boxes
     """
     rows = np.arange(len(records.indices))

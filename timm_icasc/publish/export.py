@@ -27,7 +27,7 @@ from ..runs.folder import PLACES
 
 __all__ = ['Run', 'export', 'load_weights', 'open_runs']
 
-# What a run notes down of its model (`record.model_record`) and cannot be guessed.
+# What a run notes down of its model (`training.model_record`) and cannot be guessed.
 RECORDED = (
     'architecture', 'model_args', 'num_classes', 'preprocessing', 'dataset', 'val_split', 'attention_images', 'source',
     'icasc', 'layers', 'ema',
