@@ -52,6 +52,8 @@ def _show(rows: Sequence[dict[str, Any]], content: dict[str, Any], markdown: boo
     sources = dict.fromkeys(row['source'] for row in rows if row.get('source'))
     parts.append(('## Sources\n\n' if markdown else 'Sources of the column "paper":\n')
                  + '\n'.join(f'- {source}' for source in sources))
+    if markdown:
+        parts.append('Code: `timm_icasc/paper/`.')
     return '\n\n'.join(parts) + '\n'
 
 

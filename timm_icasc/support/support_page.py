@@ -163,6 +163,7 @@ def support_page(record: dict[str, Any]) -> str:
         size = result.get('input_size', [0, 0, 0])
         cells = [_cell(result[place]) if place in result else '-' for place in ('inner', 'last')]
         lines.append(f'| {name} | {size[1]}x{size[2]} | {cells[0]} | {cells[1]} |')
+    lines += ['', 'Code: `timm_icasc/support/`.']
     return '\n'.join(lines) + '\n'
 
 
