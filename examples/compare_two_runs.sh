@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train with cross-entropy and with ICASC, and compare.
 #
-# You learn the three commands of a comparison: train_timm.py for each run (same seed, same options),
+# You learn the three commands of a comparison: train_timm.py for each run (same seed and options),
 # `timm-icasc eval --compare` for the differences with their intervals over the images, and
-# `timm-icasc figure` for what both attend to. The data are scikit-learn's digits, nothing is downloaded.
-# Two runs of one seed show the way; a claim needs several (`timm-icasc sweep --help`).
+# `timm-icasc figure` for what both attend to. The data are scikit-learn's digits, nothing is
+# downloaded. Two runs of one seed show the way; a claim needs several (`timm-icasc sweep --help`).
 #
 #     bash examples/compare_two_runs.sh                        # 4 epochs, to output/comparison
 #     bash examples/compare_two_runs.sh FOLDER EPOCHS [OPTION ...]
@@ -28,10 +28,11 @@ for run in baseline icasc; do
     fi
 done
 
-# Without a data set train_timm.py follows its recipe for the digits. The terms of ICASC set in halfway.
+# Without a data set train_timm.py follows its recipe for the digits. The terms set in halfway.
 common=(--epochs "$epochs" --warmup-epochs $((epochs > 1)) --output "$folder" "$@")
 python "$train" "${common[@]}" --no-icasc --experiment baseline
-python "$train" "${common[@]}" --icasc --icasc-start-epoch $((epochs / 2)) --icasc-ramp-epochs 0 --experiment icasc
+python "$train" "${common[@]}" --icasc --experiment icasc \
+    --icasc-start-epoch $((epochs / 2)) --icasc-ramp-epochs 0
 
 # Accuracy, separability of the maps and more: B - A with 95 % intervals, in FOLDER/eval/comparison.json
 timm-icasc eval --compare "$folder/baseline" "$folder/icasc" --output "$folder/eval"

@@ -7,7 +7,8 @@
 #
 #     hf auth login                                            # a token with write permission
 #     python train_timm.py                                     # a run of one minute, to publish
-#     bash examples/publish.sh output/resnet20_cifar-digits me/resnet20-icasc-digits [FOLDER] [OPTION ...]
+#     bash examples/publish.sh output/resnet20_cifar-digits me/resnet20-icasc-digits
+#     bash examples/publish.sh RUN OWNER/NAME [FOLDER] [OPTION ...]
 #
 # The repo is public unless you add --private; FOLDER (default: pulled) is where the copy goes, further
 # options go to `timm-icasc push`. HF_ENDPOINT names another Hub than huggingface.co, for a trial.
@@ -25,7 +26,7 @@ shift $(($# < 3 ? $# : 3))
 timm-icasc push "$run" "$repo" "$@"
 timm-icasc pull "$repo" --to "$folder"
 
-# What a user of the weights writes; `hf-hub:OWNER/NAME` instead of `local-dir:FOLDER` needs no pull before.
+# What a user of the weights writes; with `hf-hub:OWNER/NAME` instead no pull is needed before.
 python - "$folder" <<'PYTHON'
 import sys
 

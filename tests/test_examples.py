@@ -96,8 +96,9 @@ def test_multilabel(tmp_path):
     assert precision[2] > 40, 'chance is the share of images that show a digit, 19 %'
 
 
+@pytest.mark.slow  # four commands, each of which loads torch
 def test_compare_two_runs(tmp_path):
-    """Two epochs of training, at a quarter of the pixels."""
+    """One epoch a run, at a quarter of the pixels."""
     text = run('compare_two_runs.sh', 'out', 1, '--img-size', 16, '--icasc-eval-images', 20, cwd=tmp_path)
     assert 'icasc - baseline: 450 images' in text and 'figure: out/classes.png' in text
     comparison = json.loads((tmp_path / 'out' / 'eval' / 'comparison.json').read_text())
@@ -133,7 +134,7 @@ def test_shell_examples_explain_themselves(name):
 @pytest.mark.parametrize('name', PYTHON + SHELL)
 def test_examples_are_short_and_use_the_public_names(name):
     text = (EXAMPLES / name).read_text()
-    assert len(text.splitlines()) <= 100 and max(map(len, text.splitlines())) <= 110
+    assert len(text.splitlines()) <= 100 and max(map(len, text.splitlines())) <= 100
     assert 'You learn' in text and f'examples/{name}' in text
     allowed = {'timm_icasc', 'timm_icasc.attention', 'timm_icasc.losses', 'timm_icasc.models'}
     assert set(re.findall(r'^(?:from|import) (timm_icasc[\w.]*)', text, re.M)) <= allowed
