@@ -34,7 +34,7 @@ python "$train" "${common[@]}" --no-icasc --experiment baseline
 python "$train" "${common[@]}" --icasc --experiment icasc \
     --icasc-start-epoch $((epochs / 2)) --icasc-ramp-epochs 0
 
-# Accuracy, separability of the maps and more: B - A with 95 % intervals, in FOLDER/eval/comparison.json
+# Accuracy, separability of the maps and more, with 95 % intervals; in FOLDER/eval/comparison.json
 timm-icasc eval --compare "$folder/baseline" "$folder/icasc" --output "$folder/eval"
 
 # The highest-scoring classes' maps of the same images, above the baseline's, below those of ICASC

@@ -75,8 +75,8 @@ def main():
             result = icasc_forward(model, images[batch], labels[batch], layers, config)
             true, confused = result.maps['target_inner'], result.maps['confused_inner']
             mask = resize_mask(masks[batch], true.shape[-2:])
-            outside = attention_consistency(true, mask, theta=1.)  # share of the map in the wrong half
-            shared = attention_separation(true, confused, mask)  # overlap of the two maps on the digit
+            outside = attention_consistency(true, mask, theta=1.)  # share in the wrong half
+            shared = attention_separation(true, confused, mask)  # overlap on the digit
             loss = F.cross_entropy(result.logits, labels[batch])
             loss = loss + args.weight * (outside + shared).mean()
             optimizer.zero_grad()

@@ -30,7 +30,7 @@ def make_pairs(digits, labels, count):
     left, right = torch.randint(len(digits), (2, count))
     images = torch.cat([digits[left], digits[right]], dim=3)
     present = torch.stack([labels[left], labels[right]], dim=1)
-    target = torch.zeros(count, 10).scatter(1, present, 1.)  # one label where both are the same digit
+    target = torch.zeros(count, 10).scatter(1, present, 1.)  # one label where both are alike
     return images, target
 
 

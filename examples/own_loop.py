@@ -1,11 +1,12 @@
 """ICASC in a training loop of your own.
 
-You learn what replaces `loss = criterion(model(images), target)` in a plain PyTorch loop: `ICASCTask`
-takes images and target, and returns the loss, the logits and the single terms. Model, optimiser and
-evaluation stay what they were. The data are scikit-learn's handwritten digits, nothing is downloaded.
+You learn what replaces `loss = criterion(model(images), target)` in a plain PyTorch loop:
+`ICASCTask` takes images and target, and returns the loss, the logits and the single terms. Model,
+optimiser and evaluation stay what they were. The data are scikit-learn's handwritten digits,
+nothing is downloaded.
 
     python examples/own_loop.py
-    python examples/own_loop.py --order 2 --epochs 10     # the terms as the paper writes them, slower
+    python examples/own_loop.py --order 2 --epochs 10     # the terms as the paper writes them
     python examples/own_loop.py --baseline                # the same loop with cross-entropy alone
 """
 import argparse
@@ -30,9 +31,9 @@ TERMS = ('loss_cls', 'loss_as_inner', 'loss_as_last', 'loss_ac')
 
 
 def load_images(count):
-    """Digits as normalised images [N, 3, 16, 16]: training images and labels, then those of the test."""
+    """Digits as normalised images [N, 3, 16, 16]: training images and labels, then the test's."""
     digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16  # [N, 1, 8, 8] in [0, 1]
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, size=(16, 16), mode='bilinear').expand(-1, 3, -1, -1)
     images, labels = (images - 0.305) / 0.34, torch.tensor(digits.target)
     train, test = train_test_split(
@@ -52,7 +53,8 @@ def main():
     torch.manual_seed(args.seed)
     images, labels, test_images, test_labels = load_images(args.images)
     model = timm.create_model('resnet20_cifar', num_classes=10)
-    weights = {'weight_as_inner': 0., 'weight_as_last': 0., 'weight_ac': 0.} if args.baseline else {}
+    names = ('weight_as_inner', 'weight_as_last', 'weight_ac')
+    weights = dict.fromkeys(names, 0.) if args.baseline else {}
     task = ICASCTask(model, order=args.order, input_size=(3, 16, 16), **weights)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
@@ -61,7 +63,7 @@ def main():
         task.train()
         sums = dict.fromkeys(TERMS, 0.)
         for batch in torch.randperm(len(images)).split(50):
-            result = task(images[batch], labels[batch])  # a dictionary; result['output'] are the logits
+            result = task(images[batch], labels[batch])  # result['output'] are the logits
             optimizer.zero_grad()
             result['loss'].backward()
             optimizer.step()
@@ -69,7 +71,7 @@ def main():
                 sums[name] += result[name].item() * len(batch)
         scheduler.step()
         means = '  '.join(f'{name} {value / len(images):.3f}' for name, value in sums.items())
-        top1 = accuracy(model, test_images, test_labels)  # the plain model: ICASC costs nothing here
+        top1 = accuracy(model, test_images, test_labels)  # the plain model, at no extra cost
         print(f'epoch {epoch + 1}  accuracy {top1:.3f}  {means}', flush=True)
 
 

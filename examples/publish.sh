@@ -2,16 +2,17 @@
 # Publish a run on the Hugging Face Hub, and get the same weights back.
 #
 # You learn how weights travel: `timm-icasc push` sends a run's weights (safetensors), configuration
-# and card in one commit, fetches them back, compares the hashes and tags the commit; `timm-icasc pull`
-# fetches and verifies them anywhere else, and leaves a folder that timm loads without a network.
+# and card in one commit, fetches them back, compares the hashes and tags the commit;
+# `timm-icasc pull` fetches and verifies them anywhere else, and leaves a folder that timm loads
+# without a network.
 #
 #     hf auth login                                            # a token with write permission
 #     python train_timm.py                                     # a run of one minute, to publish
 #     bash examples/publish.sh output/resnet20_cifar-digits me/resnet20-icasc-digits
 #     bash examples/publish.sh RUN OWNER/NAME [FOLDER] [OPTION ...]
 #
-# The repo is public unless you add --private; FOLDER (default: pulled) is where the copy goes, further
-# options go to `timm-icasc push`. HF_ENDPOINT names another Hub than huggingface.co, for a trial.
+# The repo is public unless you add --private; FOLDER (default: pulled) is where the copy goes,
+# further options go to `timm-icasc push`. HF_ENDPOINT names another Hub than huggingface.co, for a trial.
 set -euo pipefail
 
 if [ $# -lt 2 ] || [ "$1" = -h ] || [ "$1" = --help ]; then

@@ -1,9 +1,9 @@
 """ICASC for a model that is not timm's.
 
-You learn that any `nn.Module` from images to class scores will do, here torchvision's: its two layers
-are found by shapes and gradients, or named by you with `--layers`. A few training steps on
-scikit-learn's digits (random weights, so nothing is downloaded), then the true classes' attention maps
-as a picture: above the images, below them the maps, dark to bright.
+You learn that any `nn.Module` from images to class scores will do, here torchvision's: its two
+layers are found by shapes and gradients, or named by you with `--layers`. A few training steps on
+scikit-learn's digits (random weights, so nothing is downloaded), then the true classes' attention
+maps as a picture: above the images, below them the maps, dark to bright.
 
     python examples/torchvision_model.py
     python examples/torchvision_model.py --model vgg11 --layers features.14 features.19
