@@ -12,7 +12,7 @@
 #     bash examples/publish.sh RUN OWNER/NAME [FOLDER] [OPTION ...]
 #
 # The repo is public unless you add --private; FOLDER (default: pulled) is where the copy goes,
-# further options go to `timm-icasc push`. HF_ENDPOINT names another Hub than huggingface.co, for a trial.
+# further options go to `timm-icasc push`. HF_ENDPOINT names another Hub, for a trial.
 set -euo pipefail
 
 if [ $# -lt 2 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
