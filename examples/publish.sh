@@ -17,7 +17,7 @@ set -euo pipefail
 
 if [ $# -lt 2 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
-    exit $(($# < 2 ? 2 : 0))
+    case "${1:-}" in -h | --help) exit 0 ;; *) exit 2 ;; esac
 fi
 run=$1
 repo=$2
