@@ -26,8 +26,8 @@ class ICASCConfig:
         omega: Steepness of the target mask (Eq. 4).
         mask_scale: 'max' divides the map by its maximum inside the mask, 'raw' does not (`losses.target_mask`).
         mask_grad: Whether the mask carries gradient; if not, it is a pseudo-label made by the last layer.
-        share: Share of the batch, in (0, 1], that the terms are made of: its most confused samples (`hard_samples.py`). They
-            run through the network twice; with order 2 that pays below about a third, with order 1 hardly.
+        share: Share of the batch, in (0, 1], that the terms are made of: its most confused samples (`hard_samples.py`).
+            They run through the network twice; with order 2 that pays below about a third, with order 1 hardly.
     """
     attention: str = 'ach'
     order: int = 1
