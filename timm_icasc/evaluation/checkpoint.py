@@ -27,7 +27,7 @@ __all__ = ['Checkpoint', 'add_checkpoint_arguments', 'add_model_arguments', 'che
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
 WEIGHTS = {False: ('last.pth.tar', 'model_best.pth.tar'), True: ('model_best.pth.tar',)}
 # Options of the command that replace those of the run, where given.
-OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'workers', 'device')
+OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device')
 
 
 @dataclass
@@ -80,6 +80,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Union[str, 
     group.add_argument('--val-split', metavar='NAME', help='split to evaluate on')
     group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
     group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
+    group.add_argument('--crop-mode', choices=('center', 'squash', 'border'), help='as in train_timm.py')
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, nargs: Union[str, int]) -> argparse._ArgumentGroup:
