@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 
 from ..errors import HubError
-from ..paper import PAPER, recipe_options
+from ..paper import PAPER, abstract_gain, architecture, recipe_options
 from .evaluate import evaluate_runs
 from .export import Measure, Run, export, measure_of, metrics_of, open_runs
 from .registry import CARDS, TEMPLATE
@@ -75,19 +75,23 @@ def _differences(runs: List[Dict[str, Any]]) -> List[Dict[str, str]]:
     return rows
 
 
-def _paper(architecture: str, dataset: str, measure: Measure) -> Dict[str, Any]:
+def _paper(model: str, dataset: str, measure: Measure) -> Dict[str, Any]:
     """What paper.yaml knows of a data set: rows of this architecture, and the gain; nothing of other data sets."""
     content = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
     found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
     if found is None:
         return {'rows': [], 'gain': None}
-    table = f"Table {found['table']}" if found['table'] else 'a table'
-    known = [row for row in found['rows'] if row['value'] is not None
-             and recipe_options(found, content['methods'][row['method']], row)[0]['model'] == architecture]
+    known = [row for row in found['rows'] if measure.key in row['values'] and row['method'] in content['methods']
+             and architecture(recipe_options(found, content['methods'][row['method']], row)[0]['model'])
+             == architecture(model)]
+    told = abstract_gain(found)
     return {
-        'rows': [{'method': f"{row['method'].replace('baseline', 'cross-entropy')} in the paper, {table}",
-                  'measure': f"{row['value']:.2f}", 'source': content['sources'][row['source']]} for row in known],
-        'gain': f"{found['gain']:+.2f} on {found['title']} ({content['sources'][found['gain_source']]})"}
+        'rows': [{'method': ', '.join(filter(None, [row['method'].replace('baseline', 'cross-entropy'),
+                                                    row.get('label')])),
+                  'tables': row['tables'], 'quoted': bool(row.get('quoted')),
+                  'measure': f"{row['values'][measure.key]:.2f}"} for row in known],
+        'gain': f"{told['gain']:+.2f} on {found['title']}: {told['row']['network']} with {told['row']['method']} against "
+                f"{told['against']['network']} with {told['against']['method'].replace('baseline', 'cross-entropy')}"}
 
 
 def _metadata(name: str, written: Dict[str, Any], config: Dict[str, Any], results: Dict[str, Any], method: str) -> str:
