@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
-from .arguments import parse_args
+from .arguments import build_parser, parse_args
 from .config import RECIPES
 from .errors import ICASCError
 from .evaluation.output import format_table, write_csv, write_json
@@ -177,7 +177,7 @@ def _settled(options: Dict[str, Any], multilabel: bool) -> Dict[str, Any]:
 def _misfits(run: Run, options: Dict[str, Any], experiment: Dict[str, Any]) -> List[str]:
     """The options that keep a run out of the row of the paper that `options` make."""
     multilabel = 'mAP' in experiment['metrics']
-    own, wanted = _settled(run.options, multilabel), _settled(options, multilabel)
+    own, wanted = _settled({**_defaults(), **run.options}, multilabel), _settled(options, multilabel)
     if 'model' in own and (not own.get('pretrained') or _from_a_file(own)):  # no weights that a tag would name
         own['model'], wanted['model'] = architecture(own['model']), architecture(wanted['model'])
     decides = [key for key in own if key in wanted and key not in INCIDENTAL
@@ -223,6 +223,12 @@ def _own_rows(
                     seeds=' '.join(str(run.seed) for run in group if run.measures.get(metric) is not None), note=note,
                     **{'to the baseline': None if group[0].is_baseline else _difference(group, baselines, metric)}))
     return rows
+
+
+@cache
+def _defaults() -> Dict[str, Any]:
+    """What an option means that an args.yaml lacks."""
+    return vars(build_parser().parse_args([]))
 
 
 @cache
