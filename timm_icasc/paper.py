@@ -373,22 +373,22 @@ def setting_rows(content: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Table 1 and Table 1 of the appendix: the paper's settings, and below them the recipes'."""
     rows = []
     for experiment in content['experiments']:
-        rows.append({'table': content['settings']['title'], 'data set': experiment['title'], 'settings': 'the paper\u2019s',
-                     **experiment['settings']})
+        head = {'table': content['settings']['title'], 'data set': experiment['title']}
+        rows.append({**head, 'settings': 'the paper\u2019s', **experiment['settings']})
         for recipe in experiment['recipes']:
             options = _parsed(recipe, experiment['data_dir'], ())
             if options['sched'] == 'multistep':
                 epochs = [milestone - 1 for milestone in options['decay_milestones']]  # timm names the epoch after it
                 schedule = f"/{1 / options['decay_rate']:g} after {' and '.join(map(str, epochs))}"
             else:
-                schedule = f"{options['sched']}, {['', 'one cycle'][options['lr_cycle_limit']]}"
+                schedule = f"{options['sched']}, one cycle"
             padding = options['crop_padding']
             rows.append({
-                'table': content['settings']['title'], 'data set': experiment['title'], 'settings': recipe,
-                'network': options['model'], 'classes': options['num_classes'], 'pixels': options['img_size'],
-                'images': None, 'training images': None, 'test images': None, 'epochs': options['epochs'],
-                'batch size': options['batch_size'], 'learning rate': options['lr'], 'schedule': schedule,
-                'optimiser': 'SGD', 'momentum': options['momentum'], 'weight decay': f"{options['weight_decay']:.0e}".replace('e-0', 'e-'),
+                **head, 'settings': recipe, 'network': options['model'], 'classes': options['num_classes'],
+                'pixels': options['img_size'], 'images': None, 'training images': None, 'test images': None,
+                'epochs': options['epochs'], 'batch size': options['batch_size'], 'learning rate': options['lr'],
+                'schedule': schedule, 'optimiser': 'SGD', 'momentum': options['momentum'],
+                'weight decay': f"{options['weight_decay']:.0e}".replace('e-0', 'e-'),
                 'initial weights': 'ImageNet' if options['pretrained'] else 'random',
                 'augmentation': f'padded by {padding}, crop, mirror' if padding else 'random resized crop, mirror'})
     return rows

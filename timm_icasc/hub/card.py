@@ -85,13 +85,14 @@ def _paper(model: str, dataset: str, measure: Measure) -> Dict[str, Any]:
              and architecture(recipe_options(found, content['methods'][row['method']], row)[0]['model'])
              == architecture(model)]
     told = abstract_gain(found)
+    row, against = told['row'], told['against']
     return {
         'rows': [{'method': ', '.join(filter(None, [row['method'].replace('baseline', 'cross-entropy'),
                                                     row.get('label')])),
                   'tables': row['tables'], 'quoted': bool(row.get('quoted')),
                   'measure': f"{row['values'][measure.key]:.2f}"} for row in known],
-        'gain': f"{told['gain']:+.2f} on {found['title']}: {told['row']['network']} with {told['row']['method']} against "
-                f"{told['against']['network']} with {told['against']['method'].replace('baseline', 'cross-entropy')}"}
+        'gain': f"{told['gain']:+.2f} on {found['title']}: {row['network']} with {row['method']} against "
+                f"{against['network']} with {against['method'].replace('baseline', 'cross-entropy')}"}
 
 
 def _metadata(name: str, written: Dict[str, Any], config: Dict[str, Any], results: Dict[str, Any], method: str) -> str:
