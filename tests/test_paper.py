@@ -204,7 +204,8 @@ def test_the_weights_that_a_run_starts_from_decide(other, placed, tmp_path):
 
 
 def test_segmentations_of_another_classifier_are_not_the_papers(tmp_path):
-    result = {'attention': 'ach', 'seed': 0, 'mIoU': 50., 'year': '2012', 'test_split': 'val', 'network': 'deeplabv3'}
+    result = {'attention': 'ach', 'seed': 0, 'mIoU': 50., 'year': '2012', 'test_split': 'val', 'network': 'deeplabv3',
+              'classifier_icasc': False}
     for model in ('vgg19.tv_in1k', 'resnet18'):
         (tmp_path / model).mkdir()
         (tmp_path / model / 'segmentation.json').write_text(json.dumps({**result, 'classifier_model': model}))

@@ -46,9 +46,9 @@ OPEN = (
     'class_map', 'config', 'run_dir', 'resume', 'icasc')
 # What settings of a segmentation may be averaged over seeds; the first is the model, the others are told in the note.
 SETTINGS = (
-    'network', 'classifier', 'classifier_model', 'year', 'train_split', 'train_images', 'test_split', 'image_size',
-    'iterations', 'batch_size', 'lr', 'lr_step', 'momentum', 'weight_decay', 'foreground', 'background',
-    'weight_seed', 'weight_expand', 'weight_boundary')
+    'network', 'classifier', 'classifier_model', 'classifier_icasc', 'year', 'train_split', 'train_images',
+    'test_split', 'image_size', 'iterations', 'batch_size', 'lr', 'lr_step', 'momentum', 'weight_decay', 'foreground',
+    'background', 'weight_seed', 'weight_expand', 'weight_boundary')
 NAMES = {'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops',
          'top5_ten_crop': 'top-5 %, ten crops', 'mAP': 'mAP %', 'AUC': 'AUC', 'ks': 'KS margin',
          'ks_probability': 'KS margin at probability', 'mIoU': 'mIoU %'}
@@ -125,7 +125,7 @@ def segmentation_rows(results: Sequence[Dict[str, Any]], content: Dict[str, Any]
         for group in own:
             first = group[min(group)]
             misfits = [f'{key}={first.get(key)}' for key, wanted in content['deciding'].items()
-                       if first.get(key) is not None and architecture(str(first[key])) != wanted]
+                       if architecture(str(first.get(key))) != wanted]
             note = ', '.join(f'{key}={first.get(key)}' for key in SETTINGS[1:] if first.get(key) is not None)
             found.append({
                 **row, 'model': first.get('network'), 'seeds': ' '.join(map(str, sorted(group))),

@@ -150,7 +150,8 @@ def run(args: argparse.Namespace) -> int:
     except OSError as e:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
     result: Dict[str, Any] = {'attention': args.attention, 'classifier': classifier.source,
-                              'classifier_model': classifier.args.model, 'grid': grid,
+                              'classifier_model': classifier.args.model,
+                              'classifier_icasc': classifier.args.icasc if classifier.folder else None, 'grid': grid,
                               'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
                               'foreground': args.foreground, 'background': args.background,
                               **_measure_cues(folder, images)}
