@@ -72,6 +72,24 @@ def test_the_ground_truth_is_framed(runs, tmp_path):
     assert (red[edges].sum(1) > 2 * 128 * 0.9).all(), 'for both checkpoints'
 
 
+def test_several_methods_side_by_side(runs, tmp_path, capsys):
+    """Fig. 7: the classes of one image by Grad-CAM, Grad-CAM++ and channel-weighted attention, in one command."""
+    methods = ('grad_cam', 'grad_cam_plus_plus', 'ach')
+    command = ('classes', runs[0], '--indices', 3, '--topk', 2)
+    assert figure(*command, '--attention', *methods, '--output', tmp_path / 'f.svg') == 0
+    texts = texts_of(tmp_path / 'f.svg')
+    assert [text for text in texts if text.startswith('baseline, ')] == [f'baseline, {method}' for method in methods]
+
+    def pixels(name, *methods):
+        assert figure(*command, '--attention', *methods, '--output', tmp_path / name) == 0
+        return np.asarray(Image.open(tmp_path / name).convert('RGB')).astype(int)
+
+    both, one = pixels('both.png', 'grad_cam', 'ach'), pixels('one.png', 'grad_cam')
+    assert both.shape[1] > 1.5 * one.shape[1]
+    assert figure('html', runs[0], '--attention', *methods, '--output', tmp_path / 'f.html') == 2
+    assert 'the page has one method' in capsys.readouterr().err
+
+
 def test_layers_by_method(runs, tmp_path):
     assert figure('layers', runs[0], '--indices', 7, '--output', tmp_path / 'f.svg') == 0
     texts = texts_of(tmp_path / 'f.svg')

@@ -77,6 +77,21 @@ def test_zero_initialised_head_does_not_hide_the_layers():
     assert not model.head.weight.any()
 
 
+@pytest.mark.parametrize('name, inner', [('resnet18', 'layer3.1.conv2'), ('resnet50', 'layer3.5.conv3')])
+def test_zero_initialised_norms_do_not_hide_the_papers_inner_layer(name, inner):
+    """The last convolution of the penultimate stage feeds a BatchNorm that timm starts at zero."""
+    model = timm.create_model(name, num_classes=10)
+    norm = model.get_submodule(inner.replace('conv', 'bn'))
+    assert not norm.weight.any()
+    layers = resolve_layers(model, layers=(inner, 'layer4'), input_size=(3, 64, 64))
+    assert (layers.inner.path, layers.inner.grid, layers.last.grid) == (inner, (4, 4), (2, 2))
+    assert not norm.weight.any()
+    config = timm_icasc.ICASCConfig()
+    output = timm_icasc.icasc_forward(model, torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), layers, config)
+    assert not output.maps['target_inner'].any() and output.maps['target_last'].any()  # until the norm has moved
+    assert output.weighted_sum(config).isfinite()
+
+
 def test_token_grid_follows_the_image():
     model = create('vit_tiny_patch16_224', img_size=(64, 96))
     last = resolve_layers(model, input_size=(3, 64, 96)).last

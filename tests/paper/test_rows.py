@@ -1,4 +1,4 @@
-"""`timm-icasc paper`: every table and figure with its command, finished runs beside the paper's figures."""
+"""`timm-icasc paper`: every table and figure with its command, finished runs beside the paper's values."""
 import argparse
 import csv
 import json
@@ -11,13 +11,14 @@ import yaml
 
 from timm_icasc.cli import eval as evaluate
 from timm_icasc.cli import figure, main, segment
-from timm_icasc.paper.rows import PAPER, paper_rows
-from timm_icasc.runs.folder import collect_runs
+from timm_icasc.paper.rows import PAPER, class_rows, paper_rows, segmentation_rows
+from timm_icasc.runs.folder import collect_runs, collect_segmentations
+from timm_icasc.training.argument_files import RECIPES
 from timm_icasc.training.arguments import parse_args
 
 ROOT = Path(__file__).parents[2]
 CONTENT = yaml.safe_load(PAPER.read_text())
-PROTOCOL = {'dataset': 'cifar100', 'model': 'resnet110_cifar', 'epochs': 160, 'batch_size': 128}
+PROTOCOL = vars(parse_args(['--data-dir', 'x', '--config', str(RECIPES / 'cifar100_resnet110.yaml')]))
 
 
 def write_run(folder, method='cross-entropy', seed=0, top1=70., evaluated=None, world_size=1, **options):
@@ -54,10 +55,10 @@ def test_mean_deviation_and_difference_over_seeds(tmp_path):
 def test_what_was_not_run_says_what_it_needs(tmp_path):
     write_run(tmp_path / 'run', dataset='digits')
     rows = rows_of(tmp_path)
-    missing = [row for row in rows if str(row['ours']).startswith('not run: needs ')]
-    assert {row['table'].split(', ')[1] for row in missing} >= {
+    missing = [row for row in rows if row['ours'] == 'not run' and row['needs']]
+    assert {row['table'].rpartition(', ')[2] for row in missing} >= {
         'CIFAR-100', 'Caltech-256', 'ILSVRC2012', 'CUB-200-2011', 'PASCAL VOC 2012'}
-    own, = [row for row in rows if row not in missing]
+    own, = [row for row in rows if row['seeds']]
     assert own['table'] == 'not in the paper, digits' and own['ours'] == '70.00'
 
 
@@ -66,9 +67,9 @@ def test_another_protocol_is_not_the_papers(tmp_path):
     write_run(tmp_path / 'small', model='resnet20_cifar')
     rows = rows_of(tmp_path, table='Table 4, CIFAR-100', method='cross-entropy')
     assert [(row['paper'], row['note']) for row in rows] == [
-        (None, 'not the recipe’s settings, epochs=12'), (None, 'not the recipe’s settings')]
+        (None, 'not the paper’s settings, epochs=12'), (None, 'not the paper’s settings')]
     row, = rows_of(tmp_path, table='Table 4, CIFAR-100', paper=72.78)
-    assert row['ours'].startswith('not run:')
+    assert row['ours'] == 'not run'
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
@@ -76,7 +77,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
     write_run(tmp_path / 'b', lr=0.2, seed=1, top1=80.)
     write_run(tmp_path / 'c', lr=0.2, seed=2, top1=81., output='elsewhere', workers=3)
     rows = rows_of(tmp_path, table='Table 4, CIFAR-100', method='cross-entropy')
-    assert sorted((row['ours'], row['note']) for row in rows) == [('70.00', ''), ('80.50 ± 0.71', 'lr=0.2')]
+    assert sorted((row['ours'], row['note']) for row in rows) == [
+        ('70.00', 'quoted'), ('80.50 ± 0.71', 'not the paper’s settings, lr=0.2')]
 
 
 @pytest.mark.parametrize('loss', ['soft margin', 'binary cross-entropy'])
@@ -101,8 +103,9 @@ def test_unused_options_of_icasc_do_not_part_baselines(tmp_path):
 
 def test_ten_crops_come_from_the_evaluation(tmp_path):
     write_run(tmp_path / 'run', dataset='imagenet', evaluated={'top1': 1., 'top1_ten_crop': 77.})
-    rows = rows_of(tmp_path, table='Tables 3-9, ILSVRC2012', method='cross-entropy')
+    rows = rows_of(tmp_path, table='Tables 6 and 9, ILSVRC2012', method='cross-entropy')
     assert {row['measure']: row['ours'] for row in rows} == {'top-1 %': '70.00', 'top-1 %, ten crops': '77.00'}
+    assert {row['paper'] for row in rows} == {None}, 'of another network'
 
 
 def test_the_batch_is_that_of_an_update_over_all_processes(tmp_path):
@@ -111,22 +114,104 @@ def test_the_batch_is_that_of_an_update_over_all_processes(tmp_path):
     write_run(tmp_path / 'larger', batch_size=128, world_size=4, top1=80.)
     rows = rows_of(tmp_path, table='Table 4, CIFAR-100', method='cross-entropy')
     assert [(row['paper'], row['ours']) for row in rows] == [(72.78, '70.00'), (None, '80.00')]
-    assert rows[1]['note'] == 'not the recipe’s settings, batch_size=512'
+    assert rows[1]['note'] == 'not the paper’s settings, batch_size=512'
 
 
-def test_what_departs_from_the_recipe_beside_the_seed_is_told(tmp_path):
-    write_run(tmp_path / 'a', 'ICASC ach, order 1', icasc_weights=[0.1, 0.1, 0.1], icasc_start_epoch=1., drop_path=0.5)
-    row, = rows_of(tmp_path, table='Table 4, CIFAR-100', method='ICASC ach, order 1')
-    assert row['note'] == 'drop_path=0.5, icasc_start_epoch=1.0, icasc_weights=[0.1, 0.1, 0.1]'
+def test_what_the_paper_leaves_open_is_told_and_what_it_fixes_decides(tmp_path):
+    write_run(tmp_path / 'a', 'ICASC ach, order 1', icasc_mask_scale='max', amp=True, icasc_mask_grad=True)
+    write_run(tmp_path / 'b', 'ICASC ach, order 1', icasc_weights=[0.1, 0.1, 0.1], icasc_start_epoch=1., top1=60.)
+    rows = rows_of(tmp_path, table='Table 4, CIFAR-100', method='ICASC ach, order 1')
+    assert [(row['ours'], row['paper']) for row in rows] == [('70.00', 76.11), ('60.00', None)]
+    assert rows[0]['note'] == 'amp=True, icasc_mask_grad=True, icasc_mask_scale=max'
+    assert 'icasc_start_epoch=1.0, icasc_weights=[0.1, 0.1, 0.1]' in rows[1]['note']
 
 
-def test_both_sizes_of_the_training_split_have_their_rows(tmp_path):
-    settings = {'dataset': 'caltech256', 'model': 'resnet18.tv_in1k', 'epochs': 60, 'batch_size': 64,
-                'img_size': 224, 'val_split': 'test'}
-    for n in (30, 60):
-        write_run(tmp_path / str(n), 'ICASC ach, order 2', top1=float(n), train_split=f'train{n}', **settings)
-    rows = rows_of(tmp_path, table='Tables 3-9, Caltech-256', method='ICASC ach, order 2')
-    assert [(row['ours'], row['note']) for row in rows] == [('30.00', 'N = 30'), ('60.00', 'N = 60')]
+def run_of(tmp_path, recipe, *extra, method='cross-entropy', **other):
+    """A finished run with the options of a recipe, as args.yaml has them; returns the rows of the paper that it has."""
+    options = vars(parse_args(['--data-dir', 'x', '--config', str(RECIPES / recipe), *extra]))
+    write_run(tmp_path / 'run', method, **{**options, 'seed': 0, **other})
+    return [row for row in rows_of(tmp_path) if row['seeds']]
+
+
+@pytest.mark.parametrize('recipe, extra, method, value', [
+    ('cifar100_resnet110.yaml', ['--no-icasc'], 'cross-entropy', 72.78),
+    ('cifar100_resnet110.yaml', ['--no-icasc', '--drop-path', '0.5'], 'cross-entropy', 75.42),
+    ('cifar100_resnet110_stochastic_depth.yaml', [], 'cross-entropy', 75.42),
+    ('cifar100_preact_resnet164.yaml', [], 'cross-entropy', 75.63),
+    ('cifar100_resnet110.yaml', ['--icasc-attention', 'grad_cam'], 'ICASC grad_cam, order 1', 74.02),
+    ('cifar100_resnet110.yaml', [], 'ICASC ach, order 1', 76.11),
+    ('cifar100_resnet110.yaml', ['--icasc-order', '2', '--icasc-mask-grad'], 'ICASC ach, order 2', 76.11),
+    ('cifar100_resnet110.yaml', ['--icasc-layers', 'layer2.17.conv2', 'layer3'], 'ICASC ach, order 1', 76.11),
+    ('caltech256_resnet18.yaml', ['--train-split', 'train30'], 'ICASC ach, order 1', 78.01),
+    ('caltech256_resnet18.yaml', [], 'ICASC ach, order 1', 81.32),
+    ('caltech256_vgg19.yaml', ['--train-split', 'train30', '--no-icasc'], 'cross-entropy', 74.52),
+    ('caltech256_vgg19.yaml', [], 'ICASC ach, order 1', 79.80),
+    ('ilsvrc2012_resnet18.yaml', [], 'ICASC ach, order 1', 69.90),
+    ('cub200_resnet50.yaml', ['--no-icasc'], 'cross-entropy', 81.70),
+    ('cub200_resnet50.yaml', ['--weight-decay', '1e-4'], 'ICASC ach, order 1', 86.20),
+    ('cub200_resnet50.yaml', [], 'ICASC ach, order 1', 86.20),
+    ('cub200_resnet50_ablation.yaml', [], 'ICASC ach, order 1', 85.15),
+    ('cub200_resnet50_ablation.yaml', ['--icasc-weights', '1', '0', '1'], 'ICASC ach, order 1', 85.77),
+    ('cub200_resnet50_ablation.yaml', ['--no-icasc'], 'cross-entropy', 81.70),
+    ('cub200_resnet101.yaml', [], 'ICASC ach, order 1', 86.5),
+    ('cub200_resnet101.yaml', ['--no-icasc'], 'cross-entropy', 82.5),
+])
+def test_the_papers_settings_give_a_run_its_row(recipe, extra, method, value, tmp_path):
+    row, = run_of(tmp_path, recipe, *extra, method=method)
+    assert row['paper'] == value and row['ours'] == '70.00' and 'not the paper' not in row['note']
+
+
+@pytest.mark.parametrize('method, extra, values', [
+    ('multi-label soft margin', ['--no-icasc'], (77.44, 0.976)),
+    ('ICASC ach, order 1, multi-label soft margin', [], (83.17, 0.981))])
+def test_average_precision_and_auc_of_voc(method, extra, values, tmp_path):
+    run_of(tmp_path, 'voc2012_resnet18.yaml', *extra, method=method)
+    result = {'method': method, 'last': {'eval_mAP': 70.126, 'eval_AUC': 91.24, 'eval_AP_cow': 50., 'eval_AP_dog': 60.}}
+    (tmp_path / 'run' / 'results.json').write_text(json.dumps(result))
+    rows = [row for row in rows_of(tmp_path) if row['seeds']]
+    assert [(row['paper'], row['ours']) for row in rows] == [(values[0], '70.13'), (values[1], '0.912')]
+    classes = {row['class']: row for row in class_rows(collect_runs([tmp_path]), CONTENT)}
+    own, = {key for key in classes['cow'] if key.endswith('ours') and classes['cow'][key]}
+    assert own == ('ICASC ach, ours' if 'ICASC' in method else 'baseline, ours')
+    assert (classes['cow'][own], classes['dog'][own], classes['cat'][own]) == ('50.00', '60.00', None)
+
+
+def test_the_ks_chart_comes_from_the_evaluation(tmp_path):
+    rows = run_of(tmp_path, 'cub200_resnet50.yaml', method='ICASC ach, order 1',
+                  evaluated={'ks': 0.7, 'ks_probability': 0.5})
+    assert [(row['measure'], row['paper'], row['ours'], row['in']) for row in rows] == [
+        ('top-1 %', 86.20, '70.00', '3, 7, 9'), ('KS margin', 0.74, '0.70', 'Fig. 9'),
+        ('KS margin at probability', 0.55, '0.50', 'Fig. 9')]
+
+
+@pytest.mark.parametrize('extra, told', [
+    (['--drop-path', '0.2'], 'drop_path=0.2'), (['--icasc-weights', '0', '1', '0'], 'icasc_weights=[0.0, 1.0, 0.0]'),
+    (['--icasc-layers', 'layer1', 'layer2'], "icasc_layers=['layer1', 'layer2']"), (['--mixup', '0.2'], 'mixup=0.2'),
+    (['--crop-padding', '2'], 'crop_padding=2'), (['--icasc-share', '0.5'], 'icasc_share=0.5'),
+    (['--pretrained-path', 'x.pth'], ''), (['--icasc-theta', '0.5'], 'icasc_theta=0.5'),
+    (['--weight-decay', '1e-4'], 'weight_decay=0.0001'), (['--model-ema'], 'model_ema=True')])
+def test_every_option_that_changes_a_row_keeps_a_run_out_of_it(extra, told, tmp_path):
+    row, = run_of(tmp_path, 'cifar100_resnet110.yaml', *extra, method='ICASC ach, order 1')
+    assert row['paper'] is None and row['note'].startswith('not the paper’s settings') and told in row['note']
+
+
+@pytest.mark.parametrize('other, placed', [
+    ({}, True), ({'model': 'resnet50.a1_in1k'}, False), ({'pretrained': False}, False),
+    ({'model': 'resnet50', 'pretrained': False, 'pretrained_path': 'resnet50.pth'}, True)])
+def test_the_weights_that_a_run_starts_from_decide(other, placed, tmp_path):
+    row, = run_of(tmp_path, 'cub200_resnet50.yaml', '--no-icasc', **other)
+    assert (row['paper'] is not None) == placed
+
+
+def test_segmentations_of_another_classifier_are_not_the_papers(tmp_path):
+    result = {'attention': 'ach', 'seed': 0, 'mIoU': 50., 'year': '2012', 'test_split': 'val', 'network': 'deeplabv3',
+              'classifier_icasc': False}
+    for model in ('vgg19.tv_in1k', 'resnet18'):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / 'segmentation.json').write_text(json.dumps({**result, 'classifier_model': model}))
+    rows = segmentation_rows(collect_segmentations([tmp_path]), CONTENT['segmentation'])
+    found = {row['paper']: row['ours'] for row in rows if row['method'] == 'ach'}
+    assert found == {None: '50.00', 57.97: '50.00'}
 
 
 def test_a_repeated_seed_and_a_broken_run_are_named(tmp_path):
@@ -154,13 +239,19 @@ def test_damaged_files_are_left_out(file, text, tmp_path, capsys):
     assert '70.00' in capsys.readouterr().out or file == 'segmentation.json'
 
 
-def test_every_value_of_the_paper_has_a_source():
+def test_paper_yaml_is_whole():
+    """Every row has values and tables; no difference is typed; a row that can be run has a recipe."""
     for experiment in CONTENT['experiments']:
-        assert experiment['gain_source'] in CONTENT['sources']
+        ids = [row['id'] for row in experiment['rows']]
+        assert len(set(ids)) == len(ids)
         for row in experiment['rows']:
-            assert (row['value'] is None) == ('source' not in row)
-    cifar = CONTENT['experiments'][0]
-    assert cifar['rows'][1]['value'] - cifar['rows'][0]['value'] == pytest.approx(cifar['gain'])
+            assert row['values'] and row['tables'] and row.get('baseline', ids[0]) in ids
+            assert row.keys() <= {'id', 'network', 'label', 'method', 'tables', 'values', 'options', 'recipe',
+                                  'baseline', 'quoted', 'remark'}
+            assert row['method'] in CONTENT['methods'] or row.get('quoted')
+        assert {row.get('recipe', experiment['recipe']) for row in experiment['rows']} <= set(experiment['recipes'])
+    assert {name for experiment in CONTENT['experiments'] for name in experiment['recipes']} == {
+        path.name for path in RECIPES.glob('*.yaml') if not path.stem.endswith('_cpu') and 'digits' not in path.stem}
 
 
 @pytest.mark.parametrize('suffix', ['.md', '.json', '.csv'])
@@ -169,9 +260,9 @@ def test_files(suffix, tmp_path, capsys):
     output = tmp_path / 'new' / f'paper{suffix}'
     assert main(['paper', str(tmp_path / 'run'), '--output', str(output)]) == 0
     printed = capsys.readouterr().out
-    assert 'Table 4, CIFAR-100' in printed and 'not known' in printed and 'arXiv:1811.07484' in printed
+    assert 'Table 4, CIFAR-100' in printed and 'not run' in printed and 'contradicts itself' in printed
     if suffix == '.md':
-        assert '| resnet110_cifar | cross-entropy | top-1 % | 72.78 | 70.00 |' in output.read_text()
+        assert '| resnet110_cifar | cross-entropy | 4 | top-1 % | 72.78 |  | 70.00 | 0 |' in output.read_text()
         assert f"timm-icasc paper {tmp_path / 'run'} --output {output}" in output.read_text()
     else:
         rows = json.loads(output.read_text()) if suffix == '.json' else list(csv.DictReader(open(output)))
@@ -199,13 +290,16 @@ def test_without_runs_every_table_and_figure_has_its_command_and_what_it_needs(t
     printed = capsys.readouterr().out
     assert all(row['command'] in printed for row in rows if row.get('command'))
     for experiment in CONTENT['experiments']:
-        own = [row for row in rows if row['table'].split(', ', 1)[1:] == [experiment['title']]]
-        assert {row['method'].split(',')[0] for row in own} == {*CONTENT['methods'], 'gain over its baseline'}
-        assert all(row['ours'].startswith('not run: needs ') for row in own)
-    figures = ' '.join(row['figure'] for row in rows if row['table'] == 'Figures')
-    assert all(number in figures for number in ('Fig. 1 ', 'Fig. 2', '4, 5', 'Fig. 9', 'Fig. 10', 'appendix'))
-    assert {row['method'] for row in rows if row['table'].startswith('Table 2')} == {
+        own = [row for row in rows if row['table'] == f"{experiment['tables']}, {experiment['title']}"]
+        assert {row['method'].split(',')[0] for row in own} >= set(CONTENT['methods'])
+        assert all(row['ours'] == 'not run' and row['needs'] and row['command'] for row in own if row['model'])
+    figures = {row['figure']: row['command'] for row in rows if row['table'] == 'Figures'}
+    assert list(figures) == [*(f'Fig. {i}' for i in range(1, 11)), *(f'Fig. {i} of the appendix' for i in (1, 2))]
+    assert [name for name, command in figures.items() if command is None] == ['Fig. 3', 'Fig. 6', 'Fig. 8']
+    assert {row['method'] for row in rows if row['table'].startswith('Table 2,')} == {
         'grad_cam', 'grad_cam_plus_plus', 'ach'}
+    settings = [row for row in rows if row['table'].startswith('Table 1 ')]
+    assert [row['settings'] for row in settings].count('the paper’s') == 5 and len(settings) == 5 + 11
 
 
 def commands():
@@ -226,7 +320,7 @@ def test_the_commands_are_ones_that_the_programs_take(monkeypatch):
             parser = argparse.ArgumentParser()
             module.add_arguments(parser)
             parser.parse_args(words[2:])
-    assert len(seen) == 4
+    assert {words[1] for words in seen} == {'train_timm.py', 'segment', 'figure', 'eval'}
 
 
 def test_the_figures_of_this_repository_exist():

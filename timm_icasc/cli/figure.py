@@ -1,6 +1,6 @@
 """Draw what trained checkpoints attend to, two or more side by side.
 
-    timm-icasc figure classes RUN_A RUN_B      the highest-scoring classes' maps, ground truth in red (Figs. 1 and 10)
+    timm-icasc figure classes RUN_A RUN_B      the highest-scoring classes' maps, ground truth in red (Figs. 1, 7, 10)
     timm-icasc figure layers RUN_A RUN_B       inner against last layer, three attention methods (Figs. 2, 4 and 5)
     timm-icasc figure ks RUN_A RUN_B           KS chart: probability of the true and the most confusing class (Fig. 9)
     timm-icasc figure html RUN_A RUN_B         one self-contained page to browse many images
@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="even: at even distances; wrong: those whose highest-scoring class is wrong for the first "
                             'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
-    group.add_argument('--attention', default='ach', choices=list(ATTENTION_METHODS),
-                       help='attention maps of classes and html (default: %(default)s)')
+    group.add_argument('--attention', nargs='+', default=['ach'], choices=list(ATTENTION_METHODS), metavar='NAME',
+                       help=f"attention maps of classes and html: {', '.join(ATTENTION_METHODS)}; of classes also "
+                            'several, side by side (default: ach)')
     group.add_argument('--layer', default='last', choices=('inner', 'last'),
                        help='layer of classes and html (default: %(default)s)')
     group.add_argument('--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure')
@@ -58,6 +59,8 @@ def _check(args: argparse.Namespace, path: Path) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if args.kind == 'html' and len(args.attention) > 1:
+        raise ICASCError('--attention: the page has one method; classes draws several.')
     if args.kind == 'html' and path.suffix.lower() != '.html':
         raise ICASCError(f"--output: the page is an .html file, got '{path}'.")
     if args.kind != 'html':
@@ -121,7 +124,7 @@ def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Pat
     elif args.kind == 'classes':
         classes_figure(checkpoints, indices, path, args.topk or 5, args.attention, args.layer)
     else:
-        browsing_page(checkpoints, indices, path, args.topk or 3, args.attention, args.layer)
+        browsing_page(checkpoints, indices, path, args.topk or 3, args.attention[0], args.layer)
     print(f"images: {' '.join(map(str, indices))}")
 
 

@@ -29,7 +29,7 @@ HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
 WEIGHTS = {False: ('last.pth.tar', 'model_best.pth.tar'), True: ('model_best.pth.tar',)}
 
 # Options of the command that replace those of the run, where given.
-OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'workers', 'device')
+OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device')
 
 
 @dataclass

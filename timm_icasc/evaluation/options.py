@@ -36,6 +36,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int =
     group.add_argument('--val-split', metavar='NAME', help='split to evaluate on')
     group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
     group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
+    group.add_argument('--crop-mode', choices=('center', 'squash', 'border'), help='as in train_timm.py')
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, nargs: str | int) -> argparse._ArgumentGroup:

@@ -62,10 +62,12 @@ class Probe:
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
         self._images = random_tensor((2, *input_size), generator).to(parameter.device, parameter.dtype)
-        # Heads that start at zero would hide every gradient; the probe sees random values in their place.
+        # Heads and norms that start at zero (timm's zero_init_last) would hide every gradient; the probe sees random
+        # values in their place.
         self._random_weights = {} if self.on_meta else {
             name: random_tensor(p.shape, generator).to(p.device, p.dtype) * 0.02
-            for name, p in model.named_parameters() if p.ndim > 1 and not p.detach().any()
+            for name, p in model.named_parameters()
+            if (p.ndim > 1 or name.split('.')[-1] == 'weight') and not p.detach().any()
         }
         self._clock = 0
         began: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The classes that models see in an image, highest first, the ground truth framed in red (Figs. 1 and 10)."""
+"""The classes that models see in an image, highest first, the ground truth framed in red (Figs. 1, 7 and 10)."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,21 +35,23 @@ def classes_figure(
         indices: Sequence[int],
         path: Path,
         topk: int = 5,
-        method: str = 'ach',
+        method: str | Sequence[str] = 'ach',
         layer: str = 'last',
 ) -> Path:
-    """One row per image: the image, then for each checkpoint the maps of the classes that it scores highest.
+    """One row per image: the image, then for each checkpoint and method the maps of the classes that it scores highest.
 
     Args:
         checkpoints: Models side by side, on the same data set.
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
         topk: Number of classes of each image; a ground truth below them takes the last place.
-        method: 'ach', 'grad_cam' or 'grad_cam_plus_plus'.
+        method: 'ach', 'grad_cam' or 'grad_cam_plus_plus', or several of them.
         layer: 'inner' or 'last'.
     """
     check_format(path)
     first = checkpoints[0]
+    methods = [method] if isinstance(method, str) else list(method)
+    columns = [(checkpoint, name) for checkpoint in checkpoints for name in methods]
     images, targets = load_items(first, indices)
     colors = colors_of(first, images)
     topk = min(topk, *(c.num_classes for c in checkpoints)) if len(checkpoints) > 1 else min(topk, first.num_classes)
@@ -59,19 +61,20 @@ def classes_figure(
     header = MARGIN + LINE - DESCENT
     tops = [header + 2 * ROW_GAP + 2 * LINE + row * row_height for row in range(len(indices))]
     bottom = tops[-1] + cell_height + SMALL_LINE + ROW_GAP
-    width = 2 * MARGIN + CELL + len(checkpoints) * (MODEL_GAP + model_width)
+    width = 2 * MARGIN + CELL + len(columns) * (MODEL_GAP + model_width)
     page = Page(width, bottom + len(CAPTION) * SMALL_LINE + MARGIN)
     for row, top in enumerate(tops):
         center = MARGIN + CELL / 2
         page.text(image_name(first.dataset, indices[row]), center, top - LINE - DESCENT, CELL, style='italic')
         page.text(', '.join(map(first.class_name, truth_of(targets[row]))), center, top - DESCENT, CELL)
         page.image(colors[row], MARGIN, top, CELL, cell_height)
-    for column, checkpoint in enumerate(checkpoints):
+    for column, (checkpoint, name) in enumerate(columns):
         model_left = MARGIN + CELL + MODEL_GAP + column * (model_width + MODEL_GAP)
-        page.text(checkpoint.label, model_left + model_width / 2, header, model_width, weight='bold')
+        title = checkpoint.label if len(methods) == 1 else f'{checkpoint.label}, {name}'
+        page.text(title, model_left + model_width / 2, header, model_width, weight='bold')
         page.axes.plot([model_left, model_left + model_width], [MARGIN + LINE] * 2, color='black', linewidth=0.8)
         greys = grey(colors_of(checkpoint, load_items(checkpoint, indices)[0]))
-        for row, views in enumerate(view_classes(checkpoint, indices, topk, method, layer)):
+        for row, views in enumerate(view_classes(checkpoint, indices, topk, name, layer)):
             for k, view in enumerate(views):
                 left, top = model_left + k * (CELL + PAIR_GAP), tops[row]
                 center, weight = left + CELL / 2, 'bold' if view.rank == 1 else 'normal'

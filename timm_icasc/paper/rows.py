@@ -1,77 +1,103 @@
-"""Every table and figure of the paper: the command that makes it, the paper's figures, finished runs beside them.
-
-    timm-icasc paper                            each table and figure with its command, and what it needs
-    timm-icasc paper output                     with every run below the folder, mean and deviation over seeds
-    timm-icasc paper output --output paper.md   also written to a file (.md, .json or .csv)
-
-A run is a folder with results.json and args.yaml, as train_timm.py leaves it, or with segmentation.json (Table 2).
-Runs that differ in the seed alone are averaged. A run stands in a row of the paper where its model, epochs, batch size,
-image size and splits are the recipe's; the note names what else differs. The value is that of the last epoch, with what
-`timm-icasc eval` has added (ten crops). The paper's figures, each with its source, are in paper.yaml.
-"""
+"""The tables of the paper as rows, finished runs beside its values; the values are in paper.yaml."""
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..runs.folder import INCIDENTAL, Run, group_runs
+from ..runs.folder import Run, group_runs
 from ..runs.tables import mean_and_deviation
-from ..training.argument_files import RECIPES
-from ..training.arguments import parse_args
+from .matching import (
+    SETTINGS,
+    architecture,
+    departures,
+    distinguish,
+    is_rows,
+    misfits_of,
+    parsed_recipe,
+    recipe_options,
+)
 
-__all__ = [
-    'PAPER', 'figure_rows', 'paper_rows', 'recipe_options', 'segmentation_rows', 'setting_rows',
-]
+__all__ = ['PAPER', 'abstract_gain', 'class_rows', 'figure_rows', 'paper_rows', 'segmentation_rows', 'setting_rows']
 
 PAPER = Path(__file__).parent / 'paper.yaml'
 
 FIGURES = 'Figures'
 
-# Options in which a run must agree with a recipe to stand in a row of the paper.
-DECIDING = ('model', 'epochs', 'batch_size', 'img_size', 'train_split', 'val_split')
-
-# What settings of a segmentation may be averaged over seeds; the first is the model, the others are told in the note.
-SETTINGS = ('network', 'classifier', 'year', 'train_split', 'train_images', 'image_size', 'iterations', 'batch_size',
-            'lr')
-
 NAMES = {'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops',
-         'top5_ten_crop': 'top-5 %, ten crops', 'mAP': 'mAP %', 'AUC': 'AUC %'}
+         'top5_ten_crop': 'top-5 %, ten crops', 'mAP': 'mAP %', 'AUC': 'AUC', 'ks': 'KS margin',
+         'ks_probability': 'KS margin at probability', 'mIoU': 'mIoU %'}
 
-UNKNOWN = 'not known'  # a figure that the paper has
+SCALE = {'AUC': 0.01}  # the paper's unit, where the runs have per cent
 
-HEAD = '''# The paper's tables and figures
-
-Written by `timm-icasc paper{folders} --output {name}`. The paper: Wang et al., "Sharpen Focus: Learning with Attention
-Separability and Consistency", ICCV 2019.
-'''
+DIGITS = {'AUC': 3}
 
 
-def _text(mean: float, deviation: float | None, sign: str = '') -> str:
-    return f'{mean:{sign}.2f}' + (f' \u00b1 {deviation:.2f}' if deviation is not None else '')
+def _text(mean: float, deviation: float | None, sign: str = '', digits: int = 2) -> str:
+    return f'{mean:{sign}.{digits}f}' + (f' \u00b1 {deviation:.{digits}f}' if deviation is not None else '')
 
 
-def _row(table: str, model: str | None, method: str, measure: str, paper: Any, ours: str | None,
-         source: str | None = None, command: str | None = None) -> dict[str, Any]:
-    return {'table': table, 'model': model, 'method': method, 'measure': measure, 'paper': paper, 'ours': ours,
-            'seeds': None, 'to the baseline': None, 'note': '', 'source': source, 'command': command}
+def _mean(group: Sequence[Run], metric: str) -> str | None:
+    """Mean and deviation of a group's runs in the paper's unit; None where no run has the metric."""
+    values = [run.measures[metric] * SCALE.get(metric, 1) for run in group if run.measures.get(metric) is not None]
+    return _text(*mean_and_deviation(values), digits=DIGITS.get(metric, 2)) if values else None
+
+
+def _row(table: str, metric: str, **values: Any) -> dict[str, Any]:
+    row = {'table': table, 'network': None, 'model': None, 'method': None, 'in': None, 'measure': NAMES[metric],
+           'paper': None, 'gain': None, 'ours': None, 'seeds': None, 'to the baseline': None, 'note': '',
+           'needs': None, 'command': None}
+    assert values.keys() <= row.keys() | {key for key in values if key.startswith('gain over')}
+    return {**row, **values}
+
+
+def title_of(experiment: dict[str, Any]) -> str:
+    return f"{experiment['tables']}, {experiment['title']}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    return ', '.join(filter(None, [row['method'], row.get('label')]))
+
+
+def _difference_of(row: dict[str, Any], other: dict[str, Any] | None, metric: str) -> float | None:
+    """What the paper's value is above that of another row."""
+    if other is None or metric == 'ks_probability' or not {metric} <= row['values'].keys() & other['values'].keys():
+        return None
+    return round(row['values'][metric] - other['values'][metric], DIGITS.get(metric, 2))
+
+
+def abstract_gain(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The gain that the paper's abstract gives for a data set: 'gain', 'row', 'against', 'metric', and 'own', the gain
+    over the row's own baseline."""
+    rows, told = {row['id']: row for row in experiment['rows']}, experiment['abstract']
+    row, against, metric = rows[told['row']], rows[told['against']], told['metric']
+    return {'row': row, 'against': against, 'metric': metric, 'gain': _difference_of(row, against, metric),
+            'own': _difference_of(row, rows[row['baseline']], metric)}
 
 
 def segmentation_rows(results: Sequence[dict[str, Any]], content: dict[str, Any]) -> list[dict[str, Any]]:
     """Table 2: one row per attention method and setting, mean and deviation over the segmentation's seeds."""
+    table = title_of(content)
     groups: dict[tuple, dict[int, dict[str, Any]]] = {}
     for result in results:
         setting = tuple(str(result.get(key)) for key in SETTINGS)
         groups.setdefault((result['attention'], setting), {})[result['seed']] = result
     rows = []
     for paper in content['rows']:
-        value = UNKNOWN if paper['value'] is None else paper['value']
-        row = _row(f"Table {content['table']}, {content['title']}", None, paper['method'], 'mIoU %', value,
-                   f"not run: needs {content['needs']}", command=content['command'].format(method=paper['method']))
+        row = _row(table, 'mIoU', method=paper['method'], paper=paper['values']['mIoU'], ours='not run',
+                   needs=content['needs'],
+                   command=f"{content['classifier']} && {content['command'].format(method=paper['method'])}")
         own = [group for (method, _), group in groups.items() if method == paper['method']]
-        rows += [{
-            **row, 'model': group[min(group)].get('network'), 'seeds': ' '.join(map(str, sorted(group))),
-            'ours': _text(*mean_and_deviation([result['mIoU'] for result in group.values()])),
-            'note': ', '.join(f'{key}={group[min(group)].get(key)}' for key in SETTINGS[1:])} for group in own] or [row]
+        found = []
+        for group in own:
+            first = group[min(group)]
+            misfits = [f'{key}={first.get(key)}' for key, wanted in content['deciding'].items()
+                       if architecture(str(first.get(key))) != wanted]
+            note = ', '.join(f'{key}={first.get(key)}' for key in SETTINGS[1:] if first.get(key) is not None)
+            found.append({
+                **row, 'model': first.get('network'), 'seeds': ' '.join(map(str, sorted(group))),
+                'paper': None if misfits else row['paper'],
+                'ours': _text(*mean_and_deviation([result['mIoU'] for result in group.values()])),
+                'note': f"not the paper\u2019s settings: {', '.join(misfits)}; {note}" if misfits else note})
+        rows += found if any(match['paper'] is not None for match in found) else [*found, row]
     return rows
 
 
@@ -80,35 +106,11 @@ def _difference(group: Sequence[Run], baselines: Sequence[Sequence[Run]], metric
     for baseline in baselines:
         if baseline[0].signature(True) == group[0].signature(True):
             by_seed = {run.seed: run.measures.get(metric) for run in baseline}
-            pairs = [run.measures[metric] - by_seed[run.seed] for run in group
+            pairs = [(run.measures[metric] - by_seed[run.seed]) * SCALE.get(metric, 1) for run in group
                      if run.measures.get(metric) is not None and by_seed.get(run.seed) is not None]
-            return f'{_text(*mean_and_deviation(pairs), sign="+")} (n={len(pairs)})' if pairs else None
+            digits = DIGITS.get(metric, 2)
+            return f'{_text(*mean_and_deviation(pairs), sign="+", digits=digits)} (n={len(pairs)})' if pairs else None
     return None
-
-
-def _counts(run: Run, key: str) -> bool:
-    """Whether an option tells runs apart; those of ICASC do not matter to a baseline, and a method's name tells two."""
-    return key not in (*INCIDENTAL, 'icasc', 'icasc_order', 'icasc_attention') and not (
-        run.is_baseline and key.startswith('icasc'))
-
-
-def _departures(run: Run, options: dict[str, Any]) -> str:
-    """Options of a run that differ from `options`."""
-    return ', '.join(f'{k}={v}' for k, v in sorted(run.options.items())
-                     if _counts(run, k) and k in options and v != options[k])
-
-
-def _distinguish(groups: Sequence[Sequence[Run]], recipe: dict[str, Any] | None = None) -> list[str]:
-    """For each group, the options in which it differs from others of the same model, and decidingly from a recipe."""
-    notes = []
-    for group in groups:
-        own = group[0]
-        rivals = [g[0] for g in groups if g is not group and g[0].options.get('model') == own.options.get('model')]
-        keys = {k for rival in rivals for k in {*rival.options, *own.options}
-                if rival.options.get(k) != own.options.get(k)}
-        keys |= {k for k in DECIDING[1:] if recipe and k in own.options and own.options[k] != recipe[k]}
-        notes.append(', '.join(f'{k}={own.options.get(k)}' for k in sorted(keys) if _counts(own, k)))
-    return notes
 
 
 def _own_rows(
@@ -121,64 +123,105 @@ def _own_rows(
     rows = []
     for group, note in zip(groups, notes, strict=True):
         for metric in metrics:
-            measured = [run for run in group if run.measures.get(metric) is not None]
-            if measured:
-                rows.append({
-                    **_row(table, group[0].options.get('model'), group[0].method, NAMES[metric], None,
-                           _text(*mean_and_deviation([run.measures[metric] for run in measured]))),
-                    'seeds': ' '.join(str(run.seed) for run in measured),
-                    'to the baseline': None if group[0].is_baseline else _difference(group, baselines, metric),
-                    'note': note})
+            ours = _mean(group, metric)
+            if ours is not None:
+                rows.append(_row(
+                    table, metric, model=group[0].options.get('model'), method=group[0].method, ours=ours,
+                    seeds=' '.join(str(run.seed) for run in group if run.measures.get(metric) is not None), note=note,
+                    **{'to the baseline': None if group[0].is_baseline else _difference(group, baselines, metric)}))
     return rows
 
 
-@cache
-def _parsed(recipe: str, data_dir: str, extra: tuple[str, ...]) -> dict[str, Any]:
-    return vars(parse_args(['--data-dir', data_dir, '--config', str(RECIPES / recipe), *extra]))
+def _paper_columns(experiment: dict[str, Any], row: dict[str, Any], metric: str) -> dict[str, Any]:
+    """What the paper has of a row and a metric."""
+    if metric not in row['values']:
+        return {}
+    rows = {other['id']: other for other in experiment['rows']}
+    columns = {'in': experiment.get('places', {}).get(metric, row['tables']), 'paper': row['values'][metric],
+               'gain': _difference_of(row, rows.get(row.get('baseline')), metric)}
+    against = experiment.get('against')
+    if against:
+        other = rows[against['row']]
+        inside = against['tables'] in columns['in'].split(', ') and row is not other
+        columns[f"gain over {other['network']}"] = _difference_of(row, other, metric) if inside else None
+    return columns
 
 
-def recipe_options(experiment: dict[str, Any], method: str, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
-    extra = [word for name, value in row.get('options', {}).items()
-             for word in (f"--{name.replace('_', '-')}", str(value))] + method.split()
-    options = _parsed(experiment['recipe'], experiment['data_dir'], tuple(extra))
-    return options, ''.join(f' {word}' for word in extra)
-
-
-def _agrees(run: Run, options: dict[str, Any]) -> bool:
-    return all(run.options.get(key, options[key]) == options[key] for key in DECIDING)
+def _quoted(experiment: dict[str, Any], row: dict[str, Any], metric: str) -> str | None:
+    return 'quoted' if row.get('quoted') and metric not in experiment.get('places', {}) else None
 
 
 def _experiment_rows(experiment: dict[str, Any], runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, Any]]:
-    table = f"{'Table ' + str(experiment['table']) if experiment['table'] else 'Tables 3-9'}, {experiment['title']}"
-    missing, metrics = f"not run: needs {experiment['needs']}", experiment['metrics']
+    table, metrics = title_of(experiment), experiment['metrics']
     groups, result, placed = group_runs(runs), [], []
     baselines = [group for group in groups if group[0].is_baseline]
-    recipe = {}
+    nearest: dict[int, list[str]] = {}
     for row in experiment['rows']:
+        shown = {'network': row.get('network'), 'method': _name(row)}
+        if row['method'] not in content['methods']:  # of another work
+            result += [_row(table, metric, **shown, **_paper_columns(experiment, row, metric),
+                            note=', '.join(filter(None, [_quoted(experiment, row, metric), row.get('remark')])))
+                       for metric in metrics if metric in row['values']]
+            continue
         options, text = recipe_options(experiment, content['methods'][row['method']], row)
-        recipe = recipe or options
-        command = content['train'].format(recipe=f"timm_icasc/recipes/{experiment['recipe']}", options=text,
-                                          data_dir=experiment['data_dir'])
+        recipe = f"timm_icasc/recipes/{row.get('recipe', experiment['recipe'])}"
+        command = content['train'].format(recipe=recipe, options=text, data_dir=experiment['data_dir'])
         command = ' && '.join(filter(None, [command, experiment.get('then')]))
-        paper = _row(table, options['model'], ', '.join(filter(None, [row['method'], row.get('label')])),
-                     ' / '.join(NAMES[metric] for metric in metrics), UNKNOWN if row['value'] is None else row['value'],
-                     missing, content['sources'].get(row.get('source')), command)
-        own = [group for group in groups if _agrees(group[0], options)
-               and row['method'] in ('baseline' if group[0].is_baseline else group[0].method.split(',')[0])]
+        own = []
+        for i, group in enumerate(groups):
+            if not is_rows(group, row):
+                continue
+            misfits = misfits_of(group[0], options, experiment)
+            if not misfits:
+                own.append(group)
+            elif i not in nearest or len(misfits) < len(nearest[i]):
+                nearest[i] = misfits
         placed += own
         found = _own_rows(table, own, metrics, baselines, [
-            ', '.join(filter(None, [row.get('label'), _departures(group[0], options)])) for group in own])
+            ', '.join(filter(None, [row.get('label'), departures(group[0], options)])) for group in own])
         for match in found:
-            first = match['measure'] == NAMES[metrics[0]]  # the one that the paper's figure is of
-            result.append({**match, 'paper': paper['paper'] if first else UNKNOWN,
-                           'source': paper['source'] if first else None, 'command': command})
-        result += [] if found else [paper]
-    others = [group for group in groups if group not in placed]
-    notes = [', '.join(filter(None, ['not the recipe\u2019s settings', note])) for note in _distinguish(others, recipe)]
-    result += _own_rows(table, others, metrics, baselines, notes)
-    result.append(_row(table, 'best of the paper', 'gain over its baseline', '', f"{experiment['gain']:+.2f}",
-                       None if runs else missing, content['sources'][experiment['gain_source']]))
+            metric = next(metric for metric in metrics if NAMES[metric] == match['measure'])
+            note = ', '.join(filter(None, [_quoted(experiment, row, metric), match['note']]))
+            result.append({**match, 'network': row['network'], **_paper_columns(experiment, row, metric),
+                           'note': note, 'command': command})
+        if not found:
+            result += [_row(table, metric, **shown, **_paper_columns(experiment, row, metric), model=options['model'],
+                            ours='not run', needs=experiment['needs'], command=command,
+                            note=_quoted(experiment, row, metric) or '')
+                       for metric in metrics if metric in row['values']]
+    others = [i for i, group in enumerate(groups) if group not in placed]
+    notes = distinguish([groups[i] for i in others], [nearest.get(i, []) for i in others])
+    notes = [', '.join(filter(None, ['not the paper\u2019s settings', note])) for note in notes]
+    result += _own_rows(table, [groups[i] for i in others], metrics, baselines, notes)
+    told = abstract_gain(experiment)
+    note = f"against {told['against']['network']}, {_name(told['against'])}"
+    if told['own'] != told['gain']:
+        note += f"; over its own baseline {told['own']:+.2f}"
+    result.append(_row(table, told['metric'], network=told['row']['network'], method=_name(told['row']),
+                       gain=told['gain'], note=note, **{'in': 'abstract'}))
+    return result
+
+
+def class_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Table 2 of the appendix: average precision of each class, of the paper's three methods, and of runs."""
+    result = []
+    for experiment in (e for e in content['experiments'] if 'classes' in e):
+        groups = group_runs([run for run in runs if run.data in experiment['names']])
+        rows = {row['id']: row for row in experiment['rows']}
+        own = {}
+        for row in experiment['rows']:
+            options, _ = recipe_options(experiment, content['methods'][row['method']], row)
+            own[row['id']] = next((group for group in groups if is_rows(group, row)
+                                   and not misfits_of(group[0], options, experiment)), ())
+        metrics = [name for name in experiment['rows'][0]['values'] if name.startswith('AP_')]
+        for metric in (*metrics, 'mAP'):
+            line = {'table': experiment['classes'], 'class': metric.removeprefix('AP_')}
+            for row in experiment['rows']:
+                line[row['method']] = row['values'][metric]
+                if 'baseline' in row:
+                    line[f"{row['method']}, gain"] = _difference_of(row, rows[row['baseline']], metric)
+            line.update({f"{row['method']}, ours": _mean(own[row['id']], metric) for row in experiment['rows']})
+            result.append(line)
     return result
 
 
@@ -190,9 +233,10 @@ def paper_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, A
         content: Of paper.yaml.
 
     Returns:
-        Rows with 'table', 'model', 'method', 'measure', 'paper' (figure, 'not known', or None where it has none),
-        'ours' (mean and standard deviation over seeds), 'seeds', 'to the baseline' (mean difference seed by seed),
-        'note', 'source' and 'command'.
+        Rows with 'table', 'network' (the paper's name), 'model', 'method', 'in' (which tables have the value),
+        'measure', 'paper' (its value, or None), 'gain' (over the row's own baseline, of the paper's values), 'ours'
+        (mean and standard deviation over seeds), 'seeds', 'to the baseline' (mean difference seed by seed), 'note',
+        'needs' and 'command'.
     """
     result, placed = [], []
     for experiment in content['experiments']:
@@ -204,28 +248,36 @@ def paper_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, A
         groups = [group for group in rest if group[0].data == name]
         baselines = [group for group in groups if group[0].is_baseline]
         result += _own_rows(f'not in the paper, {name}', groups, ('top1', 'mAP', 'AUC'), baselines,
-                            _distinguish(groups))
+                            distinguish(groups))
     return result
 
 
 def setting_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Table 1 and Table 1 of the appendix: the recipes' settings."""
+    """Table 1 and Table 1 of the appendix: the paper's settings, and below them the recipes'."""
     rows = []
     for experiment in content['experiments']:
-        options, _ = recipe_options(experiment, '', {})
-        rows.append({
-            'table': content['settings']['title'], 'data set': experiment['title'],
-            'model': options['model'], 'pixels': options['img_size'], 'epochs': options['epochs'],
-            'batch size': options['batch_size'], 'learning rate': options['lr'], 'schedule': options['sched'],
-            'weight decay': options['weight_decay'], 'recipe': f"timm_icasc/recipes/{experiment['recipe']}"})
+        head = {'table': content['settings']['title'], 'data set': experiment['title']}
+        rows.append({**head, 'settings': 'the paper\u2019s', **experiment['settings']})
+        for recipe in experiment['recipes']:
+            options = parsed_recipe(recipe, experiment['data_dir'], ())
+            if options['sched'] == 'multistep':
+                epochs = [milestone - 1 for milestone in options['decay_milestones']]  # timm names the epoch after it
+                schedule = f"/{1 / options['decay_rate']:g} after {' and '.join(map(str, epochs))}"
+            else:
+                schedule = f"{options['sched']}, one cycle"
+            padding = options['crop_padding']
+            rows.append({
+                **head, 'settings': recipe, 'network': options['model'], 'classes': options['num_classes'],
+                'pixels': options['img_size'], 'images': None, 'training images': None, 'test images': None,
+                'epochs': options['epochs'], 'batch size': options['batch_size'], 'learning rate': options['lr'],
+                'schedule': schedule, 'optimiser': 'SGD', 'momentum': options['momentum'],
+                'weight decay': f"{options['weight_decay']:.0e}".replace('e-0', 'e-'),
+                'initial weights': 'ImageNet' if options['pretrained'] else 'random',
+                'augmentation': f'padded by {padding}, crop, mirror' if padding else 'random resized crop, mirror'})
     return rows
 
 
 def figure_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The figures: what each shows, whether there is one of other models or data here, what the paper's takes."""
-    rows = []
-    for figure in content['figures']:
-        rows.append({'table': FIGURES, 'figure': figure['figure'], 'shows': figure['shows'],
-                     'ours': f"not run: needs {figure['needs']}", 'of VOC 2007': figure['here'],
-                     'command': figure['command']})
-    return rows
+    return [{'table': FIGURES, 'figure': figure['figure'], 'shows': figure['shows'], 'needs': figure['needs'],
+             'of VOC 2007': figure['here'], 'command': figure['command']} for figure in content['figures']]

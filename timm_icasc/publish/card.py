@@ -20,7 +20,8 @@ from ..errors import HubError
 from ..evaluation.measures import Measure, measure_of, metrics_of
 from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config
 from ..hub.tags import CARDS, TEMPLATE
-from ..paper.rows import PAPER, recipe_options
+from ..paper.matching import architecture, recipe_options
+from ..paper.rows import PAPER, abstract_gain
 from .evaluate import evaluate_runs
 from .export import Run, export, open_runs
 
@@ -77,19 +78,24 @@ def _differences(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     return rows
 
 
-def _paper(architecture: str, dataset: str, measure: Measure) -> dict[str, Any]:
+def _paper(model: str, dataset: str, measure: Measure) -> dict[str, Any]:
     """What paper.yaml knows of a data set: rows of this architecture, and the gain; nothing of other data sets."""
     content = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
     found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
     if found is None:
         return {'rows': [], 'gain': None}
-    table = f"Table {found['table']}" if found['table'] else 'a table'
-    known = [row for row in found['rows'] if row['value'] is not None
-             and recipe_options(found, content['methods'][row['method']], row)[0]['model'] == architecture]
+    known = [row for row in found['rows'] if measure.key in row['values'] and row['method'] in content['methods']
+             and architecture(recipe_options(found, content['methods'][row['method']], row)[0]['model'])
+             == architecture(model)]
+    told = abstract_gain(found)
+    row, against = told['row'], told['against']
     return {
-        'rows': [{'method': f"{row['method'].replace('baseline', 'cross-entropy')} in the paper, {table}",
-                  'measure': f"{row['value']:.2f}", 'source': content['sources'][row['source']]} for row in known],
-        'gain': f"{found['gain']:+.2f} on {found['title']} ({content['sources'][found['gain_source']]})"}
+        'rows': [{'method': ', '.join(filter(None, [row['method'].replace('baseline', 'cross-entropy'),
+                                                    row.get('label')])),
+                  'tables': row['tables'], 'quoted': bool(row.get('quoted')),
+                  'measure': f"{row['values'][measure.key]:.2f}"} for row in known],
+        'gain': f"{told['gain']:+.2f} on {found['title']}: {row['network']} with {row['method']} against "
+                f"{against['network']} with {against['method'].replace('baseline', 'cross-entropy')}"}
 
 
 def _metadata(name: str, written: dict[str, Any], config: dict[str, Any], results: dict[str, Any], method: str) -> str:

@@ -81,6 +81,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--in-chans', type=int, metavar='N', help='image input channels')
     group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='channels height width')
     group.add_argument('--crop-pct', type=float, metavar='N', help='input image centre crop, for validation')
+    group.add_argument('--crop-mode', choices=('center', 'squash', 'border'),
+                       help='validation images: center crop; squash, resize without keeping the aspect; border, pad '
+                            '(default: the model\'s). Training images are squashed by --crop-padding')
     group.add_argument('--mean', type=float, nargs='+', metavar='MEAN', help='mean of the pixels, to normalise')
     group.add_argument('--std', type=float, nargs='+', metavar='STD', help='deviation of the pixels, to normalise')
     group.add_argument('--interpolation', default='', choices=('', 'nearest', 'bilinear', 'bicubic', 'lanczos'),
@@ -215,8 +218,9 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--icasc-attention', default='ach', choices=('ach', 'grad_cam'),
                        help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
     group.add_argument('--icasc-order', type=int, default=1, choices=(1, 2),
-                       help='1: channel weights are constants (cheaper); 2: they carry gradient, as the paper writes '
-                            'it, which cost accuracy from scratch (default: %(default)s)')
+                       help='1: channel weights are constants (cheaper); 2: they carry gradient. The paper leaves it '
+                            'open; the derivative of its formula as printed is 2 with --icasc-mask-grad (default: '
+                            '%(default)s)')
     group.add_argument('--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
                        help='module paths of the two layers (default: found from the model)')
     group.add_argument('--icasc-weights', type=float, nargs=3, metavar=('AS_INNER', 'AS_LAST', 'AC'),
@@ -233,7 +237,7 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--icasc-mask-scale', default='max', choices=MASK_SCALES,
                        help='divide the map by its maximum in the mask, or take it raw (default: %(default)s)')
     group.add_argument('--icasc-mask-grad', action=argparse.BooleanOptionalAction, default=False,
-                       help='let the mask carry gradient (default: it is a pseudo-label)')
+                       help='let the mask carry gradient (default: it is a pseudo-label; the paper leaves it open)')
     group.add_argument('--icasc-share', type=float, default=1., metavar='P',
                        help='make the terms of this share of the batch only, its most confused images, which run '
                             'twice: with order 2 cheaper below about 0.4, with order 1 below 0.2 (default: 1)')

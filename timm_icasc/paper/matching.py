@@ -1,0 +1,112 @@
+"""Which row of the paper a finished run stands in: by its options, those aside that the paper leaves open."""
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from ..runs.folder import INCIDENTAL, Run
+from ..task.icasc import ICASCTask, MultiLabelICASCTask
+from ..training.argument_files import RECIPES
+from ..training.arguments import build_parser, parse_args
+
+__all__ = ['architecture', 'recipe_options']
+
+# Options that the paper leaves open, or that say how a run is computed; every other one decides its row.
+OPEN = (
+    'icasc_order', 'icasc_mask_grad', 'icasc_mask_scale', 'icasc_fast', 'opt_kwargs', 'sched_on_updates', 'warmup_lr',
+    'lr_base', 'lr_base_size', 'crop_pct', 'crop_mode', 'crop_padding', 'interpolation', 'train_interpolation',
+    'train_crop_mode', 'scale', 'ratio', 'hflip', 'color_jitter', 'mean', 'std', 'amp', 'amp_dtype', 'channels_last',
+    'grad_checkpointing', 'grad_accum_steps', 'sync_bn', 'dist_bn', 'resident_data', 'dataset', 'num_classes',
+    'class_map', 'config', 'run_dir', 'resume', 'icasc')
+
+# What settings of a segmentation may be averaged over seeds; the first is the model, the others are told in the note.
+SETTINGS = (
+    'network', 'classifier', 'classifier_model', 'classifier_icasc', 'year', 'train_split', 'train_images',
+    'test_split', 'image_size', 'iterations', 'batch_size', 'lr', 'lr_step', 'momentum', 'weight_decay', 'foreground',
+    'background', 'weight_seed', 'weight_expand', 'weight_boundary')
+
+
+def architecture(model: str) -> str:
+    """The name of a timm model without the tag of its weights."""
+    return model.split('.')[0]
+
+
+def _from_a_file(options: dict[str, Any]) -> bool:
+    return bool(options.get('pretrained_path') or options.get('initial_checkpoint'))
+
+
+def _settled(options: dict[str, Any], multilabel: bool) -> dict[str, Any]:
+    """Options in one form: what is written in different ways, or left to a default, can be compared."""
+    options = dict(options)
+    if 'pretrained' in options:
+        options['pretrained'] = bool(options['pretrained']) or _from_a_file(options)
+    options.update({key: options[key] or 0. for key in ('drop', 'drop_path') if key in options})
+    if options.get('lr') is None and {'lr_base', 'batch_size', 'lr_base_size'} <= options.keys():
+        options['lr'] = options['lr_base'] * options['batch_size'] / options['lr_base_size']
+    if options.get('opt') == 'momentum':  # the paper does not say whether the momentum is Nesterov's, timm's 'sgd'
+        options['opt'] = 'sgd'
+    if 'icasc_weights' in options and options['icasc_weights'] is None:
+        task = MultiLabelICASCTask if multilabel else ICASCTask
+        options['icasc_weights'] = list(task.default_config.weights.values())
+    return options
+
+
+def misfits_of(run: Run, options: dict[str, Any], experiment: dict[str, Any]) -> list[str]:
+    """The options that keep a run out of the row of the paper that `options` make."""
+    multilabel = 'mAP' in experiment['metrics']
+    own, wanted = _settled({**_defaults(), **run.options}, multilabel), _settled(options, multilabel)
+    if 'model' in own and (not own.get('pretrained') or _from_a_file(own)):  # no weights that a tag would name
+        own['model'], wanted['model'] = architecture(own['model']), architecture(wanted['model'])
+    decides = [key for key in own if key in wanted and key not in INCIDENTAL
+               and (key not in OPEN or key in experiment.get('fixed', ()))
+               and not (run.is_baseline and key.startswith('icasc'))]
+    return [key for key in decides if own[key] != wanted[key]
+            and own[key] not in experiment['readings'].get(key, ())]
+
+
+def departures(run: Run, options: dict[str, Any]) -> str:
+    """Options of a run that differ from `options`."""
+    return ', '.join(f'{k}={v}' for k, v in sorted(run.options.items())
+                     if _counts(run, k) and k in options and v != options[k])
+
+
+def distinguish(groups: Sequence[Sequence[Run]], misfits: Sequence[Sequence[str]] | None = None) -> list[str]:
+    """For each group, the options in which it differs from others of the same model, and its misfits."""
+    notes = []
+    for i, group in enumerate(groups):
+        own = group[0]
+        rivals = [g[0] for g in groups if g is not group and g[0].options.get('model') == own.options.get('model')]
+        keys = {k for rival in rivals for k in {*rival.options, *own.options}
+                if rival.options.get(k) != own.options.get(k)}
+        keys |= set(misfits[i]) - {'model'} if misfits else set()
+        notes.append(', '.join(f'{k}={own.options.get(k)}' for k in sorted(keys) if _counts(own, k)))
+    return notes
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """What an option means that an args.yaml lacks."""
+    return vars(build_parser().parse_args([]))
+
+
+@cache
+def parsed_recipe(recipe: str, data_dir: str, extra: tuple[str, ...]) -> dict[str, Any]:
+    return vars(parse_args(['--data-dir', data_dir, '--config', str(RECIPES / recipe), *extra]))
+
+
+def recipe_options(experiment: dict[str, Any], method: str, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
+    extra = [word for name, value in row.get('options', {}).items()
+             for word in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))]
+    extra += method.split()
+    options = parsed_recipe(row.get('recipe', experiment['recipe']), experiment['data_dir'], tuple(extra))
+    return options, ''.join(f' {word}' for word in extra)
+
+
+def is_rows(group: Sequence[Run], row: dict[str, Any]) -> bool:
+    return row['method'] in ('baseline' if group[0].is_baseline else group[0].method.split(',')[0])
+
+
+def _counts(run: Run, key: str) -> bool:
+    """Whether an option tells runs apart; those of ICASC do not matter to a baseline, and a method's name tells two."""
+    return key not in (*INCIDENTAL, 'icasc', 'icasc_order', 'icasc_attention') and not (
+        run.is_baseline and key.startswith('icasc'))
