@@ -151,8 +151,8 @@ def evaluate(job: Job, flag) -> dict[str, float]:
     metrics = validate(job.task.get_eval_model(ema=ema), job, flag)
     if job.attention_loader is not None and utils.is_primary(args):
         batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.check() is None)
-        metrics.update(evaluate_attention(evaluated_model(job), batches, icasc_config(args), args.icasc_layers,
-                                          job.multilabel))
+        metrics.update(evaluate_attention(
+            evaluated_model(job), batches, icasc_config(args), job.layers, job.multilabel))
     return metrics
 
 

@@ -93,13 +93,13 @@ def _make_all_cues(args: argparse.Namespace, classifier: Checkpoint, images: VOC
     transform = create_transform(
         config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
         interpolation=config['interpolation'], crop_pct=1., crop_mode='squash')
-    paths = (classifier.layers.inner.path, classifier.layers.last.path)
     for start in tqdm(range(0, len(images), classifier.batch_size), desc='cues', leave=False, disable=None):
         items = [images[i] for i in range(start, min(start + classifier.batch_size, len(images)))]
         labels = torch.stack([item.labels for item in items])
         batch = torch.stack([transform(item.image) for item in items]).to(classifier.device)
-        cues = make_cues(classifier.model, batch, labels.to(classifier.device), grid, args.attention, paths,
-                         args.foreground, args.background).cpu()
+        cues = make_cues(
+            classifier.model, batch, labels.to(classifier.device), grid, args.attention, classifier.layers,
+            args.foreground, args.background).cpu()
         # The network classes of a head that has more than VOC's twenty are never present.
         index = torch.where(cues.any(1), cues.argmax(1), 255).to(torch.uint8).numpy()
         for item, cue in zip(items, index, strict=True):

@@ -225,7 +225,7 @@ def collect_records(
                 if multilabel or has_boxes:
                     maps = attention_maps(
                         checkpoint.model, images, drawn, method=config.attention, layer=layer,
-                        layers=(checkpoint.layers.inner.path, checkpoint.layers.last.path))
+                        layers=checkpoint.layers)
                 if multilabel:
                     values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
                 if has_boxes:

@@ -53,8 +53,7 @@ def transformed_maps(
         middle, enlarged, and the middle of the image's map; `[B, K, h, w]` each.
     """
     def maps_of(x: torch.Tensor) -> torch.Tensor:
-        return attention_maps(
-            model, x, classes, method=method, layer=layer, layers=(layers.inner.path, layers.last.path))
+        return attention_maps(model, x, classes, method=method, layer=layer, layers=layers)
 
     maps = maps_of(images)
     return {'flip': (maps_of(images.flip(-1)).flip(-1), maps),

@@ -52,7 +52,7 @@ def evaluate_attention(
         model: nn.Module,
         batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
         config: ICASCConfig | None = None,
-        layers: Sequence[str] | None = None,
+        layers: ICASCLayers | Sequence[str] | None = None,
         multilabel: bool = False,
 ) -> dict[str, float]:
     """Separability and consistency of a model's attention, without training: means over the images.
@@ -65,7 +65,7 @@ def evaluate_attention(
         batches: Pairs of images `[B, 3, height, width]` and class indices `[B]`, or `[B, C]` if
             `multilabel`.
         config: Attention method and mask; the weights of the terms do not matter.
-        layers: Module paths (inner, last) instead of the automatic choice.
+        layers: From `resolve_layers`, or module paths (inner, last), instead of the automatic choice.
         multilabel: Whether the targets are multi-label (`icasc_forward`).
 
     Returns:

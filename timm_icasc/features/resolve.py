@@ -73,6 +73,20 @@ class _Resolver:
         return [r for r in self.probe.readings(path, channels, self.prefix_tokens)
                 if self.probe.is_on_path(r)]
 
+    def named(self, path: str) -> list[FeatureLayer]:
+        """What the module at `path` puts out: as `feature_info` describes it, the deepest stage first, then the rest.
+
+        Several entries may describe one module, by resolutions (CoaT) or by channels (CrossViT).
+        """
+        if path not in self.probe.calls:
+            return []
+        described = []
+        for entry in reversed(self.info):
+            if f'{path}.'.startswith(f"{entry.get('module')}."):
+                described += sorted(
+                    self._readings(path, entry.get('num_chs')), key=lambda r: self._scale_mismatch(r, entry))[:1]
+        return described + self._readings(path)
+
     def _called_children(self, path: str) -> list[str]:
         """The modules called directly inside `path`; ModuleLists and the like are looked through."""
         children = []
@@ -173,14 +187,8 @@ def inspect_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[
     return layers, probe.nonzero_share(layers.last)
 
 
-@torch.inference_mode(False)
-def _resolve_explicit(
-        model: nn.Module,
-        paths: Sequence[str],
-        input_size: tuple[int, int, int],
-) -> ICASCLayers:
-    if not (isinstance(paths, (list, tuple)) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
-        raise LayerResolutionError(f'layers must be two module paths, (inner, last), got {paths!r}.')
+def _check_paths(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules of the model by all their names, `paths` among them."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for path in paths:
         if path not in modules or not path:
@@ -188,26 +196,39 @@ def _resolve_explicit(
             raise LayerResolutionError(
                 f"{type(model).__name__} has no layer '{path}'; modules at that depth: {', '.join(siblings[:12])}"
                 f"{', ...' if len(siblings) > 12 else ''}.")
+    return modules
+
+
+@torch.inference_mode(False)
+def _resolve_explicit(
+        model: nn.Module,
+        paths: Sequence[str],
+        input_size: tuple[int, int, int],
+) -> ICASCLayers:
+    if not (isinstance(paths, (list, tuple)) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
+        raise LayerResolutionError(
+            f'layers must be two module paths, (inner, last), or the answer of resolve_layers, got {paths!r}.')
+    modules = _check_paths(model, paths)
     first_name = {module: path for path, module in model.named_modules()}  # a module may have several
     paths = [first_name[modules[path]] for path in paths]
     probe = Probe(model, input_size)
     calls = [probe.calls.get(path) for path in paths]
     if paths[0] == paths[1] or (None not in calls and calls[0].ended > calls[1].ended):
         raise LayerResolutionError(f"layers are (inner, last): '{paths[0]}' must come before '{paths[1]}'.")
-    layers = []
-    for path, call in zip(paths, calls, strict=True):
-        readings = probe.readings(path, prefix_tokens=getattr(model, 'num_prefix_tokens', 0)) if call else []
-        layer = next(filter(probe.is_on_path, readings), None)
-        if layer is None:
+    inner, last = map(_Resolver(model, probe).named, paths)
+    for path, features in zip(paths, (inner, last), strict=True):
+        if not features:
             raise LayerResolutionError(
                 f"Layer '{path}' of {type(model).__name__} has no spatial feature on the path to the logits: its "
                 f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K].')
+    # As in the automatic choice: the deepest stage with a finer grid than the last layer's, where there is one.
+    layers = ICASCLayers(next((f for f in inner if _is_finer(f, last[0])), inner[0]), last[0])
+    for layer in layers:
         if not probe.nonzero_share(layer):
             raise LayerResolutionError(
-                f"The logits of {type(model).__name__} have no gradient on the grid of layer '{path}', so every map "
-                f'would be zero (a class-token head?); name an earlier module.')
-        layers.append(layer)
-    return ICASCLayers(*layers)
+                f"The logits of {type(model).__name__} have no gradient on the grid of layer '{layer.path}', so every "
+                f'map would be zero (a class-token head?); name an earlier module.')
+    return layers
 
 
 _cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
@@ -215,7 +236,7 @@ _cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers]]' = weakref
 
 def resolve_layers(
         model: nn.Module,
-        layers: Sequence[str] | None = None,
+        layers: ICASCLayers | Sequence[str] | None = None,
         input_size: tuple[int, int, int] | None = None,
 ) -> ICASCLayers:
     """Find the inner and the last feature layer of a classifier (section 3 of the paper).
@@ -226,7 +247,9 @@ def resolve_layers(
 
     Args:
         model: Classifier `[B, C, H, W] -> [B, num_classes]`; timm models carry the `feature_info` this reads.
-        layers: Module paths (inner, last) to use instead, for any `nn.Module`.
+        layers: Module paths (inner, last) to use instead, for any `nn.Module`; of several tensors that a module puts
+            out, the one that `feature_info` describes is meant. `ICASCLayers` are handed back as they are, whatever
+            the input size: they say which tensor is meant, and how it is read.
         input_size: Channels, height, width of the images; the model's pretrained_cfg when None, else 3 x 224 x 224.
 
     Returns:
@@ -238,6 +261,9 @@ def resolve_layers(
     if not isinstance(model, nn.Module):
         raise LayerResolutionError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
     model = unwrap_model(model)
+    if isinstance(layers, ICASCLayers):
+        _check_paths(model, [layer.path for layer in layers])
+        return layers
     if input_size is None:
         input_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', DEFAULT_INPUT_SIZE)
         input_size = (getattr(model, 'in_chans', input_size[0]), *input_size[1:])

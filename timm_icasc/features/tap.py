@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch.overrides import TorchFunctionMode
 
 from ..double_backward.mode import TwiceDifferentiable
+from ..errors import LayerResolutionError
 from .layout import FeatureLayer
 from .module_state import is_checkpointing, unwrap_model
 
@@ -39,6 +40,9 @@ def capture_features(
 
     Yields:
         Dictionary from module path to feature, in the layer's own layout, filled by the forward pass.
+
+    Raises:
+        LayerResolutionError: The forward pass did not call the module of a layer.
     """
     model = unwrap_model(model)
     features: dict[str, torch.Tensor] = {}
@@ -71,3 +75,8 @@ def capture_features(
             handle = model.get_submodule(layer.path).register_forward_hook(tap(layer))
             stack.callback(handle.remove)
         yield features
+    for layer in layers:
+        if layer.path not in features:
+            raise LayerResolutionError(
+                f"{type(model).__name__} did not call '{layer.path}': gradient checkpointing calls other modules, so "
+                f'find the layers (resolve_layers) after it is switched on or off.')

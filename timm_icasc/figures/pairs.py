@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.resolve import resolve_layers
 from ..losses import attention_overlap
@@ -58,7 +59,7 @@ def _run(
         images: torch.Tensor,
         targets: torch.Tensor,
         config: ICASCConfig,
-        layers: Sequence[str] | None,
+        layers: ICASCLayers | Sequence[str] | None,
         multilabel: bool,
 ) -> ICASCOutput:
     """The four maps of every image in evaluation mode; each module's training flag is restored."""
@@ -113,7 +114,7 @@ def attention_figure(
         std: Sequence[float],
         path: str | Path,
         config: ICASCConfig | None = None,
-        layers: Sequence[str] | None = None,
+        layers: ICASCLayers | Sequence[str] | None = None,
 ) -> Path:
     """Draw the attention of one or more models for the true and for the most confusing class of each image.
 
@@ -134,7 +135,7 @@ def attention_figure(
         std: Standard deviation of each channel in the normalisation.
         path: File to write, .png, .pdf or .svg; its folder is created.
         config: Attention method; the weights of the terms do not matter.
-        layers: Module paths (inner, last) for all models instead of the automatic choice.
+        layers: From `resolve_layers`, or module paths (inner, last), for all models instead of the automatic choice.
 
     Returns:
         The path of the file.

@@ -30,4 +30,4 @@ def validation_figure(runs: dict[str, dict[str, Any]], path: Path) -> Path:
     names = job.names and job.names + [str(i) for i in range(len(job.names), job.args.num_classes)]
     return attention_figure(
         {label: run['model'] for label, run in runs.items()}, images, targets, names, config['mean'], config['std'],
-        path, config=icasc_config(job.args), layers=job.args.icasc_layers)
+        path, config=icasc_config(job.args), layers=job.layers)

@@ -79,10 +79,6 @@ def _own_scale(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     return (heats / torch.where(maximum > 0, maximum, 1)).numpy()
 
 
-def _paths(checkpoint: Checkpoint) -> tuple[str, str]:
-    return checkpoint.layers.inner.path, checkpoint.layers.last.path
-
-
 def view_classes(
         checkpoint: Checkpoint,
         indices: Sequence[int],
@@ -110,7 +106,7 @@ def view_classes(
         chosen.append(sorted(kept + others, key=row.index) + below)
     maps = attention_maps(
         checkpoint.model, images, torch.tensor(chosen, device=images.device), method=method, layer=layer,
-        layers=_paths(checkpoint)).cpu()
+        layers=checkpoint.layers).cpu()
     heats = _own_scale(maps, tuple(images.shape[-2:]))
     views = []
     for n, (classes, truth) in enumerate(zip(chosen, truths, strict=True)):
@@ -146,8 +142,10 @@ def view_layers(
     classes = [max(truth_of(target) or range(len(row)), key=lambda c, row=row: row[c])
                for target, row in zip(targets, logits.tolist(), strict=True)]
     drawn = torch.tensor(classes, device=images.device)[:, None]
-    maps = {layer: attention_maps(checkpoint.model, images, drawn, method=method, layer=layer,
-                                  layers=_paths(checkpoint)).cpu() for layer in ('inner', 'last')}
+    maps = {
+        layer: attention_maps(
+            checkpoint.model, images, drawn, method=method, layer=layer, layers=checkpoint.layers).cpu()
+        for layer in ('inner', 'last')}
     heats = {layer: _own_scale(values, tuple(images.shape[-2:])) for layer, values in maps.items()}
     inner, last = maps['inner'][:, 0], maps['last'][:, 0]
     inside = -attention_consistency(inner, resize_mask(target_mask(last, sigma), inner.shape[-2:]), theta=0.)

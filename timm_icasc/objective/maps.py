@@ -10,7 +10,7 @@ import torch.nn as nn
 from .._precision import at_least_float32
 from ..attention import ATTENTION_METHODS
 from ..double_backward import features_only
-from ..features.layout import FeatureLayer, ImagePlane, Images, PatchGrid, image_plane, input_size
+from ..features.layout import FeatureLayer, ICASCLayers, ImagePlane, Images, PatchGrid, image_plane, input_size
 from ..features.resolve import resolve_layers
 from ..features.tap import capture_features
 from ..labels import class_indices
@@ -57,7 +57,7 @@ def attention_maps(
         topk: int = 5,
         method: str = 'ach',
         layer: str = 'last',
-        layers: Sequence[str] | None = None,
+        layers: ICASCLayers | Sequence[str] | None = None,
         create_graph: bool = False,
 ) -> torch.Tensor:
     """Class-specific attention maps of a classifier.
@@ -72,7 +72,7 @@ def attention_maps(
         topk: Number of predicted classes where `classes` is None.
         method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1) or 'grad_cam_plus_plus'.
         layer: 'inner' or 'last'.
-        layers: Module paths (inner, last), if the automatic choice is not wanted.
+        layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
         create_graph: Keep the graph to the parameters, channel weights included, for use in a loss.
 
     Returns:

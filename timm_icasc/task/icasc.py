@@ -38,7 +38,8 @@ class ICASCTask(ClassificationTask):
         criterion_kwargs: Arguments for timm's create_classification_loss() when criterion is None.
         config: ICASC parameters (default: `default_config`); single ones can be given by name instead
             (`attention='grad_cam', order=1, ...`, see `ICASCConfig`), also on top of a config.
-        layers: Module paths (inner, last) instead of the automatic choice.
+        layers: From `resolve_layers`, for images of every size, or module paths (inner, last), instead of the automatic
+            choice.
         input_size: Channels, height, width of the images. Given, the layers are resolved (and errors raised) here,
             else at the first forward pass.
         start_steps: Number of first training steps (forward passes) without the ICASC terms, and without their cost.
@@ -67,7 +68,7 @@ class ICASCTask(ClassificationTask):
             criterion: nn.Module | Callable | None = None,
             criterion_kwargs: dict[str, Any] | None = None,
             config: ICASCConfig | None = None,
-            layers: Sequence[str] | None = None,
+            layers: ICASCLayers | Sequence[str] | None = None,
             input_size: tuple[int, int, int] | None = None,
             start_steps: int = 0,
             ramp_steps: int = 0,
@@ -89,7 +90,7 @@ class ICASCTask(ClassificationTask):
         super().__init__(
             model, criterion, criterion_kwargs=criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
         self.config = replace(config or self.default_config, **parameters)
-        self.layer_paths = tuple(layers) if layers is not None else None
+        self.layers = layers
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps
         self.step = 0
@@ -100,7 +101,7 @@ class ICASCTask(ClassificationTask):
 
     def resolve_layers(self, input_size: tuple[int, int, int] | None = None) -> ICASCLayers:
         """The inner and last layer for images of `input_size` (channels, height, width)."""
-        return resolve_layers(unwrap_model(self.trainable_module), self.layer_paths, input_size)
+        return resolve_layers(unwrap_model(self.trainable_module), self.layers, input_size)
 
     @property
     def term_scale(self) -> float:

@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ...features.layout import ICASCLayers
 from ...features.module_state import evaluation_mode
 from ...objective.maps import attention_maps
 
@@ -85,7 +86,7 @@ def make_cues(
         labels: torch.Tensor,
         grid: tuple[int, int],
         method: str = 'ach',
-        layers: Sequence[str] = None,
+        layers: ICASCLayers | Sequence[str] | None = None,
         foreground: float = FOREGROUND,
         background: float = BACKGROUND,
 ) -> torch.Tensor:
@@ -97,7 +98,7 @@ def make_cues(
         labels: `[B, C]`, 1 for classes in the image.
         grid: Rows and columns of the cues.
         method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1) or 'grad_cam_plus_plus'.
-        layers: Module paths (inner, last) instead of the automatic choice.
+        layers: From `resolve_layers`, or module paths (inner, last), instead of the automatic choice.
         foreground, background: See `seed_cues`.
 
     Returns:
