@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from helpers.models import create
+from helpers.several_outputs import PARAMS, RECORDS
 
 import timm_icasc
 from timm_icasc import LayerResolutionError, resolve_layers
@@ -115,6 +116,34 @@ def test_explicit_layers():
     assert layers.inner.grid == (8, 8) and layers.inner.channels == 128
 
 
+def test_layers_are_taken_as_they_are():
+    """Resolved for images of one size, they serve for all."""
+    model = create('resnet18')
+    layers = resolve_layers(model, layers=('layer2', 'layer3'), input_size=(3, 64, 64))
+    assert resolve_layers(model, layers, (3, 96, 96)) is layers
+    maps = timm_icasc.attention_maps(model, torch.randn(1, 3, 96, 96), classes=0, layers=layers)
+    assert maps.shape == (1, 1, 6, 6)
+
+
+def test_layers_of_another_model_are_refused():
+    layers = resolve_layers(create('resnet18'), input_size=(3, 64, 64))
+    with pytest.raises(LayerResolutionError, match="no layer 'layer3'; modules at that depth: conv_stem"):
+        resolve_layers(create('efficientnet_b0'), layers)
+
+
+@pytest.mark.parametrize('paths, inner, last', [
+    # Entries that tell a module's outputs apart by resolution: each layer takes its own.
+    (('parallel_blocks.3', 'parallel_blocks.4'), (2, (4, 4)), (3, (2, 2))),
+    (('parallel_blocks.1', 'parallel_blocks.3'), (2, (4, 4)), (3, (2, 2))),
+    # None describes these, which have one output each.
+    (('serial_blocks3.1', 'serial_blocks4.1'), (0, (4, 4)), (0, (2, 2))),
+])
+def test_a_path_means_the_output_that_feature_info_describes(paths, inner, last):
+    model = timm.create_model('coat_tiny', img_size=64, num_classes=10)
+    layers = resolve_layers(model, paths, (3, 64, 64))
+    assert [(layer.path, layer.leaf, layer.grid) for layer in layers] == [(paths[0], *inner), (paths[1], *last)]
+
+
 def test_a_module_with_two_names():
     model = create('resnet18')
     model.trunk_end = model.layer4
@@ -134,12 +163,32 @@ def test_outputs_that_the_model_overwrites_are_marked():
     assert not resolve_layers(create('resnet18'), input_size=(3, 64, 64)).last.modified_in_place
 
 
+@pytest.mark.parametrize('name', PARAMS)
+def test_the_recorded_output_of_several(name):
+    """On meta tensors: the layers of docs/support.json, found anew and by their paths."""
+    with torch.device('meta'):
+        model = timm.create_model(name, num_classes=10)
+    layers = resolve_layers(model, input_size=RECORDS[name]['input_size'])
+    for place, layer in layers._asdict().items():
+        record = RECORDS[name][place]
+        assert (layer.path, layer.leaf, list(layer.grid)) == (record['path'], record.get('leaf', 0), record['grid'])
+    assert resolve_layers(model, [layer.path for layer in layers], RECORDS[name]['input_size']) == layers
+
+
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_gradient_checkpointing_moves_the_tap_inside(checkpointing):
     model = create('resnet18')
     model.set_grad_checkpointing(checkpointing)
     layers = resolve_layers(model, input_size=(3, 64, 64))
     assert layers.last.path == ('layer4.1' if checkpointing else 'layer4')
+
+
+def test_layers_that_gradient_checkpointing_does_not_call():
+    model = create('resnet18')
+    layers = resolve_layers(model, input_size=(3, 64, 64))
+    model.set_grad_checkpointing(True)
+    with pytest.raises(LayerResolutionError, match="ResNet did not call 'layer4': gradient checkpointing"):
+        timm_icasc.attention_maps(model.train(), torch.randn(2, 3, 64, 64), classes=0, layers=layers)
 
 
 def test_torchvision_model_with_explicit_layers():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.runs import make_run
+from helpers.several_outputs import tapped  # noqa: F401
 from PIL import Image
 
 from timm_icasc import ICASCError, attention_maps
@@ -319,6 +320,14 @@ def test_the_whole_command(voc, tmp_path, capsys):
     text = capsys.readouterr().out
     assert 'not the paper’s settings: classifier_model=resnet20_cifar, classifier_icasc=True' in text
     assert 'Table 2' in text and 'grad_cam_plus_plus' in text and f"{result['mIoU']:.2f}" in text
+
+
+def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F811
+    """Also where a module puts out several tensors."""
+    run = make_run(tmp_path / 'run', 'coat_tiny', num_classes=20, img_size=64)
+    assert segment(run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
+                   '--output', tmp_path / 'cues') == 0
+    assert {(layer.path, layer.leaf) for layer in tapped} == {('parallel_blocks.4', 3)}
 
 
 def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):

@@ -1,0 +1,79 @@
+"""Evaluation measures the very maps that training trains, also where a module puts out several tensors."""
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.runs import make_packed_voc
+from helpers.several_outputs import PARAMS, load_run, tapped  # noqa: F401
+
+from timm_icasc import ICASCLayers, ICASCTask, attention_maps, icasc_forward
+from timm_icasc.evaluation.collect import collect_records
+from timm_icasc.evaluation.separability import evaluate_attention
+from timm_icasc.figures.views import view_classes, view_layers
+from timm_icasc.paper.segmentation.cues import make_cues
+
+
+@pytest.fixture(scope='module', params=PARAMS)
+def checkpoint(request, tmp_path_factory):
+    """A run whose args.yaml names no layers, on images of several classes with boxes."""
+    folder = tmp_path_factory.mktemp('several')
+    yield load_run(
+        folder / 'run', request.param, num_classes=3, dataset='voc2007-packed',
+        data_dir=str(make_packed_voc(folder / 'voc')), val_split='val')
+    shutil.rmtree(folder)
+
+
+def test_maps_are_those_of_training(checkpoint):
+    model, size = checkpoint.model, checkpoint.data_config['input_size']
+    task = ICASCTask(model, input_size=size, verbose=False)
+    images = torch.stack([checkpoint.dataset[i][0] for i in (0, 1)])
+    target = torch.tensor([0, 1])
+    trained = icasc_forward(model, images, target, task.resolve_layers(size), task.config)
+    for place in ('inner', 'last'):
+        evaluated = attention_maps(model, images, target[:, None], layer=place, layers=checkpoint.layers)[:, 0]
+        assert evaluated.shape[1:] == getattr(checkpoint.layers, place).grid and evaluated.any()
+        torch.testing.assert_close(evaluated, trained.maps[f'target_{place}'].detach())
+
+
+def test_every_measure_is_taken_where_training_looks(checkpoint, tapped):  # noqa: F811
+    task = ICASCTask(checkpoint.model, verbose=False)
+    images = torch.stack([checkpoint.dataset[i][0] for i in (0, 1)])
+    task(images, torch.tensor([0, 1]))
+    trained = set(tapped)
+    tapped.clear()
+    for layer in ('inner', 'last'):
+        records = collect_records(checkpoint, indices=range(2), layer=layer, robustness=True)
+        assert {'overlap_cooccurring', 'flip_iou'} <= set(records.images) and records.pairs
+    evaluate_attention(checkpoint.model, [(images, torch.tensor([0, 1]))], layers=checkpoint.layers)
+    assert set(tapped) == trained
+
+
+def test_layers_that_no_path_means(tmp_path, tapped):  # noqa: F811
+    """Objects are handed on as they are: the output at 8 x 8 of a module whose path means that at 2 x 2."""
+    checkpoint = load_run(
+        tmp_path / 'run', 'coat_tiny', num_classes=3, dataset='voc2007-packed',
+        data_dir=str(make_packed_voc(tmp_path / 'voc')), val_split='val')
+    inner, last = checkpoint.layers
+    checkpoint.layers = ICASCLayers(inner, replace(last, leaf=1, grid=(8, 8)))
+    collect_records(checkpoint, indices=range(2), robustness=True)
+    assert set(tapped) == set(checkpoint.layers)
+    tapped.clear()
+    images, target = torch.stack([checkpoint.dataset[i][0] for i in (0, 1)]), torch.tensor([0, 1])
+    evaluate_attention(checkpoint.model, [(images, target)], layers=checkpoint.layers)
+    ICASCTask(checkpoint.model, layers=checkpoint.layers, verbose=False)(images, target)
+    view_classes(checkpoint, [0])
+    view_layers(checkpoint, [0], 'ach')
+    make_cues(checkpoint.model, images, torch.eye(3)[:2], (8, 8), layers=checkpoint.layers)
+    assert set(tapped) == set(checkpoint.layers) and len(tapped) == 8
+
+
+@pytest.mark.parametrize('name', PARAMS)
+def test_a_run_that_names_its_layers_by_path(name, tmp_path):
+    """The paths of the automatic choice mean that choice, in training and afterwards."""
+    automatic = load_run(tmp_path / 'automatic', name).layers
+    paths = [layer.path for layer in automatic]
+    checkpoint = load_run(tmp_path / 'named', name, icasc_layers=paths)
+    task = ICASCTask(checkpoint.model, layers=paths, input_size=checkpoint.data_config['input_size'], verbose=False)
+    assert checkpoint.layers == task.resolve_layers(checkpoint.data_config['input_size']) == automatic
+    shutil.rmtree(tmp_path)
