@@ -41,7 +41,7 @@ def test_measures_of_a_run_are_those_of_its_model(run, capsys):
         (torch.tensor(np.array(dataset[i][0])).permute(2, 0, 1) / 255 - torch.tensor(mean).view(3, 1, 1))
         / torch.tensor(std).view(3, 1, 1) for i in chosen])
     targets = torch.tensor([dataset[i][1] for i in chosen])
-    output = icasc_forward(model, images, targets, resolve_layers(model), ICASCConfig(), leaves=True)
+    output = icasc_forward(model, images, targets, resolve_layers(model), ICASCConfig(), inference=True)
     assert measures['top1'] == pytest.approx(100 * (output.logits.argmax(1) == targets).float().mean().item())
     assert measures['as_last'] == pytest.approx(output.terms['as_last'].mean().item(), rel=1e-4)
     overlap = attention_overlap(output.maps['target_inner'], output.maps['confused_inner'])

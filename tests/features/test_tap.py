@@ -32,8 +32,8 @@ def test_the_forward_values_do_not_change(family):
     layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
     with torch.no_grad():
         expected = model(images)
-    for order, leaves in ((1, False), (2, False), (1, True)):
-        with capture_features(model, layers, order=order, leaves=leaves):
+    for order, inference in ((1, False), (2, False), (1, True)):
+        with capture_features(model, layers, order=order, inference=inference):
             # The math kernel of attention rounds differently from the fused one.
             torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
 
@@ -62,7 +62,7 @@ def test_leaves_stop_the_graph_and_restore_the_grad_mode():
     model = create('resnet18').eval()
     layers = resolved(model)
     with torch.no_grad():
-        with capture_features(model, layers, order=1, leaves=True) as features:
+        with capture_features(model, layers, order=1, inference=True) as features:
             logits = model(torch.randn(2, 3, 64, 64))
         assert not torch.is_grad_enabled()
     assert features['layer3'].is_leaf and not features['layer4'].is_leaf
@@ -75,7 +75,7 @@ def test_leaves_inside_inference_mode():
     layers = resolved(model)
     with torch.inference_mode():
         images = torch.randn(2, 3, 64, 64)
-        with capture_features(model, layers, order=1, leaves=True) as features:
+        with capture_features(model, layers, order=1, inference=True) as features:
             logits = model(images)
             assert torch.autograd.grad(logits.sum(), features['layer4'])[0].any()
 

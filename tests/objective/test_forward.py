@@ -140,13 +140,13 @@ def test_class_gradients_stop_at_the_inner_layer(toy):
     attention_maps(model, images, layer='inner')
 
 
-def test_leaves_give_the_same_values_without_a_graph():
+def test_inference_gives_the_same_values_without_a_graph():
     model = create('resnet20_cifar').eval()
     images, target = torch.randn(3, 3, 32, 32), torch.tensor([1, 2, 3])
     layers = layers_of(model, images)
     expected = icasc_forward(model, images, target, layers, ICASCConfig(order=2))
     with torch.inference_mode():
-        output = icasc_forward(model, images, target, layers, ICASCConfig(), leaves=True)
+        output = icasc_forward(model, images, target, layers, ICASCConfig(), inference=True)
     for name, values in output.terms.items():
         assert not values.requires_grad
         torch.testing.assert_close(values, expected.terms[name].detach())

@@ -97,7 +97,8 @@ def test_at_least_one_sample_and_the_layout_of_the_images(toy):
 
 def test_evaluation_takes_every_image(toy):
     images, target = double_batch()
-    output = icasc_forward(toy.double(), images, target, layers_of(toy, images), ICASCConfig(share=0.3), leaves=True)
+    output = icasc_forward(
+        toy.double(), images, target, layers_of(toy, images), ICASCConfig(share=0.3), inference=True)
     assert output.terms['ac'].shape == (3,)
 
 

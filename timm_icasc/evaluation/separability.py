@@ -38,7 +38,7 @@ def separability(
         absent class.
     """
     config = replace(config, weight_as_inner=1., weight_as_last=1., weight_ac=1.)
-    output = icasc_forward(model, images, target, layers, config, leaves=True, multilabel=multilabel)
+    output = icasc_forward(model, images, target, layers, config, inference=True, multilabel=multilabel)
     values = dict(output.terms)
     for place in ('inner', 'last'):
         values[f'overlap_{place}'] = attention_overlap(

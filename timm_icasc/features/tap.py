@@ -22,7 +22,7 @@ def capture_features(
         model: nn.Module,
         layers: Sequence[FeatureLayer],
         order: int = 2,
-        leaves: bool = False,
+        inference: bool = False,
         tail_mode: TorchFunctionMode | None = None,
         first_feature: torch.Tensor | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
@@ -32,7 +32,7 @@ def capture_features(
         model: The model that will be called; wrappers (DistributedDataParallel) are looked through.
         layers: Layers to tap, from `resolve_layers`.
         order: 2 makes what follows the first tap twice differentiable; with 1 the forward pass is untouched.
-        leaves: Build no graph before the first tap, whose output becomes a leaf: gradients then stop there. For maps
+        inference: Build no graph before the first tap, whose output becomes a leaf: gradients then stop there. For maps
             at inference; the features carry no gradient to the parameters before the tap.
         tail_mode: Entered behind the first tap.
         first_feature: Taken in place of the first tap's output: the tail runs on it, with its graph. No graph is built
@@ -70,7 +70,7 @@ def capture_features(
             return hook
 
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(not leaves and first_feature is None))
+        stack.enter_context(torch.set_grad_enabled(not inference and first_feature is None))
         for layer in layers:
             handle = model.get_submodule(layer.path).register_forward_hook(tap(layer))
             stack.callback(handle.remove)

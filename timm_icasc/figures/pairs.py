@@ -67,8 +67,8 @@ def _run(
     images = images.to(next(model.parameters()))
     with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
-        return icasc_forward(model, images, targets.to(images.device), resolved, config, leaves=True,
-                             multilabel=multilabel)
+        return icasc_forward(
+            model, images, targets.to(images.device), resolved, config, inference=True, multilabel=multilabel)
 
 
 def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -52,7 +52,7 @@ def icasc_forward(
         target: torch.Tensor,
         layers: ICASCLayers,
         config: ICASCConfig,
-        leaves: bool = False,
+        inference: bool = False,
         multilabel: bool = False,
 ) -> ICASCOutput:
     """One forward pass, the gradients of two class scores in it, and the per-sample terms of Eq. 3 and 5.
@@ -67,16 +67,16 @@ def icasc_forward(
             present, 0 absent, -1 ignored}, see `select_multilabel_classes`.
         layers: The model's inner and last layer, from `resolve_layers`.
         config: Which terms, and how.
-        leaves: For evaluation: no graph before the first layer and constant channel weights (`capture_features`).
+        inference: For evaluation: no graph before the first layer and constant channel weights (`capture_features`).
         multilabel: Whether the target is multi-label: `A^T` is the map of the sum of the present classes' scores.
 
     Returns:
-        Logits, terms and maps, with their graph unless `leaves`.
+        Logits, terms and maps, with their graph unless `inference`.
     """
     on = {name for name, weight in config.weights.items() if weight}
     if not on:
         return ICASCOutput(logits=model(images))
-    order = 1 if leaves else config.order
+    order = 1 if inference else config.order
     if order == 2 and is_sharded(model):
         raise ICASCError(
             'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
@@ -84,11 +84,11 @@ def icasc_forward(
     inner_target, inner_confused, last_confused = bool(on & {'as_inner', 'ac'}), 'as_inner' in on, 'as_last' in on
     tapped = [layers.inner, layers.last] if inner_target else [layers.last]
     select = select_multilabel_classes if multilabel else select_classes
-    if config.share < 1 and not leaves:
+    if config.share < 1 and not inference:
         all_logits, images, logits, classes, features = forward_most_confused(
             model, images, target, tapped, order, config.share, select)
     else:
-        with capture_features(model, tapped, order=order, leaves=leaves) as features:
+        with capture_features(model, tapped, order=order, inference=inference) as features:
             all_logits = logits = model(images)
         classes = select(logits, target)
     plane = image_plane(images)
@@ -112,7 +112,7 @@ def icasc_forward(
             add_maps('confused', classes.confused, {
                 **({'last': layers.last} if last_confused else {}),
                 **({'inner': layers.inner} if inner_confused else {})})
-        if leaves:
+        if inference:
             maps = {name: values.detach() for name, values in maps.items()}
 
         mask_source = maps['target_last'] if config.mask_grad else maps['target_last'].detach()
@@ -127,4 +127,4 @@ def icasc_forward(
         if 'ac' in on:
             terms['ac'] = attention_consistency(maps['target_inner'], inner_mask, config.theta)
         terms = {name: torch.where(classes.valid, values, 0) for name, values in terms.items()}
-    return ICASCOutput(logits=all_logits.detach() if leaves else all_logits, terms=terms, maps=maps, classes=classes)
+    return ICASCOutput(logits=all_logits.detach() if inference else all_logits, terms=terms, maps=maps, classes=classes)

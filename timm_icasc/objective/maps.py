@@ -91,7 +91,7 @@ def attention_maps(
     if layer not in ('inner', 'last'):
         raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
     chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
-    with capture_features(model, [chosen], order=2 if create_graph else 1, leaves=not create_graph) as features:
+    with capture_features(model, [chosen], order=2 if create_graph else 1, inference=not create_graph) as features:
         logits = model(images)
     feature, plane = features[chosen.path], image_plane(images)
     with torch.enable_grad(), torch.inference_mode(False):
