@@ -55,7 +55,7 @@ def test_layers_that_no_path_means(tmp_path, tapped):  # noqa: F811
         tmp_path / 'run', 'coat_tiny', num_classes=3, dataset='voc2007-packed',
         data_dir=str(make_packed_voc(tmp_path / 'voc')), val_split='val')
     inner, last = checkpoint.layers
-    checkpoint.layers = ICASCLayers(inner, replace(last, leaf=1, grid=(8, 8)))
+    checkpoint.layers = ICASCLayers(inner, replace(last, output_index=1, grid=(8, 8)))
     collect_records(checkpoint, indices=range(2), robustness=True)
     assert set(tapped) == set(checkpoint.layers)
     tapped.clear()

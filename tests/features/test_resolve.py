@@ -141,7 +141,7 @@ def test_layers_of_another_model_are_refused():
 def test_a_path_means_the_output_that_feature_info_describes(paths, inner, last):
     model = timm.create_model('coat_tiny', img_size=64, num_classes=10)
     layers = resolve_layers(model, paths, (3, 64, 64))
-    assert [(layer.path, layer.leaf, layer.grid) for layer in layers] == [(paths[0], *inner), (paths[1], *last)]
+    assert [(layer.path, layer.output_index, layer.grid) for layer in layers] == [(paths[0], *inner), (paths[1], *last)]
 
 
 def test_a_module_with_two_names():
@@ -170,8 +170,9 @@ def test_the_recorded_output_of_several(name):
         model = timm.create_model(name, num_classes=10)
     layers = resolve_layers(model, input_size=RECORDS[name]['input_size'])
     for place, layer in layers._asdict().items():
-        record = RECORDS[name][place]
-        assert (layer.path, layer.leaf, list(layer.grid)) == (record['path'], record.get('leaf', 0), record['grid'])
+        record = {'output_index': 0, **RECORDS[name][place]}
+        assert [layer.path, layer.output_index, list(layer.grid)] == [
+            record[key] for key in ('path', 'output_index', 'grid')]
     assert resolve_layers(model, [layer.path for layer in layers], RECORDS[name]['input_size']) == layers
 
 
@@ -202,7 +203,7 @@ def test_torchvision_model_with_explicit_layers():
 
 
 def describe(layers):
-    return [(layer.path, layer.leaf, layer.layout, layer.prefix_tokens, layer.grid) for layer in layers]
+    return [(layer.path, layer.output_index, layer.layout, layer.prefix_tokens, layer.grid) for layer in layers]
 
 
 @pytest.mark.parametrize('name, kwargs, size, inner, last', [

@@ -13,7 +13,7 @@ from timm_icasc.objective import forward, maps
 RECORDS = json.loads((Path(__file__).parents[2] / 'docs' / 'support.json').read_text())['models']
 NAMES = [
     name for name, record in RECORDS.items()
-    if any(record.get(place, {}).get('leaf') for place in ('inner', 'last'))]
+    if any(record.get(place, {}).get('output_index') for place in ('inner', 'last'))]
 
 # One of each kind, at a small input size that it takes; the others are large.
 SMALL = {'coat_tiny': 64, 'crossvit_tiny_240': 240, 'efficientvim_m1': 96, 'tnt_s_legacy_patch16_224': 64}

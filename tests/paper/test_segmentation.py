@@ -327,7 +327,7 @@ def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F81
     run = make_run(tmp_path / 'run', 'coat_tiny', num_classes=20, img_size=64)
     assert segment(run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
                    '--output', tmp_path / 'cues') == 0
-    assert {(layer.path, layer.leaf) for layer in tapped} == {('parallel_blocks.4', 3)}
+    assert {(layer.path, layer.output_index) for layer in tapped} == {('parallel_blocks.4', 3)}
 
 
 def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 LAYER = {'path': 'a', 'layout': 'NCHW', 'channels': 8, 'grid': [14, 14]}
 FINE = {'family': 'timm.models.x', 'input_size': [3, 224, 224], 'inner': LAYER, 'last': {**LAYER, 'grid': [7, 7]},
         'nonzero': 1.0, 'order1': 0.5, 'order2': 1.0}
-ISOTROPIC = {**FINE, 'last': {**LAYER, 'path': 'b', 'layout': 'NLC', 'prefix_tokens': 1, 'leaf': 2}, 'nonzero': 0.5}
+ISOTROPIC = {
+    **FINE, 'last': {**LAYER, 'path': 'b', 'layout': 'NLC', 'prefix_tokens': 1, 'output_index': 2}, 'nonzero': 0.5}
 FIRST = {**FINE, 'order2': 'RuntimeError: no derivative'}
 REFUSED = {'family': 'timm.models.y', 'input_size': [3, 64, 64], 'error': 'no class logits'}
 OURS = {**FINE, 'family': 'timm_icasc.models.resnet_cifar'}

@@ -85,7 +85,8 @@ class FeatureLayer:
         channels: Number of channels `K`.
         grid: Rows and columns `H, W` at the input size the layer was resolved with.
         prefix_tokens: Leading tokens that are not pixels (class, distillation and register tokens); 'NLC' only.
-        leaf: Which of the tensors, where the module puts out several (a tuple, list or dict, counted in its order).
+        output_index: Which of the tensors, where the module puts out several (a tuple, list or dict, counted in its
+            order).
         token_order: Where the model keeps its tokens in an order of its own, the token at each grid position, row by
             row; None for row-major order.
         modified_in_place: The model overwrites this output in its next operation, so the tap must hand on a copy.
@@ -95,20 +96,20 @@ class FeatureLayer:
     channels: int
     grid: tuple[int, int]
     prefix_tokens: int = 0
-    leaf: int = 0
+    output_index: int = 0
     token_order: tuple[int, ...] | None = field(default=None, repr=False)
     modified_in_place: bool = False
 
     def get(self, output: Any) -> torch.Tensor:
         """The feature in the output of the tapped module."""
-        return output if isinstance(output, torch.Tensor) else tree_flatten(output)[0][self.leaf]
+        return output if isinstance(output, torch.Tensor) else tree_flatten(output)[0][self.output_index]
 
     def replace(self, output: Any, feature: torch.Tensor) -> Any:
         """The output of the tapped module with `feature` in place of its own."""
         if isinstance(output, torch.Tensor):
             return feature
         leaves, structure = tree_flatten(output)
-        leaves[self.leaf] = feature
+        leaves[self.output_index] = feature
         return tree_unflatten(leaves, structure)
 
     def to_nchw(self, x: torch.Tensor, plane: ImagePlane) -> torch.Tensor:
@@ -150,7 +151,7 @@ def read_layout(
         image_size: tuple[int, int],
         channels: int | None = None,
         prefix_tokens: int = 0,
-        leaf: int = 0,
+        output_index: int = 0,
 ) -> FeatureLayer | None:
     """Tell the layout of a tensor from its shape; None where it has no spatial grid.
 
@@ -160,12 +161,12 @@ def read_layout(
         image_size: Height and width of the images.
         channels: Number of channels, if known; a tensor without an axis of that size is not the feature.
         prefix_tokens: Number of prefix tokens by the model's own word.
-        leaf: Position of the tensor in the module's output.
+        output_index: Position of the tensor in the module's output.
     """
     if len(shape) == 4:
         readings = [
-            FeatureLayer(path, 'NCHW', shape[1], (shape[2], shape[3]), leaf=leaf),
-            FeatureLayer(path, 'NHWC', shape[3], (shape[1], shape[2]), leaf=leaf),
+            FeatureLayer(path, 'NCHW', shape[1], (shape[2], shape[3]), output_index=output_index),
+            FeatureLayer(path, 'NHWC', shape[3], (shape[1], shape[2]), output_index=output_index),
         ]
         if channels is not None:
             readings = [r for r in readings if r.channels == channels]
@@ -177,6 +178,7 @@ def read_layout(
         for prefix in dict.fromkeys((prefix_tokens, 0, 1, 2)):
             grid = _token_grid(shape[1] - prefix, image_size) if shape[1] > prefix else None
             if grid is not None:
-                readings.append(FeatureLayer(path, 'NLC', shape[2], grid, prefix_tokens=prefix, leaf=leaf))
+                readings.append(FeatureLayer(
+                    path, 'NLC', shape[2], grid, prefix_tokens=prefix, output_index=output_index))
         return min(readings, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
     return None

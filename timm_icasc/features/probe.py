@@ -35,7 +35,7 @@ class Call(NamedTuple):
     began: int
     ended: int
     number: int  # how many calls of the same module went before
-    leaves: list[torch.Tensor | None]  # None for what cannot be a feature of two images
+    outputs: list[torch.Tensor | None]  # None for what cannot be a feature of two images
     versions: list[int]
 
 
@@ -123,10 +123,10 @@ class Probe:
     def readings(self, path: str, channels: int | None = None, prefix_tokens: int = 0) -> list[FeatureLayer]:
         """The features with a spatial grid that the module puts out, on the path to the logits or not."""
         readings = []
-        for leaf, (x, version) in enumerate(zip(self.calls[path].leaves, self.calls[path].versions, strict=True)):
+        for index, (x, version) in enumerate(zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
             if x is not None:
-                layer = read_layout(path, x.shape, self.image_size, channels, prefix_tokens, leaf)
+                layer = read_layout(path, x.shape, self.image_size, channels, prefix_tokens, index)
             if layer is not None:
                 readings.append(replace(
                     layer, modified_in_place=x._version != version, **self._own_order(layer, self.calls[path])))
@@ -138,7 +138,7 @@ class Probe:
             return {}
         blocks = [int(path.split('.')[1]) for path, block in self.calls.items()
                   if re.fullmatch(r'blocks\.\d+', path) and block.began <= call.ended]
-        num_tokens = call.leaves[layer.leaf].shape[1]
+        num_tokens = call.outputs[layer.output_index].shape[1]
         try:
             order = self.model.reroll(torch.arange(num_tokens)[None, :, None], max(blocks, default=0))[0, ..., 0]
         except RuntimeError:  # not the tokens that this block hands on
@@ -152,7 +152,7 @@ class Probe:
         return self._gradient(layer) is not None
 
     def _feature(self, layer: FeatureLayer) -> torch.Tensor:
-        return self.calls[layer.path].leaves[layer.leaf]
+        return self.calls[layer.path].outputs[layer.output_index]
 
     @cached_property
     def _graph(self) -> set[Any]:
@@ -161,7 +161,7 @@ class Probe:
     def _gradient(self, layer: FeatureLayer) -> torch.Tensor | None:
         """Gradient of the logits, weighted at random, with respect to the feature; None where it is off the path."""
         if not self._gradients:
-            features = {id(x): x for call in self.calls.values() for x in call.leaves if x is not None}
+            features = {id(x): x for call in self.calls.values() for x in call.outputs if x is not None}
             with evaluation_mode(self.model):  # gradient checkpointing runs modules again
                 self._gradients = dict(zip(features, torch.autograd.grad(
                     self.logits, list(features.values()), self._cotangent, allow_unused=True), strict=True))

@@ -139,8 +139,9 @@ class _Resolver:
             parent, ended = path.rpartition('.')[0], self.probe.calls[path].ended
             kin = [p for p, call in self.probe.calls.items() if p.rpartition('.')[0] == parent and call.ended <= ended
                    and type(self.modules[p]) is type(self.modules[path])]
-            series = [r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._readings(p)
-                      if (r.grid, r.leaf, r.channels) == (layer.grid, layer.leaf, layer.channels)]
+            series = [
+                r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._readings(p)
+                if (r.grid, r.output_index, r.channels) == (layer.grid, layer.output_index, layer.channels)]
             if len(series) > 1:
                 return series
         return []

@@ -75,8 +75,8 @@ def _reason(result: dict[str, Any]) -> str:
 
 def _cell(layer: dict[str, Any]) -> str:
     prefix = f" {layer['prefix_tokens']}+" if layer.get('prefix_tokens') else ' '
-    leaf = f"[{layer['leaf']}]" if layer.get('leaf') else ''
-    return f"{layer['path']}{leaf} {layer['layout']}{prefix}{'x'.join(map(str, layer['grid']))}"
+    output = f"[{layer['output_index']}]" if layer.get('output_index') else ''
+    return f"{layer['path']}{output} {layer['layout']}{prefix}{'x'.join(map(str, layer['grid']))}"
 
 
 def row(name: str, result: dict[str, Any]) -> str:
