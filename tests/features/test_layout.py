@@ -4,7 +4,7 @@ import torch
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
 from timm_icasc import ICASCTask, attention_maps, resolve_layers
-from timm_icasc.features.layout import PatchGrid, image_plane, input_size
+from timm_icasc.features.layout import PatchGrid, image_size_of, input_size
 
 PATCH = 8
 
@@ -33,17 +33,17 @@ def as_patches(images, padding=0):
 
 def test_size_and_plane_of_a_tensor():
     images = torch.zeros(2, 3, 16, 24)
-    assert input_size(images) == (3, 16, 24) and image_plane(images) == (16, 24)
+    assert input_size(images) == (3, 16, 24) and image_size_of(images) == (16, 24)
 
 
 def test_scatter_puts_each_token_at_its_coordinates():
     tokens = torch.arange(1., 13.).view(1, 4, 3)
     coordinates = torch.tensor([[[1, 0], [0, 2], [0, 0], [7, 7]]])
-    plane = PatchGrid(coordinates, torch.tensor([[True, True, True, False]])).scatter(tokens)
+    grid = PatchGrid(coordinates, torch.tensor([[True, True, True, False]])).scatter(tokens)
     expected = torch.zeros(1, 3, 2, 3)
     for token, (y, x) in enumerate(coordinates[0, :3].tolist()):
         expected[0, :, y, x] = tokens[0, token]
-    assert torch.equal(plane, expected)
+    assert torch.equal(grid, expected)
 
 
 @pytest.mark.parametrize('layer', ['inner', 'last'])

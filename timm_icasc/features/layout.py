@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..errors import LayerResolutionError
 
 __all__ = [
-    'FeatureLayer', 'ICASCLayers', 'ImagePlane', 'Images', 'PatchGrid', 'image_plane',
+    'FeatureLayer', 'ICASCLayers', 'ImageSize', 'Images', 'PatchGrid', 'image_size_of',
     'input_size', 'read_layout',
 ]
 
@@ -30,14 +30,14 @@ class PatchGrid(NamedTuple):
         coordinates = torch.where(valid, self.coordinates, 0)
         height, width = (int(n) + 1 for n in coordinates.amax((0, 1)))
         index = (coordinates[..., 0] * width + coordinates[..., 1])[:, :, None].expand_as(tokens)
-        plane = tokens.new_zeros(len(tokens), height * width, tokens.shape[2])
-        return plane.scatter_add(1, index, tokens * valid).transpose(1, 2).unflatten(2, (height, width))
+        grid = tokens.new_zeros(len(tokens), height * width, tokens.shape[2])
+        return grid.scatter_add(1, index, tokens * valid).transpose(1, 2).unflatten(2, (height, width))
 
 
 # A batch `[B, 3, height, width]`, or timm's NaFlex dictionary of 'patches', 'patch_coord' and 'patch_valid'.
 Images = torch.Tensor | dict[str, torch.Tensor]
 
-ImagePlane = tuple[int, int] | PatchGrid
+ImageSize = tuple[int, int] | PatchGrid
 
 
 def input_size(images: Images) -> tuple[int, int, int] | None:
@@ -45,7 +45,7 @@ def input_size(images: Images) -> tuple[int, int, int] | None:
     return None if isinstance(images, dict) else tuple(images.shape[1:])
 
 
-def image_plane(images: Images) -> ImagePlane:
+def image_size_of(images: Images) -> ImageSize:
     """What the grid of a token layer follows from: height and width of the images, or the patches' coordinates."""
     if isinstance(images, dict):
         return PatchGrid(images['patch_coord'], images['patch_valid'])
@@ -112,28 +112,28 @@ class FeatureLayer:
         leaves[self.output_index] = feature
         return tree_unflatten(leaves, structure)
 
-    def to_nchw(self, x: torch.Tensor, plane: ImagePlane) -> torch.Tensor:
+    def to_nchw(self, x: torch.Tensor, image_size: ImageSize) -> torch.Tensor:
         """View the feature, or a gradient of its shape, as `[B, K, H, W]`.
 
         Args:
             x: Tensor in this layer's layout, for any input size that the model takes.
-            plane: The images' height and width, which give the aspect of a token grid, or their `PatchGrid`.
+            image_size: The images' height and width, which give the aspect of a token grid, or their `PatchGrid`.
         """
         if self.layout == 'NCHW':
             return x
         if self.layout == 'NHWC':
             return x.permute(0, 3, 1, 2)
         tokens = x[:, self.prefix_tokens:]
-        if isinstance(plane, PatchGrid):
-            return plane.scatter(tokens)
+        if isinstance(image_size, PatchGrid):
+            return image_size.scatter(tokens)
         if self.token_order is not None:
             grid = self.grid if tokens.shape[1] == len(self.token_order) else None
         else:
-            grid = _token_grid(tokens.shape[1], plane)
+            grid = _token_grid(tokens.shape[1], image_size)
         if grid is None:
             raise LayerResolutionError(
                 f"Layer '{self.path}' gave {x.shape[1]} tokens, which do not form a grid of the input's aspect "
-                f"{plane}; resize the images to a multiple of the patch size.")
+                f"{image_size}; resize the images to a multiple of the patch size.")
         if self.token_order is not None:
             tokens = tokens.index_select(1, _index(self.token_order, tokens.device))
         return tokens.transpose(1, 2).unflatten(2, grid)

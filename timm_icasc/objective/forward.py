@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from ..errors import ICASCError
-from ..features.layout import FeatureLayer, ICASCLayers, Images, image_plane
+from ..features.layout import FeatureLayer, ICASCLayers, Images, image_size_of
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, is_sharded
 from ..features.tap import capture_features
 from ..labels import ClassPair, select_classes, select_multilabel_classes
@@ -91,7 +91,7 @@ def icasc_forward(
         with capture_features(model, tapped, order=order, inference=inference) as features:
             all_logits = logits = model(images)
         classes = select(logits, target)
-    plane = image_plane(images)
+    image_size = image_size_of(images)
 
     maps: dict[str, torch.Tensor] = {}
 
@@ -99,7 +99,8 @@ def icasc_forward(
         gradients = score_gradients(
             logits, cotangent, [features[layer.path] for layer in places.values()], create_graph=order == 2)
         for (place, layer), gradient in zip(places.items(), gradients, strict=True):
-            maps[f'{which}_{place}'] = class_attention(config.attention, layer, features[layer.path], gradient, plane)
+            maps[f'{which}_{place}'] = class_attention(
+                config.attention, layer, features[layer.path], gradient, image_size)
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -10,7 +10,7 @@ import torch.nn as nn
 from .._precision import at_least_float32
 from ..attention import ATTENTION_METHODS
 from ..double_backward import features_only
-from ..features.layout import FeatureLayer, ICASCLayers, ImagePlane, Images, PatchGrid, image_plane, input_size
+from ..features.layout import FeatureLayer, ICASCLayers, Images, ImageSize, PatchGrid, image_size_of, input_size
 from ..features.resolve import resolve_layers
 from ..features.tap import capture_features
 from ..labels import class_indices
@@ -40,12 +40,12 @@ def class_attention(
         layer: FeatureLayer,
         feature: torch.Tensor,
         gradient: torch.Tensor,
-        plane: ImagePlane,
+        image_size: ImageSize,
 ) -> torch.Tensor:
     """Map `[B, H, W]` of a feature and a gradient in the layer's own layout."""
-    maps = ATTENTION_METHODS[method](layer.to_nchw(feature, plane), layer.to_nchw(gradient, plane))
-    if isinstance(plane, PatchGrid) and method != 'grad_cam_plus_plus':  # whose weights are sums, not means
-        own_area = plane.valid.sum(1)[:, None, None]
+    maps = ATTENTION_METHODS[method](layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
+    if isinstance(image_size, PatchGrid) and method != 'grad_cam_plus_plus':  # whose weights are sums, not means
+        own_area = image_size.valid.sum(1)[:, None, None]
         maps = maps * (maps[0].numel() / own_area)  # Z counts the patches of the image, not of the largest in the batch
     return maps
 
@@ -93,13 +93,13 @@ def attention_maps(
     chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
     with capture_features(model, [chosen], order=2 if create_graph else 1, inference=not create_graph) as features:
         logits = model(images)
-    feature, plane = features[chosen.path], image_plane(images)
+    feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False):
         indices = class_indices(classes, topk, logits)
         maps = []
         for k in range(indices.shape[1]):
             cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
             gradient, = score_gradients(logits, cotangent, [feature], create_graph)
-            maps.append(class_attention(method, chosen, feature, gradient, plane))
+            maps.append(class_attention(method, chosen, feature, gradient, image_size))
         result = torch.stack(maps, 1)
     return result if create_graph else result.detach()

@@ -15,7 +15,7 @@ import torch.nn as nn
 
 from ..attention import ATTENTION_METHODS
 from ..errors import ICASCError
-from ..features.layout import ICASCLayers, image_plane, input_size
+from ..features.layout import ICASCLayers, image_size_of, input_size
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
 from ..features.tap import capture_features
 from ..labels import select_classes
@@ -98,14 +98,14 @@ def _forward(
     with capture_features(model, list(places.values()), order=order) as taps:
         logits = model(images)
     features = [taps[layer.path] for layer in places.values()]
-    classes, plane = select_classes(logits, target), image_plane(images)
+    classes, image_size = select_classes(logits, target), image_size_of(images)
     maps = {}
     with hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext():
         for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
             gradients = _score_gradients(model, logits, one_hot, features, order == 2, defects)
             for (place, layer), feature, gradient in zip(places.items(), features, gradients, strict=True):
                 maps[f'{which}_{place}'] = ATTENTION_METHODS[config.attention](
-                    layer.to_nchw(feature, plane), layer.to_nchw(gradient, plane))
+                    layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
     terms = {name: values for name, values in _terms(maps, config, defects).items() if config.weights[name]}
     if 'batch-sums' not in defects:
         terms = {name: torch.where(classes.valid, values, 0) for name, values in terms.items()}
