@@ -164,21 +164,21 @@ def read_layout(
         output_index: Position of the tensor in the module's output.
     """
     if len(shape) == 4:
-        readings = [
+        candidates = [
             FeatureLayer(path, 'NCHW', shape[1], (shape[2], shape[3]), output_index=output_index),
             FeatureLayer(path, 'NHWC', shape[3], (shape[1], shape[2]), output_index=output_index),
         ]
         if channels is not None:
-            readings = [r for r in readings if r.channels == channels]
+            candidates = [r for r in candidates if r.channels == channels]
         # min() keeps the first of equals: a 64-channel 64 x 64 feature is read as NCHW.
-        return min(readings, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
+        return min(candidates, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
     if len(shape) == 3 and channels in (None, shape[2]):
         # The model's word comes first among equals, but it may speak of another layer (CaiT's class token joins late).
-        readings = []
+        candidates = []
         for prefix in dict.fromkeys((prefix_tokens, 0, 1, 2)):
             grid = _token_grid(shape[1] - prefix, image_size) if shape[1] > prefix else None
             if grid is not None:
-                readings.append(FeatureLayer(
+                candidates.append(FeatureLayer(
                     path, 'NLC', shape[2], grid, prefix_tokens=prefix, output_index=output_index))
-        return min(readings, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
+        return min(candidates, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
     return None

@@ -120,17 +120,17 @@ class Probe:
                 f'{type(model).__name__} does not return class logits [B, C] but {got}; '
                 f'create it with num_classes >= 2 and without features_only.')
 
-    def readings(self, path: str, channels: int | None = None, prefix_tokens: int = 0) -> list[FeatureLayer]:
+    def candidates(self, path: str, channels: int | None = None, prefix_tokens: int = 0) -> list[FeatureLayer]:
         """The features with a spatial grid that the module puts out, on the path to the logits or not."""
-        readings = []
+        candidates = []
         for index, (x, version) in enumerate(zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
             if x is not None:
                 layer = read_layout(path, x.shape, self.image_size, channels, prefix_tokens, index)
             if layer is not None:
-                readings.append(replace(
+                candidates.append(replace(
                     layer, modified_in_place=x._version != version, **self._own_order(layer, self.calls[path])))
-        return readings
+        return candidates
 
     def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any]:
         """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera)."""

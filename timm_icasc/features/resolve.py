@@ -69,8 +69,8 @@ class _Resolver:
         inner = self._at_depth(self._series(last), last) if last is not None else None
         return ICASCLayers(inner, last) if inner is not None else None
 
-    def _readings(self, path: str, channels: int | None = None) -> list[FeatureLayer]:
-        return [r for r in self.probe.readings(path, channels, self.prefix_tokens)
+    def _candidates(self, path: str, channels: int | None = None) -> list[FeatureLayer]:
+        return [r for r in self.probe.candidates(path, channels, self.prefix_tokens)
                 if self.probe.is_on_path(r)]
 
     def named(self, path: str) -> list[FeatureLayer]:
@@ -84,8 +84,8 @@ class _Resolver:
         for entry in reversed(self.info):
             if f'{path}.'.startswith(f"{entry.get('module')}."):
                 described += sorted(
-                    self._readings(path, entry.get('num_chs')), key=lambda r: self._scale_mismatch(r, entry))[:1]
-        return described + self._readings(path)
+                    self._candidates(path, entry.get('num_chs')), key=lambda r: self._scale_mismatch(r, entry))[:1]
+        return described + self._candidates(path)
 
     def _called_children(self, path: str) -> list[str]:
         """The modules called directly inside `path`; ModuleLists and the like are looked through."""
@@ -113,9 +113,9 @@ class _Resolver:
                 continue  # a bare pool (VGG) repeats the layer before it: the two maps would be one
             # A container whose children the model calls one by one is never called itself: its last block stands in.
             inside = [p for p in self._latest_first() if f'{p}.'.startswith(f'{path}.')]
-            readings = [r for p in inside for r in self.probe.readings(p, entry.get('num_chs'), self.prefix_tokens)]
+            candidates = [r for p in inside for r in self.probe.candidates(p, entry.get('num_chs'), self.prefix_tokens)]
             # What is off the path (the patches of a head that reads the class token) still says where to step back.
-            features.append(min(readings, default=None, key=lambda r: (
+            features.append(min(candidates, default=None, key=lambda r: (
                 math.prod(r.grid) == 1, self._scale_mismatch(r, entry), not self.probe.is_on_path(r))))
         if not features or features[-1] is None:
             return []
@@ -131,7 +131,7 @@ class _Resolver:
         """Every feature that a block (a module with children) puts out, the deepest first."""
         for path in self._latest_first():
             if any(self.modules[path].children()):
-                yield from (reading for reading in self._readings(path) if math.prod(reading.grid) > 1)
+                yield from (candidate for candidate in self._candidates(path) if math.prod(candidate.grid) > 1)
 
     def _series(self, layer: FeatureLayer) -> list[FeatureLayer]:
         """The blocks of one kind, one after the other, that end in `layer` (itself last): a stage, seen from inside."""
@@ -140,7 +140,7 @@ class _Resolver:
             kin = [p for p, call in self.probe.calls.items() if p.rpartition('.')[0] == parent and call.ended <= ended
                    and type(self.modules[p]) is type(self.modules[path])]
             series = [
-                r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._readings(p)
+                r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._candidates(p)
                 if (r.grid, r.output_index, r.channels) == (layer.grid, layer.output_index, layer.channels)]
             if len(series) > 1:
                 return series
