@@ -30,6 +30,7 @@ from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
 from ..paper.segmentation.miou import ConfusionMatrix
 from ..paper.segmentation.train import SegmentationConfig, create_network, evaluate, score_grid, train
 from ..paper.segmentation.voc_masks import VOCSegmentation
+from ..runs.folder import CHECKPOINT, SEGMENTATION
 from ..runs.provenance import provenance
 from ..runs.tables import format_table, write_csv, write_json
 
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
               f"coverage {result['cue_coverage']:.3f}, {result['cue_images']} images with masks")
     if not args.cues_only:
         losses = train(network, images, lambda i: _load_cue(folder, images.ids[i], len(images.class_names) + 1),
-                       config, args.output / 'segmentation.pth.tar')
+                       config, args.output / f'{SEGMENTATION}{CHECKPOINT}')
         matrix = evaluate(network, test, config.image_size)
         names = ['background', *images.class_names]
         table = [{'class': name, 'IoU %': 100 * value} for name, value in zip(names, matrix.iou(), strict=True)
@@ -172,5 +173,5 @@ def run(args: argparse.Namespace) -> int:
         result.update({'mIoU': 100 * matrix.mean_iou(), 'test_split': args.test_split, 'test_images': len(test),
                        'iou': {row['class']: row['IoU %'] for row in table}, 'losses': losses, **asdict(config)})
     classifier.args.seed = config.seed
-    write_json(args.output / 'segmentation.json', {**result, **provenance(classifier.args)})
+    write_json(args.output / f'{SEGMENTATION}.json', {**result, **provenance(classifier.args)})
     return 0

@@ -7,6 +7,8 @@ from typing import Any
 from timm import utils
 from tqdm import tqdm
 
+from ..runs.folder import RESULTS_TABLE
+
 # Column -> key of the epoch's record.
 TRAINING = {'loss': 'train_loss', 'loss_cls': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
             'L_AS last': 'train_loss_as_last', 'L_AC': 'train_loss_ac'}
@@ -67,7 +69,7 @@ def report(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
     table = [{'method': run['result']['method'],
               **{name: run['result']['last'].get(key) for name, key in columns.items()}}
              for run in runs.values()]
-    with open(run_dir / 'results.csv', 'w', newline='') as file:
+    with open(run_dir / RESULTS_TABLE, 'w', newline='') as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
