@@ -24,7 +24,7 @@ from ..evaluation.options import add_evaluation_arguments as add_arguments
 from ..evaluation.report import print_measures, write_evaluation
 from ..runs.folder import COMPARISON, EVALUATION, RECORDS, SUMMARY, find_runs
 from ..runs.provenance import provenance
-from ..runs.tables import format_table, write_csv, write_json
+from ..runs.tables import text, write_csv, write_json
 
 __all__ = ['add_arguments', 'run']
 
@@ -78,14 +78,14 @@ def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
 def _print_classes(records: Records, everything: bool) -> None:
     table = class_table(records)
     if everything or len(table) <= CLASSES_PRINTED:
-        print(f'\n{records.label}, by class:\n{format_table(table)}')
+        print(f'\n{records.label}, by class:\n{text(table)}')
     else:
         print(f'\n{records.label}: the table of its {len(table)} classes is in classes.csv (--per-class prints it)')
 
 
 def _print_comparison(a: Records, b: Records, result: dict[str, dict[str, float]], resamples: int) -> None:
     print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
-    print(format_table([
+    print(text([
         {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
          '95 % low': row['low'], 'high': row['high'],
          '': '' if row['low'] <= 0 <= row['high'] or row['low'] != row['low'] else '*'}

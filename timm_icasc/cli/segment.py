@@ -32,7 +32,7 @@ from ..paper.segmentation.train import SegmentationConfig, create_network, evalu
 from ..paper.segmentation.voc_masks import VOCSegmentation
 from ..runs.folder import CHECKPOINT, SEGMENTATION
 from ..runs.provenance import provenance
-from ..runs.tables import format_table, write_csv, write_json
+from ..runs.tables import text, write_csv, write_json
 
 DEFAULTS = SegmentationConfig()
 
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
         names = ['background', *images.class_names]
         table = [{'class': name, 'IoU %': 100 * value} for name, value in zip(names, matrix.iou(), strict=True)
                  if not np.isnan(value)]
-        print(format_table(table))
+        print(text(table))
         print(f'mIoU {100 * matrix.mean_iou():.2f} % on {len(test)} images; written to {args.output}')
         write_csv(args.output / 'iou.csv', table)
         result.update({'mIoU': 100 * matrix.mean_iou(), 'test_split': args.test_split, 'test_images': len(test),

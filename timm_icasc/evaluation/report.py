@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..runs.folder import CLASSES, EVALUATED, IMAGES, PAIRS, RECORDS
-from ..runs.tables import format_table, write_csv, write_json
+from ..runs.tables import text, write_csv, write_json
 from .image_records import Records, save_records
 from .measures import TITLES, class_table, confused_classes
 
@@ -15,7 +15,7 @@ __all__ = ['image_rows', 'print_measures', 'write_evaluation']
 def print_measures(values: dict[str, dict[str, float]]) -> None:
     """One line per measure, one column per checkpoint."""
     names = list(dict.fromkeys(name for column in values.values() for name in column))
-    print(format_table([
+    print(text([
         {'measure': TITLES.get(name, name), **{label: column.get(name) for label, column in values.items()}}
         for name in names]))
 

@@ -28,6 +28,7 @@ from ..hub.tags import CARDS, TEMPLATE
 from ..paper.matching import architecture, recipe_options
 from ..paper.rows import PAPER, abstract_gain
 from ..runs.folder import ARGUMENTS, Run
+from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
 from .export import export, open_measured_runs
 
 __all__ = ['evaluate_runs', 'render', 'render_run', 'render_sources', 'write_results']
@@ -44,10 +45,7 @@ RUN_LIMITS = [
 
 def _mean(values: list[float | None], digits: int) -> str:
     """'mean +- deviation' of a column, '-' where a run has no such value."""
-    if None in values or not values:
-        return '-'
-    text = f'{statistics.mean(values):.{digits}f}'
-    return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
+    return '-' if None in values or not values else mean_sd(*mean_and_deviation(values), digits)
 
 
 def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -66,19 +64,20 @@ def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _differences(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Each ICASC method minus the baseline (the method that is not ICASC), over the seeds that both have."""
     key = measure_of(runs[0]['metrics']).key
-    values = {(run['method'], run['seed']): run['metrics'][key] for run in runs}
+    values: dict[str, dict[int, float]] = {}
+    for run in runs:
+        values.setdefault(run['method'], {})[run['seed']] = run['metrics'][key]
     baseline = next((run['method'] for run in runs if not run['method'].startswith('ICASC')), None)
     rows = []
-    for method in dict.fromkeys(run['method'] for run in runs if run['method'] != baseline):
-        seeds = sorted({seed for name, seed in values if name == method} & {s for n, s in values if n == baseline})
-        deltas = [values[method, seed] - values[baseline, seed] for seed in seeds]
+    for method in (name for name in values if name != baseline):
+        deltas = list(paired_difference(values[method], values.get(baseline, {})).values())
         if not deltas:
             continue
         signs = [f'{word} in {count}' for word, count in (
             ('higher', sum(d > 0 for d in deltas)), ('equal', sum(d == 0 for d in deltas)),
             ('lower', sum(d < 0 for d in deltas))) if count]
-        text = f'{statistics.mean(deltas):+.2f}' + (f' ± {statistics.stdev(deltas):.2f}' if len(deltas) > 1 else '')
-        rows.append({'method': method, 'baseline': baseline, 'measure': text,
+        rows.append({'method': method, 'baseline': baseline,
+                     'measure': mean_sd(*mean_and_deviation(deltas), sign='+'),
                      'verdict': f" ({', '.join(signs)} of {len(deltas)} runs)"})
     return rows
 
