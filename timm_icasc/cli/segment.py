@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
     result: dict[str, Any] = {'attention': args.attention, 'classifier': classifier.source,
                               'classifier_model': classifier.args.model,
-                              'classifier_icasc': classifier.args.icasc if classifier.folder else None, 'grid': grid,
+                              'classifier_icasc': classifier.args.icasc if classifier.run else None, 'grid': grid,
                               'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
                               'foreground': args.foreground, 'background': args.background,
                               **_measure_cues(folder, images)}
