@@ -28,7 +28,17 @@ from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
 from timm_icasc.hub.upload import repo_name
 from timm_icasc.publish.push import push_finished
-from timm_icasc.runs.folder import command_of, open_run_dir, save_args
+from timm_icasc.runs.folder import (
+    ARGUMENTS,
+    COMPARED,
+    FIGURE,
+    LAST,
+    RESULTS,
+    SUMMARY,
+    command_of,
+    open_run_dir,
+    save_args,
+)
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.console import header, report, row, say
@@ -163,7 +173,7 @@ def evaluated_model(job: Job) -> nn.Module:
 def resume(job: Job, run_dir: Path) -> int:
     """Load the checkpoint that --resume means, if there is one; returns the epoch to go on with."""
     args = job.args
-    checkpoint = Path(args.resume) if args.resume not in ('', 'auto') else run_dir / 'last.pth.tar'
+    checkpoint = Path(args.resume) if args.resume not in ('', 'auto') else run_dir / LAST
     if args.model_ema:
         job.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
     if not args.resume or not checkpoint.is_file():
@@ -194,7 +204,7 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
     if args.distributed:
         job.task.prepare_distributed(device_ids=[device] if device.type == 'cuda' else None)
 
-    saver, last, summary = None, run_dir / 'last.pth.tar', run_dir / 'summary.csv'
+    saver, last, summary = None, run_dir / LAST, run_dir / SUMMARY
     if utils.is_primary(args):
         saver = utils.CheckpointSaver(
             job.model, job.optimizer, args=args, task=job.task, amp_scaler=job.scaler, checkpoint_dir=str(run_dir),
@@ -259,7 +269,7 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:
         result['best'] = {args.eval_metric: saver.best_metric, 'epoch': saver.best_epoch}
-        (run_dir / 'results.json').write_text(json.dumps(result, indent=2) + '\n')
+        (run_dir / RESULTS).write_text(json.dumps(result, indent=2) + '\n')
     return {'result': result, 'model': evaluated_model(job), 'job': job}
 
 
@@ -268,7 +278,7 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
     job = next(iter(runs.values()))['job']
     if hasattr(job.val_set, '__len__') and job.layers is not None:
         try:
-            say(args, f"\nattention maps: {validation_figure(runs, run_dir / 'attention.png')}")
+            say(args, f"\nattention maps: {validation_figure(runs, run_dir / FIGURE)}")
         except Exception as e:  # the run is done and saved; a missing font must not make it look failed
             say(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
 
@@ -286,7 +296,7 @@ def main() -> int:
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
             repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
-        methods = [('baseline', False), ('icasc', True)]
+        methods = list(zip(COMPARED, (False, True), strict=True))
         if not args.icasc_compare:
             methods = [method for method in methods if method[1] == args.icasc]
         runs = {}
@@ -307,7 +317,7 @@ def main() -> int:
         if utils.is_primary(args):
             report(args, run_dir, runs)
             draw(args, run_dir, runs)
-            say(args, f'checkpoints, summary.csv, args.yaml, results: {run_dir}')
+            say(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
             if args.push_to_hub:
                 push_finished(run_dir, args.push_to_hub)
         if args.distributed:

@@ -7,6 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import torch
 from helpers.hub_fixtures import (  # noqa: F401
+    averaged,
     client,
     compared,
     hub,

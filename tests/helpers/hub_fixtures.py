@@ -96,3 +96,9 @@ def multilabel(train_on_noise, noise_options, tmp_path_factory):
 def compared(train_on_noise):
     """The folder of an --icasc-compare job."""
     return train_on_noise('--icasc-compare')
+
+
+@pytest.fixture(scope='session')
+def averaged(train_on_noise):
+    """A run that keeps an average of its weights."""
+    return train_on_noise('--model-ema', '--model-ema-decay', '0.5', '--mean', 0.1, 0.2, 0.3, '--crop-pct', 0.9)

@@ -14,8 +14,11 @@ import timm_icasc
 from timm_icasc import HubError
 from timm_icasc.cli import main
 from timm_icasc.data import create_dataset
-from timm_icasc.hub.model_folder import METADATA_KEY, check_folder
+from timm_icasc.errors import ICASCError
+from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, tensors_sha256
 from timm_icasc.publish import card
+from timm_icasc.publish.export import export
+from timm_icasc.runs.folder import open_runs
 
 CARDS = Path(__file__).parents[2] / 'hub_cards'
 DIGITS = CARDS / 'resnet20_cifar.icasc_digits'  # three methods, three seeds each
@@ -156,6 +159,92 @@ class TestCommand:
         copy.with_suffix('.json').unlink()
         assert main(['card', str(copy)]) == 2
         assert '--runs ... makes the results' in capsys.readouterr().err
+
+
+class TestResultsFromRuns:
+    """`timm-icasc card --runs`: what `timm-icasc eval` measures of the runs, of the weights that ship."""
+
+    @staticmethod
+    def evaluated(run, folder):
+        """What `timm-icasc eval` says of a run."""
+        assert main(['eval', str(run), '--output', str(folder)]) == 0
+        return json.loads((folder / run.name / 'eval.json').read_text())['measures']
+
+    def test_the_numbers_are_those_of_eval(self, compared, tmp_path):
+        runs = open_runs(compared)
+        results = card.evaluate_runs(runs)
+        assert [run['method'] for run in results['runs']] == ['cross-entropy', 'ICASC ach, order 1']
+        assert results['images'] == results['attention_images'] == 6 and results['split'] == 'validation'
+        for run, result in zip(runs, results['runs'], strict=True):
+            measured = {name: round(value, 6) for name, value in self.evaluated(run.folder, tmp_path).items()
+                        if value is not None}
+            assert result['metrics'] == measured and result['seed'] == 7
+            assert {'top1', 'as_inner', 'as_last', 'ac', 'overlap_inner', 'overlap_last'} <= set(measured)
+        json.dumps(results, allow_nan=False)
+
+    def test_the_run_itself_measured_the_same(self, train_on_noise):
+        """Where its options asked for all images."""
+        run, = open_runs(train_on_noise('--icasc-eval-images', 6))
+        result, = card.evaluate_runs([run])['runs']
+        metrics = {name: value for name, value in run.metrics.items() if name not in ('loss', 'top5')}
+        assert {name: result['metrics'][name] for name in metrics} == pytest.approx(metrics, abs=1e-5)
+
+    def test_images_of_several_classes(self, multilabel, tmp_path):
+        run, = open_runs(multilabel)
+        result, = card.evaluate_runs([run])['runs']
+        measured = self.evaluated(run.folder, tmp_path)
+        assert result['metrics'] == {name: round(value, 6) for name, value in measured.items() if value is not None}
+        assert {'mAP', 'AUC', 'as_inner', 'overlap_cooccurring'} <= set(result['metrics'])
+
+    def test_the_measured_weights_are_the_exported_ones(self, averaged, tmp_path):
+        """The averaged ones, whose numbers are others than those of the last step's."""
+        run, = open_runs(averaged)
+        result, = card.evaluate_runs([run])['runs']
+        config = export(run, tmp_path / 'exported', 'icasc_noise')
+        assert result['tensors_sha256'] == config[METADATA_KEY]['tensors_sha256']
+        assert result['metrics']['top1'] == pytest.approx(run.metrics['top1'])
+        plain = shutil.copytree(averaged, tmp_path / 'plain')
+        checkpoint = torch.load(plain / 'last.pth.tar', weights_only=False)
+        del checkpoint['state_dict_ema']
+        torch.save(checkpoint, plain / 'last.pth.tar')
+        with pytest.raises(ICASCError, match='lacks the averaged weights'):
+            card.evaluate_runs(open_runs(plain))
+        results = json.loads((plain / 'results.json').read_text())
+        results['model']['ema'] = False
+        (plain / 'results.json').write_text(json.dumps(results))
+        other, = card.evaluate_runs(open_runs(plain))['runs']
+        assert other['tensors_sha256'] == tensors_sha256(checkpoint['state_dict']) != result['tensors_sha256']
+        assert other['metrics']['ac'] != result['metrics']['ac']
+
+    def test_a_run_of_recorded_steps_is_evaluated_without_a_gpu(self, compared, tmp_path):
+        other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
+        options = yaml.safe_load((other / 'args.yaml').read_text())
+        (other / 'args.yaml').write_text(yaml.safe_dump({**options, 'icasc_fast': True, 'device': 'cpu'}))
+        run, same = card.evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])['runs']
+        assert run['metrics'] == pytest.approx(same['metrics'])
+
+    def test_a_card_from_runs(self, compared, tmp_path, capsys):
+        shutil.copyfile(CARDS / f'{DIGITS.name}.yaml', tmp_path / 'resnet20_cifar.icasc_noise.yaml')
+        path = tmp_path / 'resnet20_cifar.icasc_noise.yaml'
+        written = yaml.safe_load(path.read_text())
+        assert main(['card', str(path), '--runs', str(compared)]) == 2
+        assert "shipped_run {'method': 'ICASC ach, order 1', 'seed': 42} is 0 of these runs" in capsys.readouterr().err
+        written['shipped_run']['seed'] = 7
+        path.write_text(yaml.safe_dump(written))
+        assert main(['card', str(path), '--runs', str(compared)]) == 0
+        folder = tmp_path / 'resnet20_cifar.icasc_noise'
+        assert {p.name for p in folder.iterdir()} == {
+            'README.md', 'args.yaml', 'attention.png', 'config.json', 'model.safetensors'}
+        assert json.loads((folder / 'config.json').read_text())['pretrained_cfg']['tag'] == 'icasc_noise'
+        assert '6 images of' in (folder / 'README.md').read_text()
+        assert main(['card', str(path), '--check']) == 0
+
+    def test_runs_of_other_images_do_not_share_a_table(self, compared, tmp_path):
+        other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
+        options = yaml.safe_load((other / 'args.yaml').read_text())
+        (other / 'args.yaml').write_text(yaml.safe_dump({**options, 'val_split': 'train'}))
+        with pytest.raises(HubError, match='one table cannot hold both'):
+            card.evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])
 
 
 def test_images_with_several_classes_are_judged_by_average_precision():

@@ -11,21 +11,17 @@ from safetensors import safe_open
 
 from timm_icasc import HubError
 from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, file_sha256, tensors_sha256, write_weights
-from timm_icasc.publish.export import export, open_runs
+from timm_icasc.publish.export import export
+from timm_icasc.runs.folder import open_runs
 
 PROVENANCE = {'format', 'requires', 'method', 'icasc', 'layers', 'command', 'commit', 'seed', 'epochs', 'versions',
               'device', 'dataset', 'train_images', 'val_images', 'source', 'ema', 'metrics', 'tensors_sha256'}
 
 
 @pytest.fixture(scope='module')
-def run_dir(train_on_noise):
-    return train_on_noise('--model-ema', '--model-ema-decay', '0.5', '--mean', 0.1, 0.2, 0.3, '--crop-pct', 0.9)
-
-
-@pytest.fixture(scope='module')
-def exported(run_dir, tmp_path_factory):
+def exported(averaged, tmp_path_factory):
     folder = tmp_path_factory.mktemp('exported')
-    export(open_runs(run_dir)[0], folder, 'icasc_noise')
+    export(open_runs(averaged)[0], folder, 'icasc_noise')
     return folder
 
 
@@ -60,9 +56,9 @@ def test_shared_and_strided_tensors_are_written(tmp_path):
 
 class TestExport:
 
-    def test_the_weights_are_those_that_were_measured(self, run_dir, exported):
+    def test_the_weights_are_those_that_were_measured(self, averaged, exported):
         """The averaged ones, since the run kept an average."""
-        checkpoint = torch.load(run_dir / 'last.pth.tar', weights_only=False)
+        checkpoint = torch.load(averaged / 'last.pth.tar', weights_only=False)
         model = timm.create_model(f'local-dir:{exported}', pretrained=True)
         state = model.state_dict()
         assert all(torch.equal(state[k], v) for k, v in checkpoint['state_dict_ema'].items())
@@ -81,11 +77,11 @@ class TestExport:
         assert ours['requires']['plugin'] == 'timm_icasc' and ours['layers'] == {'inner': 'layer2', 'last': 'layer3'}
         assert not list(exported.glob('*.bin'))
 
-    def test_the_options_repeat_the_run(self, run_dir, exported, train_on_noise):
+    def test_the_options_repeat_the_run(self, averaged, exported, train_on_noise):
         """args.yaml, published, trains the same weights again."""
         again = train_on_noise('--config', exported / 'args.yaml')
         one, two = (torch.load(path / 'last.pth.tar', weights_only=False)['state_dict_ema']
-                    for path in (run_dir, again))
+                    for path in (averaged, again))
         assert all(torch.equal(one[name], two[name]) for name in one)
 
     def test_the_header_has_one_key_of_sorted_json(self, exported):
@@ -94,12 +90,13 @@ class TestExport:
         values = json.loads(text)
         assert key == METADATA_KEY and text == json.dumps(values, sort_keys=True) and values.keys() == PROVENANCE
 
-    def test_equal_bytes_from_every_process(self, run_dir, exported, client, tmp_path):
+    def test_equal_bytes_from_every_process(self, averaged, exported, client, tmp_path):
         """Whatever the order of its hashes."""
         result = client(code=f'''
 from pathlib import Path
-from timm_icasc.publish.export import export, open_runs
-export(open_runs({str(run_dir)!r})[0], Path({str(tmp_path)!r}), 'icasc_noise')
+from timm_icasc.publish.export import export
+from timm_icasc.runs.folder import open_runs
+export(open_runs({str(averaged)!r})[0], Path({str(tmp_path)!r}), 'icasc_noise')
 print(hash('timm_icasc'))''')
         assert result.code == 0 and int(result.out) != hash('timm_icasc'), result.err
         for name in ('model.safetensors', 'config.json'):
@@ -131,8 +128,8 @@ print(hash('timm_icasc'))''')
         model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
         assert len(model.blocks) == 2 and model(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
 
-    def test_an_earlier_epoch_is_refused(self, run_dir, tmp_path):
-        run = shutil.copytree(run_dir, tmp_path / 'x')
+    def test_an_earlier_epoch_is_refused(self, averaged, tmp_path):
+        run = shutil.copytree(averaged, tmp_path / 'x')
         results = json.loads((run / 'results.json').read_text())
         (run / 'results.json').write_text(json.dumps({**results, 'epochs': 2}))
         with pytest.raises(HubError, match='is of epoch 1 of 2, not of the results beside it'):

@@ -13,7 +13,6 @@ from timm_icasc.support.support_page import (
     summary,
     support_page,
     write_record,
-    write_summary,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -81,15 +80,6 @@ def test_a_folder_that_cannot_be_written(record, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(ICASCError, match='cannot write'):
         write_record(tmp_path / 'file' / 'record.json', record)
-
-
-def test_summary_goes_between_the_marks(record, tmp_path):
-    readme = tmp_path / 'README.md'
-    readme.write_text('before\n<!-- support begins -->\nold\n<!-- support ends -->\nafter\n')
-    for _ in range(2):
-        write_summary(readme, record)
-    text = readme.read_text()
-    assert text == f'before\n<!-- support begins -->\n{summary(record)}\n<!-- support ends -->\nafter\n'
 
 
 class TestTheCommittedRecord:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from .steps import PLAIN, STEPS, Setting, make_step
 
-__all__ = ['PROFILE_COLUMNS', 'kind_of', 'profile_rows', 'profile_steps']
+__all__ = ['kind_of', 'profile_rows', 'profile_steps']
 
 # Kind -> what the names of its operations contain; the first that fits.
 KINDS = {
@@ -23,10 +23,6 @@ KINDS = {
 OTHER = 'everything else'
 
 SECOND = ', second derivatives'
-
-PROFILE_COLUMNS = (f"{'model':<28} {'operations':<36} {'plain ms':>9} {'order 1 ms':>11} {'added':>7} "
-                   f"{'order 2 ms':>11} {'added':>7}")
-
 
 def kind_of(name: str) -> str:
     """The kind of an operation, by the name that torch's profiler gives it."""
@@ -66,7 +62,7 @@ def profile_steps(name: str, setting: Setting, repeats: int) -> dict[str, dict[s
             for variant, own in rounds.items()}
 
 
-def profile_rows(name: str, results: dict[str, dict[str, float]]) -> list[str]:
+def profile_rows(name: str, results: dict[str, dict[str, float]]) -> list[dict[str, str]]:
     """The table of one model: milliseconds by kind, and what ICASC adds in percent of the whole plain step."""
     whole = sum(results[PLAIN].values())
     kinds = [kind + second for kind in [*KINDS, OTHER] for second in ('', SECOND)]
@@ -75,6 +71,9 @@ def profile_rows(name: str, results: dict[str, dict[str, float]]) -> list[str]:
     rows = []
     for title, members in groups.items():
         plain, *others = (sum(results[step].get(kind, 0.) for kind in members) for step in STEPS)
-        cells = [f'{1e3 * seconds:>11.1f} {(seconds - plain) / whole:>+7.1%}' for seconds in others]
-        rows.append(f'{name:<28} {title:<36} {1e3 * plain:>9.1f} {" ".join(cells)}')
+        row = {'model': name, 'operations': title, 'plain ms': f'{1e3 * plain:.1f}'}
+        for order, seconds in enumerate(others, 1):
+            row[f'order {order} ms'] = f'{1e3 * seconds:.1f}'
+            row[f'added by {order}'] = f'{(seconds - plain) / whole:+.1%}'
+        rows.append(row)
     return rows

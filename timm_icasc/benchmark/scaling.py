@@ -13,7 +13,7 @@ from .cost import interleaved_seconds
 from .steps import PLAIN, STEPS, Setting, create_model, make_step
 
 __all__ = [
-    'Line', 'SCALING_COLUMNS', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_rows',
+    'Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_lines', 'scaling_rows',
 ]
 
 # Multiples of the batch size, and of the area of the model's own images.
@@ -25,10 +25,6 @@ SERIES = {'batch': 'images in a batch', 'area': 'pixels of an image'}
 
 # Black, vermilion and blue of Okabe and Ito (2008), told apart by all readers; the markers do without colour.
 STYLES = dict(zip(STEPS, (('black', 'o'), ('#0072b2', 's'), ('#d55e00', '^')), strict=True))
-
-SCALING_COLUMNS = (f"{'model':<24} {'step':<14} {'batch':>5} {'side':>5} {'s/step':>9} {'ratio':>6} {'s/image':>9} "
-                   f"{'ns/pixel':>9}")
-
 
 @dataclass(frozen=True)
 class Line:
@@ -101,18 +97,23 @@ def _linearity(line: dict[str, float]) -> str:
     return f"R2 {line['r2']:.4f}, off the line by at most {line['largest_residual']:.1%}"
 
 
-def scaling_rows(name: str, results: dict[str, dict[str, Any]]) -> list[str]:
-    """The table of one model: every point of both series, and below each series how straight its lines are."""
+def scaling_rows(name: str, results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """The table of one model: every point of both series."""
     rows = []
-    for series, result in results.items():
-        for point in result['points']:
-            images, side, plain = point['batch_size'], point['height'], point['seconds'][PLAIN]
-            rows += [f'{name:<24} {step:<14} {images:>5} {side:>5} {seconds:>9.4f} {seconds / plain:>6.2f} '
-                     f"{seconds / images:>9.4f} {seconds / (images * side * point['width']) * 1e9:>9.1f}"
-                     for step, seconds in point['seconds'].items()]
-        rows += [f'{name:<24} {step:<14} line over the {SERIES[series]}: {_linearity(line)}'
-                 for step, line in result['lines'].items()]
+    for point in (point for result in results.values() for point in result['points']):
+        images, side, plain = point['batch_size'], point['height'], point['seconds'][PLAIN]
+        pixels = images * side * point['width']
+        rows += [
+            {'model': name, 'step': step, 'batch': str(images), 'side': str(side), 's/step': f'{seconds:.4f}',
+             'ratio': f'{seconds / plain:.2f}', 's/image': f'{seconds / images:.4f}',
+             'ns/pixel': f'{seconds / pixels * 1e9:.1f}'} for step, seconds in point['seconds'].items()]
     return rows
+
+
+def scaling_lines(name: str, results: dict[str, dict[str, Any]]) -> list[str]:
+    """How straight the lines through both series are."""
+    return [f'{name}, {step}, line over the {SERIES[series]}: {_linearity(line)}'
+            for series, result in results.items() for step, line in result['lines'].items()]
 
 
 def scaling_figure(models: dict[str, dict[str, Any]]) -> Figure:

@@ -21,16 +21,13 @@ import torch
 
 from ..benchmark.cost import count_operations, measure_memory, measure_time
 from ..benchmark.map_speed import FORWARD, measure_maps
-from ..benchmark.profile import PROFILE_COLUMNS, profile_rows, profile_steps
-from ..benchmark.scaling import SCALING_COLUMNS, measure_scaling, scaling_figure, scaling_rows
+from ..benchmark.profile import profile_rows, profile_steps
+from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, scaling_rows
 from ..benchmark.steps import PLAIN, VARIANTS, Setting
 from ..errors import ICASCError
 from ..figures.canvas import check_format, save
 from ..runs.provenance import installed_versions
-
-COLUMNS = f"{'model':<32} {'step':<16} {'s/step':>9} {'ratio':>6} {'operations':>10} {'peak MiB':>9} {'ratio':>6}"
-
-MAPS_COLUMNS = f"{'model':<32} {'maps':<24} {'s/batch':>9} {'ratio':>6}"
+from ..runs.tables import text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,15 +69,20 @@ def _measure_steps(name: str, setting: Setting, repeats: int) -> dict[str, dict[
     return results
 
 
-def _rows(name: str, results: dict[str, dict[str, Any]]) -> list[str]:
-    def cell(value, width, digits):
-        return f'{value:>{width}.{digits}f}' if value is not None else f"{'-':>{width}}"
-    return [f'{name:<32} {variant:<16} {r["seconds"]:>9.4f} {r["seconds_ratio"]:>6.2f} {r["operations_ratio"]:>10.2f} '
-            f'{cell(r["peak_mib"], 9, 0)} {cell(r["peak_ratio"], 6, 2)}' for variant, r in results.items()]
+def _digits(value: float | None, digits: int) -> str:
+    return '-' if value is None else f'{value:.{digits}f}'
 
 
-def _map_rows(name: str, seconds: dict[str, float]) -> list[str]:
-    return [f'{name:<32} {what:<24} {value:>9.4f} {value / seconds[FORWARD]:>6.2f}' for what, value in seconds.items()]
+def _rows(name: str, results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {'model': name, 'step': variant, 's/step': _digits(r['seconds'], 4), 'ratio': _digits(r['seconds_ratio'], 2),
+         'operations': _digits(r['operations_ratio'], 2), 'peak MiB': _digits(r['peak_mib'], 0),
+         'peak ratio': _digits(r['peak_ratio'], 2)} for variant, r in results.items()]
+
+
+def _map_rows(name: str, seconds: dict[str, float]) -> list[dict[str, str]]:
+    return [{'model': name, 'maps': what, 's/batch': _digits(value, 4), 'ratio': _digits(value / seconds[FORWARD], 2)}
+            for what, value in seconds.items()]
 
 
 def _check(args: argparse.Namespace) -> Setting:
@@ -119,23 +121,23 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     print(f'{setting}; {args.threads} CPU thread(s), torch {torch.__version__}')
     measured = next((what for what in ('maps', 'scaling', 'profile') if getattr(args, what)), 'steps')
-    print({'maps': MAPS_COLUMNS, 'scaling': SCALING_COLUMNS, 'profile': PROFILE_COLUMNS, 'steps': COLUMNS}[measured])
     models: dict[str, Any] = {}
     for name in args.models:
         if args.maps:
             models[name] = measure_maps(name, setting, args.topk, args.repeats)
-            lines = _map_rows(name, models[name])
+            table = text(_map_rows(name, models[name]), left=2)
         elif args.scaling:
             models[name] = measure_scaling(name, setting, args.repeats)
-            lines = scaling_rows(name, models[name])
+            lines = scaling_lines(name, models[name])
+            table = '\n'.join([text(scaling_rows(name, models[name]), left=2), *lines])
             save(scaling_figure(models), Path(args.scaling))
         elif args.profile:
             models[name] = profile_steps(name, setting, args.repeats)
-            lines = profile_rows(name, models[name])
+            table = text(profile_rows(name, models[name]), left=2)
         else:
             models[name] = _measure_steps(name, setting, args.repeats)
-            lines = _rows(name, models[name])
-        print('\n'.join(lines), flush=True)
+            table = text(_rows(name, models[name]), left=2)
+        print(table, flush=True)  # one of each model: the next may take an hour
         if args.json:  # after each model: a long table that is interrupted is not lost
             device = torch.cuda.get_device_name(setting.device) if setting.device.startswith('cuda') else args.device
             record = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import HubError
 from ..hub.model_folder import README
-from ..publish.card import _evaluate, render_sources
+from ..publish.card import render_sources, write_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     outdated = []
     for path in args.cards:
         if args.runs:
-            _evaluate(path, args.runs)
+            write_results(path, args.runs)
         text, target = render_sources(path), path.with_suffix('') / README
         if args.check:
             if not target.is_file() or target.read_text(encoding='utf-8') != text:

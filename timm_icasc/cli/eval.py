@@ -14,18 +14,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data import evenly_spaced
 from ..errors import ICASCError
 from ..evaluation.bootstrap import compare
-from ..evaluation.checkpoint import Checkpoint, check_same_data, find_runs, load_checkpoints
-from ..evaluation.collect import collect_records
-from ..evaluation.image_records import RECORDS, Records, load_records
+from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoints
+from ..evaluation.collect import evaluate_checkpoint
+from ..evaluation.image_records import Records, load_records
 from ..evaluation.measures import TITLES, class_table, measures
 from ..evaluation.options import add_evaluation_arguments as add_arguments
 from ..evaluation.report import print_measures, write_evaluation
-from ..objective.config import ICASCConfig
+from ..runs.folder import COMPARISON, EVALUATION, RECORDS, SUMMARY, find_runs
 from ..runs.provenance import provenance
-from ..runs.tables import format_table, write_csv, write_json
+from ..runs.tables import text, write_csv, write_json
 
 __all__ = ['add_arguments', 'run']
 
@@ -54,26 +53,24 @@ def _check(args: argparse.Namespace) -> None:
 def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
     if args.output:
         return Path(args.output) / checkpoint.label.replace('/', '_').replace(':', '_')
-    return (checkpoint.folder or Path('.')) / 'eval'
+    return (checkpoint.run.folder if checkpoint.run else Path('.')) / EVALUATION
 
 
 def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
-    config = ICASCConfig(attention=args.attention, sigma=args.sigma)
-    indices = evenly_spaced(checkpoint.dataset, args.images or len(checkpoint.dataset)).indices
-    records = collect_records(checkpoint, config, indices, args.ten_crop, args.tolerance, args.layer, args.robustness)
-    folder = _folder(args, checkpoint)
+    records, folder = evaluate_checkpoint(checkpoint, args), _folder(args, checkpoint)
     layers = checkpoint.layers
     try:
         write_evaluation(folder, records, {
             'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
             'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
-            'images': len(indices), 'measures': measures(records), 'attention': args.attention, 'sigma': args.sigma,
-            'tolerance': args.tolerance, 'layers': layers and [layers.inner.path, layers.last.path],
-            'localised': args.layer, 'input_size': checkpoint.data_config['input_size'],
-            'crop_pct': checkpoint.data_config['crop_pct'], **provenance(checkpoint.args)})
+            'images': len(records.indices), 'measures': measures(records), 'attention': args.attention,
+            'sigma': args.sigma, 'tolerance': args.tolerance,
+            'layers': layers and [layers.inner.path, layers.last.path], 'localised': args.layer,
+            **{name: checkpoint.data_config[name] for name in ('input_size', 'crop_pct')},
+            **provenance(checkpoint.args)})
     except OSError as e:
         raise ICASCError(f"--output: cannot write to '{folder}': {e.strerror}.") from e
-    print(f'{checkpoint.label}: {checkpoint.args.model}, {len(indices)} images of '
+    print(f'{checkpoint.label}: {checkpoint.args.model}, {len(records.indices)} images of '
           f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to {folder}")
     return records
 
@@ -81,14 +78,14 @@ def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
 def _print_classes(records: Records, everything: bool) -> None:
     table = class_table(records)
     if everything or len(table) <= CLASSES_PRINTED:
-        print(f'\n{records.label}, by class:\n{format_table(table)}')
+        print(f'\n{records.label}, by class:\n{text(table)}')
     else:
         print(f'\n{records.label}: the table of its {len(table)} classes is in classes.csv (--per-class prints it)')
 
 
 def _print_comparison(a: Records, b: Records, result: dict[str, dict[str, float]], resamples: int) -> None:
     print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
-    print(format_table([
+    print(text([
         {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
          '95 % low': row['low'], 'high': row['high'],
          '': '' if row['low'] <= 0 <= row['high'] or row['low'] != row['low'] else '*'}
@@ -100,9 +97,9 @@ def _compare(args: argparse.Namespace, a: Records, b: Records, folder: Path, sou
     result = compare(a, b, args.resamples)
     _print_comparison(a, b, result, args.resamples)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'comparison.json', {
+    write_json(folder / f'{COMPARISON}.json', {
         'a': sources[0], 'b': sources[1], 'resamples': args.resamples, 'measures': result})
-    write_csv(folder / 'comparison.csv', [{'measure': name, **row} for name, row in result.items()])
+    write_csv(folder / f'{COMPARISON}.csv', [{'measure': name, **row} for name, row in result.items()])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     for r in records:
         _print_classes(r, args.per_class)
     if args.output:
-        write_csv(Path(args.output) / 'summary.csv', [{'checkpoint': label, **v} for label, v in values.items()])
+        write_csv(Path(args.output) / SUMMARY, [{'checkpoint': label, **v} for label, v in values.items()])
     if args.compare:
         folder = Path(args.output) if args.output else _folder(args, checkpoints[-1])
         _compare(args, *records[-2:], folder, [checkpoint.source for checkpoint in checkpoints[-2:]])

@@ -25,8 +25,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import ICASCError
+from ..runs.tables import around_marks, replace_between
 from ..support.architectures import inspect_architecture
-from ..support.support_page import around_summary, load_record, row, summary, support_page, write_record, write_summary
+from ..support.support_page import MARKS, load_record, row, summary, support_page, write_record
 
 SAVE_SECONDS = 20
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         record['total'] = len(names)
     # What cannot be written is better known before the work than after it.
     if args.summary is not None:
-        around_summary(Path(args.summary))
+        around_marks(Path(args.summary), MARKS)
     if path:
         write_record(path, record)
     todo = [name for name in names if name not in record['models']]
@@ -123,5 +124,5 @@ def run(args: argparse.Namespace) -> int:
         path.with_suffix('.md').write_text(support_page(record))
         print(f"{len(record['models'])} architectures in {path} and {path.with_suffix('.md')}")
     if args.summary is not None:
-        write_summary(Path(args.summary), record)
+        replace_between(Path(args.summary), MARKS, summary(record))
     return 0

@@ -18,7 +18,7 @@ import yaml
 from ..errors import ICASCError
 from ..paper.paper_page import HEAD, show
 from ..paper.rows import PAPER, class_rows, figure_rows, paper_rows, segmentation_rows, setting_rows
-from ..runs.folder import check_folders, collect_runs, collect_segmentations
+from ..runs.folder import RESULTS, check_folders, collect_runs, collect_segmentations
 from ..runs.tables import write_csv, write_json
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     check_folders(args.folders)
     runs, segmentations = collect_runs(args.folders), collect_segmentations(args.folders)
     if args.folders and not runs and not segmentations:
-        raise ICASCError(f"no finished run (results.json) below {', '.join(map(str, args.folders))}.")
+        raise ICASCError(f"no finished run ({RESULTS}) below {', '.join(map(str, args.folders))}.")
     content = yaml.safe_load(PAPER.read_text())
     rows = [*setting_rows(content), *segmentation_rows(segmentations, content['segmentation']),
             *paper_rows(runs, content), *class_rows(runs, content), *figure_rows(content)]

@@ -30,8 +30,9 @@ from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
 from ..paper.segmentation.miou import ConfusionMatrix
 from ..paper.segmentation.train import SegmentationConfig, create_network, evaluate, score_grid, train
 from ..paper.segmentation.voc_masks import VOCSegmentation
+from ..runs.folder import CHECKPOINT, SEGMENTATION
 from ..runs.provenance import provenance
-from ..runs.tables import format_table, write_csv, write_json
+from ..runs.tables import text, write_csv, write_json
 
 DEFAULTS = SegmentationConfig()
 
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
     result: dict[str, Any] = {'attention': args.attention, 'classifier': classifier.source,
                               'classifier_model': classifier.args.model,
-                              'classifier_icasc': classifier.args.icasc if classifier.folder else None, 'grid': grid,
+                              'classifier_icasc': classifier.args.icasc if classifier.run else None, 'grid': grid,
                               'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
                               'foreground': args.foreground, 'background': args.background,
                               **_measure_cues(folder, images)}
@@ -161,16 +162,16 @@ def run(args: argparse.Namespace) -> int:
               f"coverage {result['cue_coverage']:.3f}, {result['cue_images']} images with masks")
     if not args.cues_only:
         losses = train(network, images, lambda i: _load_cue(folder, images.ids[i], len(images.class_names) + 1),
-                       config, args.output / 'segmentation.pth.tar')
+                       config, args.output / f'{SEGMENTATION}{CHECKPOINT}')
         matrix = evaluate(network, test, config.image_size)
         names = ['background', *images.class_names]
         table = [{'class': name, 'IoU %': 100 * value} for name, value in zip(names, matrix.iou(), strict=True)
                  if not np.isnan(value)]
-        print(format_table(table))
+        print(text(table))
         print(f'mIoU {100 * matrix.mean_iou():.2f} % on {len(test)} images; written to {args.output}')
         write_csv(args.output / 'iou.csv', table)
         result.update({'mIoU': 100 * matrix.mean_iou(), 'test_split': args.test_split, 'test_images': len(test),
                        'iou': {row['class']: row['IoU %'] for row in table}, 'losses': losses, **asdict(config)})
     classifier.args.seed = config.seed
-    write_json(args.output / 'segmentation.json', {**result, **provenance(classifier.args)})
+    write_json(args.output / f'{SEGMENTATION}.json', {**result, **provenance(classifier.args)})
     return 0

@@ -31,7 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import ICASCError
-from ..runs.tables import format_table
+from ..runs.tables import text
 from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
 from ..sweep.run_record import check_unchanged, read_records
 from ..sweep.runner import Outcome, carry_out
@@ -115,4 +115,4 @@ def _carry_out(args: argparse.Namespace, study: Study, records: dict[str, dict[s
 def _print_tables(study: Study, records: dict[str, dict[str, Any]]) -> None:
     summaries = summarise(study, records)
     for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
-        print(f'\n{format_table(rows)}')
+        print(f'\n{text(rows)}')

@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
+import yaml
 from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
@@ -18,15 +19,14 @@ from ..data import class_names, create_dataset, is_multilabel, is_stream
 from ..errors import DataError, ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
+from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
 from ..training.arguments import parse_args
 from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
 
-__all__ = ['Checkpoint', 'check_same_data', 'find_runs', 'load_checkpoint', 'load_checkpoints']
+__all__ = ['Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints']
 
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
-
-WEIGHTS = {False: ('last.pth.tar', 'model_best.pth.tar'), True: ('model_best.pth.tar',)}
 
 # Options of the command that replace those of the run, where given.
 OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device')
@@ -39,7 +39,7 @@ class Checkpoint:
     Attributes:
         label: What tables and figures call it.
         source: Where it comes from: the checkpoint file, or the name on the hub.
-        folder: The run's folder; None for a bare checkpoint.
+        run: The run that it is of; None for a bare checkpoint.
         model: In evaluation mode, on its device.
         dataset: Images through the evaluation transform; None where only the model was wanted.
         names: Class names in the order of the logits; None where the data set does not tell.
@@ -51,7 +51,7 @@ class Checkpoint:
     """
     label: str
     source: str
-    folder: Path | None
+    run: Run | None
     model: nn.Module
     dataset: Dataset | None
     names: list[str] | None
@@ -74,22 +74,15 @@ class Checkpoint:
         return self.names[index] if self.names and index < len(self.names) else str(index)
 
 
-def find_runs(path: Path) -> list[Path]:
-    """The folders of finished or interrupted runs at `path`: itself, or the two of --icasc-compare."""
-    if any(path.glob('*.pth.tar')):
-        return [path]
-    return sorted({file.parent for file in path.glob('*/*.pth.tar') if (file.parent / 'args.yaml').is_file()})
-
-
-def _run_arguments(source: str, given: argparse.Namespace, run: Path | None) -> argparse.Namespace:
+def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> argparse.Namespace:
     """The options of train_timm.py that the checkpoint was, or would have been, trained with."""
     argv = []
     if run is not None:
-        argv += ['--config', str(run / 'args.yaml')]
+        argv += ['--config', str(run.folder / ARGUMENTS)]
     elif source.startswith(HUB):
         argv += ['--model', source]
     elif not given.model:
-        raise ICASCError(f"'{source}' has no args.yaml beside it: name its architecture with --model.")
+        raise ICASCError(f"'{source}' has no {ARGUMENTS} beside it: name its architecture with --model.")
     if given.model and not source.startswith(HUB):
         argv += ['--model', given.model]
     if run is None and not given.data_dir and not getattr(given, 'dataset', None):
@@ -112,15 +105,27 @@ def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> in
     return None if weight is None else len(weight)
 
 
-def _load_model(args: argparse.Namespace, weights: Path | None, names: Sequence[str] | None) -> nn.Module:
+def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
+    """The averaged weights where the file has any; timm reads what no run has written."""
+    if run is not None and file.name.endswith(CHECKPOINT):
+        return run.load_weights(file)
+    try:
+        return load_state_dict(str(file))
+    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
+        raise ICASCError(f"cannot read the checkpoint '{file}': {' '.join(str(e).split())[:200]}") from e
+
+
+def _load_model(
+        args: argparse.Namespace,
+        weights: Path | None,
+        run: Run | None,
+        names: Sequence[str] | None,
+) -> nn.Module:
     args.grad_checkpointing, args.initial_checkpoint, args.pretrained_path = False, '', None
     args.pretrained = weights is None
     if weights is None:
         return set_up_model(args)
-    try:
-        state_dict = load_state_dict(str(weights))
-    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"cannot read the checkpoint '{weights}': {' '.join(str(e).split())[:200]}") from e
+    state_dict = _read_weights(weights, run)
     args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (len(names) if names else None)
     model = set_up_model(args)
     # Another image size than in training: position embeddings are resampled as timm does for its own weights.
@@ -135,18 +140,14 @@ def _load_model(args: argparse.Namespace, weights: Path | None, names: Sequence[
     return model
 
 
-def _find_weights(source: str, best: bool) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        weights = next((path / name for name in WEIGHTS[best] if (path / name).is_file()), None)
-        if weights is None and (runs := [run for run in find_runs(path) if run != path]):
-            raise ICASCError(f"'{source}' holds {len(runs)} runs, name one: {', '.join(map(str, runs))}.")
-        if weights is None:
-            raise ICASCError(f"'{source}' has no {WEIGHTS[best][0]}: it is not the folder of a run.")
-        return weights
-    if not path.is_file():
-        raise ICASCError(f"no checkpoint or folder of a run '{source}'.")
-    return path
+def _run_beside(weights: Path | None) -> Run | None:
+    """The run that a file of weights lies in, if it lies in one."""
+    if weights is None or not (weights.parent / ARGUMENTS).is_file():
+        return None
+    try:
+        return open_run(weights.parent)
+    except (OSError, ValueError, yaml.YAMLError) as e:
+        raise ICASCError(f"the run '{weights.parent}' cannot be read: {' '.join(str(e).split())[:200]}") from e
 
 
 def _open_dataset(args: argparse.Namespace) -> Dataset:
@@ -177,14 +178,14 @@ def load_checkpoint(
         ICASCError: No such file, weights that do not fit, a model without --model.
         DataError: The data set is missing, cannot be indexed, or has more classes than the model.
     """
-    weights = None if source.startswith(HUB) else _find_weights(source, given.best)
-    run = weights.parent if weights is not None and (weights.parent / 'args.yaml').is_file() else None
+    weights = None if source.startswith(HUB) else find_weights(source, given.best)
+    run = _run_beside(weights)
     args = _run_arguments(source, given, run)
     args.in_chans = args.input_size[0] if args.input_size else args.in_chans or 3
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     dataset = _open_dataset(args) if with_data else None
     names = class_names(dataset) if with_data else None
-    model = _load_model(args, weights, names)
+    model = _load_model(args, weights, run, names)
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:
@@ -208,7 +209,7 @@ def load_checkpoint(
             raise
         warnings.warn(f'attention is not measured: {e}', stacklevel=2)
     return Checkpoint(
-        label=label or (weights.parent.name if run else Path(source).name), source=str(weights or source), folder=run,
+        label=label or (run.folder.name if run else Path(source).name), source=str(weights or source), run=run,
         model=model, dataset=dataset, names=names, num_classes=num_classes, data_config=config, layers=layers,
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 

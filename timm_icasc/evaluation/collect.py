@@ -2,6 +2,7 @@
 
 Shapes: `N` images, `C` classes, `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
 """
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
-from ..data import image_name
+from ..data import evenly_spaced, image_name
 from ..errors import DataError, TargetError
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
@@ -26,7 +27,7 @@ from .image_records import Records
 from .robustness import map_robustness
 from .separability import separability
 
-__all__ = ['collect_records', 'score_images']
+__all__ = ['collect_records', 'evaluate_checkpoint', 'score_images']
 
 SEED = 0
 
@@ -246,6 +247,19 @@ def collect_records(
     if ten_crop:
         records.ten_crop_scores = _ten_crop_scores(checkpoint, indices)
     return records
+
+
+def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> Records:
+    """The one evaluation, of `timm-icasc eval` and of the cards.
+
+    Args:
+        checkpoint: From `load_checkpoint`.
+        options: Those of `add_evaluation_arguments`.
+    """
+    config = ICASCConfig(attention=options.attention, sigma=options.sigma)
+    indices = evenly_spaced(checkpoint.dataset, options.images or len(checkpoint.dataset)).indices
+    return collect_records(
+        checkpoint, config, indices, options.ten_crop, options.tolerance, options.layer, options.robustness)
 
 
 @torch.inference_mode()

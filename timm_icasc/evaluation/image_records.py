@@ -7,9 +7,7 @@ import numpy as np
 
 from ..errors import ICASCError
 
-__all__ = ['RECORDS', 'Records', 'load_records', 'save_records']
-
-RECORDS = 'records.npz'
+__all__ = ['Records', 'load_records', 'save_records']
 
 
 @dataclass

@@ -3,10 +3,8 @@
 Every number is a function of the images' records and of how often each image counts, so that a bootstrap can draw
 the images anew (`comparison`). Shapes: `N` images, `C` classes.
 """
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -23,7 +21,7 @@ from .image_records import Records
 
 __all__ = [
     'MEASURES', 'Measure', 'ORDER', 'class_table', 'confused_classes', 'correct_predictions',
-    'curve_measures', 'ks_of', 'mean_measures', 'measure_of', 'measures', 'metrics_of',
+    'curve_measures', 'ks_of', 'mean_measures', 'measure_of', 'measures',
 ]
 
 # Every measure, in the order of tables.
@@ -216,12 +214,6 @@ MEASURES = (
     Measure('mAP', 'Mean average precision', 'mean_average_precision', 'sigmoid()',
             'the area under the interpolated precision-recall curve (VOC 2010 to 2012), averaged over the classes'),
 )
-
-
-def metrics_of(results: dict[str, Any]) -> dict[str, float]:
-    """What the last evaluation in results.json said; what was not measured, or is NaN, is left out."""
-    return {name.removeprefix('eval_'): value for name, value in results['last'].items()
-            if name.startswith('eval_') and value is not None and math.isfinite(value)}
 
 
 def measure_of(metrics: dict[str, float]) -> Measure:

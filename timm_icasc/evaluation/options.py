@@ -1,7 +1,7 @@
 """Options of `timm-icasc eval`, and those by which every command names checkpoints and images."""
 import argparse
 
-__all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments']
+__all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments', 'default_options']
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,13 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
                        help='margin of the pointing game around the boxes (default: %(default)s)')
     group.add_argument('--per-class', action='store_true', help='print the table of classes, however long')
     group.add_argument('--output', metavar='DIR', help="folder to write to (default: eval/ in each run's folder)")
+
+
+def default_options() -> argparse.Namespace:
+    """What `timm-icasc eval` measures where no option is given."""
+    parser = argparse.ArgumentParser()
+    add_evaluation_arguments(parser)
+    return parser.parse_args([])
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int = '*') -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ..runs.tables import format_table, write_csv, write_json
-from .image_records import RECORDS, Records, save_records
+from ..runs.folder import CLASSES, EVALUATED, IMAGES, PAIRS, RECORDS
+from ..runs.tables import text, write_csv, write_json
+from .image_records import Records, save_records
 from .measures import TITLES, class_table, confused_classes
 
 __all__ = ['image_rows', 'print_measures', 'write_evaluation']
@@ -14,7 +15,7 @@ __all__ = ['image_rows', 'print_measures', 'write_evaluation']
 def print_measures(values: dict[str, dict[str, float]]) -> None:
     """One line per measure, one column per checkpoint."""
     names = list(dict.fromkeys(name for column in values.values() for name in column))
-    print(format_table([
+    print(text([
         {'measure': TITLES.get(name, name), **{label: column.get(name) for label, column in values.items()}}
         for name in names]))
 
@@ -41,13 +42,13 @@ def write_evaluation(folder: Path, records: Records, content: dict[str, Any]) ->
     """eval.json (measures, classes, provenance), classes.csv, images.csv, pairs.csv with boxes, and records.npz."""
     folder.mkdir(parents=True, exist_ok=True)
     table = class_table(records)
-    write_json(folder / 'eval.json', {**content, 'classes': table})
-    write_csv(folder / 'classes.csv', table)
-    write_csv(folder / 'images.csv', image_rows(records))
+    write_json(folder / EVALUATED, {**content, 'classes': table})
+    write_csv(folder / CLASSES, table)
+    write_csv(folder / IMAGES, image_rows(records))
     if records.pairs:
         named = [{'index': int(records.indices[row]), 'file': records.files[row], 'class_name': records.names[c]}
                  for row, c in zip(records.pairs['image'], records.pairs['class'], strict=True)]
         columns = {name: column for name, column in records.pairs.items() if name not in ('image', 'class')}
-        write_csv(folder / 'pairs.csv', [
+        write_csv(folder / PAIRS, [
             {**head, **{name: f'{column[p]:.6g}' for name, column in columns.items()}} for p, head in enumerate(named)])
     save_records(folder / RECORDS, records)

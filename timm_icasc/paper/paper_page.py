@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..runs.tables import format_table
+from ..runs import tables
 from .rows import DIGITS, FIGURES, NAMES, title_of
 
 HEAD = '''# The paper's tables and figures
@@ -40,12 +40,7 @@ def show(rows: Sequence[dict[str, Any]], content: dict[str, Any], markdown: bool
 
     def add(title: str, own: Sequence[dict[str, Any]]) -> None:
         cells = _cells(own)
-        if markdown:
-            lines = [f"| {' | '.join(cells[0])} |", '|' + '---|' * len(cells[0])]
-            lines += [f"| {' | '.join(row.values())} |" for row in cells]
-            parts.append(f'## {title}\n\n' + '\n'.join(lines))
-        else:
-            parts.append(f'{title}\n{format_table(cells)}')
+        parts.append(f'## {title}\n\n{tables.markdown(cells)}' if markdown else f'{title}\n{tables.text(cells)}')
 
     for title in dict.fromkeys(row['table'] for row in rows):
         own = [row for row in rows if row['table'] == title]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.folder import Run, group_runs
-from ..runs.tables import mean_and_deviation
+from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
 from .matching import (
     SETTINGS,
     architecture,
@@ -31,14 +31,10 @@ SCALE = {'AUC': 0.01}  # the paper's unit, where the runs have per cent
 DIGITS = {'AUC': 3}
 
 
-def _text(mean: float, deviation: float | None, sign: str = '', digits: int = 2) -> str:
-    return f'{mean:{sign}.{digits}f}' + (f' \u00b1 {deviation:.{digits}f}' if deviation is not None else '')
-
-
 def _mean(group: Sequence[Run], metric: str) -> str | None:
     """Mean and deviation of a group's runs in the paper's unit; None where no run has the metric."""
     values = [run.measures[metric] * SCALE.get(metric, 1) for run in group if run.measures.get(metric) is not None]
-    return _text(*mean_and_deviation(values), digits=DIGITS.get(metric, 2)) if values else None
+    return mean_sd(*mean_and_deviation(values), DIGITS.get(metric, 2)) if values else None
 
 
 def _row(table: str, metric: str, **values: Any) -> dict[str, Any]:
@@ -95,7 +91,7 @@ def segmentation_rows(results: Sequence[dict[str, Any]], content: dict[str, Any]
             found.append({
                 **row, 'model': first.get('network'), 'seeds': ' '.join(map(str, sorted(group))),
                 'paper': None if misfits else row['paper'],
-                'ours': _text(*mean_and_deviation([result['mIoU'] for result in group.values()])),
+                'ours': mean_sd(*mean_and_deviation([result['mIoU'] for result in group.values()])),
                 'note': f"not the paper\u2019s settings: {', '.join(misfits)}; {note}" if misfits else note})
         rows += found if any(match['paper'] is not None for match in found) else [*found, row]
     return rows
@@ -105,11 +101,11 @@ def _difference(group: Sequence[Run], baselines: Sequence[Sequence[Run]], metric
     """Mean difference to the classification loss alone with the same options, seed by seed."""
     for baseline in baselines:
         if baseline[0].signature(True) == group[0].signature(True):
-            by_seed = {run.seed: run.measures.get(metric) for run in baseline}
-            pairs = [(run.measures[metric] - by_seed[run.seed]) * SCALE.get(metric, 1) for run in group
-                     if run.measures.get(metric) is not None and by_seed.get(run.seed) is not None]
-            digits = DIGITS.get(metric, 2)
-            return f'{_text(*mean_and_deviation(pairs), sign="+", digits=digits)} (n={len(pairs)})' if pairs else None
+            values = [{run.seed: run.measures.get(metric) for run in runs} for runs in (group, baseline)]
+            pairs = [SCALE.get(metric, 1) * value for value in paired_difference(*values).values()]
+            if not pairs:
+                return None
+            return f"{mean_sd(*mean_and_deviation(pairs), DIGITS.get(metric, 2), '+')} (n={len(pairs)})"
     return None
 
 

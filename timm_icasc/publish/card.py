@@ -6,7 +6,9 @@ shipped folder NAME/ with config.json and weights, and card.md.j2 make NAME/READ
     timm-icasc card hub_cards/NAME.yaml --runs output/RUN ...
                                                   evaluate these runs first, and export the weights that the YAML ships
 """
+import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,19 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 
 from ..errors import HubError
-from ..evaluation.measures import Measure, measure_of, metrics_of
-from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config
+from ..evaluation.checkpoint import load_checkpoint
+from ..evaluation.collect import evaluate_checkpoint
+from ..evaluation.measures import Measure, measure_of, measures
+from ..evaluation.options import default_options
+from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config, tensors_sha256
 from ..hub.tags import CARDS, TEMPLATE
 from ..paper.matching import architecture, recipe_options
 from ..paper.rows import PAPER, abstract_gain
-from .evaluate import evaluate_runs
-from .export import Run, export, open_runs
+from ..runs.folder import ARGUMENTS, Run
+from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
+from .export import export, open_measured_runs
 
-__all__ = ['render', 'render_run', 'render_sources']
+__all__ = ['evaluate_runs', 'render', 'render_run', 'render_sources', 'write_results']
 
 COLUMNS = ('as_inner', 'as_last', 'ac', 'overlap_inner', 'overlap_last')
 
@@ -39,10 +45,7 @@ RUN_LIMITS = [
 
 def _mean(values: list[float | None], digits: int) -> str:
     """'mean +- deviation' of a column, '-' where a run has no such value."""
-    if None in values or not values:
-        return '-'
-    text = f'{statistics.mean(values):.{digits}f}'
-    return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
+    return '-' if None in values or not values else mean_sd(*mean_and_deviation(values), digits)
 
 
 def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,19 +64,20 @@ def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _differences(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Each ICASC method minus the baseline (the method that is not ICASC), over the seeds that both have."""
     key = measure_of(runs[0]['metrics']).key
-    values = {(run['method'], run['seed']): run['metrics'][key] for run in runs}
+    values: dict[str, dict[int, float]] = {}
+    for run in runs:
+        values.setdefault(run['method'], {})[run['seed']] = run['metrics'][key]
     baseline = next((run['method'] for run in runs if not run['method'].startswith('ICASC')), None)
     rows = []
-    for method in dict.fromkeys(run['method'] for run in runs if run['method'] != baseline):
-        seeds = sorted({seed for name, seed in values if name == method} & {s for n, s in values if n == baseline})
-        deltas = [values[method, seed] - values[baseline, seed] for seed in seeds]
+    for method in (name for name in values if name != baseline):
+        deltas = list(paired_difference(values[method], values.get(baseline, {})).values())
         if not deltas:
             continue
         signs = [f'{word} in {count}' for word, count in (
             ('higher', sum(d > 0 for d in deltas)), ('equal', sum(d == 0 for d in deltas)),
             ('lower', sum(d < 0 for d in deltas))) if count]
-        text = f'{statistics.mean(deltas):+.2f}' + (f' ± {statistics.stdev(deltas):.2f}' if len(deltas) > 1 else '')
-        rows.append({'method': method, 'baseline': baseline, 'measure': text,
+        rows.append({'method': method, 'baseline': baseline,
+                     'measure': mean_sd(*mean_and_deviation(deltas), sign='+'),
                      'verdict': f" ({', '.join(signs)} of {len(deltas)} runs)"})
     return rows
 
@@ -188,35 +192,90 @@ def render_sources(path: Path, load: str | None = None) -> str:
     return render(path.with_suffix(''), written, results, path.stem, load or path.stem)
 
 
-def _run_result(results: dict[str, Any]) -> dict[str, Any]:
-    return {'method': results['method'], 'seed': results['seed'], 'metrics': metrics_of(results)}
+def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str:
+    """The card of a single run, from what it noted down and nothing else.
 
-
-def render_run(run: Run, folder: Path, repo_id: str) -> str:
-    """The card of a single run, from what it noted down and nothing else."""
+    Args:
+        run: What is published.
+        siblings: Every run of the same comparison, this one included, in the order of training.
+        folder: What `export` has made of it.
+        repo_id: 'OWNER/NAME'.
+    """
     config = read_config(folder, repo_id)
     data = {'name': run.model['dataset'], 'hub_id': None, 'description': None}
     written = {
         'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None,
         'license': config['pretrained_cfg']['license'],
-        'description': f"`{config['architecture']}`, trained on {data['name']} with {run.results['method']} by "
+        'description': f"`{config['architecture']}`, trained on {data['name']} with {run.method} by "
                        f'the script train_timm.py of timm_icasc.',
         'paper': 'its protocol was not necessarily followed; see the training command.', 'limits': RUN_LIMITS + (
-            ['One run: how much its results depend on the seed is not known.'] if len(run.siblings) < 3 else []),
+            ['One run: how much its results depend on the seed is not known.'] if len(siblings) < 3 else []),
         'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',
     }
     results = {'dataset': data['name'], 'split': run.model['val_split'], 'images': run.model['val_images'],
                'attention_images': run.model['attention_images'],
-               'runs': [_run_result(sibling) for sibling in run.siblings]}
+               'runs': [{'method': sibling.method, 'seed': sibling.results['seed'], 'metrics': sibling.metrics}
+                        for sibling in siblings]}
     return render(folder, written, results, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
 
 
-def _evaluate(path: Path, folders: list[Path]) -> None:
-    """Write NAME.json from run directories, and the weights and configuration that NAME ships."""
+def _evaluate(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """One run's part of NAME.json, and what it says of the images: what `timm-icasc eval` measures of the run."""
+    checkpoint = load_checkpoint(str(run.folder), options)
+    values = measures(evaluate_checkpoint(checkpoint, options))
+    results, images = run.results, len(checkpoint.dataset)
+    return {
+        'dataset': run.model['dataset'], 'split': checkpoint.args.val_split, 'images': images,
+        'attention_images': images if checkpoint.layers else 0,
+        'run': {'method': run.method, 'icasc': run.model['icasc'],
+                **{name: results[name] for name in ('seed', 'epochs', 'command', 'commit', 'versions', 'device')},
+                'tensors_sha256': tensors_sha256(checkpoint.model.state_dict()),
+                'metrics': {name: round(value, 6) for name, value in sorted(values.items()) if math.isfinite(value)}},
+    }
+
+
+def evaluate_runs(runs: list[Run]) -> dict[str, Any]:
+    """Evaluate the last weights of runs on the same images.
+
+    Args:
+        runs: Finished runs, of one data set and one way to evaluate.
+
+    Returns:
+        'dataset', 'split', 'images', 'attention_images', and under 'runs', for each: method, ICASC parameters, seed,
+        command, commit, versions, hash of the weights, and the metrics.
+
+    Raises:
+        HubError: A run is incomplete, or two were not evaluated on the same images.
+        ICASCError: A checkpoint or its data set cannot be read.
+    """
+    for run in runs:
+        if not run.arguments:
+            raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was evaluated.")
+        run.check_last_epoch()
+    options = default_options()
+    evaluated = [_evaluate(run, options) for run in runs]
+    shared = [{name: value for name, value in result.items() if name != 'run'} for result in evaluated]
+    for run, values in zip(runs, shared, strict=True):
+        if values != shared[0]:
+            raise HubError(f"'{run.folder}' and '{runs[0].folder}' have other validation images ({values} and "
+                           f'{shared[0]}); one table cannot hold both.')
+    return {**shared[0], 'runs': [result['run'] for result in evaluated]}
+
+
+def write_results(path: Path, folders: list[Path]) -> None:
+    """Write NAME.json from run directories, and the weights and configuration that NAME ships.
+
+    Args:
+        path: hub_cards/NAME.yaml, which names the run that ships.
+        folders: Of finished runs.
+
+    Raises:
+        HubError: The YAML names none of the runs, or as of `evaluate_runs`.
+    """
     written = yaml.safe_load(path.read_text(encoding='utf-8'))
-    runs = [run for folder in folders for run in open_runs(folder)]
+    runs = [run for folder in folders for run in open_measured_runs(folder)]
     shipped = written['shipped_run']
-    chosen = [run for run in runs if {'method': run.results['method'], 'seed': run.results['seed']} == shipped]
+    chosen = [run for run in runs if {'method': run.method, 'seed': run.results['seed']} == shipped]
     if len(chosen) != 1:
         raise HubError(f"'{path}': shipped_run {shipped} is {len(chosen)} of these runs, and must be one.")
     results = evaluate_runs(runs)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..errors import HubError
+from ..errors import HubError, ICASCError
 from ..hub.model_folder import CONFIG, FILES, README, WEIGHTS, check_folder
 from ..hub.tags import record_path
 from ..hub.upload import Published, publish, repo_name
 from .card import render_run, render_sources
-from .export import export, open_runs
+from .export import export, open_measured_runs
 
 __all__ = ['push', 'push_finished']
 
@@ -36,13 +36,15 @@ def push(source: Path, repo_id: str, license: str | None = None, private: bool =
 
     Raises:
         HubError: The run is not finished, or the Hub, the network or a check refuses.
+        ICASCError: Its checkpoint cannot be read.
     """
     source = Path(source)
     ready = (source / CONFIG).is_file() and (source / WEIGHTS).is_file()
     if ready and license:
         raise HubError(f"--license: '{source}' has one in its {CONFIG}.")
     if not ready:
-        run = open_runs(source)[-1]
+        runs = open_measured_runs(source)
+        run = runs[-1]
     repo_id = repo_name(repo_id)
     with tempfile.TemporaryDirectory(prefix='timm-icasc-') as staging:
         folder, card = Path(staging), source.resolve().parent / f'{source.resolve().name}.yaml'
@@ -52,7 +54,7 @@ def push(source: Path, repo_id: str, license: str | None = None, private: bool =
         else:
             tag = f"{'icasc' if run.model['icasc'] else 'baseline'}_{run.model['dataset'].replace('/', '_')}"
             export(run, folder, tag, license)
-            text = render_run(run, folder, repo_id)
+            text = render_run(run, runs, folder, repo_id)
         if text is not None:
             (folder / README).write_text(text, encoding='utf-8')
         found = [place / name for place in ((source, folder) if ready else (folder,)) for name in FILES]
@@ -85,6 +87,6 @@ def push_finished(run_dir: Path, repo_id: str) -> None:
     """
     try:
         report(push(run_dir, repo_id))
-    except HubError as e:
+    except ICASCError as e:
         raise HubError(f'--push-to-hub: {e} The run is saved; publish it with: timm-icasc push {run_dir} '
                        f'{repo_id}') from e

@@ -1,37 +1,117 @@
-"""Finished runs: what train_timm.py and `timm-icasc segment` have left in folders, grouped over their seeds."""
+"""The folder that a run of train_timm.py leaves: its files, whose names stand here alone, and what they say."""
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from timm import utils
+from timm.models import clean_state_dict
 
-from ..errors import ICASCError
+from ..errors import HubError, ICASCError
 
 __all__ = [
-    'INCIDENTAL', 'Run', 'check_folders', 'collect_runs', 'collect_segmentations', 'group_runs',
+    'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION', 'FIGURE',
+    'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PLACES', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run', 'SEGMENTATION',
+    'SUMMARY', 'check_folders', 'collect_runs', 'collect_segmentations', 'command_of', 'find_runs', 'find_weights',
+    'group_runs', 'has_begun', 'latest_run', 'open_run', 'open_run_dir', 'open_runs', 'save_args',
 ]
+
+ARGUMENTS = 'args.yaml'
+CHECKPOINT = '.pth.tar'  # how the names of timm's checkpoints end
+LAST, BEST = f'last{CHECKPOINT}', f'model_best{CHECKPOINT}'
+SUMMARY = 'summary.csv'  # a line per epoch; of `timm-icasc eval --output`, per checkpoint
+RESULTS, RESULTS_TABLE = 'results.json', 'results.csv'  # of a finished run
+FIGURE = 'attention.png'
+
+COMPARED = ('baseline', 'icasc')  # folders of the two runs of --icasc-compare, in the order of training
+
+# What `timm-icasc eval` leaves, and where in the folder of a run.
+EVALUATION = 'eval'
+EVALUATED, CLASSES, IMAGES, PAIRS, RECORDS = 'eval.json', 'classes.csv', 'images.csv', 'pairs.csv', 'records.npz'
+COMPARISON = 'comparison'  # .json, .csv
+
+SEGMENTATION = 'segmentation'  # .json, .pth.tar; of `timm-icasc segment`
 
 # Options that do not change what is measured, or that tell one run of a group from another.
 INCIDENTAL = ('seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
               'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
               'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub')
 
+PLACES = ('output', 'experiment', 'push_to_hub')  # options that say where the files of a run go
+
+COMMAND = '# '  # before the command, in the first line of args.yaml
+
+# What results.json says of the model (`training.model_record`), and nobody could guess.
+RECORDED = (
+    'architecture', 'model_args', 'num_classes', 'preprocessing', 'dataset', 'val_split', 'attention_images', 'source',
+    'icasc', 'layers', 'ema',
+)
+
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its options and its measures."""
+    """A run of train_timm.py, as its folder tells it.
+
+    Attributes:
+        folder: Where its files lie.
+        arguments: args.yaml, all options as they were given; empty where there is none.
+        results: results.json; empty where the run is not finished.
+    """
     folder: Path
-    options: dict[str, Any]
-    measures: dict[str, float]
-    method: str
+    arguments: dict[str, Any]
+    results: dict[str, Any]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The options, the batch size being that of an update over all processes."""
+        options = dict(self.arguments)
+        if 'batch_size' in options:
+            options['batch_size'] *= options.get('grad_accum_steps', 1) * self.results.get('world_size', 1)
+        return options
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """What the run's last evaluation said; what was not measured, or is NaN, is left out."""
+        return {name.removeprefix('eval_'): value for name, value in self.results['last'].items()
+                if name.startswith('eval_') and isinstance(value, (int, float)) and math.isfinite(value)}
+
+    @cached_property
+    def measures(self) -> dict[str, float]:
+        """`metrics`, and what `timm-icasc eval` has added."""
+        evaluated = self.folder / EVALUATION / EVALUATED
+        added = json.loads(evaluated.read_text())['measures'] if evaluated.is_file() else {}
+        return {**self.metrics, **{name: value for name, value in added.items() if name not in self.metrics}}
+
+    @property
+    def method(self) -> str:
+        """What was trained, as the results call it."""
+        return self.results['method']
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the run noted down of its model."""
+        return self.results['model']
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights after the last epoch, which the results are of."""
+        return self.folder / LAST
+
+    @property
+    def figure(self) -> Path | None:
+        """The attention maps of the job, where they were drawn: here, or above the runs of --icasc-compare."""
+        folders = (self.folder, self.folder.parent)
+        return next((folder / FIGURE for folder in folders if (folder / FIGURE).is_file()), None)
 
     @property
     def data(self) -> str:
@@ -40,6 +120,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Of the random numbers."""
         return self.options.get('seed', 42)
 
     @property
@@ -52,24 +133,151 @@ class Run:
         return json.dumps({k: v for k, v in sorted(self.options.items())
                            if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}, default=str)
 
+    def load_weights(self, file: Path | None = None) -> dict[str, torch.Tensor]:
+        """The weights that the run's own evaluation measures: the averaged ones where it keeps an average.
 
-def _read_run(file: Path) -> Run | None:
+        Args:
+            file: A checkpoint of the run; by default that of the last epoch.
+
+        Raises:
+            ICASCError: The checkpoint cannot be read, or lacks the average that the results are of.
+        """
+        file = file or self.checkpoint
+        checkpoint = _read_checkpoint(file)
+        averaged = checkpoint.get('state_dict_ema')
+        if averaged is None and self.results.get('model', {}).get('ema'):
+            raise ICASCError(f"'{file}' lacks the averaged weights, which the results beside it are of.")
+        return clean_state_dict(checkpoint['state_dict'] if averaged is None else averaged)
+
+    def check_last_epoch(self) -> None:
+        """Raise HubError where the results are not of the checkpoint beside them."""
+        epoch = _read_checkpoint(self.checkpoint)['epoch']
+        if epoch + 1 < self.results['epochs']:
+            raise HubError(f"'{self.checkpoint}' is of epoch {epoch + 1} of {self.results['epochs']}, not of the "
+                           f'results beside it; train_timm.py --resume auto goes on.')
+
+    def outdated(self) -> HubError:
+        """The error of results that do not say all that is asked of them."""
+        return HubError(
+            f"'{self.folder / RESULTS}' does not describe its model (an older run?): train_timm.py --resume auto "
+            f'--output {self.folder.parent} --experiment {self.folder.name} evaluates it again and writes it anew.')
+
+
+def _read_checkpoint(file: Path) -> dict[str, Any]:
     try:
-        result = json.loads(file.read_text())
-        options = dict(yaml.safe_load((file.parent / 'args.yaml').read_text()))
-        if 'batch_size' in options:  # of an update, over all processes
-            options['batch_size'] *= options.get('grad_accum_steps', 1) * result.get('world_size', 1)
-        measures = {name.removeprefix('eval_'): value for name, value in result['last'].items()
-                    if name.startswith('eval_') and isinstance(value, (int, float))}
-        evaluated = file.parent / 'eval' / 'eval.json'
-        if evaluated.is_file():
-            extra = json.loads(evaluated.read_text())['measures']
-            measures.update({name: value for name, value in extra.items() if name not in measures})
-        return Run(file.parent, options, measures, result['method'])
+        # Mapped, not read: the file may be three times the size of the weights, with the optimiser's state.
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options, beside the weights
+            checkpoint = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+        checkpoint['state_dict'], checkpoint['epoch']
+    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
+        raise ICASCError(f"the checkpoint '{file}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+    return checkpoint
+
+
+def open_run(folder: Path) -> Run:
+    """The run in a folder, finished or not; raises what reading its files raises."""
+    arguments, results = folder / ARGUMENTS, folder / RESULTS
+    return Run(
+        folder,
+        yaml.safe_load(arguments.read_text(encoding='utf-8')) if arguments.is_file() else {},
+        json.loads(results.read_text(encoding='utf-8')) if results.is_file() else {})
+
+
+def _read_finished(folder: Path) -> Run | None:
+    """The finished run in a folder; None, with a warning, where its files do not tell all of it."""
+    try:
+        run = open_run(folder)
+        if not run.arguments:
+            raise ValueError(f'no {ARGUMENTS}')
+        run.options, run.measures, run.method, run.signature()
+        return run
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as e:
         reason = ' '.join(f'{type(e).__name__} {e}'.split())
-        warnings.warn(f"'{file.parent}' is left out, its files cannot be read: {reason}", stacklevel=2)
+        warnings.warn(f"'{folder}' is left out, its files cannot be read: {reason}", stacklevel=3)
         return None
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The folders of finished or interrupted runs at `path`: itself, or the two of --icasc-compare."""
+    if any(path.glob(f'*{CHECKPOINT}')):
+        return [path]
+    return sorted({file.parent for file in path.glob(f'*/*{CHECKPOINT}') if (file.parent / ARGUMENTS).is_file()})
+
+
+def find_weights(source: str, best: bool) -> Path:
+    """The checkpoint that a user means by the folder of a run, or by a file.
+
+    Args:
+        source: Folder or file.
+        best: Of a folder, the weights of the best epoch and not those of the last.
+
+    Raises:
+        ICASCError: There is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        names = (BEST,) if best else (LAST, BEST)
+        weights = next((path / name for name in names if (path / name).is_file()), None)
+        if weights is None and (runs := [run for run in find_runs(path) if run != path]):
+            raise ICASCError(f"'{source}' holds {len(runs)} runs, name one: {', '.join(map(str, runs))}.")
+        if weights is None:
+            raise ICASCError(f"'{source}' has no {names[0]}: it is not the folder of a run.")
+        return weights
+    if not path.is_file():
+        raise ICASCError(f"no checkpoint or folder of a run '{source}'.")
+    return path
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run can be gone on with; one that was stopped before its first checkpoint begins anew."""
+    return (folder / ARGUMENTS).is_file() and (folder / LAST).is_file()
+
+
+def latest_run(root: Path, name: str = '') -> Path | None:
+    """The folder, of one run or of an --icasc-compare, whose last checkpoint is the newest; None without one.
+
+    Args:
+        root: Folder of runs.
+        name: Of the only run to look at; all when empty.
+    """
+    folders = [root / name] if name else root.glob('*')
+    stamps = {
+        folder: max((p.stat().st_mtime for p in (*folder.glob(LAST), *folder.glob(f'*/{LAST}'))), default=0)
+        for folder in folders if (folder / ARGUMENTS).is_file()}
+    return max(stamps, key=stamps.get) if any(stamps.values()) else None
+
+
+def _open_finished(folder: Path) -> Run:
+    if not (folder / RESULTS).is_file():
+        hint = 'train_timm.py --resume auto goes on with it' if (folder / ARGUMENTS).is_file() else \
+            'a run directory is what train_timm.py leaves in output/'
+        raise HubError(f"'{folder}' holds no finished run (there is no {RESULTS}); {hint}.")
+    try:
+        run = open_run(folder)
+    except (OSError, ValueError, yaml.YAMLError) as e:
+        raise HubError(f"'{folder}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+    try:
+        run.metrics, [run.model[name] for name in RECORDED]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise run.outdated() from e
+    return run
+
+
+def open_runs(folder: Path) -> list[Run]:
+    """The finished runs in a folder, to be published: one, or the two of an --icasc-compare job, the ICASC one last.
+
+    Raises:
+        HubError: A run is not finished, or does not describe its model.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise HubError(f"no run directory '{folder}'.")
+    compared = [folder / name for name in COMPARED]
+    runs = [_open_finished(path) for path in (compared if all(path.is_dir() for path in compared) else [folder])]
+    for run in runs:
+        if not run.checkpoint.is_file():
+            raise HubError(f"'{run.folder}' has no {LAST}; its weights are gone.")
+    return runs
 
 
 def check_folders(folders: Sequence[Path]) -> None:
@@ -81,14 +289,14 @@ def check_folders(folders: Sequence[Path]) -> None:
 
 def collect_runs(folders: Sequence[Path]) -> list[Run]:
     """Every finished run at or below the folders; what cannot be read is left out with a warning."""
-    files = sorted({file.resolve() for folder in folders for file in folder.rglob('results.json')})
-    return [run for run in map(_read_run, files) if run is not None]
+    files = sorted({file.resolve() for folder in folders for file in folder.rglob(RESULTS)})
+    return [run for run in (_read_finished(file.parent) for file in files) if run is not None]
 
 
 def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Every finished segmentation.json at or below the folders; those of --cues-only have no mean IoU."""
     results = []
-    for file in sorted({file.resolve() for folder in folders for file in folder.rglob('segmentation.json')}):
+    for file in sorted({file.resolve() for folder in folders for file in folder.rglob(f'{SEGMENTATION}.json')}):
         try:
             result = json.loads(file.read_text())
             if result.get('mIoU') is not None:
@@ -131,11 +339,6 @@ def open_run_dir(args: argparse.Namespace) -> Path:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
 
 
-PLACES = ('output', 'experiment', 'push_to_hub')  # options that say where the files of a run go
-
-COMMAND = '# '  # before the command, in the first line of args.yaml
-
-
 def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     """The command that began a run, which its args.yaml keeps; followed by this one if it goes on with other options.
 
@@ -148,7 +351,7 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
         local = int(os.environ.get('LOCAL_WORLD_SIZE', world))
         words = ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}', *words]
     command = shlex.join(words).replace('\n', ' ')
-    text = (run_dir / 'args.yaml').read_text() if run_dir and (run_dir / 'args.yaml').is_file() else ''
+    text = (run_dir / ARGUMENTS).read_text() if run_dir and (run_dir / ARGUMENTS).is_file() else ''
     if not text.startswith(COMMAND):
         return command
     first = text.partition('\n')[0].removeprefix(COMMAND)
@@ -159,4 +362,4 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
 def save_args(given: dict[str, Any], folder: Path, command: str) -> None:
     """Write args.yaml: the options as given, before the machine and the data set filled them in, below the command."""
     text = yaml.safe_dump({k: v for k, v in given.items() if k not in ('run_dir', 'config', 'resume')})
-    (folder / 'args.yaml').write_text(f'{COMMAND}{command}\n{text}')
+    (folder / ARGUMENTS).write_text(f'{COMMAND}{command}\n{text}')

@@ -1,35 +1,61 @@
-"""Rows of values as a table to read, and as CSV and JSON files to load."""
+"""Rows of values as tables: to read, in the terminal and in Markdown, and to load; means, paired differences."""
 import csv
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import DataRow, TableFormat, tabulate
 
-__all__ = ['format_table', 'mean_and_deviation', 'write_csv', 'write_json']
+from ..errors import ICASCError
+
+__all__ = [
+    'around_marks', 'markdown', 'marks', 'mean_and_deviation', 'mean_sd', 'paired_difference', 'replace_between',
+    'text', 'write_csv', 'write_json',
+]
+
+Rows = Sequence[dict[str, Any]]
+
+NOTHING = '-'
+
+# Cells as they are, without blanks that fill them up: a wider one does not change the lines of all others.
+MARKDOWN = TableFormat(
+    lineabove=None, linebelowheader=lambda widths, _: '|' + '---|' * len(widths), linebetweenrows=None, linebelow=None,
+    headerrow=DataRow('| ', ' | ', ' |'), datarow=DataRow('| ', ' | ', ' |'), padding=0, with_header_hide=None)
 
 
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, float) and math.isnan(value):
-        return '-'
+        return NOTHING
     if isinstance(value, float):
         return f'{value:.2f}' if abs(value) >= 10 else f'{value:.4f}'
     return str(value)
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of equal keys as aligned columns under their names; the first column is text."""
-    cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return '\n'.join(
-        '  '.join([f'{first:<{widths[0]}}', *(f'{c:>{w}}' for c, w in zip(rest, widths[1:], strict=True))]).rstrip()
-        for first, *rest in cells)
+def _cells(rows: Rows) -> list[list[str]]:
+    return [[_cell(value) for value in row.values()] for row in rows]
+
+
+def text(rows: Rows, left: int = 1) -> str:
+    """Rows of equal keys as aligned columns under their names; the first `left` columns are text."""
+    if not rows:
+        return ''
+    alignment = ['left' if i < left else 'right' for i in range(len(rows[0]))]
+    # The names as a row: as headers they would be wider by two blanks.
+    table = tabulate([list(rows[0]), *_cells(rows)], tablefmt='plain', disable_numparse=True, colalign=alignment)
+    return '\n'.join(line.rstrip() for line in table.splitlines())
+
+
+def markdown(rows: Rows) -> str:
+    """Rows of equal keys as a table in Markdown."""
+    return tabulate(_cells(rows), list(rows[0]), MARKDOWN, disable_numparse=True, stralign=None) if rows else ''
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write JSON; numpy's numbers become Python's, and what is not finite becomes null."""
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(v) for key, v in value.items()}
@@ -42,7 +68,8 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(plain(content), indent=2) + '\n')
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Rows) -> None:
+    """Write CSV; a row that lacks a column of others leaves it empty."""
     with open(path, 'w', newline='') as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
@@ -52,3 +79,54 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and sample standard deviation (n - 1) from two values on."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_sd(mean: float, deviation: float | None, digits: int = 2, sign: str = '') -> str:
+    """'mean ± standard deviation', the mean alone without one.
+
+    Args:
+        mean: Such as `mean_and_deviation` gives it.
+        deviation: Likewise.
+        digits: After the point.
+        sign: '+' for a difference, which then always has its sign.
+    """
+    return f'{mean:{sign}.{digits}f}' + (f' ± {deviation:.{digits}f}' if deviation is not None else '')
+
+
+def paired_difference(own: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> dict[int, float]:
+    """Seed -> own value minus the baseline's, for the seeds that have both."""
+    return {seed: value - baseline[seed] for seed, value in sorted(own.items())
+            if value is not None and baseline.get(seed) is not None}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The two lines of a page between which something generated stands."""
+    return f'<!-- {name} begins -->', f'<!-- {name} ends -->'
+
+
+def around_marks(path: Path, name: str) -> tuple[str, str]:
+    """What stands in a file before and after the generated part, the marks included.
+
+    Raises:
+        ICASCError: The file or its marks are missing.
+    """
+    begin, end = marks(name)
+    content = path.read_text(encoding='utf-8') if path.is_file() else ''
+    before, found, rest = content.partition(begin)
+    between, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ICASCError(f"'{path}' has no lines '{begin}' and '{end}'.")
+    return before + begin, end + after
+
+
+def replace_between(path: Path, name: str, content: str) -> None:
+    """Put `content` between the two marks of a file; the rest stays.
+
+    Raises:
+        ICASCError: The file or its marks are missing, or it cannot be written.
+    """
+    before, after = around_marks(path, name)
+    try:
+        path.write_text(f'{before}\n{content}\n{after}', encoding='utf-8')
+    except OSError as e:
+        raise ICASCError(f"cannot write '{path}': {e.strerror}.") from e

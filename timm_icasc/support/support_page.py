@@ -8,13 +8,13 @@ from typing import Any
 
 from ..errors import ICASCError
 from ..runs.provenance import installed_versions
+from ..runs.tables import markdown
 
 __all__ = [
-    'around_summary', 'load_record', 'row', 'summary', 'support_page', 'write_record',
-    'write_summary',
+    'MARKS', 'load_record', 'row', 'summary', 'support_page', 'write_record',
 ]
 
-BEGIN, END = '<!-- support begins -->', '<!-- support ends -->'
+MARKS = 'support'  # the name of the two lines around the summary
 
 LEVELS = ('order 2', 'order 1 only', 'unsupported')
 
@@ -128,9 +128,9 @@ def _totals(record: dict[str, Any]) -> list[str]:
 
 def _falling_short(record: dict[str, Any]) -> list[str]:
     """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
-    rows = [f'| `{name}` | {level(r)} | {_reason(r)} |' for name, r in sorted(_timms(record).items())
-            if level(r) != LEVELS[0]]
-    return ['', '| falls short | level | reason |', '|---|---|---|', *rows] if rows else []
+    rows = [{'falls short': f'`{name}`', 'level': level(r), 'reason': _reason(r)}
+            for name, r in sorted(_timms(record).items()) if level(r) != LEVELS[0]]
+    return ['', markdown(rows)] if rows else []
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -150,36 +150,19 @@ def support_page(record: dict[str, Any]) -> str:
     lines = ['# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
              '', *_totals(record), *_falling_short(record), '',
              "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all.",
-             '', '| module | architectures | order 2 | order 1 only | unsupported | hierarchical | non-zero |',
-             '|---|---|---|---|---|---|---|']
+             '']
+    rows = []
     for family, results in sorted(families.items()):
         counts = Counter(map(level, results))
         least = min((r['nonzero'] for r in results if 'inner' in r), default=0)
-        lines.append(f"| {family} | {len(results)} | {' | '.join(str(counts[name]) for name in LEVELS)} "
-                     f'| {sum(map(_is_hierarchical, results))} | {least:.0%} |')
-    lines += ['', 'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '',
-              '| architecture | input | inner | last |', '|---|---|---|---|']
+        rows.append({'module': family, 'architectures': len(results), **{name: counts[name] for name in LEVELS},
+                     'hierarchical': sum(map(_is_hierarchical, results)), 'non-zero': f'{least:.0%}'})
+    lines += [markdown(rows), '',
+              'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '']
+    rows = []
     for name, result in sorted(record['models'].items()):
         size = result.get('input_size', [0, 0, 0])
-        cells = [_cell(result[place]) if place in result else '-' for place in ('inner', 'last')]
-        lines.append(f'| {name} | {size[1]}x{size[2]} | {cells[0]} | {cells[1]} |')
-    lines += ['', 'Code: `timm_icasc/support/`.']
+        rows.append({'architecture': name, 'input': f'{size[1]}x{size[2]}', **{
+            place: _cell(result[place]) if place in result else '-' for place in ('inner', 'last')}})
+    lines += [markdown(rows), '', 'Code: `timm_icasc/support/`.']
     return '\n'.join(lines) + '\n'
-
-
-def around_summary(path: Path) -> tuple[str, str]:
-    """What stands in the file before and after its summary, the marks included.
-
-    Raises:
-        ICASCError: The file or the marks are missing.
-    """
-    text = path.read_text() if path.is_file() else ''
-    if BEGIN not in text or END not in text:
-        raise ICASCError(f"--summary: '{path}' has no lines '{BEGIN}' and '{END}'.")
-    return text.partition(BEGIN)[0] + BEGIN, END + text.partition(END)[2]
-
-
-def write_summary(path: Path, record: dict[str, Any]) -> None:
-    """Put the summary between the two marks in the file."""
-    before, after = around_summary(path)
-    path.write_text(f'{before}\n{summary(record)}\n{after}')

@@ -10,10 +10,11 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import ICASCError
 from ..evaluation.measures import TITLES
+from ..runs.tables import around_marks, markdown, mean_sd, replace_between
 from .study import Study
 from .summary import Difference, VariantSummary
 
-__all__ = ['accuracy_table', 'curves_figure', 'markdown', 'marks', 'measure_tables', 'write_page']
+__all__ = ['accuracy_table', 'curves_figure', 'measure_tables', 'write_page']
 
 # Separability, calibration and robustness of the maps; then what only images of several classes, or boxes, tell.
 TABLES = (
@@ -21,15 +22,6 @@ TABLES = (
     ('AUC', 'overlap_cooccurring', 'no_map', 'pointing', 'energy', 'iou', 'box_area'))
 
 Rows = list[dict[str, str]]
-
-
-def marks(study: Study) -> list[str]:
-    """The two lines of the page between which the study's tables stand."""
-    return [f'<!-- study {study.name} {which} -->' for which in ('begins', 'ends')]
-
-
-def _value(mean: float, deviation: float | None, digits: int) -> str:
-    return f'{mean:.{digits}f}' + (f' ± {deviation:.{digits}f}' if deviation is not None else '')
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -50,11 +42,10 @@ def accuracy_table(summaries: list[VariantSummary], records: dict[str, dict[str,
         row = {'variant': s.variant, 'seeds': ' '.join(map(str, s.seeds))}
         if selection != split:
             last = s.differences.get(f'last_{main}')
-            row[f'{title}, {selection}'] = _value(*s.means[f'last_{main}'], 2)
+            row[f'{title}, {selection}'] = mean_sd(*s.means[f'last_{main}'])
             row[f'difference, {selection}'] = '-' if last is None else f'{last.mean:+.2f}'
-        row[f'{title}, {split}'] = _value(*s.means[main], 2)
-        row['difference'] = '-' if d is None else f'{d.mean:+.2f}' + (
-            f' ± {d.deviation:.2f}' if d.deviation is not None else '') + (
+        row[f'{title}, {split}'] = mean_sd(*s.means[main])
+        row['difference'] = '-' if d is None else mean_sd(d.mean, d.deviation, sign='+') + (
             f' ({d.seeds} of {len(s.seeds)} seeds)' if d.seeds < len(s.seeds) else '')
         row['95 % over seeds'] = '-' if d is None else _interval(d.low, d.high)
         if main == 'top1':
@@ -76,15 +67,10 @@ def measure_tables(summaries: list[VariantSummary]) -> list[Rows]:
             for name in names:
                 if any(name in other.means for other in summaries):
                     change = f' ({s.differences[name].mean:+.3f})' if name in s.differences else ''
-                    row[TITLES[name]] = f'{_value(*s.means[name], 3)}{change}' if name in s.means else '-'
+                    row[TITLES[name]] = f'{mean_sd(*s.means[name], 3)}{change}' if name in s.means else '-'
             rows.append(row)
         tables.append(rows)
     return tables
-
-
-def markdown(rows: Rows) -> str:
-    lines = [f"| {' | '.join(rows[0])} |", '|' + '---|' * len(rows[0])]
-    return '\n'.join(lines + [f"| {' | '.join(row.values())} |" for row in rows])
 
 
 def _versions(records: dict[str, dict[str, Any]]) -> str:
@@ -163,14 +149,12 @@ def write_page(study: Study, records: dict[str, dict[str, Any]], summaries: list
     """
     if study.report is None:
         raise ICASCError(f"'{study.file}' names no page: add 'report: FILE.md'.")
-    begin, end = marks(study)
-    text = study.report.read_text() if study.report.is_file() else ''
-    if begin not in text or end not in text:
-        raise ICASCError(f"the page '{study.report}' has no lines '{begin}' and '{end}'.")
+    name = f'study {study.name}'
+    around_marks(study.report, name)  # before the figure is drawn
     try:
         figure = curves_figure(study, records, study.records.parent / f'{study.records.name}.png')
-        body = _body(study, records, summaries, Path(os.path.relpath(figure, study.report.parent)))
-        study.report.write_text(f'{text.partition(begin)[0]}{begin}\n{body}\n{end}{text.partition(end)[2]}')
     except OSError as e:
         raise ICASCError(f"cannot write '{e.filename}': {e.strerror}.") from e
+    body = _body(study, records, summaries, Path(os.path.relpath(figure, study.report.parent)))
+    replace_between(study.report, name, body)
     return study.report

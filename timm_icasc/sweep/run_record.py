@@ -7,29 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..errors import ICASCError
-from ..evaluation.image_records import RECORDS, load_records
+from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
+from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, has_begun, open_run
 from ..runs.tables import write_json
-from .study import Run, Study, changed_options
+from .study import PlannedRun, Study, changed_options
 
 __all__ = [
-    'check_unchanged', 'correct_of', 'has_begun', 'make_record', 'read_records', 'record_path',
+    'check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path',
 ]
 
 # What the tables and the check of changes read.
 NEEDED = ('variant', 'seed', 'commit', 'dirty', 'versions', 'machine', 'evaluated', 'final', 'curve', 'options')
 
 
-def record_path(study: Study, run: Run) -> Path:
+def record_path(study: Study, run: PlannedRun) -> Path:
     return study.records / f'{run.name}.json'
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether a run can be gone on with; one that was stopped before its first checkpoint begins anew."""
-    return (folder / 'args.yaml').is_file() and (folder / 'last.pth.tar').is_file()
 
 
 def _number(text: str) -> float | None:
@@ -40,7 +35,7 @@ def _number(text: str) -> float | None:
 
 
 def _curve(folder: Path) -> list[dict[str, Any]]:
-    with open(folder / 'summary.csv', newline='') as file:
+    with open(folder / SUMMARY, newline='') as file:
         return [{name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
                 for row in csv.DictReader(file)]
 
@@ -66,7 +61,7 @@ def correct_of(record: dict[str, Any]) -> np.ndarray | None:
     return bits[:packed['images']].astype(bool)
 
 
-def make_record(study: Study, run: Run, folder: Path, environment: dict[str, str]) -> Path:
+def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[str, str]) -> Path:
     """Write the record of the finished and evaluated run in `folder`; returns its file.
 
     Raises:
@@ -74,9 +69,9 @@ def make_record(study: Study, run: Run, folder: Path, environment: dict[str, str
     """
     path = record_path(study, run)
     try:
-        result = json.loads((folder / 'results.json').read_text())
-        evaluation = json.loads((folder / 'eval' / 'eval.json').read_text())
-        images, curve = load_records(folder / 'eval' / RECORDS), _curve(folder)
+        result, evaluated = open_run(folder).results, folder / EVALUATION
+        evaluation = json.loads((evaluated / EVALUATED).read_text())
+        images, curve = load_records(evaluated / RECORDS), _curve(folder)
         commit = result['commit'] or ''
         record = {
             'study': study.name, 'variant': run.variant, 'seed': run.seed, 'command': result['command'],
@@ -133,7 +128,7 @@ def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Pa
         folder = output / run.name
         begun = [(record_path(study, run), records[run.name]['options'])] if run.name in records else []
         if has_begun(folder):
-            begun.append((folder, yaml.safe_load((folder / 'args.yaml').read_text())))
+            begun.append((folder, open_run(folder).arguments))
         for path, earlier in begun:
             if changed := changed_options(run.options, earlier):
                 raise ICASCError(

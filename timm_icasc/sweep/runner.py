@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ICASCError
-from .run_record import has_begun, make_record
-from .study import Run, Study
+from ..runs.folder import RESULTS, has_begun
+from .run_record import make_record
+from .study import PlannedRun, Study
 
 __all__ = ['Outcome', 'carry_out', 'environment_of']
 
@@ -37,11 +38,11 @@ class Outcome:
 class _Work:
     """One run: its training, then its evaluation, then its record."""
 
-    def __init__(self, study: Study, run: Run, output: Path, environment: dict[str, str], lock: int):
+    def __init__(self, study: Study, run: PlannedRun, output: Path, environment: dict[str, str], lock: int):
         self.study, self.run, self.output, self.environment, self.lock = study, run, output, environment, lock
         self.folder, self.log = output / run.name, output / f'{run.name}.log'
         self.process: subprocess.Popen | None = None
-        self.trained = (self.folder / 'results.json').is_file()
+        self.trained = (self.folder / RESULTS).is_file()
         self.start(self.evaluation() if self.trained else self.training())
 
     def training(self) -> list[str]:
@@ -123,7 +124,7 @@ def _alone_in(output: Path) -> Iterator[int]:
 
 def carry_out(
         study: Study,
-        runs: Sequence[Run],
+        runs: Sequence[PlannedRun],
         output: Path,
         jobs: int,
         seconds: float,

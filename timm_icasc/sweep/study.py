@@ -13,7 +13,7 @@ from ..evaluation.options import add_evaluation_arguments
 from ..training.argument_files import check_options, load_config
 from ..training.arguments import build_parser, parse_args
 
-__all__ = ['Run', 'Study', 'changed_options', 'load_study', 'settled_options']
+__all__ = ['PlannedRun', 'Study', 'changed_options', 'load_study', 'settled_options']
 
 KEYS = ('baseline', 'seeds', 'common', 'variants', 'evaluate', 'records', 'report')
 
@@ -28,7 +28,7 @@ MACHINE = (
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of train_timm.py: a variant with a seed.
 
     Attributes:
@@ -52,7 +52,7 @@ class Study:
     baseline: str
     variants: list[str]
     seeds: list[int]
-    runs: list[Run]
+    runs: list[PlannedRun]
     evaluation: tuple[str, ...]
     records: Path
     report: Path | None
@@ -159,7 +159,7 @@ def _list_of_runs(
         folder: Path,
         where: str,
         data_dir: str | None,
-) -> list[Run]:
+) -> list[PlannedRun]:
     parser, variants = build_parser(), _mapping(content, 'variants', where)
     common = _options(_mapping(content, 'common', where), parser, folder, f'{where}, common')
     by_variant = {}
@@ -179,7 +179,7 @@ def _list_of_runs(
         if same is not None:
             raise ICASCError(f"{here} has the same options as variant '{same}': leave one of them out.")
         by_variant[str(name)] = settled, arguments
-    return [Run(name, seed, settled[i], (*arguments[i], '--seed', str(seed)))
+    return [PlannedRun(name, seed, settled[i], (*arguments[i], '--seed', str(seed)))
             for i, seed in enumerate(seeds) for name, (settled, arguments) in by_variant.items()]
 
 

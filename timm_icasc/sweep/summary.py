@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
 
 from ..errors import ICASCError
+from ..runs.tables import mean_and_deviation, paired_difference
 from .run_record import correct_of
 from .study import Study
 
@@ -67,9 +69,10 @@ def interval_over_seeds(differences: Sequence[float]) -> tuple[float | None, flo
     """
     if len(differences) < 2:
         return None, None
-    values = np.asarray(differences)
-    rows = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
-    return _quantiles(values[rows].mean(1))
+    interval = bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method='percentile',
+        rng=np.random.default_rng(SEED)).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def interval_over_seeds_and_images(differences: np.ndarray) -> tuple[float, float]:
@@ -85,10 +88,6 @@ def interval_over_seeds_and_images(differences: np.ndarray) -> tuple[float, floa
         chosen = differences[generator.integers(seeds, size=seeds)].mean(0)
         drawn[r] = chosen[generator.integers(images, size=images)].mean()
     return _quantiles(drawn)
-
-
-def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def _measures(record: dict[str, Any]) -> dict[str, float | None]:
@@ -111,20 +110,18 @@ def difference(
         baseline: Seed -> record of the baseline.
         measure: Name of a measure.
     """
-    values = {seed: (_measures(own[seed]).get(measure), _measures(baseline[seed]).get(measure))
-              for seed in own if seed in baseline}
-    seeds = [seed for seed, pair in values.items() if None not in pair]
-    if not seeds:
+    differences = paired_difference(*(
+        {seed: _measures(record).get(measure) for seed, record in records.items()} for records in (own, baseline)))
+    if not differences:
         return None
-    differences = [values[seed][0] - values[seed][1] for seed in seeds]
-    mean, deviation = _mean_and_deviation(differences)
+    mean, deviation = mean_and_deviation(list(differences.values()))
     result = {'low_images': None, 'high_images': None}
     if measure == 'top1':
-        pairs = [(correct_of(own[seed]), correct_of(baseline[seed])) for seed in seeds]
+        pairs = [(correct_of(own[seed]), correct_of(baseline[seed])) for seed in differences]
         rows = np.stack([100. * a - 100. * b for a, b in pairs])
         result['low_images'], result['high_images'] = interval_over_seeds_and_images(rows)
-    low, high = interval_over_seeds(differences)
-    return Difference(mean, deviation, len(seeds), low, high, **result)
+    low, high = interval_over_seeds(list(differences.values()))
+    return Difference(mean, deviation, len(differences), low, high, **result)
 
 
 def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantSummary]:
@@ -151,7 +148,7 @@ def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantS
             for name, value in _measures(record).items():
                 if value is not None:
                     columns.setdefault(name, []).append(value)
-        summary.means = {name: _mean_and_deviation(values) for name, values in columns.items()}
+        summary.means = {name: mean_and_deviation(values) for name, values in columns.items()}
         if variant != study.baseline:
             for name in columns:
                 found = difference(own, by_variant.get(study.baseline, {}), name)

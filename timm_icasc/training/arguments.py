@@ -9,6 +9,7 @@ from timm.utils import ParseKwargs
 from ..data.dataset_factory import NAMES
 from ..errors import ICASCError
 from ..losses import MASK_SCALES
+from ..runs.folder import ARGUMENTS, latest_run
 from ..task.public_approach import DEFECTS
 from .argument_files import RECIPES, load_config
 
@@ -270,12 +271,8 @@ def _find_run(args: argparse.Namespace) -> Path | None:
         if not Path(args.resume).is_file():
             raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
         folder = Path(args.resume).parent
-        return folder if (folder / 'args.yaml').is_file() else None
-    root = Path(args.output)
-    runs = [root / args.experiment] if args.experiment else list(root.glob('*'))
-    stamps = {run: max((p.stat().st_mtime for p in (*run.glob('last.pth.tar'), *run.glob('*/last.pth.tar'))), default=0)
-              for run in runs if (run / 'args.yaml').is_file()}
-    return max(stamps, key=stamps.get) if any(stamps.values()) else None
+        return folder if (folder / ARGUMENTS).is_file() else None
+    return latest_run(Path(args.output), args.experiment)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -329,7 +326,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run_dir = _find_run(first) if first.resume else None
     files: list[Path] = []
     if run_dir is not None:
-        files.append(run_dir / 'args.yaml')
+        files.append(run_dir / ARGUMENTS)
     if first.config:
         files.append(Path(first.config))
     if not files and not first.data_dir and not first.dataset:

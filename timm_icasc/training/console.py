@@ -1,11 +1,13 @@
 """What a training run prints: the table of epochs and the table of results."""
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 from timm import utils
 from tqdm import tqdm
+
+from ..runs.folder import RESULTS_TABLE
+from ..runs.tables import text, write_csv
 
 # Column -> key of the epoch's record.
 TRAINING = {'loss': 'train_loss', 'loss_cls': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
@@ -20,9 +22,9 @@ TERMS = {'L_AS inner': 'eval_as_inner', 'L_AS last': 'eval_as_last', 'L_AC': 'ev
 OVERLAP = {'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last'}
 
 
-def say(args: argparse.Namespace, text: str = '') -> None:
+def say(args: argparse.Namespace, line: str = '') -> None:
     if utils.is_primary(args):
-        tqdm.write(text)
+        tqdm.write(line)
 
 
 def epoch_columns(multilabel: bool) -> dict[str, str]:
@@ -44,15 +46,6 @@ def row(epoch: int, record: dict, multilabel: bool) -> str:
     return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
 
 
-def _print_table(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    cells = [list(rows[0])] + [
-        [f'{v:.4g}' if isinstance(v, float) else '-' if v is None else str(v) for v in r.values()] for r in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        first, *rest = (f'{c:>{w}}' for c, w in zip(line, widths, strict=True))
-        say(args, '  '.join([f'{first.strip():<{widths[0]}}', *rest]))
-
-
 def report(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
     """The results as a table to read, and as results.csv.
 
@@ -67,9 +60,6 @@ def report(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
     table = [{'method': run['result']['method'],
               **{name: run['result']['last'].get(key) for name, key in columns.items()}}
              for run in runs.values()]
-    with open(run_dir / 'results.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, table[0])
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(run_dir / RESULTS_TABLE, table)
     say(args, '\nResults after the last epoch, on the validation images:')
-    _print_table(args, table)
+    say(args, text(table))
