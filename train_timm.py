@@ -40,7 +40,7 @@ from timm_icasc.runs.folder import (
     save_args,
 )
 from timm_icasc.runs.provenance import provenance
-from timm_icasc.training.arguments import parse_args
+from timm_icasc.training.arguments import build_parser, name_options, parse_args
 from timm_icasc.training.console import header, report, row, say
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.training.job import Job, icasc_config, seed_epoch, set_up, set_up_device
@@ -285,8 +285,8 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
 
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    warnings.formatwarning = lambda message, category, *_, **__: f'warning: {message}\n'
-    run_dir = None
+    parser, run_dir = build_parser(), None
+    warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
     try:
         args = parse_args()
         given = dict(vars(args))
@@ -323,7 +323,7 @@ def main() -> int:
         if args.distributed:
             torch.distributed.destroy_process_group()
     except ICASCError as e:
-        print(f'train_timm.py: error: {e.line}', file=sys.stderr)
+        print(f'train_timm.py: error: {name_options(e.line, parser)}', file=sys.stderr)
         return 2
     except RuntimeError as e:
         if 'consecutive samples' not in str(e):  # timm's word for images that cannot be read

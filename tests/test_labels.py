@@ -36,7 +36,7 @@ class TestSelectClasses:
         assert pair.valid.tolist() == [False, False]
 
     @pytest.mark.parametrize('target, message', [
-        (torch.tensor([0, 4]), 'holds class 4, but the model has classes 0 to 3.*--num-classes'),
+        (torch.tensor([0, 4]), 'holds class 4, but the model has classes 0 to 3.*`num_classes`'),
         (torch.tensor([-1, 0]), 'holds class -1'),
         (torch.tensor([0, 1, 2]), r'\[B\] or class probabilities \[B, C\].*torch.int64 \(3,\)'),
         (torch.tensor([0., 1.]), r'torch.float32 \(2,\)'),

@@ -61,7 +61,7 @@ def check_target(logits: torch.Tensor, target: torch.Tensor) -> None:
         if low < 0 or high >= num_classes:
             raise TargetError(
                 f'target holds class {low if low < 0 else high}, but the model has classes 0 to {num_classes - 1}: '
-                f"set num_classes (--num-classes) to the data set's number.")
+                f"set `num_classes` to the data set's number.")
 
 
 def select_classes(logits: torch.Tensor, target: torch.Tensor) -> ClassPair:

@@ -64,7 +64,7 @@ class TestClearErrors:
 
     def test_missing_split_names_what_is_there(self, image_folder):
         """timm would read the whole folder, with the splits as its classes."""
-        with pytest.raises(DataError, match=r"no folder 'validation' \(it has: test, train\).*--val-split"):
+        with pytest.raises(DataError, match=r"no folder 'validation' \(it has: test, train\).*`split`"):
             create_dataset('', str(image_folder), 'validation')
 
     def test_split_without_classes(self, tmp_path):
@@ -123,5 +123,5 @@ class TestPadCrop:
     def test_without_augmentation(self):
         dataset = DigitsDataset('train')
         self.loader(dataset, no_aug=True)
-        with pytest.raises(DataError, match='--no-aug'):
+        with pytest.raises(DataError, match='`no_aug`'):
             use_pad_crop(dataset, (32, 32), 4)

@@ -391,7 +391,7 @@ class TestClearErrors:
     def test_model_without_two_features(self):
         model = torch.nn.Sequential(
             torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
-        with pytest.raises(LayerResolutionError, match='no two features.*--icasc-layers'):
+        with pytest.raises(LayerResolutionError, match='no two features.*`layers`'):
             resolve_layers(model)
 
     @pytest.mark.parametrize('kwargs', [{'num_classes': 0}, {'features_only': True}])

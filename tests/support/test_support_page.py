@@ -71,7 +71,7 @@ def test_file_round_trip(record, tmp_path):
     path = tmp_path / 'deep' / 'record.json'
     write_record(path, record)
     assert load_record(path) == json.loads(path.read_text()) == record
-    with pytest.raises(ICASCError, match="--img-size: .* was made with the default"):
+    with pytest.raises(ICASCError, match="`img_size`: .* was made with the default"):
         load_record(path, img_size=64)
     assert [p.name for p in path.parent.iterdir()] == ['record.json']
 

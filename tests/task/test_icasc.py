@@ -250,7 +250,7 @@ class TestTrainingFeatures:
         model.set_grad_checkpointing(True)
         images, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
         make_task(model, order=1)(images, target)['loss'].backward()
-        with pytest.raises(ICASCError, match='Use order=1, or turn checkpointing off'):
+        with pytest.raises(ICASCError, match='Use `order=1`, or turn checkpointing off'):
             make_task(model, order=2)(images, target)
 
     def test_frozen_trunk(self, batch):

@@ -211,7 +211,7 @@ def test_unknown_defects_are_named(model):
 
 
 def test_a_share_of_the_batch_is_refused(model):
-    with pytest.raises(ICASCError, match='leave --icasc-share out'):
+    with pytest.raises(ICASCError, match='leave `share` out'):
         PublicApproachTask(model, share=0.5, verbose=False)
 
 

@@ -61,9 +61,9 @@ def _settings(name: str, setting: Setting) -> dict[str, list[Setting]]:
     unit = max([int(entry.get('reduction', 1)) for entry in getattr(model, 'feature_info', None) or ()], default=32)
     series = {'batch': [replace(setting, batch_size=size) for size in _batch_sizes(setting.batch_size)],
               'area': [replace(setting, img_size=side) for side in _sides(round((height * width) ** 0.5), unit)]}
-    for option, settings in zip(('--batch-size', '--img-size'), series.values(), strict=True):
+    for argument, settings in zip(('batch_size', 'img_size'), series.values(), strict=True):
         if len(settings) < 3:
-            raise ICASCError(f'--scaling needs three sizes to tell a line: give {name} a larger {option}.')
+            raise ICASCError(f'a line needs three sizes: give {name} a larger `{argument}`.')
     return series
 
 

@@ -55,7 +55,7 @@ def create_model(name: str, setting: Setting) -> tuple[nn.Module, tuple[int, int
         with torch.device('meta') if setting.device == 'meta' else nullcontext():
             model = timm.create_model(name, **({'img_size': size} if size and fixed else {}))
     except (AssertionError, ValueError) as e:
-        raise ICASCError(f'--img-size {size} does not fit {name}: {" ".join(str(e).split())[:200]}') from e
+        raise ICASCError(f'`img_size={size}` does not fit {name}: {" ".join(str(e).split())[:200]}') from e
     channels, height, width = model.pretrained_cfg['input_size']
     model.to(setting.device, memory_format=torch.channels_last if setting.channels_last else torch.preserve_format)
     return model.train(), (channels, size or height, size or width)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from ..errors import ICASCError
+from ..training.arguments import name_options
 from ..version import __version__
 
 __all__ = ['main']
@@ -45,16 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = _build_parser().parse_args(argv)
     module = importlib.import_module(f'{__package__}.{chosen.command}')
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    warnings.formatwarning = lambda message, category, *_, **__: f'warning: {message}\n'
     parser = argparse.ArgumentParser(
         prog=f'timm-icasc {chosen.command}', description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
     args = parser.parse_args(chosen.arguments)
+    warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
     try:
         return module.run(args)
     except ICASCError as e:
-        print(f'timm-icasc {chosen.command}: error: {e.line}', file=sys.stderr)
+        print(f'timm-icasc {chosen.command}: error: {name_options(e.line, parser)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)

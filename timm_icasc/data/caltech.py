@@ -66,7 +66,7 @@ class Caltech256(LabelledImages):
                             f'class) and test.')
         folder = next((p for p in (Path(root), Path(root) / '256_ObjectCategories') if any(p.glob('001.*'))), None)
         if folder is None:
-            raise DataError(f"--data-dir: no folder '256_ObjectCategories/001.ak47' in '{root}'.")
+            raise DataError(f"`root`: no folder '256_ObjectCategories/001.ak47' in '{root}'.")
         file = folder / f'split-seed{seed}.json'
         if file.is_file():
             try:

@@ -40,16 +40,16 @@ def cifar100(
         return timm.data.create_dataset('', root=str(root), split=split, transform=transform, input_img_mode=mode)
     parent = root.parent if (root / 'meta').is_file() else root
     if root.name != CIFAR100.base_folder and parent != root:
-        raise DataError(f"--data-dir: '{root}' holds CIFAR-100's files; its name must be '{CIFAR100.base_folder}'.")
+        raise DataError(f"`root`: '{root}' holds CIFAR-100's files; its name must be '{CIFAR100.base_folder}'.")
     if not (parent / CIFAR100.base_folder).is_dir():
-        raise DataError(f"--data-dir: neither a folder '{CIFAR100.base_folder}' (the extracted cifar-100-python.tar.gz)"
+        raise DataError(f"`root`: neither a folder '{CIFAR100.base_folder}' (the extracted cifar-100-python.tar.gz)"
                         f" nor '{split}/CLASS/IMAGE' in '{root}'.")
     for name in (split, 'meta'):
         if not (parent / CIFAR100.base_folder / name).is_file():
-            raise DataError(f"--data-dir: no file '{parent / CIFAR100.base_folder / name}'.")
+            raise DataError(f"`root`: no file '{parent / CIFAR100.base_folder / name}'.")
     try:
         original = CIFAR100(str(parent), train=split == 'train')
     except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
-        raise DataError(f"--data-dir: a file in '{parent / CIFAR100.base_folder}' is not the original, or incomplete: "
+        raise DataError(f"`root`: a file in '{parent / CIFAR100.base_folder}' is not the original, or incomplete: "
                         f'{e}') from e
     return LabelledImages(list(original.data), original.targets, original.classes, transform, mode)

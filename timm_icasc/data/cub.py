@@ -28,14 +28,14 @@ class CUB200(LabelledImages):
             raise DataError(f"CUB-200-2011 has no split '{split}'; it has train and test.")
         folder = next((p for p in (Path(root), Path(root) / 'CUB_200_2011') if (p / 'images.txt').is_file()), None)
         if folder is None:
-            raise DataError(f"--data-dir: no file 'CUB_200_2011/images.txt' in '{root}'.")
+            raise DataError(f"`root`: no file 'CUB_200_2011/images.txt' in '{root}'.")
 
         def table(name: str) -> dict[str, str]:
             try:
                 lines = (folder / name).read_text().splitlines()
                 return dict(line.strip().split(' ', 1) for line in lines if line.strip())
             except OSError as e:
-                raise DataError(f"--data-dir: no file '{folder / name}': {e.strerror}.") from e
+                raise DataError(f"`root`: no file '{folder / name}': {e.strerror}.") from e
             except ValueError as e:
                 raise DataError(f"'{folder / name}' has a line that is not 'id value'.") from e
 

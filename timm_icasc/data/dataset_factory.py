@@ -37,19 +37,19 @@ SPLIT_SYNONYMS = {
 }
 
 
-def _check_folder(root: Path, split: str, option: str) -> None:
+def _check_folder(root: Path, split: str) -> None:
     """timm reads the whole root where the split's folder is missing, and takes the splits for classes."""
     if not root.is_dir():
-        raise DataError(f"--data-dir: no folder '{root}'.")
+        raise DataError(f"`root`: no folder '{root}'.")
     names = next((s for s in SPLIT_SYNONYMS.values() if split in s), (split,))
     folder = next((root / name for name in (split, *names) if (root / name).is_dir()), None)
     if folder is None:
         found = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
         raise DataError(
-            f"--data-dir: '{root}' has no folder '{split}' (it has: {', '.join(found) or 'no folders'}); "
-            f'expected {split}/CLASS/IMAGE, or name the folder with {option}.')
+            f"`root`: '{root}' has no folder '{split}' (it has: {', '.join(found) or 'no folders'}); "
+            f'expected {split}/CLASS/IMAGE, or name the folder with `split`.')
     if not any(p.is_dir() for p in folder.iterdir()):
-        raise DataError(f"--data-dir: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
+        raise DataError(f"`root`: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
 
 
 def create_dataset(
@@ -79,7 +79,7 @@ def create_dataset(
                              kwargs.get('input_img_mode', 'RGB'))
     if name in NAMES:
         if not Path(root).is_dir():
-            raise DataError(f"--data-dir: no folder '{root}'.")
+            raise DataError(f"`root`: no folder '{root}'.")
         own = {'transform': kwargs.get('transform'), 'mode': kwargs.get('input_img_mode', 'RGB')}
         if name == 'multilabel':
             own['class_map'] = kwargs.get('class_map')
@@ -88,12 +88,11 @@ def create_dataset(
             raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
         return dataset
     if name and not name.startswith(TYPES):
-        raise DataError(f"--dataset: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
+        raise DataError(f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
                         f"{', '.join(TYPES)}.")
     check_package(name)
-    option = '--train-split' if is_training else '--val-split'
     if not name:
-        _check_folder(Path(root), split.split('[')[0], option)
+        _check_folder(Path(root), split.split('[')[0])
     try:
         dataset = timm.data.create_dataset(name, root=root, split=split, is_training=is_training, **kwargs)
     except (RuntimeError, AssertionError, OSError, ValueError, ImportError, KeyError) as e:

@@ -71,7 +71,7 @@ class MultiLabelList(MultiLabelImages):
         folder = Path(root)
         path = next((p for p in (folder / f'{split}.csv', folder / f'{split}.json') if p.is_file()), None)
         if path is None:
-            raise DataError(f"--data-dir: neither '{split}.csv' nor '{split}.json' in '{root}'; expected {FORMATS}.")
+            raise DataError(f"`root`: neither '{split}.csv' nor '{split}.json' in '{root}'; expected {FORMATS}.")
         try:
             content = _from_csv(path) if path.suffix == '.csv' else json.loads(path.read_text())
             records = content['images']
@@ -113,7 +113,7 @@ class MultiLabelList(MultiLabelImages):
             try:
                 names: Sequence[str] = [line.strip() for line in file.read_text().splitlines() if line.strip()]
             except OSError as e:
-                raise DataError(f"--class-map: cannot read '{file}': {e.strerror}.") from e
+                raise DataError(f"`class_map`: cannot read '{file}': {e.strerror}.") from e
         else:
             names = content.get('classes') or sorted(
                 {name for record in content['images'] for key in ('labels', 'ignore') for name in record.get(key, ())})

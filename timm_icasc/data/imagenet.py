@@ -38,11 +38,11 @@ class ILSVRC2012(LabelledImages):
         base = next((p for p in (root, root / 'ILSVRC' / 'Data' / 'CLS-LOC', root / 'Data' / 'CLS-LOC')
                      if (p / 'train').is_dir()), None)
         if base is None:
-            raise DataError(f"--data-dir: no folder 'train/n01440764' or 'ILSVRC/Data/CLS-LOC/train' in '{root}'.")
+            raise DataError(f"`root`: no folder 'train/n01440764' or 'ILSVRC/Data/CLS-LOC/train' in '{root}'.")
         names = sorted(p.name for p in (base / 'train').iterdir() if p.is_dir())
         folder = next((base / name for name in SPLITS[split] if (base / name).is_dir()), None)
         if folder is None:
-            raise DataError(f"--data-dir: no folder '{base / split}'.")
+            raise DataError(f"`root`: no folder '{base / split}'.")
         class_to_idx = {name: i for i, name in enumerate(names)}
         if any(p.is_dir() for p in folder.iterdir()):
             unknown = sorted({p.name for p in folder.iterdir() if p.is_dir()} ^ set(names))

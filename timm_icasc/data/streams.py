@@ -21,14 +21,14 @@ def check_package(name: str) -> None:
     """Raise DataError where the reader of the data set `TYPE/NAME` needs a package that is not installed."""
     package = PACKAGES.get(name.partition('/')[0])
     if package and find_spec(package) is None:
-        raise DataError(f"--dataset {name} needs another package: pip install {package.replace('_', '-')}")
+        raise DataError(f"`name={name}` needs another package: pip install {package.replace('_', '-')}")
 
 
 def is_stream(dataset: Dataset) -> bool:
     return isinstance(dataset, IterableDataset)
 
 
-def check_shards(dataset: Dataset, option: str, workers: int, world_size: int) -> None:
+def check_shards(dataset: Dataset, label: str, workers: int, world_size: int) -> None:
     """Every loading process needs a shard of its own: one without any ends at once, and the others wait for it.
 
     Raises:
@@ -42,11 +42,11 @@ def check_shards(dataset: Dataset, option: str, workers: int, world_size: int) -
     shards = reader.split_info.filenames
     if Path(reader.root).is_dir():
         for shard in (shard for shard in shards if not (Path(reader.root) / shard).is_file()):
-            raise DataError(f"--data-dir: '{reader.root}' has no shard '{shard}', which _info.json or {option} names.")
+            raise DataError(f"`root`: '{reader.root}' has no shard '{shard}', which _info.json or {label} names.")
     readers = world_size * (max(1, workers) if reader.is_training else 1)
     if len(shards) < readers:
         processes = f', {world_size} processes' * (world_size > 1)
-        raise DataError(f'{option} has {len(shards)} shard(s) for {readers} loading processes (--workers {workers}'
+        raise DataError(f'{label} has {len(shards)} shard(s) for {readers} loading processes (`workers={workers}`'
                         f'{processes}): use fewer, or make more shards.')
 
 

@@ -82,7 +82,7 @@ class VOCDevkit(MultiLabelImages):
         places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
         self.folder = next((place for place in places if (place / 'JPEGImages').is_dir()), None)
         if self.folder is None:
-            raise DataError(f"--data-dir: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
+            raise DataError(f"`root`: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
         split = {'validation': 'val'}.get(split, split)
         lists = self.folder / 'ImageSets' / 'Main'
         try:
@@ -140,7 +140,7 @@ class PackedVOC(MultiLabelImages):
                 for x, y in [image['scale']]
             ] for image in chosen]
         except OSError as e:
-            raise DataError(f"--data-dir: no file '{path}': {e.strerror}.") from e
+            raise DataError(f"`root`: no file '{path}': {e.strerror}.") from e
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, RuntimeError) as e:  # also of torch's shapes
             raise DataError(f"'{path}' is not in the packed VOC format: {type(e).__name__} {e}.") from e
         if not chosen:

@@ -108,5 +108,5 @@ class TwiceDifferentiable(TorchFunctionMode):
         elif func in ONCE_DIFFERENTIABLE:
             raise ICASCError(
                 f'order=2 does not work with gradient checkpointing on a model that calls {func.__name__} behind the '
-                f'inner layer: the recomputation would run another kernel. Use order=1, or turn checkpointing off.')
+                f'inner layer: the recomputation would run another kernel. Use `order=1`, or turn checkpointing off.')
         return func(*args, **(kwargs or {}))

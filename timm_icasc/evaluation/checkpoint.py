@@ -82,11 +82,11 @@ def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> a
     elif source.startswith(HUB):
         argv += ['--model', source]
     elif not given.model:
-        raise ICASCError(f"'{source}' has no {ARGUMENTS} beside it: name its architecture with --model.")
+        raise ICASCError(f"'{source}' has no {ARGUMENTS} beside it: name its architecture with `model`.")
     if given.model and not source.startswith(HUB):
         argv += ['--model', given.model]
     if run is None and not given.data_dir and not getattr(given, 'dataset', None):
-        raise ICASCError(f"'{source}' tells no data set: name it with --data-dir (and --dataset).")
+        raise ICASCError(f"'{source}' tells no data set: name it with `data_dir` (and `dataset`).")
     for name in OVERRIDES:
         if getattr(given, name, None) is not None:
             argv += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
@@ -135,7 +135,7 @@ def _load_model(
             state_dict = resample(state_dict, model)
         model.load_state_dict(state_dict)
     except (RuntimeError, TypeError) as e:
-        raise ICASCError(f"the weights of '{weights}' do not fit --model {args.model}: "
+        raise ICASCError(f"the weights of '{weights}' do not fit `model={args.model}`: "
                          f"{' '.join(str(e).split())[:200]}") from e
     return model
 
@@ -189,13 +189,13 @@ def load_checkpoint(
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:
-        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+        raise ICASCError(f"`device`: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
     num_classes = getattr(model, 'num_classes', None) or args.num_classes or len(names)
     if names and len(names) > num_classes:
         raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
     if names and len(names) < num_classes:
         warnings.warn(f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
-                      f'(--class-map FILE says otherwise)', stacklevel=2)
+                      f'(`class_map` says otherwise)', stacklevel=2)
     config = set_up_data_config(args, model)
     if with_data:
         dataset.transform = create_transform(
@@ -238,4 +238,4 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     for other in checkpoints[1:]:
         if len(other.dataset) != len(first.dataset) or other.names != first.names:
             raise DataError(f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
-                            f'--data-dir and --dataset.')
+                            f'`data_dir` and `dataset`.')

@@ -72,7 +72,7 @@ class _TenCrop:
         steps = list(transform.transforms)
         places = [i for i, step in enumerate(steps) if isinstance(step, transforms.CenterCrop)]
         if len(places) != 1:
-            raise DataError('--ten-crop needs the crop mode center.')
+            raise DataError('`ten_crop` needs the crop mode center.')
         self.before = transforms.Compose([*steps[:places[0]], transforms.TenCrop(steps[places[0]].size)])
         self.after = transforms.Compose(steps[places[0] + 1:])
 

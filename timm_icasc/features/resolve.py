@@ -184,7 +184,7 @@ def inspect_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[
     if layers is None:
         raise LayerResolutionError(
             f'{type(model).__name__} has no two features with a spatial gradient from the logits; name both '
-            f"yourself: layers=('INNER_MODULE_PATH', 'LAST_MODULE_PATH'), --icasc-layers INNER LAST.")
+            f"yourself with `layers`, the module paths of the inner and the last.")
     return layers, probe.nonzero_share(layers.last)
 
 

@@ -84,7 +84,7 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Publ
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         before = api.model_info(repo_id)
         if private and not before.private:
-            raise HubError(f'{where}: the repo is there, and public; make it private on its page, or leave --private '
+            raise HubError(f'{where}: the repo is there, and public; make it private on its page, or leave `private` '
                            f'out.')
         commit = api.create_commit(
             repo_id, [CommitOperationAdd(name, files[name]) for name in sorted(files)], parent_commit=before.sha,

@@ -80,7 +80,7 @@ def icasc_forward(
     if order == 2 and is_sharded(model):
         raise ICASCError(
             'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
-            'needs: use order=1 (--icasc-order 1), or DistributedDataParallel.')
+            'needs: use `order=1`, or DistributedDataParallel.')
     inner_target, inner_confused, last_confused = bool(on & {'as_inner', 'ac'}), 'as_inner' in on, 'as_last' in on
     tapped = [layers.inner, layers.last] if inner_target else [layers.last]
     select = select_multilabel_classes if multilabel else select_classes

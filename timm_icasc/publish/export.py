@@ -51,7 +51,7 @@ def _license(run: Run, chosen: str | None) -> str:
         return chosen or OWN_LICENSE
     if not source['license']:
         raise HubError(f"'{run.folder}' started from the weights '{source['name']}', whose license is not known: "
-                       f'name that of the result with --license, for instance --license apache-2.0.')
+                       f'name that of the result with `license`, for instance `license=apache-2.0`.')
     return source['license']
 
 

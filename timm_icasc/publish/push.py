@@ -41,7 +41,7 @@ def push(source: Path, repo_id: str, license: str | None = None, private: bool =
     source = Path(source)
     ready = (source / CONFIG).is_file() and (source / WEIGHTS).is_file()
     if ready and license:
-        raise HubError(f"--license: '{source}' has one in its {CONFIG}.")
+        raise HubError(f"`license`: '{source}' has one in its {CONFIG}.")
     if not ready:
         runs = open_measured_runs(source)
         run = runs[-1]
@@ -88,5 +88,5 @@ def push_finished(run_dir: Path, repo_id: str) -> None:
     try:
         report(push(run_dir, repo_id))
     except ICASCError as e:
-        raise HubError(f'--push-to-hub: {e} The run is saved; publish it with: timm-icasc push {run_dir} '
+        raise HubError(f'`repo_id`: {e} The run is saved; publish it with: timm-icasc push {run_dir} '
                        f'{repo_id}') from e

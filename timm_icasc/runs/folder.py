@@ -336,7 +336,7 @@ def open_run_dir(args: argparse.Namespace) -> Path:
                 folder, count = Path(f'{base}-{count}'), count + 1
         return folder
     except OSError as e:
-        raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
+        raise ICASCError(f"`output`: cannot write to '{args.output}': {e.strerror}.") from e
 
 
 def command_of(given: dict[str, Any], run_dir: Path | None) -> str:

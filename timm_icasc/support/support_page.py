@@ -30,7 +30,7 @@ def load_record(path: Path | None, img_size: int | None = None) -> dict[str, Any
         ICASCError: The file holds something else, or records of other versions or another size.
     """
     if path is not None and (path.is_dir() or path.suffix == '.md'):
-        raise ICASCError(f"--json: '{path}' must be a file such as support.json; the table goes beside it, as .md.")
+        raise ICASCError(f"`path`: '{path}' must be a file such as support.json; the table goes beside it, as .md.")
     if path is None or not path.exists():
         return {'versions': installed_versions(), 'img_size': img_size, 'models': {}}
     try:
@@ -39,13 +39,13 @@ def load_record(path: Path | None, img_size: int | None = None) -> dict[str, Any
         for name, result in record['models'].items():
             row(name, result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as e:
-        raise ICASCError(f"--json: '{path}' is not a record of layers; name another file.") from e
+        raise ICASCError(f"`path`: '{path}' is not a record of layers; name another file.") from e
     if versions != installed_versions():
         raise ICASCError(
-            f"--json: '{path}' was made with {versions}, here are {installed_versions()}; remove it to begin anew.")
+            f"`path`: '{path}' was made with {versions}, here are {installed_versions()}; remove it to begin anew.")
     if record.get('img_size') != img_size:
         size = record.get('img_size') or 'the default'
-        raise ICASCError(f"--img-size: '{path}' was made with {size}; name another file.")
+        raise ICASCError(f"`img_size`: '{path}' was made with {size}; name another file.")
     return record
 
 
@@ -60,7 +60,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
         partial.write_text(text + '\n')
         os.replace(partial, path)
     except OSError as e:
-        raise ICASCError(f"--json: cannot write '{path}': {e.strerror}.") from e
+        raise ICASCError(f"`path`: cannot write '{path}': {e.strerror}.") from e
 
 
 def level(result: dict[str, Any]) -> str:

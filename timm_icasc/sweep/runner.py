@@ -112,13 +112,13 @@ def _alone_in(output: Path) -> Iterator[int]:
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / '.lock', 'w')
     except OSError as e:
-        raise ICASCError(f"--output: cannot write to '{output}': {e.strerror}.") from e
+        raise ICASCError(f"`output`: cannot write to '{output}': {e.strerror}.") from e
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             raise ICASCError(f"another sweep is at work in '{output}', or a run that a killed one has left: wait for "
-                             f"it, or name another --output.") from e
+                             f"it, or name another `output`.") from e
         yield file.fileno()
 
 

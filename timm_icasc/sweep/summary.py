@@ -134,7 +134,7 @@ def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantS
     if len(set(images.values())) > 1:
         few, many = min(images, key=images.get), max(images, key=images.get)
         raise ICASCError(f"'{few}' was evaluated on {images[few]} images, '{many}' on {images[many]}: runs are "
-                         f"compared on the same images; remove the records of the wrong ones, and look at --data-dir.")
+                         f"compared on the same images; remove the records of the wrong ones, and look at `data_dir`.")
     by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     for run in study.runs:
         if run.name in records:

@@ -128,8 +128,8 @@ class PublicApproachTask(ICASCTask):
             raise ValueError(f'defects are among {tuple(DEFECTS)}, got {sorted(unknown)}.')
         super().__init__(model, *args, **kwargs)
         if self.config.share < 1:
-            raise ICASCError('the public approach makes the terms of the whole batch: leave --icasc-share out, or '
-                             '--icasc-defects.')
+            raise ICASCError('the public approach makes the terms of the whole batch: leave `share` out, or '
+                             '`defects`.')
         self.defects = tuple(defects)
 
     def icasc_forward(self, input: torch.Tensor, target: torch.Tensor) -> ICASCOutput:

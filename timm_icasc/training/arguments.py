@@ -1,6 +1,7 @@
 """Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..runs.folder import ARGUMENTS, latest_run
 from ..task.public_approach import DEFECTS
 from .argument_files import RECIPES, load_config
 
-__all__ = ['build_parser', 'parse_args']
+__all__ = ['build_parser', 'name_options', 'parse_args']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
 
@@ -31,6 +32,21 @@ RANGES = {
     'std': (1e-6, INFINITY), 'icasc_start_epoch': (0, INFINITY), 'icasc_ramp_epochs': (0, INFINITY),
     'icasc_eval_images': (0, INFINITY), 'icasc_weights': (0, INFINITY), 'icasc_theta': (0, INFINITY),
     'icasc_sigma': (0, 1), 'icasc_omega': (0, INFINITY), 'icasc_share': (1e-6, 1),
+}
+
+# The options that mean an argument of the library, where they are not its name with dashes.
+FLAGS = {
+    'defects': ('--icasc-defects',),
+    'layers': ('--icasc-layers',),
+    'name': ('--dataset',),
+    'order': ('--icasc-order',),
+    'padding': ('--crop-padding',),
+    'page': ('--summary',),
+    'path': ('--json',),
+    'repo_id': ('--push-to-hub',),
+    'root': ('--data-dir',),
+    'share': ('--icasc-share',),
+    'split': ('--train-split', '--val-split'),
 }
 
 DESCRIPTION = """\
@@ -263,6 +279,25 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (_add_icasc, _add_data, _add_model, _add_device, _add_optimizer, _add_augmentation, _add_misc):
         add(parser)
     return parser
+
+
+def name_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message of the library in the words of a command: `layers` is --icasc-layers, `order=1` is --icasc-order 1.
+
+    An argument for which the command has no option stays as it is.
+    """
+    known = parser._option_string_actions
+
+    def translate(match: re.Match) -> str:
+        name, value = match.groups()
+        flags = [f"--{name.replace('_', '-')}"]
+        if flags[0] not in known:
+            flags = [flag for flag in FLAGS.get(name, ()) if flag in known]
+        if not flags:
+            return match[0]
+        return ' or '.join(flags) + (f' {value}' if value else '')
+
+    return re.sub(r'`(\w+)(?:=([^`]*))?`', translate, message)
 
 
 def _find_run(args: argparse.Namespace) -> Path | None:

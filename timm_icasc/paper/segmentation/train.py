@@ -70,20 +70,20 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
     """
     factory = getattr(segmentation, name, None)
     if not name.startswith('deeplabv3_') or factory is None:
-        raise ICASCError(f"--network: torchvision has no '{name}'; it has deeplabv3_resnet50, deeplabv3_resnet101 and "
+        raise ICASCError(f"`network`: torchvision has no '{name}'; it has deeplabv3_resnet50, deeplabv3_resnet101 and "
                          f'deeplabv3_mobilenet_v3_large.')
     network = factory(weights=None, weights_backbone=None, num_classes=num_classes)
     if backbone_weights is not None:
         try:
             state = torch.load(backbone_weights, map_location='cpu', weights_only=True)
         except Exception as e:  # whatever a foreign file makes the unpickler say
-            raise ICASCError(f"--backbone-weights: cannot read '{backbone_weights}': {str(e)[:150]}") from e
+            raise ICASCError(f"`backbone_weights`: cannot read '{backbone_weights}': {str(e)[:150]}") from e
         # The blocks of a MobileNet classifier are below 'features', those of a segmenter below 'backbone'.
         state = {key.removeprefix('backbone.').removeprefix('features.'): value for key, value in state.items()}
         own = network.backbone.state_dict()
         missing = [key for key in own if key not in state and not key.endswith('num_batches_tracked')]
         if missing:
-            raise ICASCError(f"--backbone-weights: '{backbone_weights}' lacks {missing[0]} and {len(missing) - 1} more "
+            raise ICASCError(f"`backbone_weights`: '{backbone_weights}' lacks {missing[0]} and {len(missing) - 1} more "
                              f'of {name}.')
         network.backbone.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     return network
@@ -225,7 +225,7 @@ def train(
         values = {name: float(value.detach()) for name, value in losses.items()}
         if not np.isfinite(values['loss']):
             raise NonFiniteLossError(f"the segmentation loss became {values['loss']} at update {iteration + 1}: lower "
-                                     f'--lr. The last checkpoint is intact.')
+                                     f'`lr`. The last checkpoint is intact.')
         optimizer.zero_grad()
         losses['loss'].backward()
         optimizer.step()

@@ -44,7 +44,7 @@ class VOCSegmentation:
         places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
         self.folder = next((place for place in places if (place / 'JPEGImages').is_dir()), None)
         if self.folder is None:
-            raise DataError(f"--data-dir: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
+            raise DataError(f"`root`: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
         lists = [self.folder / 'ImageSets' / task / f'{split}.txt' for task in ('Segmentation', 'Main')]
         file = next((path for path in lists if path.is_file()), None)
         if file is None:
