@@ -9,7 +9,6 @@ from torchvision import transforms
 
 from timm_icasc import DataError
 from timm_icasc.evaluation.boxes import (
-    box_iou,
     box_mask,
     energy_in_boxes,
     largest_component_box,
@@ -158,7 +157,10 @@ def test_iou_by_counting_pixels():
                 a, b = inside(x + 0.5, y + 0.5, box), inside(x + 0.5, y + 0.5, other)
                 both, either = both + (a and b), either + (a or b)
         expected.append(both / either)
-    np.testing.assert_allclose(box_iou(box, others), expected)
+    heat = np.zeros((10, 10), np.float32)
+    heat[1:6, 2:7] = 1  # `box`
+    assert [localise(heat, other[None])['iou'] for other in others] == pytest.approx(expected)
+    assert localise(heat, others[:2])['iou'] == pytest.approx(expected[0]), 'the nearest box counts'
     assert expected[1] == 0 and expected[2] == 1
 
 

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 from timm.data.transforms import CenterCropOrPad, MaybePILToTensor, MaybeToTensor, ResizeKeepRatio
 from torchvision import transforms
+from torchvision.ops import box_iou
 
 from ..errors import DataError
 
 __all__ = [
-    'Geometry', 'box_iou', 'box_mask', 'energy_in_boxes', 'largest_component_box', 'localise',
+    'Geometry', 'box_mask', 'energy_in_boxes', 'largest_component_box', 'localise',
     'pointing_game', 'transform_geometry',
 ]
 
@@ -138,17 +140,6 @@ def largest_component_box(region: np.ndarray) -> np.ndarray:
     return np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float64)
 
 
-def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box `[4]` with each of `[n, 4]`: `[n]` in [0, 1]."""
-    width = np.clip(np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0]), 0, None)
-    height = np.clip(np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1]), 0, None)
-    intersection = width * height
-
-    def area(b: np.ndarray) -> np.ndarray:
-        return (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    return intersection / (area(box) + area(boxes) - intersection)
-
-
 def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance: float = 0.) -> dict[str, float]:
     """Every measure of one map.
 
@@ -170,6 +161,7 @@ def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance
     mask = box_mask(boxes, *heat.shape)
     iou = 0.
     if heat.any():
-        iou = float(box_iou(largest_component_box(heat >= sigma * heat.max()), boxes).max())
+        region = largest_component_box(heat >= sigma * heat.max())
+        iou = box_iou(torch.from_numpy(region)[None], torch.as_tensor(boxes, dtype=torch.float64)).max().item()
     return {'pointing': pointing_game(heat, boxes, tolerance), 'energy': energy_in_boxes(heat, mask),
             'iou': iou, 'iou50': float(iou >= 0.5), 'no_map': float(not heat.any()), 'box_area': float(mask.mean())}
