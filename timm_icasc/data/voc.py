@@ -13,7 +13,7 @@ import torch
 from ..errors import DataError
 from .labelled_images import Box, MultiLabelImages
 
-__all__ = ['PackedVOC', 'VOCDevkit', 'VOC_CLASSES', 'read_boxes']
+__all__ = ['PackedVOC', 'VOCDevkit', 'VOC_CLASSES', 'find_devkit', 'read_boxes', 'targets_of']
 
 VOC_CLASSES = (
     'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog',
@@ -44,7 +44,21 @@ def read_boxes(path: Path, class_names: tuple[str, ...]) -> list[Box]:
         raise DataError(f"'{path}' is not a VOC annotation: {e}.") from e
 
 
-def _targets(boxes: list[list[Box]], num_classes: int) -> torch.Tensor:
+def find_devkit(root: str | Path, year: str) -> Path:
+    """The folder `VOC<year>`: `root` itself, in `root`, or in `root/VOCdevkit`.
+
+    Raises:
+        DataError: None of them holds JPEGImages.
+    """
+    places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
+    folder = next((place for place in places if (place / 'JPEGImages').is_dir()), None)
+    if folder is None:
+        raise DataError(f"`root`: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
+    return folder
+
+
+def targets_of(boxes: list[list[Box]], num_classes: int) -> torch.Tensor:
+    """Multi-label targets `[N, C]` of the objects of N images: 1 present, -1 difficult only, 0 absent."""
     targets = torch.zeros(len(boxes), num_classes)
     for row, objects in zip(targets, boxes, strict=True):
         for box in sorted(objects, key=lambda box: not box.difficult):  # one plain object outweighs difficult ones
@@ -79,10 +93,7 @@ class VOCDevkit(MultiLabelImages):
             transform: Callable | None = None,
             mode: str = 'RGB',
     ):
-        places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
-        self.folder = next((place for place in places if (place / 'JPEGImages').is_dir()), None)
-        if self.folder is None:
-            raise DataError(f"`root`: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
+        self.folder = find_devkit(root, year)
         split = {'validation': 'val'}.get(split, split)
         lists = self.folder / 'ImageSets' / 'Main'
         try:
@@ -96,7 +107,7 @@ class VOCDevkit(MultiLabelImages):
         if missing is not None:
             raise DataError(f"No image '{missing}', which split '{split}' lists.")
         boxes = [read_boxes(self.folder / 'Annotations' / f'{name}.xml', VOC_CLASSES) for name in self.ids]
-        super().__init__(images, _targets(boxes, len(VOC_CLASSES)), VOC_CLASSES, transform, mode, boxes)
+        super().__init__(images, targets_of(boxes, len(VOC_CLASSES)), VOC_CLASSES, transform, mode, boxes)
 
 
 class PackedVOC(MultiLabelImages):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ...data import VOC_CLASSES
-from ...data.voc import read_boxes
+from ...data.voc import find_devkit, read_boxes, targets_of
 from ...errors import DataError
 
 __all__ = ['SegmentationImage', 'VOCSegmentation']
@@ -41,10 +41,7 @@ class VOCSegmentation:
     class_names = VOC_CLASSES
 
     def __init__(self, root: str, split: str, year: str = '2012', masks: bool = True):
-        places = [Path(root, *parts) for parts in ((), (f'VOC{year}',), ('VOCdevkit', f'VOC{year}'))]
-        self.folder = next((place for place in places if (place / 'JPEGImages').is_dir()), None)
-        if self.folder is None:
-            raise DataError(f"`root`: no folder 'VOCdevkit/VOC{year}/JPEGImages' in '{root}'.")
+        self.folder = find_devkit(root, year)
         lists = [self.folder / 'ImageSets' / task / f'{split}.txt' for task in ('Segmentation', 'Main')]
         file = next((path for path in lists if path.is_file()), None)
         if file is None:
@@ -64,10 +61,8 @@ class VOCSegmentation:
 
     def __getitem__(self, index: int) -> SegmentationImage:
         name = self.ids[index]
-        labels = torch.zeros(len(VOC_CLASSES))
         boxes = read_boxes(self._path('Annotations', name, 'xml'), VOC_CLASSES)
-        for box in sorted(boxes, key=lambda box: not box.difficult):  # one plain object outweighs difficult ones
-            labels[box.class_index] = -1. if box.difficult else 1.
+        labels, = targets_of([boxes], len(VOC_CLASSES))
         try:
             with Image.open(self._path('JPEGImages', name, 'jpg')) as file:
                 image = file.convert('RGB')
