@@ -27,8 +27,15 @@ from ..errors import DataError, ICASCError
 from ..evaluation.checkpoint import Checkpoint, load_checkpoint
 from ..evaluation.options import add_model_arguments
 from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
-from ..paper.segmentation.miou import ConfusionMatrix
-from ..paper.segmentation.train import SegmentationConfig, create_network, evaluate, score_grid, train
+from ..paper.segmentation.train import (
+    SegmentationConfig,
+    count_pixels,
+    create_network,
+    evaluate,
+    intersection_over_union,
+    score_grid,
+    train,
+)
 from ..paper.segmentation.voc_masks import VOCSegmentation
 from ..runs.folder import CHECKPOINT, SEGMENTATION
 from ..runs.provenance import provenance
@@ -115,7 +122,8 @@ def _load_cue(folder: Path, name: str, classes: int) -> torch.Tensor:
 
 def _measure_cues(folder: Path, images: VOCSegmentation) -> dict[str, Any]:
     """Precision and recall of the cues against the training masks, means over the classes that occur."""
-    matrix, without = ConfusionMatrix(len(images.class_names) + 2), 0
+    none = len(images.class_names) + 1  # a pixel without a cue is an answer of its own, never right
+    counts, without = np.zeros((none + 1, none + 1)), 0
     for i in range(len(images)):
         item = images[i]
         if item.mask is None:
@@ -123,15 +131,14 @@ def _measure_cues(folder: Path, images: VOCSegmentation) -> dict[str, Any]:
             continue
         cue = Image.open(folder / f'{item.name}.png').resize(item.image.size, Image.Resampling.NEAREST)
         predicted = np.array(cue)
-        # A pixel without a cue is an answer of its own, never right.
-        matrix.update(np.where(predicted == 255, len(images.class_names) + 1, predicted), item.mask)
+        counts += count_pixels(np.where(predicted == 255, none, predicted), item.mask, none + 1)
     if without == len(images):
         return {}
-    known = slice(0, len(images.class_names) + 1)
-    precision, recall = matrix.precision()[known], matrix.recall()[known]
-    counted = matrix.counts[known].sum()
+    right = np.diag(counts)[:none]
+    with np.errstate(invalid='ignore'):  # NaN for a class that does not occur
+        precision, recall = right / counts.sum(0)[:none], right / counts.sum(1)[:none]
     return {'cue_precision': float(np.nanmean(precision)), 'cue_recall': float(np.nanmean(recall)),
-            'cue_coverage': float(1 - matrix.counts[known, -1].sum() / counted),
+            'cue_coverage': float(1 - counts[:none, none].sum() / counts[:none].sum()),
             'cue_images': len(images) - without}
 
 
@@ -163,14 +170,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.cues_only:
         losses = train(network, images, lambda i: _load_cue(folder, images.ids[i], len(images.class_names) + 1),
                        config, args.output / f'{SEGMENTATION}{CHECKPOINT}')
-        matrix = evaluate(network, test, config.image_size)
+        iou = intersection_over_union(evaluate(network, test, config.image_size))
+        mean_iou = 100 * float(np.nanmean(iou))
         names = ['background', *images.class_names]
-        table = [{'class': name, 'IoU %': 100 * value} for name, value in zip(names, matrix.iou(), strict=True)
-                 if not np.isnan(value)]
+        table = [{'class': name, 'IoU %': 100 * value} for name, value in zip(names, iou.tolist(), strict=True)
+                 if value == value]
         print(text(table))
-        print(f'mIoU {100 * matrix.mean_iou():.2f} % on {len(test)} images; written to {args.output}')
+        print(f'mIoU {mean_iou:.2f} % on {len(test)} images; written to {args.output}')
         write_csv(args.output / 'iou.csv', table)
-        result.update({'mIoU': 100 * matrix.mean_iou(), 'test_split': args.test_split, 'test_images': len(test),
+        result.update({'mIoU': mean_iou, 'test_split': args.test_split, 'test_images': len(test),
                        'iou': {row['class']: row['IoU %'] for row in table}, 'losses': losses, **asdict(config)})
     classifier.args.seed = config.seed
     write_json(args.output / f'{SEGMENTATION}.json', {**result, **provenance(classifier.args)})

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.models import segmentation
 from torchvision.transforms.functional import pil_to_tensor, resize
@@ -17,16 +18,17 @@ from tqdm import tqdm
 
 from ...errors import ICASCError, NonFiniteLossError
 from .crf import CRFParameters, mean_field
-from .miou import ConfusionMatrix
 from .sec import boundary_loss, expansion_loss, seeding_loss
 from .voc_masks import VOCSegmentation
 
 __all__ = [
-    'SegmentationConfig', 'create_network', 'evaluate', 'network_input', 'predict', 'score_grid',
-    'train',
+    'SegmentationConfig', 'count_pixels', 'create_network', 'evaluate', 'intersection_over_union', 'network_input',
+    'predict', 'score_grid', 'train',
 ]
 
 SAVE_EVERY = 200
+
+IGNORED = 255  # VOC's label of object borders
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,51 @@ def sec_losses(
     return {'loss': total, **losses}
 
 
+def _make_batch(
+        dataset: VOCSegmentation,
+        cues: Callable[[int], torch.Tensor],
+        config: SegmentationConfig,
+        iteration: int,
+) -> list[torch.Tensor]:
+    """What an update sees, half of it mirrored: network inputs, colours, cues and labels, one row for each image."""
+    indices = _batch_indices(len(dataset), config, iteration)
+    flips = np.random.default_rng((config.seed, 1, iteration)).random(len(indices)) < 0.5
+    rows = []
+    for index, flip in zip(indices, flips, strict=True):
+        item = dataset[index]
+        pictures = [*network_input(item.image, config.image_size), cues(index)]
+        rows.append([*(picture.flip(2) if flip else picture for picture in pictures), item.labels])
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _load_checkpoint(
+        checkpoint: Path, config: SegmentationConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Take up a training where its checkpoint left it; returns the updates that are done."""
+    if not checkpoint.is_file():
+        return 0
+    state = torch.load(checkpoint, map_location=next(network.parameters()).device, weights_only=True)
+    if state['config'] != asdict(config):
+        raise ICASCError(f"'{checkpoint}' belongs to a training with other options: remove it, or write elsewhere.")
+    network.load_state_dict(state['network'])
+    optimizer.load_state_dict(state['optimizer'])
+    return state['iteration']
+
+
+def _save_checkpoint(
+        checkpoint: Path,
+        config: SegmentationConfig,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        iteration: int,
+) -> None:
+    partial = checkpoint.with_suffix('.part')
+    torch.save({
+        'config': asdict(config), 'iteration': iteration, 'network': network.state_dict(),
+        'optimizer': optimizer.state_dict(),
+    }, partial)
+    partial.replace(checkpoint)
+
+
 def train(
         network: nn.Module,
         dataset: VOCSegmentation,
@@ -182,21 +229,7 @@ def train(
     device = next(network.parameters()).device
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    start = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state['config'] != asdict(config):
-            raise ICASCError(f"'{checkpoint}' belongs to a training with other options: remove it, or write elsewhere.")
-        network.load_state_dict(state['network'])
-        optimizer.load_state_dict(state['optimizer'])
-        start = state['iteration']
-
-    def save(iteration: int) -> None:
-        partial = checkpoint.with_suffix('.part')
-        torch.save({'config': asdict(config), 'iteration': iteration, 'network': network.state_dict(),
-                    'optimizer': optimizer.state_dict()}, partial)
-        partial.replace(checkpoint)
-
+    start = _load_checkpoint(checkpoint, config, network, optimizer)
     history: list[dict[str, float]] = []
     network.train()
     bar = tqdm(range(start, config.iterations), desc='segmentation', initial=start, total=config.iterations,
@@ -204,24 +237,11 @@ def train(
     for iteration in bar:
         for group in optimizer.param_groups:
             group['lr'] = config.lr * 0.1 ** (iteration // config.lr_step)
-        indices = _batch_indices(len(dataset), config, iteration)
-        flips = np.random.default_rng((config.seed, 1, iteration)).random(len(indices)) < 0.5
+        inputs, colors, seeds, labels = (x.to(device) for x in _make_batch(dataset, cues, config, iteration))
         torch.manual_seed(config.seed * 1_000_003 + iteration)  # dropout
-        inputs, colors, seeds, labels = [], [], [], []
-        for index, flip in zip(indices, flips, strict=True):
-            item = dataset[index]
-            x, color = network_input(item.image, config.image_size)
-            cue = cues(index)
-            if flip:
-                x, color, cue = x.flip(2), color.flip(2), cue.flip(2)
-            inputs.append(x)
-            colors.append(color)
-            seeds.append(cue)
-            labels.append(item.labels)
-        scores = _scores(network, torch.stack(inputs).to(device))
-        seeds = torch.stack(seeds).to(scores)
-        small = F.interpolate(torch.stack(colors).to(device), size=scores.shape[-2:], mode='area')
-        losses = sec_losses(scores, seeds, torch.stack(labels).to(device), small, config, crf or CRFParameters())
+        scores = _scores(network, inputs)
+        small = F.interpolate(colors, size=scores.shape[-2:], mode='area')
+        losses = sec_losses(scores, seeds.to(scores), labels, small, config, crf or CRFParameters())
         values = {name: float(value.detach()) for name, value in losses.items()}
         if not np.isfinite(values['loss']):
             raise NonFiniteLossError(f"the segmentation loss became {values['loss']} at update {iteration + 1}: lower "
@@ -232,7 +252,7 @@ def train(
         history.append(values)
         bar.set_postfix_str(f"loss {values['loss']:.3f}")
         if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == config.iterations:
-            save(iteration + 1)
+            _save_checkpoint(checkpoint, config, network, optimizer, iteration + 1)
     last = history[-100:]
     return {name: float(np.mean([values[name] for values in last])) for name in last[0]} if last else {}
 
@@ -248,11 +268,26 @@ def predict(network: nn.Module, image, image_size: int) -> np.ndarray:
     return enlarged[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def evaluate(network: nn.Module, dataset: VOCSegmentation, image_size: int) -> ConfusionMatrix:
-    """Confusion matrix over the images of a split with masks."""
-    matrix = ConfusionMatrix(len(dataset.class_names) + 1)
+def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of label maps `[h, w]` by true and by predicted class, `[C, C]`; where the truth is 255 none counts."""
+    counted = truth != IGNORED
+    if not counted.any():
+        return np.zeros((num_classes, num_classes), dtype=int)
+    return confusion_matrix(truth[counted], predicted[counted], labels=range(num_classes))
+
+
+def intersection_over_union(counts: np.ndarray) -> np.ndarray:
+    """`[C]` from pixels counted over all images, VOC's definition; NaN for a class neither true nor predicted."""
+    both = np.diag(counts)
+    with np.errstate(invalid='ignore'):
+        return both / (counts.sum(0) + counts.sum(1) - both)
+
+
+def evaluate(network: nn.Module, dataset: VOCSegmentation, image_size: int) -> np.ndarray:
+    """The pixels of the images of a split with masks, as `count_pixels` has them."""
+    counts, num_classes = 0, len(dataset.class_names) + 1
     network.eval()
     for index in tqdm(range(len(dataset)), desc='mIoU', leave=False, disable=None):
         item = dataset[index]
-        matrix.update(predict(network, item.image, image_size), item.mask)
-    return matrix
+        counts = counts + count_pixels(predict(network, item.image, image_size), item.mask, num_classes)
+    return counts
