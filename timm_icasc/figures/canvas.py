@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
-__all__ = ['Page', 'check_format', 'displayed', 'grey', 'overlay', 'save', 'to_size']
+__all__ = ['Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'grey', 'overlay', 'save', 'to_size']
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
 
@@ -29,6 +29,8 @@ DPI = 128
 CELL = 128  # width of an image, 4 pixels for each of CIFAR's
 
 MARGIN, PAIR_GAP, LAYER_GAP, MODEL_GAP, ROW_GAP = 10, 8, 14, 26, 10
+
+PAIR_WIDTH = 2 * CELL + PAIR_GAP
 
 LINE, SMALL_LINE, DESCENT = 20, 18, 6
 
@@ -100,6 +102,77 @@ class Page:
     def save(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         return save(self.figure, path)
+
+
+class Grid:
+    """A page with a row for each image: the image, then a block of maps for each model; captions at the foot.
+
+    Args:
+        size: Height and width of the images.
+        rows: Number of images.
+        models: Number of models.
+        block_width: Width of what is drawn for a model.
+        heading_lines: Lines of text at the head of the page, the models' labels being the first.
+        title_lines: Lines of text above each picture.
+        caption: Lines at the foot.
+
+    Attributes:
+        page: What is drawn on.
+        header: Baselines of the heading lines.
+        tops: Upper edge of each row's pictures.
+    """
+
+    def __init__(
+            self,
+            size: tuple[int, int],
+            rows: int,
+            models: int,
+            block_width: int,
+            heading_lines: int,
+            title_lines: int,
+            caption: Sequence[str],
+    ):
+        self.block_width, self.caption = block_width, caption
+        self.cell_height = max(1, round(CELL * size[0] / size[1]))
+        self.header = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE][:heading_lines]
+        first = self.header[-1] + 2 * ROW_GAP + title_lines * LINE
+        row_height = title_lines * LINE + self.cell_height + SMALL_LINE + ROW_GAP
+        self.tops = [first + row * row_height for row in range(rows)]
+        self.bottom = self.tops[-1] + self.cell_height + SMALL_LINE + ROW_GAP
+        self.width = 2 * MARGIN + CELL + models * (MODEL_GAP + block_width)
+        self.page = Page(self.width, self.bottom + len(caption) * SMALL_LINE + MARGIN)
+
+    def block_left(self, model: int) -> int:
+        return MARGIN + CELL + MODEL_GAP + model * (self.block_width + MODEL_GAP)
+
+    def label(self, text: str, model: int) -> None:
+        """The head of a model's block: its label, underlined."""
+        left, right = self.block_left(model), self.block_left(model) + self.block_width
+        self.page.text(text, (left + right) / 2, self.header[0], self.block_width, weight='bold')
+        self.page.axes.plot([left, right], [MARGIN + LINE] * 2, color='black', linewidth=0.8)
+
+    def heading(self, text: str, line: int, left: int, width: int = CELL, **style: str) -> None:
+        """Text in one of the heading lines, centred above what is `width` wide."""
+        self.page.text(text, left + width / 2, self.header[line], width, **style)
+
+    def titles(self, lines: Sequence[str], row: int, left: int, **style: str) -> None:
+        """The lines of text above a picture."""
+        for above, text in enumerate(reversed(lines)):
+            self.page.text(text, left + CELL / 2, self.tops[row] - above * LINE - DESCENT, CELL, **style)
+
+    def picture(self, rgb: np.ndarray, row: int, left: int, framed: bool = False) -> None:
+        self.page.image(rgb, left, self.tops[row], CELL, self.cell_height)
+        if framed:
+            self.page.frame(left, self.tops[row], CELL, self.cell_height)
+
+    def note(self, text: str, row: int, left: int, width: int = CELL) -> None:
+        """Small text below what is `width` wide."""
+        baseline = self.tops[row] + self.cell_height + SMALL_LINE - 2
+        self.page.text(text, left + width / 2, baseline, width, size=SMALL_TEXT)
+
+    def save(self, path: Path) -> Path:
+        self.page.caption(self.caption, self.bottom, self.width)
+        return self.page.save(path)
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -4,22 +4,7 @@ from pathlib import Path
 
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
-from .canvas import (
-    CELL,
-    DESCENT,
-    LAYER_GAP,
-    LINE,
-    MARGIN,
-    MODEL_GAP,
-    PAIR_GAP,
-    ROW_GAP,
-    SMALL_LINE,
-    SMALL_TEXT,
-    Page,
-    check_format,
-    grey,
-    overlay,
-)
+from .canvas import CELL, DESCENT, LAYER_GAP, MARGIN, PAIR_GAP, PAIR_WIDTH, Grid, check_format, grey, overlay
 from .views import colors_of, load_items, view_layers
 
 __all__ = ['layers_figure']
@@ -52,41 +37,29 @@ def layers_figure(
     check_format(path)
     first = checkpoints[0]
     colors = colors_of(first, load_items(first, indices)[0])
-    cell_height = max(1, round(CELL * colors.shape[1] / colors.shape[2]))
-    pair_width = 2 * CELL + PAIR_GAP
-    model_width = len(methods) * pair_width + (len(methods) - 1) * LAYER_GAP
-    row_height = LINE + cell_height + SMALL_LINE + ROW_GAP
-    header = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE]
-    tops = [header[2] + 2 * ROW_GAP + LINE + row * row_height for row in range(len(indices))]
-    bottom = tops[-1] + cell_height + SMALL_LINE + ROW_GAP
-    width = 2 * MARGIN + CELL + len(checkpoints) * (MODEL_GAP + model_width)
-    page = Page(width, bottom + len(CAPTION) * SMALL_LINE + MARGIN)
+    caption = [line.format(score='sigmoid' if first.multilabel else 'softmax') for line in CAPTION]
+    grid = Grid(colors.shape[1:3], len(indices), len(checkpoints),
+                len(methods) * PAIR_WIDTH + (len(methods) - 1) * LAYER_GAP,
+                heading_lines=3, title_lines=1, caption=caption)
+    for row, index in enumerate(indices):
+        grid.titles([image_name(first.dataset, index)], row, MARGIN, style='italic')
+        grid.picture(colors[row], row, MARGIN)
     for column, checkpoint in enumerate(checkpoints):
-        model_left = MARGIN + CELL + MODEL_GAP + column * (model_width + MODEL_GAP)
-        page.text(checkpoint.label, model_left + model_width / 2, header[0], model_width, weight='bold')
-        page.axes.plot([model_left, model_left + model_width], [MARGIN + LINE] * 2, color='black', linewidth=0.8)
+        grid.label(checkpoint.label, column)
         greys = grey(colors_of(checkpoint, load_items(checkpoint, indices)[0]))
         for m, method in enumerate(methods):
-            pair_left = model_left + m * (pair_width + LAYER_GAP)
-            page.text(TITLES[method], pair_left + pair_width / 2, header[1], pair_width)
+            left = grid.block_left(column) + m * (PAIR_WIDTH + LAYER_GAP)
+            grid.heading(TITLES[method], 1, left, PAIR_WIDTH)
             for k, place in enumerate(('inner', 'last')):
-                page.text(place, pair_left + k * (CELL + PAIR_GAP) + CELL / 2, header[2], CELL, style='italic')
+                grid.heading(place, 2, left + k * (CELL + PAIR_GAP), style='italic')
             classes, views = view_layers(checkpoint, indices, method, sigma)
             for row, (index, view) in enumerate(zip(classes, views, strict=True)):
-                top = tops[row]
-                if not column and not m:
-                    name = image_name(first.dataset, indices[row])
-                    page.text(name, MARGIN + CELL / 2, top - DESCENT, CELL, style='italic')
-                    page.image(colors[row], MARGIN, top, CELL, cell_height)
                 if not m:
-                    page.text(f'{checkpoint.class_name(index)}, {view.probability:.1%}', model_left, top - DESCENT,
-                              model_width, align='left')
+                    grid.page.text(f'{checkpoint.class_name(index)}, {view.probability:.1%}', left,
+                                   grid.tops[row] - DESCENT, grid.block_width, align='left')
                 for k, heat in enumerate((view.inner, view.last)):
-                    page.image(overlay(greys[row], heat), pair_left + k * (CELL + PAIR_GAP), top, CELL, cell_height)
+                    grid.picture(overlay(greys[row], heat), row, left + k * (CELL + PAIR_GAP))
                 missing = view.overlap != view.overlap
                 note = 'a map is zero' if missing else f'in mask {view.inside:.2f}, overlap {view.overlap:.2f}'
-                page.text(note, pair_left + pair_width / 2, top + cell_height + SMALL_LINE - 2, pair_width,
-                          size=SMALL_TEXT)
-    score = 'sigmoid' if first.multilabel else 'softmax'
-    page.caption([line.format(score=score) for line in CAPTION], bottom, width)
-    return page.save(path)
+                grid.note(note, row, left, PAIR_WIDTH)
+    return grid.save(path)

@@ -18,16 +18,11 @@ from ..objective.config import ICASCConfig
 from ..objective.forward import ICASCOutput, icasc_forward
 from .canvas import (
     CELL,
-    DESCENT,
     LAYER_GAP,
-    LINE,
     MARGIN,
-    MODEL_GAP,
     PAIR_GAP,
-    ROW_GAP,
-    SMALL_LINE,
-    SMALL_TEXT,
-    Page,
+    PAIR_WIDTH,
+    Grid,
     check_format,
     displayed,
     grey,
@@ -105,6 +100,59 @@ def _check(
     check_format(path)
 
 
+def _names(outputs: dict[str, ICASCOutput], class_names: Sequence[str] | None) -> list[str]:
+    """The names of the classes, or their indices."""
+    for label, output in outputs.items():
+        if class_names is not None and len(class_names) != output.logits.shape[1]:
+            raise ValueError(
+                f"class_names has {len(class_names)} names, but model '{label}' has {output.logits.shape[1]} classes.")
+    if class_names is None:
+        class_names = range(max(output.logits.shape[1] for output in outputs.values()))
+    return [str(name) for name in class_names]
+
+
+def _titles(
+        output: ICASCOutput,
+        present: list[list[int]],
+        names: list[str],
+        multilabel: bool,
+) -> dict[str, list[tuple[str, str, bool]]]:
+    """By map and image: the classes of the map, their probabilities, and whether one of them is predicted."""
+    logits = output.logits.float().cpu()
+    probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
+    predicted = probabilities >= 0.5 if multilabel else probabilities == probabilities.amax(1, keepdim=True)
+    titles = {which: [] for which in WHICH}
+    for which, chosen in zip(WHICH, (present, output.classes.confused.argmax(1)[:, None].tolist()), strict=True):
+        for row, classes in enumerate(chosen):
+            hit = bool(predicted[row, classes].any())
+            mark = '\u2717 ' if hit and which == 'confused' else ''
+            values = ', '.join(f'{probabilities[row, c]:.{0 if multilabel else 1}%}' for c in classes)
+            titles[which].append((mark + ', '.join(names[c] for c in classes), values, hit))
+    return titles
+
+
+def _draw_pair(
+        grid: Grid,
+        left: int,
+        output: ICASCOutput,
+        place: str,
+        titles: dict[str, list[tuple[str, str, bool]]],
+        greys: np.ndarray,
+) -> None:
+    """The two maps of every image at one layer, and their overlap."""
+    grid.heading(PLACES[place], 1, left, PAIR_WIDTH)
+    maps = [output.maps[f'{which}_{place}'] for which in WHICH]
+    for row, overlap in enumerate(attention_overlap(*maps).tolist()):
+        note = 'no overlap: a map is zero' if overlap != overlap else f'overlap {overlap:.2f}'
+        grid.note(note, row, left, PAIR_WIDTH)
+    for which, heats in zip(WHICH, _shared_scale(*maps, greys.shape[-2:]), strict=True):
+        grid.heading(which, 2, left, style='italic')
+        for row, (*lines, hit) in enumerate(titles[which]):
+            grid.titles(lines, row, left, weight='bold' if hit else 'normal')
+            grid.picture(overlay(greys[row], heats[row]), row, left, framed=which == 'target')
+        left += CELL + PAIR_GAP
+
+
 def attention_figure(
         models: dict[str, nn.Module],
         images: torch.Tensor,
@@ -150,66 +198,21 @@ def attention_figure(
     config = replace(config or ICASCConfig(), weight_as_inner=1., weight_as_last=1., weight_ac=1.)
     multilabel = targets.ndim == 2
     outputs = {label: _run(model, images, targets, config, layers, multilabel) for label, model in models.items()}
-    for label, output in outputs.items():
-        if class_names is not None and len(class_names) != output.logits.shape[1]:
-            raise ValueError(
-                f"class_names has {len(class_names)} names, but model '{label}' has {output.logits.shape[1]} classes.")
-    names = class_names if class_names is not None else range(max(o.logits.shape[1] for o in outputs.values()))
-    size = tuple(images.shape[-2:])
+    names = _names(outputs, class_names)
     colors = displayed(images, mean, std)
     greys = grey(colors)
-
-    cell_height = max(1, round(CELL * size[0] / size[1]))
-    pair_width = 2 * CELL + PAIR_GAP
-    model_width = 2 * pair_width + LAYER_GAP
-    row_height = 2 * LINE + cell_height + SMALL_LINE + ROW_GAP
-    header_lines = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE]
-    first_top = header_lines[-1] + 2 * ROW_GAP + 2 * LINE
-    tops = [first_top + row * row_height for row in range(len(images))]
-    bottom = tops[-1] + cell_height + SMALL_LINE + ROW_GAP
-    width = 2 * MARGIN + CELL + len(models) * (MODEL_GAP + model_width)
-    caption = MULTILABEL_CAPTION if multilabel else CAPTION
-    page = Page(width, bottom + len(caption) * SMALL_LINE + MARGIN)
     # The classes that a map stands for: one, or all that are present.
     present = [t.eq(1).nonzero()[:, 0].tolist() for t in targets] if multilabel else [[t] for t in targets.tolist()]
 
-    page.text('image', MARGIN + CELL / 2, header_lines[2], CELL, style='italic')
-    for row, top in enumerate(tops):
-        page.text(', '.join(str(names[c]) for c in present[row]), MARGIN + CELL / 2, top - DESCENT, CELL)
-        page.image(colors[row], MARGIN, top, CELL, cell_height)
-
+    grid = Grid(colors.shape[1:3], len(images), len(models), 2 * PAIR_WIDTH + LAYER_GAP, heading_lines=3,
+                title_lines=2, caption=MULTILABEL_CAPTION if multilabel else CAPTION)
+    grid.heading('image', 2, MARGIN, style='italic')
+    for row, classes in enumerate(present):
+        grid.titles([', '.join(names[c] for c in classes)], row, MARGIN)
+        grid.picture(colors[row], row, MARGIN)
     for column, (label, output) in enumerate(outputs.items()):
-        model_left = MARGIN + CELL + MODEL_GAP + column * (model_width + MODEL_GAP)
-        page.text(label, model_left + model_width / 2, header_lines[0], model_width, weight='bold')
-        page.axes.plot([model_left, model_left + model_width], [MARGIN + LINE] * 2, color='black', linewidth=0.8)
-        logits = output.logits.float().cpu()
-        probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
-        predicted = probabilities >= 0.5 if multilabel else probabilities == probabilities.amax(1, keepdim=True)
-        chosen = [present, [[c] for c in output.classes.confused.argmax(1).tolist()]]
-        for place, title in PLACES.items():
-            pair_left = model_left + (pair_width + LAYER_GAP if place == 'inner' else 0)
-            pair_center = pair_left + pair_width / 2
-            page.text(title, pair_center, header_lines[1], pair_width)
-            maps = [output.maps[f'{which}_{place}'] for which in WHICH]
-            heats = _shared_scale(*maps, size)
-            for top, overlap in zip(tops, attention_overlap(*maps).tolist(), strict=True):
-                text = 'no overlap: a map is zero' if overlap != overlap else f'overlap {overlap:.2f}'
-                page.text(text, pair_center, top + cell_height + SMALL_LINE - 2, pair_width, size=SMALL_TEXT)
-            for k, which in enumerate(WHICH):
-                left = pair_left + k * (CELL + PAIR_GAP)
-                center = left + CELL / 2
-                page.text(which, center, header_lines[2], CELL, style='italic')
-                for row, (top, classes) in enumerate(zip(tops, chosen[k], strict=True)):
-                    hit = bool(predicted[row, classes].any())
-                    weight = 'bold' if hit else 'normal'
-                    mark = '\u2717 ' if hit and which == 'confused' else ''
-                    title = mark + ', '.join(str(names[c]) for c in classes)
-                    values = ', '.join(f'{probabilities[row, c]:.{0 if multilabel else 1}%}' for c in classes)
-                    page.text(title, center, top - LINE - DESCENT, CELL, weight=weight)
-                    page.text(values, center, top - DESCENT, CELL, weight=weight)
-                    page.image(overlay(greys[row], heats[k, row]), left, top, CELL, cell_height)
-                    if which == 'target':
-                        page.frame(left, top, CELL, cell_height)
-
-    page.caption(caption, bottom, width)
-    return page.save(path)
+        grid.label(label, column)
+        titles = _titles(output, present, names, multilabel)
+        for k, place in enumerate(PLACES):
+            _draw_pair(grid, grid.block_left(column) + k * (PAIR_WIDTH + LAYER_GAP), output, place, titles, greys)
+    return grid.save(path)
