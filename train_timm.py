@@ -192,30 +192,34 @@ def resume(job: Job, run_dir: Path) -> int:
     return start_epoch
 
 
-def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) -> dict[str, Any]:
-    """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
-    args, device, started = job.args, job.device, time.monotonic()
-    start_epoch = resume(job, run_dir)
+def prepare(job: Job) -> None:
+    """Compile the task and spread it over the processes, as the options say."""
+    args = job.args
     if args.torchcompile:
         try:
             job.task.compile(backend=args.torchcompile)
         except Exception as e:
             raise ICASCError(f"--torchcompile {args.torchcompile}: {' '.join(str(e).split())[:200]}") from e
     if args.distributed:
-        job.task.prepare_distributed(device_ids=[device] if device.type == 'cuda' else None)
+        job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None)
 
-    saver, last, summary = None, run_dir / LAST, run_dir / SUMMARY
-    if utils.is_primary(args):
-        saver = utils.CheckpointSaver(
-            job.model, job.optimizer, args=args, task=job.task, amp_scaler=job.scaler, checkpoint_dir=str(run_dir),
-            recovery_dir=str(run_dir), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
-        if last.is_file():
-            saver.load_state_dict_from_checkpoint(str(last))
-        else:
-            saver._save(str(last), epoch=-1)  # an interrupt in the first epoch leaves something to go on from
-        trim_summary(str(summary), start_epoch)
-        save_args(given, run_dir, command)
 
+def create_saver(job: Job, run_dir: Path) -> utils.CheckpointSaver:
+    """timm's saver; an interrupt in the first epoch leaves a checkpoint to go on from."""
+    args, last = job.args, run_dir / LAST
+    saver = utils.CheckpointSaver(
+        job.model, job.optimizer, args=args, task=job.task, amp_scaler=job.scaler, checkpoint_dir=str(run_dir),
+        recovery_dir=str(run_dir), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
+    if last.is_file():
+        saver.load_state_dict_from_checkpoint(str(last))
+    else:
+        saver._save(str(last), epoch=-1)
+    return saver
+
+
+def announce(job: Job, run_dir: Path, start_epoch: int) -> None:
+    """What is trained on what, and the head of the table of epochs."""
+    args, device = job.args, job.device
     size, layers = job.data_config['input_size'], job.layers
     say(args, f"\n{method_label(job)}: {args.model}, {args.num_classes} classes, {len(job.train_set)} + "
               f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in {run_dir}')
@@ -228,42 +232,66 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
     if start_epoch:
         say(args, f'resumed after epoch {start_epoch}')
     say(args, header(job.multilabel))
+
+
+def run_epoch(epoch: int, job: Job, saver: utils.CheckpointSaver | None, run_dir: Path, flag) -> dict[str, Any]:
+    """Train, evaluate and save one epoch; returns what results.json tells of it."""
+    args, started = job.args, time.monotonic()
+    seed_epoch(args, epoch)
+    begin_epoch(job.train_set, epoch)
+    if args.distributed and hasattr(job.loader_train.sampler, 'set_epoch'):
+        job.loader_train.sampler.set_epoch(epoch)
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and (args.mixup or args.cutmix):
+        (job.mixup or job.loader_train).mixup_enabled = False
+    train_metrics = train_one_epoch(epoch, job, flag)
+    eval_metrics = evaluate(job, flag)
+    if job.scheduler is not None:
+        job.scheduler.step(epoch + 1, eval_metrics[args.eval_metric])
+    record = {'time': time.monotonic() - started,
+              **{f'train_{name}': train_metrics.get(name) for name in TRAIN_COLUMNS},
+              **{f'eval_{name}': value for name, value in eval_metrics.items()}}
+    if saver is not None:
+        utils.update_summary(
+            epoch, {name: train_metrics.get(name) for name in TRAIN_COLUMNS},
+            {**eval_metrics, 'seconds': round(record['time'], 2)}, str(run_dir / SUMMARY),
+            lr=job.optimizer.param_groups[0]['lr'])
+        saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
+    return record
+
+
+def method_used(job: Job) -> str:
+    """The method in words, for results.json."""
+    args, loss = job.args, loss_name(job)
+    if not args.icasc:
+        return loss
+    attention = ' '.join([args.icasc_attention, *(f'with defect {name}' for name in args.icasc_defects)])
+    return f'ICASC {attention}, order {args.icasc_order}' + f', {loss}' * (args.loss != 'ce')
+
+
+def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) -> dict[str, Any]:
+    """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
+    args, device, started = job.args, job.device, time.monotonic()
+    start_epoch = resume(job, run_dir)
+    prepare(job)
+    saver = None
+    if utils.is_primary(args):
+        saver = create_saver(job, run_dir)
+        trim_summary(str(run_dir / SUMMARY), start_epoch)
+        save_args(given, run_dir, command)
+    announce(job, run_dir, start_epoch)
     record = {}
     for epoch in range(start_epoch, job.epochs):
-        epoch_started = time.monotonic()
-        seed_epoch(args, epoch)
-        begin_epoch(job.train_set, epoch)
-        if args.distributed and hasattr(job.loader_train.sampler, 'set_epoch'):
-            job.loader_train.sampler.set_epoch(epoch)
-        if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and (args.mixup or args.cutmix):
-            (job.mixup or job.loader_train).mixup_enabled = False
-        train_metrics = train_one_epoch(epoch, job, flag)
-        eval_metrics = evaluate(job, flag)
-        if job.scheduler is not None:
-            job.scheduler.step(epoch + 1, eval_metrics[args.eval_metric])
-        record = {'time': time.monotonic() - epoch_started,
-                  **{f'train_{name}': train_metrics.get(name) for name in TRAIN_COLUMNS},
-                  **{f'eval_{name}': value for name, value in eval_metrics.items()}}
-        if saver is not None:
-            utils.update_summary(
-                epoch, {name: train_metrics.get(name) for name in TRAIN_COLUMNS},
-                {**eval_metrics, 'seconds': round(record['time'], 2)}, str(summary),
-                lr=job.optimizer.param_groups[0]['lr'])
-            saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
+        record = run_epoch(epoch, job, saver, run_dir, flag)
         say(args, row(epoch, record, job.multilabel))
-        if eval_metrics.get('zero_maps', 0) > 0.5 and epoch == start_epoch:
-            say(args, f"warning: {eval_metrics['zero_maps']:.0%} of the images have an attention map of zeros; see "
+        if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
+            say(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
                       f'--icasc-layers')
         flag.check()
     if not record:
         say(args, f'all {job.epochs} epochs are done; evaluating')
         record = {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
-    method = loss_name(job)
-    if args.icasc:
-        attention = ' '.join([args.icasc_attention, *(f'with defect {name}' for name in args.icasc_defects)])
-        method = f'ICASC {attention}, order {args.icasc_order}' + f', {method}' * (args.loss != 'ce')
     result = {
-        'method': method, 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
+        'method': method_used(job), 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
         'wall_time': time.monotonic() - started, **provenance(args, command), 'model': model_record(job)}
     if device.type == 'cuda':
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20

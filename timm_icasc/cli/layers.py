@@ -72,6 +72,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='processes (default: %(default)s)')
 
 
+def _inspect_all(record: dict[str, Any], todo: Sequence[str], args: argparse.Namespace) -> None:
+    """Inspect architectures in processes and put them into the record, which is saved on the way, at `args.json`."""
+    saved = begun = time.monotonic()
+    seconds_before = record.get('seconds', 0)
+
+    def save() -> None:
+        nonlocal saved
+        saved = time.monotonic()
+        record.update(seconds=round(seconds_before + saved - begun), jobs=args.jobs)
+        if args.json is not None:
+            write_record(Path(args.json), record)
+
+    jobs = min(args.jobs, len(todo))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), _begin_process) as pool:
+        futures = [pool.submit(_inspect, name, args.img_size) for name in todo]
+        try:
+            for future in tqdm(as_completed(futures), total=len(todo), desc='architectures', disable=None):
+                name, result, seconds = future.result()
+                record['models'][name] = result
+                record['processor_seconds'] = round(record.get('processor_seconds', 0) + seconds, 1)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    save()
+        except BrokenProcessPool as e:
+            raise ICASCError('--jobs: a process was killed (out of memory?); with --json, the same command goes on '
+                             'from here.') from e
+        finally:
+            save()
+            pool.shutdown(cancel_futures=True)
+
+
+def _print(record: dict[str, Any], names: Sequence[str], args: argparse.Namespace) -> None:
+    chosen = {name: record['models'][name] for name in names}
+    if not args.all:
+        for name, result in chosen.items():
+            print(row(name, result))
+    if args.all or len(names) > 1:
+        print(summary({**record, 'models': chosen}))
+
+
 def run(args: argparse.Namespace) -> int:
     if args.jobs < 1 or (args.img_size is not None and args.img_size < 1):
         raise ICASCError('--jobs and --img-size must be at least 1.')
@@ -86,40 +125,9 @@ def run(args: argparse.Namespace) -> int:
     if path:
         write_record(path, record)
     todo = [name for name in names if name not in record['models']]
-    jobs = min(args.jobs, len(todo))
-    saved = begun = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved
-        now = time.monotonic()
-        record.update(seconds=round(seconds_before + now - begun), jobs=args.jobs)
-        saved = now
-        if path:
-            write_record(path, record)
-
-    seconds_before = record.get('seconds', 0)
     if todo:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), _begin_process) as pool:
-            futures = [pool.submit(_inspect, name, args.img_size) for name in todo]
-            try:
-                for future in tqdm(as_completed(futures), total=len(todo), desc='architectures', disable=None):
-                    name, result, seconds = future.result()
-                    record['models'][name] = result
-                    record['processor_seconds'] = round(record.get('processor_seconds', 0) + seconds, 1)
-                    if time.monotonic() - saved > SAVE_SECONDS:
-                        save()
-            except BrokenProcessPool as e:
-                raise ICASCError('--jobs: a process was killed (out of memory?); with --json, the same command goes on '
-                                 'from here.') from e
-            finally:
-                save()
-                pool.shutdown(cancel_futures=True)
-    chosen = {name: record['models'][name] for name in names}
-    if not args.all:
-        for name, result in chosen.items():
-            print(row(name, result))
-    if args.all or len(names) > 1:
-        print(summary({**record, 'models': chosen}))
+        _inspect_all(record, todo, args)
+    _print(record, names, args)
     if path:
         path.with_suffix('.md').write_text(support_page(record))
         print(f"{len(record['models'])} architectures in {path} and {path.with_suffix('.md')}")

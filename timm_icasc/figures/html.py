@@ -82,6 +82,26 @@ def _class_figure(view: ClassView, gray: np.ndarray) -> str:
     return _figure(_picture(overlay(gray, view.heat)), caption, classes)
 
 
+def _section(
+        checkpoints: Sequence[Checkpoint],
+        name: str,
+        names: Sequence[str],
+        image: np.ndarray,
+        greys: Sequence[np.ndarray],
+        views: Sequence[Sequence[ClassView]],
+) -> str:
+    """An image with the maps of its classes by each model; `names` are the classes that are in it."""
+    parts = [f'<div><h2>{html.escape(", ".join(names))}</h2>{_figure(_picture(image), [name])}</div>']
+    for checkpoint, gray, own in zip(checkpoints, greys, views, strict=True):
+        figures = ''.join(_class_figure(view, gray) for view in own)
+        parts.append(f'<div><h2>{html.escape(checkpoint.label)}</h2>{figures}</div>')
+    correct = [own[0].truth if own[0].rank == 1 else False for own in views]
+    return (
+        f'<section data-name="{html.escape(name, quote=True)}" '
+        f'data-classes="{html.escape(json.dumps(names), quote=True)}" '
+        f'data-correct="{html.escape(json.dumps(correct), quote=True)}">{"".join(parts)}</section>')
+
+
 def browsing_page(
         checkpoints: Sequence[Checkpoint],
         indices: Sequence[int],
@@ -116,16 +136,9 @@ def browsing_page(
         for row, index in enumerate(batch):
             names = [first.class_name(c) for c in truth_of(targets[row])]
             seen.update(names)
-            name = image_name(first.dataset, index)
-            correct = [v[row][0].truth if v[row][0].rank == 1 else False for v in views]
-            parts = [f'<div><h2>{html.escape(", ".join(names))}</h2>{_figure(_picture(colors[row]), [name])}</div>']
-            for checkpoint, gray, v in zip(checkpoints, greys, views, strict=True):
-                figures = ''.join(_class_figure(view, gray[row]) for view in v[row])
-                parts.append(f'<div><h2>{html.escape(checkpoint.label)}</h2>{figures}</div>')
-            sections.append(
-                f'<section data-name="{html.escape(name, quote=True)}" '
-                f'data-classes="{html.escape(json.dumps(names), quote=True)}" '
-                f'data-correct="{html.escape(json.dumps(correct), quote=True)}">{"".join(parts)}</section>')
+            sections.append(_section(
+                checkpoints, image_name(first.dataset, index), names, colors[row], [gray[row] for gray in greys],
+                [v[row] for v in views]))
     options = ''.join(f'<option>{html.escape(name)}</option>' for name in sorted(seen))
     scale = _picture(np.repeat(overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None]), 12, axis=0))
     title = html.escape(' and '.join(c.label for c in checkpoints))

@@ -258,9 +258,8 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--icasc-share', type=float, default=1., metavar='P',
                        help='make the terms of this share of the batch only, its most confused images, which run '
                             'twice: with order 2 cheaper below about 0.4, with order 1 below 0.2 (default: 1)')
-    group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), metavar='NAME',
-                       help='not for training: do it as public re-implementations did, with these of their defects '
-                            f"({', '.join(DEFECTS)}); only for the study of docs/evidence.md (default: none)")
+    # Of the study of docs/evidence.md only: what public re-implementations did.
+    group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), help=argparse.SUPPRESS)
     group.add_argument('--icasc-fast', action=argparse.BooleanOptionalAction, default=False,
                        help='record the forward and backward pass as a CUDA graph after some steps, and replay it: for '
                             'small networks, which wait for the launch of their kernels; one GPU. Tested by a stand-in '
