@@ -84,6 +84,20 @@ def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
             f'--clip-grad, or let the ICASC terms set in later (--icasc-start-epoch). The last checkpoint is intact.')
 
 
+def make_batch(job: Job, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the loader yields, as the step takes it."""
+    args = job.args
+    if args.no_prefetcher:
+        images, target = images.to(job.device), target.to(job.device)
+        if job.mixup is not None:
+            images, target = job.mixup(images, target)
+    if args.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    if args.loss == 'bce' and target.ndim == 1:
+        target = nn.functional.one_hot(target, args.num_classes).float()
+    return images, target
+
+
 def train_one_epoch(epoch: int, job: Job, flag) -> dict[str, float]:
     """One epoch; returns the sample means of every scalar in the task's results."""
     args, task, batches = job.args, job.task, len(job.loader_train)
@@ -95,14 +109,7 @@ def train_one_epoch(epoch: int, job: Job, flag) -> dict[str, float]:
     bar = progress(job, job.loader_train, f'epoch {epoch + 1}')
     for index, (images, target) in enumerate(bar):
         flag.check()
-        if args.no_prefetcher:
-            images, target = images.to(job.device), target.to(job.device)
-            if job.mixup is not None:
-                images, target = job.mixup(images, target)
-        if args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        if args.loss == 'bce' and target.ndim == 1:
-            target = nn.functional.one_hot(target, args.num_classes).float()
+        images, target = make_batch(job, images, target)
         group_start = index // args.grad_accum_steps * args.grad_accum_steps
         group = min(args.grad_accum_steps, batches - group_start)  # the last group may be smaller
         update = index - group_start == group - 1
@@ -311,6 +318,24 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
             say(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
 
 
+def chosen_methods(args: argparse.Namespace) -> list[tuple[str, bool]]:
+    """Name, and whether it trains with ICASC, of each run that the options ask for."""
+    methods = list(zip(COMPARED, (False, True), strict=True))
+    return methods if args.icasc_compare else [method for method in methods if method[1] == args.icasc]
+
+
+def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
+    """Report, figure and upload."""
+    if utils.is_primary(args):
+        report(args, run_dir, runs)
+        draw(args, run_dir, runs)
+        say(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
+        if args.push_to_hub:
+            push_finished(run_dir, args.push_to_hub)
+    if args.distributed:
+        torch.distributed.destroy_process_group()
+
+
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     parser, run_dir = build_parser(), None
@@ -324,12 +349,9 @@ def main() -> int:
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
             repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
-        methods = list(zip(COMPARED, (False, True), strict=True))
-        if not args.icasc_compare:
-            methods = [method for method in methods if method[1] == args.icasc]
         runs = {}
         with stopping_loaders(), interruptible() as flag:
-            for name, icasc in methods:
+            for name, icasc in chosen_methods(args):
                 choice = {'icasc': icasc, 'icasc_compare': False}
                 job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
                 if run_dir is None:  # only now: a refused option leaves no folder behind
@@ -342,14 +364,7 @@ def main() -> int:
                         save_args(given, run_dir, command)
                 flag.check()
                 runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
-        if utils.is_primary(args):
-            report(args, run_dir, runs)
-            draw(args, run_dir, runs)
-            say(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
-            if args.push_to_hub:
-                push_finished(run_dir, args.push_to_hub)
-        if args.distributed:
-            torch.distributed.destroy_process_group()
+        finish(args, run_dir, runs)
     except ICASCError as e:
         print(f'train_timm.py: error: {name_options(e.line, parser)}', file=sys.stderr)
         return 2

@@ -85,6 +85,15 @@ def _map_rows(name: str, seconds: dict[str, float]) -> list[dict[str, str]]:
             for what, value in seconds.items()]
 
 
+def _check_scaling(path: Path) -> None:
+    try:
+        check_format(path)
+    except ValueError as e:
+        raise ICASCError(f'--scaling: {e}') from e
+    if not path.absolute().parent.is_dir():
+        raise ICASCError(f"--scaling: there is no folder '{path.parent}'.")
+
+
 def _check(args: argparse.Namespace) -> Setting:
     for name in args.models:
         if not timm.is_model(name):
@@ -106,12 +115,7 @@ def _check(args: argparse.Namespace) -> Setting:
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
     if args.scaling:
-        try:
-            check_format(Path(args.scaling))
-        except ValueError as e:
-            raise ICASCError(f'--scaling: {e}') from e
-        if not Path(args.scaling).absolute().parent.is_dir():
-            raise ICASCError(f"--scaling: there is no folder '{Path(args.scaling).parent}'.")
+        _check_scaling(Path(args.scaling))
     return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
                    args.share)
 

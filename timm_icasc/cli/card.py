@@ -1,5 +1,7 @@
-"""The card of a model: hub_cards/NAME.yaml (what people write), NAME.json (results, written by evaluation alone), the
-shipped folder NAME/ with config.json and weights, and card.md.j2 make NAME/README.md.
+"""The card of a model.
+
+hub_cards/NAME.yaml (what people write), NAME.json (results, written by evaluation alone), the shipped folder NAME/ with
+config.json and weights, and card.md.j2 make NAME/README.md.
 
     timm-icasc card hub_cards/*.yaml              render the cards again
     timm-icasc card hub_cards/*.yaml --check      exit with 1 where a card differs from its sources

@@ -131,6 +131,13 @@ def _titles(
     return titles
 
 
+def _draw_images(grid: Grid, colors: np.ndarray, titles: Sequence[str]) -> None:
+    grid.heading('image', 2, MARGIN, style='italic')
+    for row, title in enumerate(titles):
+        grid.titles([title], row, MARGIN)
+        grid.picture(colors[row], row, MARGIN)
+
+
 def _draw_pair(
         grid: Grid,
         left: int,
@@ -206,13 +213,10 @@ def attention_figure(
 
     grid = Grid(colors.shape[1:3], len(images), len(models), 2 * PAIR_WIDTH + LAYER_GAP, heading_lines=3,
                 title_lines=2, caption=MULTILABEL_CAPTION if multilabel else CAPTION)
-    grid.heading('image', 2, MARGIN, style='italic')
-    for row, classes in enumerate(present):
-        grid.titles([', '.join(names[c] for c in classes)], row, MARGIN)
-        grid.picture(colors[row], row, MARGIN)
+    _draw_images(grid, colors, [', '.join(names[c] for c in classes) for classes in present])
     for column, (label, output) in enumerate(outputs.items()):
         grid.label(label, column)
-        titles = _titles(output, present, names, multilabel)
+        titles, left = _titles(output, present, names, multilabel), grid.block_left(column)
         for k, place in enumerate(PLACES):
-            _draw_pair(grid, grid.block_left(column) + k * (PAIR_WIDTH + LAYER_GAP), output, place, titles, greys)
+            _draw_pair(grid, left + k * (PAIR_WIDTH + LAYER_GAP), output, place, titles, greys)
     return grid.save(path)

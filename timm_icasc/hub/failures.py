@@ -125,7 +125,8 @@ def _status(error: HfHubHTTPError) -> str:
     return f"HTTP {code} {message or ' '.join(str(error).split())[:200]}"
 
 
-def _cause_and_remedy(error: BaseException) -> str | None:
+def _refusal(error: BaseException) -> str | None:
+    """Cause and remedy of what the Hub itself answered; None of anything else."""
     if _first(error, GatedRepoError):
         return f'access is gated; ask for it on the repo\'s page, and log in ({LOG_IN})'
     missing = _first(error, RepositoryNotFoundError)
@@ -136,30 +137,46 @@ def _cause_and_remedy(error: BaseException) -> str | None:
         return f'no such repo, or a private one; check the name. If it is private, {token}'
     if _first(error, RevisionNotFoundError):
         return 'the repo has no such branch, tag or commit; its page lists them under "Files and versions"'
-    if isinstance(error, LocalTokenNotFoundError):
-        return f'no access token; {LOG_IN}'
-    if isinstance(error, HFValidationError):
-        return 'this is no repo name; it is OWNER/NAME, of letters, digits, dots, - and _'
     http = _first(error, HfHubHTTPError)
     if http is not None and isinstance(http, EntryNotFoundError):
         return f"the repo has no such file ({str(http.response.url).rsplit('/', 1)[-1]})"
     if http is not None and not isinstance(http, BadRequestError):
         return _status(http)
+    return None
+
+
+def _broken_connection(error: BaseException) -> str | None:
+    """Cause and remedy of what an HTTP library says before the Hub has answered; None of anything else."""
+    module, name = type(error).__module__.split('.')[0], type(error).__name__
+    if module not in ('httpx', 'httpx2', 'httpcore', 'httpcore2', 'requests', 'urllib3'):
+        return None
+    if name in ('ConnectError', 'ConnectTimeout', 'ProxyError'):
+        return f'{_asked(error)} cannot be reached ({error}); {CHECK_NETWORK}'
+    return f"the connection to {_asked(error)} broke ({name}: {str(error).rstrip('.')}), after repeated attempts " \
+           f'where they are safe; run the command again, files that have arrived whole are not transferred twice'
+
+
+def _cause_and_remedy(error: BaseException) -> str | None:
+    if isinstance(error, LocalTokenNotFoundError):
+        return f'no access token; {LOG_IN}'
+    if isinstance(error, HFValidationError):
+        return 'this is no repo name; it is OWNER/NAME, of letters, digits, dots, - and _'
+    refusal = _refusal(error)
+    if refusal is not None:
+        return refusal
     if _first(error, OfflineModeIsEnabled):
         return 'not in the cache, and HF_HUB_OFFLINE is set; unset it to reach the Hub'
     if isinstance(error, LocalEntryNotFoundError):
         return f'the Hub did not answer ({constants.ENDPOINT}) and the file is not in the cache; check the network'
     if isinstance(error, OSError) and error.errno:
         return f'{error.strerror}: {error.filename or constants.HF_HUB_CACHE}'
-    module, name = type(error).__module__.split('.')[0], type(error).__name__
-    if module in ('httpx', 'httpx2', 'httpcore', 'httpcore2', 'requests', 'urllib3'):
-        if name in ('ConnectError', 'ConnectTimeout', 'ProxyError'):
-            return f'{_asked(error)} cannot be reached ({error}); {CHECK_NETWORK}'
-        return f"the connection to {_asked(error)} broke ({name}: {str(error).rstrip('.')}), after repeated attempts " \
-               f'where they are safe; run the command again, files that have arrived whole are not transferred twice'
+    broken = _broken_connection(error)
+    if broken is not None:
+        return broken
+    module = type(error).__module__.split('.')[0]
     # RuntimeError: what hf_xet says of its own transfers.
     if module in ('huggingface_hub', 'hf_xet') or isinstance(error, (ValueError, OSError, RuntimeError)):
-        return ' '.join(str(error).split())[:400] or name
+        return ' '.join(str(error).split())[:400] or type(error).__name__
     return None
 
 

@@ -106,8 +106,11 @@ def environment_of(jobs: int) -> dict[str, str]:
 
 @contextmanager
 def _alone_in(output: Path) -> Iterator[int]:
-    """Two sweeps at once would write into the same runs. Yields the lock, which runs inherit: it ends with the last
-    process that holds it, so that a killed sweep's runs are not begun again while they are still at work."""
+    """Two sweeps at once would write into the same runs.
+
+    Yields the lock, which runs inherit: it ends with the last process that holds it, so that a killed sweep's runs are
+    not begun again while they are still at work.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / '.lock', 'w')

@@ -309,7 +309,7 @@ def _find_run(args: argparse.Namespace) -> Path | None:
     return latest_run(Path(args.output), args.experiment)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_ranges(args: argparse.Namespace) -> None:
     for name, (least, most) in RANGES.items():
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [] if value is None else [value]:
@@ -318,6 +318,27 @@ def _check(args: argparse.Namespace) -> None:
                 raise ICASCError(f"--{name.replace('_', '-')} must be {limits}, got {number}.")
     if args.scale[0] > args.scale[1] or args.ratio[0] > args.ratio[1]:
         raise ICASCError('--scale and --ratio are (smallest, largest).')
+
+
+def _check_fast(args: argparse.Namespace) -> None:
+    plain = not args.icasc or args.icasc_compare
+    others = {'--grad-accum-steps': args.grad_accum_steps > 1, '--grad-checkpointing': args.grad_checkpointing,
+              '--torchcompile (it compiles the training of the plain loss)': args.torchcompile and plain}
+    for option in (option for option, given in others.items() if given):
+        raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')
+
+
+def _check_resident(args: argparse.Namespace) -> None:
+    cropped = args.crop_padding is not None or args.no_aug
+    others = {'--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,
+              '--color-jitter (give 0)': args.color_jitter and not args.no_aug, '--vflip': args.vflip,
+              '--mixup': args.mixup, '--cutmix': args.cutmix}
+    for option in (option for option, given in others.items() if given):
+        raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
+
+
+def _check(args: argparse.Namespace) -> None:
+    _check_ranges(args)
     if args.resume not in ('', 'auto') and args.icasc_compare:
         raise ICASCError('--icasc-compare has two runs: resume both with --resume auto --experiment NAME.')
     if Path(args.experiment).name != args.experiment:
@@ -328,18 +349,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.loss == 'asl' and (args.mixup or args.cutmix):
         raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
     if args.icasc_fast:
-        plain = not args.icasc or args.icasc_compare
-        others = {'--grad-accum-steps': args.grad_accum_steps > 1, '--grad-checkpointing': args.grad_checkpointing,
-                  '--torchcompile (it compiles the training of the plain loss)': args.torchcompile and plain}
-        for option in (option for option, given in others.items() if given):
-            raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')
+        _check_fast(args)
     if args.resident_data:
-        cropped = args.crop_padding is not None or args.no_aug
-        others = {'--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,
-                  '--color-jitter (give 0)': args.color_jitter and not args.no_aug, '--vflip': args.vflip,
-                  '--mixup': args.mixup, '--cutmix': args.cutmix}
-        for option in (option for option, given in others.items() if given):
-            raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
+        _check_resident(args)
     if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/')):
         raise ICASCError('--data-dir is missing: the folder of the images, DIR/train/CLASS/IMAGE '
                          '(or --dataset digits).')
