@@ -61,8 +61,11 @@ def _difference_of(row: dict[str, Any], other: dict[str, Any] | None, metric: st
 
 
 def abstract_gain(experiment: dict[str, Any]) -> dict[str, Any]:
-    """The gain that the paper's abstract gives for a data set: 'gain', 'row', 'against', 'metric', and 'own', the gain
-    over the row's own baseline."""
+    """The gain that the paper's abstract gives for a data set.
+
+    Returns:
+        'gain', 'row', 'against', 'metric', and 'own', the gain over the row's own baseline.
+    """
     rows, told = {row['id']: row for row in experiment['rows']}, experiment['abstract']
     row, against, metric = rows[told['row']], rows[told['against']], told['metric']
     return {'row': row, 'against': against, 'metric': metric, 'gain': _difference_of(row, against, metric),
