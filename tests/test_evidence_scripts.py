@@ -32,8 +32,9 @@ def rows(script, arguments, monkeypatch, capsys):
 
 
 def test_gradients(folder, checkpoint, monkeypatch, capsys):
-    found = rows('gradients.py', [folder, '--model', 'resnet20_cifar', '--checkpoint', checkpoint, '--batch-size', 8,
-                                  '--batches', 1], monkeypatch, capsys)
+    found = rows('gradients.py', [
+        folder, '--model', 'resnet20_cifar', '--checkpoint', checkpoint, '--batch-size', 8,
+        '--batches', 1], monkeypatch, capsys)
     assert [row[:3] for row in found] == [
         [attention, order, term] for attention in ('ach', 'grad_cam') for order in '12'
         for term in ('L_AS inner', 'L_AS last', 'L_AC')]

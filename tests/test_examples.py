@@ -106,8 +106,9 @@ def test_compare_two_runs(tmp_path):
     text = run_script('compare_two_runs.sh', 'out', 1, '--img-size', 16, '--icasc-eval-images', 20, cwd=tmp_path)
     assert 'icasc - baseline: 450 images' in text and 'figure: out/classes.png' in text
     comparison = json.loads((tmp_path / 'out' / 'eval' / 'comparison.json').read_text())
-    methods = [json.loads((tmp_path / 'out' / name / 'results.json').read_text())['method']
-               for name in ('baseline', 'icasc')]
+    methods = [
+        json.loads((tmp_path / 'out' / name / 'results.json').read_text())['method']
+        for name in ('baseline', 'icasc')]
     assert methods == ['cross-entropy', 'ICASC ach, order 1']
     overlap = comparison['measures']['overlap_last']
     assert overlap['low'] <= overlap['difference'] <= overlap['high']

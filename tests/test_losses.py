@@ -163,8 +163,9 @@ def test_degenerate_maps_give_finite_values_and_gradients(target, confused, dtyp
 def test_nan_is_not_hidden():
     broken = torch.rand(2, 3, 3)
     broken[0, 0, 0] = torch.nan
-    for values in (target_mask(broken).sum((1, 2)), attention_consistency(broken, torch.ones(2, 3, 3)),
-                   attention_separation(broken, torch.rand(2, 3, 3), torch.ones(2, 3, 3))):
+    for values in (
+            target_mask(broken).sum((1, 2)), attention_consistency(broken, torch.ones(2, 3, 3)),
+            attention_separation(broken, torch.rand(2, 3, 3), torch.ones(2, 3, 3))):
         assert values[0].isnan() and values[1].isfinite()
 
 

@@ -133,8 +133,9 @@ class TestEvaluator:
 
     def test_whatever_the_batches(self):
         scores, targets = (torch.tensor(x, dtype=torch.float32) for x in scores_and_targets())
-        expected = {'loss': multilabel_soft_margin(scores, targets).mean().item(),
-                    **multilabel_metrics(scores.numpy(), targets.numpy(), list('abcd'))}
+        expected = {
+            'loss': multilabel_soft_margin(scores, targets).mean().item(),
+            **multilabel_metrics(scores.numpy(), targets.numpy(), list('abcd'))}
         for size in (7, 60):
             evaluator = MultiLabelEvaluator(class_names=list('abcd'))
             for part in range(0, 60, size):

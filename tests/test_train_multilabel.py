@@ -17,8 +17,9 @@ import train_timm
 
 ROOT = Path(__file__).parent.parent
 
-TINY = ['--dataset', 'multilabel', '--val-split', 'val', '--model', 'resnet20_cifar', '--batch-size', '8', '--epochs',
-        '2', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0', '--icasc-eval-images', '6']
+TINY = [
+    '--dataset', 'multilabel', '--val-split', 'val', '--model', 'resnet20_cifar', '--batch-size', '8', '--epochs',
+    '2', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0', '--icasc-eval-images', '6']
 CLASSES = ('ant', 'bat', 'cat')
 
 

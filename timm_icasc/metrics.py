@@ -173,5 +173,6 @@ class MultiLabelEvaluator:
         logits, targets = pair
         names = self.class_names or [str(c) for c in range(logits.shape[1])]
         scores, labels = (values[:, :len(names)].numpy() for values in pair)
-        return {'loss': multilabel_soft_margin(logits, targets).mean().item(),
-                **multilabel_metrics(scores, labels, names)}
+        return {
+            'loss': multilabel_soft_margin(logits, targets).mean().item(),
+            **multilabel_metrics(scores, labels, names)}

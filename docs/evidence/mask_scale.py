@@ -34,8 +34,9 @@ def target_maps(name: str, weights: str, dataset, batch_size: int) -> torch.Tens
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data_dir', help='image folder, DIR/train/CLASS/IMAGE')
-    parser.add_argument('models', nargs='+', metavar='MODEL[=FILE]',
-                        help='timm architecture, and a file of its weights')
+    parser.add_argument(
+        'models', nargs='+', metavar='MODEL[=FILE]',
+        help='timm architecture, and a file of its weights')
     parser.add_argument('--batch-size', type=int, default=32)
     args = parser.parse_args()
 

@@ -27,8 +27,9 @@ def pairs_of(model, dataset, chosen):
     for batch in chosen.split(100):
         images, targets = zip(*(dataset[i] for i in batch.tolist()), strict=True)
         found.append(transformed_maps(model, torch.stack(images), torch.tensor(targets)[:, None], layers))
-    return {name: [torch.cat(maps).detach() for maps in zip(*(pairs[name] for pairs in found), strict=True)]
-            for name in found[0]}
+    return {
+        name: [torch.cat(maps).detach() for maps in zip(*(pairs[name] for pairs in found), strict=True)]
+        for name in found[0]}
 
 
 def main():

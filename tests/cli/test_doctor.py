@@ -35,8 +35,9 @@ def test_everything_in_order(examine, tmp_path):
         assert line.split()[:1] == finding['name'].split()[:1] and line.endswith(finding['text'])
     assert found(record, 'step on cpu, order 1')[0] and found(record, 'step on cpu, order 2')[0]
     assert found(record, 'Hub cache')[0] and not (tmp_path / 'home').exists(), 'nothing is left behind'
-    assert found(record, 'accelerator')[0] is (True if torch.cuda.is_available() or torch.backends.mps.is_available()
-                                               else None)
+    assert found(record, 'accelerator')[0] is (
+        True if torch.cuda.is_available() or torch.backends.mps.is_available()
+        else None)
     assert len(lines) < 24, 'one screen'
 
 

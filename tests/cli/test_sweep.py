@@ -41,8 +41,9 @@ def write_record(study, run, correct, curve=(10., 20.), **final):
         'study': study.name, 'variant': run.variant, 'seed': run.seed, 'command': 'train_timm.py', 'commit': 'c' * 40,
         'dirty': False, 'versions': {'torch': '2', 'timm': '1'}, 'options': run.options,
         'machine': {'processor': 'P', 'device': 'cpu', 'threads': '1'},
-        'evaluated': {'dataset': 'digits', 'split': 'test', 'images': len(correct), 'attention': 'ach',
-                      'arguments': []},
+        'evaluated': {
+            'dataset': 'digits', 'split': 'test', 'images': len(correct), 'attention': 'ach',
+            'arguments': []},
         'curve': [{'epoch': i, 'eval_top1': v, 'eval_seconds': 3.} for i, v in enumerate(curve)],
         'correct': {'images': len(correct), 'bits': np.packbits(np.array(correct, dtype=bool)).tobytes().hex()},
         'final': {'top1': 100 * sum(correct) / len(correct), 'overlap_last': 0.5, **final}}))
@@ -56,8 +57,9 @@ def sweep(*arguments):
 def recorded(tmp_path):
     """A study of which every run but the last has a record, and the right predictions by run."""
     study, generator = load_study(write_study(tmp_path)), np.random.default_rng(0)
-    correct = {run.name: (generator.random(IMAGES) < 0.5 + 0.1 * (run.variant != 'plain')).astype(int).tolist()
-               for run in study.runs[:-1]}
+    correct = {
+        run.name: (generator.random(IMAGES) < 0.5 + 0.1 * (run.variant != 'plain')).astype(int).tolist()
+        for run in study.runs[:-1]}
     for run in study.runs[:-1]:
         write_record(study, run, correct[run.name], ks=0.1 * run.seed + 0.3 * (run.variant != 'plain'))
     return study, correct
@@ -76,8 +78,9 @@ class TestDefinition:
             tmp_path, common={'config': 'recipe.yaml', 'data-dir': 'x', 'batch_size': 8},
             variants={'plain': {'icasc': False}, 'w': {'icasc_weights': [1, 0, 0.5], 'channels_last': True}}), 'here')
         command = ' '.join(study.runs[1].arguments)
-        assert command == ('--lr 0.5 --batch-size 8 --opt-kwargs nesterov=True --data-dir here '
-                           '--icasc-weights 1.0 0.0 0.5 --channels-last --seed 0')
+        assert command == (
+            '--lr 0.5 --batch-size 8 --opt-kwargs nesterov=True --data-dir here '
+            '--icasc-weights 1.0 0.0 0.5 --channels-last --seed 0')
         assert study.runs[0].arguments[-3:] == ('--no-icasc', '--seed', '0')
         assert study.runs[1].options['batch_size'] == 8 and 'data_dir' not in study.runs[1].options
 
@@ -86,8 +89,9 @@ class TestDefinition:
             tmp_path, common={'initial_checkpoint': 'base-seed{seed}/last.pth.tar'}, seeds=[3, 5]))
         files = [f'base-seed{seed}/last.pth.tar' for seed in (3, 3, 5, 5)]
         assert [run.options['initial_checkpoint'] for run in study.runs] == files
-        assert all(f'--initial-checkpoint {file} ' in ' '.join(run.arguments)
-                   for file, run in zip(files, study.runs, strict=True))
+        assert all(
+            f'--initial-checkpoint {file} ' in ' '.join(run.arguments)
+            for file, run in zip(files, study.runs, strict=True))
 
     @pytest.mark.parametrize('changes, message', [
         ({'baseline': 'none'}, "baseline 'none' is not among the variants: plain, order-1"),
@@ -305,8 +309,9 @@ def tiny(tmp_path):
     save_noise(tmp_path / 'images', train=4, holdout=2, test=3)
     return write_study(
         tmp_path, seeds=[3], evaluate={'val_split': 'test'},
-        common={'data_dir': str(tmp_path / 'images'), 'val_split': 'holdout', 'epochs': 12, 'warmup_epochs': 0,
-                'lr': 0.05, 'batch_size': 6, 'workers': 0, 'smoothing': 0, 'icasc_eval_images': 3},
+        common={
+            'data_dir': str(tmp_path / 'images'), 'val_split': 'holdout', 'epochs': 12, 'warmup_epochs': 0,
+            'lr': 0.05, 'batch_size': 6, 'workers': 0, 'smoothing': 0, 'icasc_eval_images': 3},
         variants={'plain': {'icasc': False}, 'broken': {'initial_checkpoint': 'nowhere.pth'}})
 
 

@@ -57,8 +57,9 @@ def test_a_crop_is_a_window_of_the_padded_image_or_its_mirror_image():
                 padded = (padded / 255. - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
                 matches = [
                     (top, left, flipped) for top in range(5) for left in range(5) for flipped in (False, True)
-                    if torch.allclose((image.flip(2) if flipped else image),
-                                      padded[:, top:top + 6, left:left + 5], atol=1e-5)]
+                    if torch.allclose(
+                            (image.flip(2) if flipped else image),
+                            padded[:, top:top + 6, left:left + 5], atol=1e-5)]
                 assert len(matches) >= 1
                 seen.update(matches)
     assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))

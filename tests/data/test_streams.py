@@ -24,8 +24,9 @@ from timm_icasc.training.loaders import set_up_data, set_up_loaders
 
 pytest.importorskip('webdataset')
 
-TINY = ['--dataset', 'wds/digits', '--model', 'resnet20_cifar', '--num-classes', '10', '--batch-size', '8', '--epochs',
-        '2', '--warmup-epochs', '0', '--lr', '0.05', '--icasc-eval-images', '6', '--device', 'cpu']
+TINY = [
+    '--dataset', 'wds/digits', '--model', 'resnet20_cifar', '--num-classes', '10', '--batch-size', '8', '--epochs',
+    '2', '--warmup-epochs', '0', '--lr', '0.05', '--icasc-eval-images', '6', '--device', 'cpu']
 SHARDS = {'train': (20, 4, 10, 14), 'validation': (9, 8)}
 
 
@@ -117,8 +118,9 @@ def read(shards, epochs, rank=0, world_size=1):
     args = parse_args(['--data-dir', str(shards), *TINY, '-j', '0', '--no-aug', '--icasc-eval-images', '0'])
     args.distributed, args.world_size, args.rank = world_size > 1, world_size, rank
     train, val, _ = set_up_data(args)
-    config = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
-              'crop_pct': 1., 'crop_mode': 'center'}
+    config = {
+        'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
+        'crop_pct': 1., 'crop_mode': 'center'}
     loader, loader_val, *_ = set_up_loaders(args, config, train, val, torch.device('cpu'))
     batches = []
     for epoch in range(epochs):

@@ -69,8 +69,9 @@ def test_attention_in_half_precision():
         return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
 
     lowered = [x.detach().bfloat16().requires_grad_() for x in exact]
-    for ours, expected in zip(second(lowered), second([x.detach().double().requires_grad_() for x in lowered]),
-                              strict=True):
+    for ours, expected in zip(
+            second(lowered), second([x.detach().double().requires_grad_() for x in lowered]),
+            strict=True):
         assert (ours.double() - expected).norm() < 0.03 * expected.norm()
 
 
@@ -177,8 +178,9 @@ def second_derivatives_in_loops(x, g, weight, v, eps):
         dr = -r * r * y[j] / n  # of 1 / sqrt(var + eps)
         dy = [dr * y[i] / r + r * ((i == j) - 1 / n) for i in numbers]
         d_mean_hy = sum(h[i] * dy[i] for i in numbers) / n
-        to_x.append(sum(v[i] * (dr * (h[i] - mean_h - y[i] * mean_hy) - r * (dy[i] * mean_hy + y[i] * d_mean_hy))
-                        for i in numbers))
+        to_x.append(sum(
+            v[i] * (dr * (h[i] - mean_h - y[i] * mean_hy) - r * (dy[i] * mean_hy + y[i] * d_mean_hy))
+            for i in numbers))
     to_h = [sum(v[i] * r * ((i == j) - 1 / n - y[i] * y[j] / n) for i in numbers) for j in numbers]
     return to_x, [w * a for w, a in zip(weight, to_h, strict=True)], [a * b for a, b in zip(g, to_h, strict=True)]
 

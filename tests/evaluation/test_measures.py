@@ -119,15 +119,17 @@ def test_paired_bootstrap_one_resample_at_a_time(multilabel):
         taken = [np.flatnonzero(r.pairs['image'] == row) for row in rows]
         pairs = {name: np.concatenate([column[t] for t in taken]) for name, column in r.pairs.items()}
         pairs['image'] = np.concatenate([np.full(len(t), i) for i, t in enumerate(taken)])
-        return Records(r.label, r.names, np.arange(40), r.files, r.scores[rows], r.targets[rows],
-                       images={name: column[rows] for name, column in r.images.items()}, pairs=pairs)
+        return Records(
+            r.label, r.names, np.arange(40), r.files, r.scores[rows], r.targets[rows],
+            images={name: column[rows] for name, column in r.images.items()}, pairs=pairs)
 
     mapped = (a.pairs['no_map'] == 0) & (b.pairs['no_map'] == 0)
     assert 0 < mapped.sum() < 60
 
     def everything(r, rows):
-        chosen = Records(r.label, r.names, r.indices, r.files, r.scores, r.targets,
-                         pairs={name: column[mapped] for name, column in r.pairs.items()})
+        chosen = Records(
+            r.label, r.names, r.indices, r.files, r.scores, r.targets,
+            pairs={name: column[mapped] for name, column in r.pairs.items()})
         both = measures(resampled(chosen, rows))
         both = {f'{name}_both': both[name] for name in ('pointing', 'energy', 'iou', 'iou50')}
         return {**measures(resampled(r, rows)), **both}

@@ -72,8 +72,9 @@ def with_maps(model, size, attention):
     for image in candidates.split(2):
         if len(images) >= 2:
             break
-        visible = torch.stack([attention_maps(model, image, range(NUM_CLASSES), 1, attention, layer).sum((2, 3)) > 0
-                               for layer in ('inner', 'last')]).all(0)
+        visible = torch.stack([
+            attention_maps(model, image, range(NUM_CLASSES), 1, attention, layer).sum((2, 3)) > 0
+            for layer in ('inner', 'last')]).all(0)
         for x, seen, scores in zip(image, visible, model(image).detach(), strict=True):
             confused = [scores.index_fill(0, torch.tensor(c), -torch.inf).argmax() for c in range(NUM_CLASSES)]
             target = next((c for c in range(NUM_CLASSES) if seen[c] and seen[confused[c]]), None)

@@ -50,8 +50,9 @@ def measure(model, depth, last, images, classes):
     ink = torch.nn.functional.adaptive_avg_pool2d((images.mean(1) > 0).float()[:, None], maps.shape[-2:])[:, 0]
     target, confused = maps.unbind(1)
     energy = (target * (ink > 0)).sum((1, 2)) / target.sum((1, 2))
-    return [(maps.sum((2, 3)) > 0).all(1).float().mean().item(), attention_overlap(target, confused).nanmean().item(),
-            energy.nanmean().item(), attention_overlap(target, last_maps[:, 0]).nanmean().item()]
+    return [
+        (maps.sum((2, 3)) > 0).all(1).float().mean().item(), attention_overlap(target, confused).nanmean().item(),
+        energy.nanmean().item(), attention_overlap(target, last_maps[:, 0]).nanmean().item()]
 
 
 @pytest.mark.slow
@@ -68,11 +69,13 @@ def test_maps_by_depth(name):
     assert accuracy > 0.8
     confused = logits.scatter(1, target[:, None], -torch.inf).argmax(1)
     classes = torch.stack([target, confused], 1)
-    rows = {depth: measure(model, depth, layers.last.path, images, classes)
-            for depth in range(2, DEPTH) if f'blocks.{depth - 1}' != layers.last.path}
-    print(f'\n\n{name}, {accuracy:.1%} of 450 test images right, last layer {layers.last.path}\n'
-          '| depth | maps exist | overlap of target and confused | energy on ink | overlap with the last map |\n'
-          '|---|---|---|---|---|')
+    rows = {
+        depth: measure(model, depth, layers.last.path, images, classes)
+        for depth in range(2, DEPTH) if f'blocks.{depth - 1}' != layers.last.path}
+    print(
+        f'\n\n{name}, {accuracy:.1%} of 450 test images right, last layer {layers.last.path}\n'
+        '| depth | maps exist | overlap of target and confused | energy on ink | overlap with the last map |\n'
+        '|---|---|---|---|---|')
     for depth, values in rows.items():
         print(f'| {depth}/{DEPTH} | ' + ' | '.join(f'{value:.3f}' for value in values) + ' |')
     chosen, half = rows[round(DEPTH * ISOTROPIC_INNER_DEPTH)], rows[DEPTH // 2]

@@ -21,8 +21,9 @@ def outputs_and_gradients(name):
         score = model(torch.empty(2, 3, 64, 64)).square().sum()
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(score, parameters, create_graph=True, allow_unused=True)
-    second = torch.autograd.grad(sum(g.square().sum() for g in gradients if g is not None), parameters,
-                                 allow_unused=True)
+    second = torch.autograd.grad(
+        sum(g.square().sum() for g in gradients if g is not None), parameters,
+        allow_unused=True)
     return shapes([*outputs, *gradients, *second])
 
 

@@ -57,5 +57,6 @@ def test_a_confused_class_below_one_half_is_no_mistake(model, texts, tmp_path):
 @pytest.mark.parametrize('targets', [[[1, 0, 0, 1]], [[1., 0., 0., 1.]] * 2])
 def test_other_targets_are_refused(targets, model, tmp_path):
     with pytest.raises(ValueError, match='targets must be 1 class indices, one per image, or floating point'):
-        attention_figure({'model': model}, torch.zeros(1, 3, 16, 16), torch.tensor(targets), NAMES, (0.5,) * 3,
-                         (0.5,) * 3, tmp_path / 'figure.png')
+        attention_figure(
+            {'model': model}, torch.zeros(1, 3, 16, 16), torch.tensor(targets), NAMES, (0.5,) * 3,
+            (0.5,) * 3, tmp_path / 'figure.png')

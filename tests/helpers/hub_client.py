@@ -20,11 +20,13 @@ PROXIES = ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy')
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """The machine's environment without what it says of a Hub, an account or a proxy, and for this code."""
-    kept = {name: value for name, value in os.environ.items()
-            if name.lower() not in PROXIES and not name.startswith(('HF_', 'HUGGING', 'TRANSFORMERS_'))}
-    return {**kept, 'OMP_NUM_THREADS': '1', 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1',
-            'HF_HUB_DISABLE_TELEMETRY': '1',
-            'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))), **changes}
+    kept = {
+        name: value for name, value in os.environ.items()
+        if name.lower() not in PROXIES and not name.startswith(('HF_', 'HUGGING', 'TRANSFORMERS_'))}
+    return {
+        **kept, 'OMP_NUM_THREADS': '1', 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1',
+        'HF_HUB_DISABLE_TELEMETRY': '1',
+        'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))), **changes}
 
 
 @dataclass
@@ -51,11 +53,13 @@ class Client:
         self.count += 1
         return self.folder / f'cache-{self.count}'
 
-    def start(self, *argv, code: str = '', cache: Path | None = None, token: str = '', endpoint: str = '',
-              **environment: str) -> int:
+    def start(
+            self, *argv, code: str = '', cache: Path | None = None, token: str = '', endpoint: str = '',
+            **environment: str) -> int:
         """Begin a command, or `code`; returns the process id."""
-        request = {'argv': [str(a) for a in argv], 'code': code, 'cache': str(cache or self.cache()),
-                   'endpoint': endpoint or self.endpoint, 'environment': {'HF_TOKEN': token, **environment}}
+        request = {
+            'argv': [str(a) for a in argv], 'code': code, 'cache': str(cache or self.cache()),
+            'endpoint': endpoint or self.endpoint, 'environment': {'HF_TOKEN': token, **environment}}
         self.ready = self.ready or self.process.stdout.readline() == 'ready\n'
         self.started = time.monotonic()
         self.process.stdin.write(json.dumps(request) + '\n')

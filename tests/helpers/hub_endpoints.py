@@ -184,8 +184,9 @@ class Handler(BaseHTTPRequestHandler):
                 sibling.update(size=entry['size'], blobId=entry['oid'][:40])
                 if entry['lfs']:
                     sibling['lfs'] = {'sha256': entry['oid'], 'size': entry['size'], 'pointerSize': 134}
-        self._send(200, {'_id': '1', 'id': repo_id, 'modelId': repo_id, 'sha': commit['oid'], 'private': repo.private,
-                         'siblings': siblings, 'tags': [], 'downloads': 0})
+        self._send(200, {
+            '_id': '1', 'id': repo_id, 'modelId': repo_id, 'sha': commit['oid'], 'private': repo.private,
+            'siblings': siblings, 'tags': [], 'downloads': 0})
 
     def refs(self, repo_id: str) -> None:
         repo = self._repo(repo_id)
@@ -331,8 +332,9 @@ class Handler(BaseHTTPRequestHandler):
                 **headers, 'X-Error-Code': 'EntryNotFound', 'X-Error-Message': 'Entry not found'})
         headers['ETag'] = f"\"{entry['oid']}\""
         if entry['lfs']:
-            headers.update({'X-Linked-Size': str(entry['size']), 'X-Linked-ETag': headers['ETag'],
-                            'Location': f"{self.hub.storage}/storage/object/{entry['oid']}"})
+            headers.update({
+                'X-Linked-Size': str(entry['size']), 'X-Linked-ETag': headers['ETag'],
+                'Location': f"{self.hub.storage}/storage/object/{entry['oid']}"})
             self._send(302, None, headers)
         else:
             location = f"/api/resolve-cache/models/{repo_id}/{commit['oid']}/{quote(path)}"

@@ -66,8 +66,9 @@ def reference_terms(model, images, present, absent, layers, method):
             return x / y if y else 0.
 
         def separation(a, c, m):
-            overlap = [[min(x, y) * z for x, y, z in zip(*r, strict=True)]
-                       for r in zip(a.tolist(), c.tolist(), m.tolist(), strict=True)]
+            overlap = [
+                [min(x, y) * z for x, y, z in zip(*r, strict=True)]
+                for r in zip(a.tolist(), c.tolist(), m.tolist(), strict=True)]
             return ratio(2 * loop_sum(torch.tensor(overlap, dtype=torch.float64)), loop_sum(a) + loop_sum(c))
 
         rows.append({

@@ -53,28 +53,37 @@ def repos(hub_of_the_session):
 # name: (command, token, message as printed; ENDPOINT and COMMIT stand for what differs from run to run)
 REFUSED = str(ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
 LOG_IN = "'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN"
-INVALID = (f'the access token is not valid (expired, revoked, or of another endpoint); {LOG_IN}. For public repos no '
-           'token is needed: unset HF_TOKEN, or hf auth logout.')
+INVALID = (
+    f'the access token is not valid (expired, revoked, or of another endpoint); {LOG_IN}. For public repos no '
+    'token is needed: unset HF_TOKEN, or hf auth logout.')
 PULL = {
     'wrong token': ('me/good', 'hf_wrong', f'me/good@main: {INVALID}'),
-    'missing repo': ('me/nothing', 'hf_owner', 'me/nothing@main: no such repo, or a private one; check the name. If it '
-                     "is private, the token in use has no access to it: use the owner's."),
-    'private repo, no token': ('me/private', '', 'me/private@main: no such repo, or a private one; check the name. If '
-                               f'it is private, log in: {LOG_IN}.'),
-    'private repo of somebody else': ('me/private', 'hf_stranger', 'me/private@main: no such repo, or a private one; '
-                                      'check the name. If it is private, the token in use has no access to it: use the '
-                                      "owner's."),
-    'gated repo': ('me/gated', 'hf_stranger', "me/gated@main: access is gated; ask for it on the repo's page, and log "
-                   f'in ({LOG_IN}).'),
-    'missing revision': ('me/good@v9', '', 'me/good@v9: the repo has no such branch, tag or commit; its page lists '
-                         'them under "Files and versions".'),
-    'no repo name': ('me/good/bad', '', 'me/good/bad@main: this is no repo name; it is OWNER/NAME, of letters, digits, '
-                     'dots, - and _.'),
-    'pickle only': ('me/pickle', '', 'me/pickle@main: the weights are there as a pickle only (pytorch_model.bin), '
-                    'which can run any code when it is opened, and is not; ask the owner for model.safetensors, or '
-                    'convert it where you trust it (https://huggingface.co/spaces/safetensors/convert).'),
-    'no model': ('me/text', '', 'me/text@main: there is no model.safetensors; it holds .gitattributes, README.md. '
-                 'Check the name.'),
+    'missing repo': (
+        'me/nothing', 'hf_owner', 'me/nothing@main: no such repo, or a private one; check the name. If it '
+        "is private, the token in use has no access to it: use the owner's."),
+    'private repo, no token': (
+        'me/private', '', 'me/private@main: no such repo, or a private one; check the name. If '
+        f'it is private, log in: {LOG_IN}.'),
+    'private repo of somebody else': (
+        'me/private', 'hf_stranger', 'me/private@main: no such repo, or a private one; '
+        'check the name. If it is private, the token in use has no access to it: use the '
+        "owner's."),
+    'gated repo': (
+        'me/gated', 'hf_stranger', "me/gated@main: access is gated; ask for it on the repo's page, and log "
+        f'in ({LOG_IN}).'),
+    'missing revision': (
+        'me/good@v9', '', 'me/good@v9: the repo has no such branch, tag or commit; its page lists '
+        'them under "Files and versions".'),
+    'no repo name': (
+        'me/good/bad', '', 'me/good/bad@main: this is no repo name; it is OWNER/NAME, of letters, digits, '
+        'dots, - and _.'),
+    'pickle only': (
+        'me/pickle', '', 'me/pickle@main: the weights are there as a pickle only (pytorch_model.bin), '
+        'which can run any code when it is opened, and is not; ask the owner for model.safetensors, or '
+        'convert it where you trust it (https://huggingface.co/spaces/safetensors/convert).'),
+    'no model': (
+        'me/text', '', 'me/text@main: there is no model.safetensors; it holds .gitattributes, README.md. '
+        'Check the name.'),
     'unknown architecture': (
         'me/unknown', '', "me/unknown@COMMIT: architecture 'swinconv_tiny' is not registered with timm TIMM and "
         'timm_icasc VERSION; install the package that defines it and import it, or a newer timm_icasc; it was trained '
@@ -83,16 +92,20 @@ PULL = {
         'me/plugin', '', "me/plugin@COMMIT: architecture 'swinconv_tiny' is not registered with timm TIMM and "
         "timm_icasc VERSION; it comes from the package 'timm_swinconv': install it and `import timm_swinconv` before "
         'create_model.'),
-    'incompatible version': ('me/newer', '', 'me/newer@COMMIT: written by timm_icasc 0.3.0 in format 2; this is '
-                             'timm_icasc VERSION, which reads format 1. Run: pip install -U timm_icasc'),
-    'weights of another shape': ('me/other-shape', '', "me/other-shape@COMMIT: the weights do not fit 'resnet20_cifar' "
-                                 'of timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); its files do not '
-                                 'belong together: ask its owner.'),
-    'weights of another timm': ('me/other-timm', '', "me/other-timm@COMMIT: the weights do not fit 'resnet20_cifar' of "
-                                'timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); they were made with '
-                                'timm 0.9.0: pip install timm==0.9.0.'),
-    'unknown tag': ('resnet20_cifar.nonsense', '', "'resnet20_cifar.nonsense' is no weight tag of timm_icasc; its tags "
-                    'are resnet20_cifar.icasc_cifar20, resnet20_cifar.icasc_digits. A repo is OWNER/NAME.'),
+    'incompatible version': (
+        'me/newer', '', 'me/newer@COMMIT: written by timm_icasc 0.3.0 in format 2; this is '
+        'timm_icasc VERSION, which reads format 1. Run: pip install -U timm_icasc'),
+    'weights of another shape': (
+        'me/other-shape', '', "me/other-shape@COMMIT: the weights do not fit 'resnet20_cifar' "
+        'of timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); its files do not '
+        'belong together: ask its owner.'),
+    'weights of another timm': (
+        'me/other-timm', '', "me/other-timm@COMMIT: the weights do not fit 'resnet20_cifar' of "
+        'timm TIMM: 2 differ, first fc.bias (file: (10,), model: (12,)); they were made with '
+        'timm 0.9.0: pip install timm==0.9.0.'),
+    'unknown tag': (
+        'resnet20_cifar.nonsense', '', "'resnet20_cifar.nonsense' is no weight tag of timm_icasc; its tags "
+        'are resnet20_cifar.icasc_cifar20, resnet20_cifar.icasc_digits. A repo is OWNER/NAME.'),
 }
 
 
@@ -276,8 +289,9 @@ class TestWhatTheClientRaises:
 def test_a_proxy_that_is_not_there(hub, client, nowhere):
     """Found out without waiting; the check of the endpoint itself is left out where there is a proxy."""
     line = said(client('pull', 'me/good', HTTP_PROXY=nowhere, ALL_PROXY=nowhere), hub)
-    assert line == (f'me/good@main: ENDPOINT cannot be reached ({REFUSED}); check the network, a proxy (HTTPS_PROXY) '
-                    'or HF_ENDPOINT.')
+    assert line == (
+        f'me/good@main: ENDPOINT cannot be reached ({REFUSED}); check the network, a proxy (HTTPS_PROXY) '
+        'or HF_ENDPOINT.')
 
 
 def test_what_timm_alone_says(hub, client):

@@ -32,8 +32,9 @@ PUBLISHED = 'test_resnet.icasc_test'  # a tag of an architecture that is timm's 
 def restored():
     """timm's registry as it was, whatever a test does to it."""
     tags = {name: (list(c.tags), dict(c.cfgs)) for name, c in sys.modules['timm.models.resnet'].default_cfgs.items()}
-    saved = {name: value.copy() for name, value in vars(_registry).items()
-             if name.startswith('_model') and isinstance(value, (dict, set))}
+    saved = {
+        name: value.copy() for name, value in vars(_registry).items()
+        if name.startswith('_model') and isinstance(value, (dict, set))}
     known = dict(registry.TAGGED)
     yield
     for name, value in saved.items():
@@ -89,8 +90,9 @@ def test_without_a_tag_nothing_changes():
 
 def test_registering_again_is_silent_and_changes_nothing():
     def state():
-        return [dict(getattr(_registry, name)) if isinstance(getattr(_registry, name), dict) else
-                set(getattr(_registry, name)) for name in ('_model_with_tags', '_model_has_pretrained')]
+        return [
+            dict(getattr(_registry, name)) if isinstance(getattr(_registry, name), dict) else
+            set(getattr(_registry, name)) for name in ('_model_with_tags', '_model_has_pretrained')]
     before, tags = state(), list(sys.modules[
         'timm_icasc.models.resnet_cifar'].default_cfgs['resnet20_cifar'].tags)
     with warnings.catch_warnings():
@@ -124,8 +126,9 @@ def test_the_default_weights_of_timms_architectures_stay():
     before = {name: timm.get_pretrained_cfg(name) for name in ('test_resnet', 'resnet18', 'resnet18.a1_in1k')}
     names = timm.list_pretrained('resnet18*')
     for architecture in ('test_resnet', 'resnet18'):
-        tagged = registry.Tagged(f'{architecture}.icasc_test', '0' * 64, {'num_classes': 7, 'tag': 'icasc_test'},
-                                 hub={'repo_id': 'me/x', 'revision': '1' * 40})
+        tagged = registry.Tagged(
+            f'{architecture}.icasc_test', '0' * 64, {'num_classes': 7, 'tag': 'icasc_test'},
+            hub={'repo_id': 'me/x', 'revision': '1' * 40})
         registry.register_tags({tagged.name: tagged})
     assert {name: timm.get_pretrained_cfg(name) for name in before} == before
     assert timm.list_pretrained('resnet18*') == sorted([*names, 'resnet18.icasc_test'], key=_registry._natural_key)
@@ -171,8 +174,9 @@ class TestWithoutSymbolicLinks:
 
     @pytest.fixture
     def package(self, tmp_path):
-        shutil.copytree(Path(timm_icasc.__file__).parent, tmp_path / 'x' / 'timm_icasc', symlinks=True,
-                        ignore=shutil.ignore_patterns('__pycache__', 'hub_cards'))
+        shutil.copytree(
+            Path(timm_icasc.__file__).parent, tmp_path / 'x' / 'timm_icasc', symlinks=True,
+            ignore=shutil.ignore_patterns('__pycache__', 'hub_cards'))
         (tmp_path / 'x' / 'timm_icasc' / 'hub_cards').write_text('../hub_cards')
         return tmp_path / 'x' / 'timm_icasc'
 

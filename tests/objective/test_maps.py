@@ -35,8 +35,9 @@ class TestAttentionMaps:
         scores = toy.fc(features.square().mean((2, 3))).gather(1, target[:, None]).sum()
         expected = function(features, torch.autograd.grad(scores, features, create_graph=True)[0])
         parameters = list(toy.parameters())[:-1]  # the head's bias does not enter
-        for a, b in zip(torch.autograd.grad(maps.sum(), parameters),
-                        torch.autograd.grad(expected.sum(), parameters), strict=True):
+        for a, b in zip(
+                torch.autograd.grad(maps.sum(), parameters),
+                torch.autograd.grad(expected.sum(), parameters), strict=True):
             torch.testing.assert_close(a, b)
 
     def test_leaves_no_gradient_and_works_in_inference_mode(self, toy):

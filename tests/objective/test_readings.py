@@ -21,8 +21,9 @@ def printed_loss(model, images, target):
     for image, truth in zip(images, target.tolist(), strict=True):
         inner = model.stem(image[None]).detach()
         last = model.stage(inner).detach()
-        rest = {'inner': lambda x: model.fc(model.stage(x).square().mean((2, 3)))[0],
-                'last': lambda x: model.fc(x.square().mean((2, 3)))[0]}
+        rest = {
+            'inner': lambda x: model.fc(model.stage(x).square().mean((2, 3)))[0],
+            'last': lambda x: model.fc(x.square().mean((2, 3)))[0]}
         scores = rest['last'](last).detach()
         others = [c for c in range(len(scores)) if c != truth]
         confused = max(others, key=lambda c: scores[c].item())
@@ -36,8 +37,9 @@ def printed_loss(model, images, target):
         a_inner, c_inner = attention('inner', inner, truth), attention('inner', inner, confused)
         mask = 1 / (1 + (-100. * (a_last - 0.55 * a_last.max())).exp())
         inner_mask = F.interpolate(mask[None, None], size=a_inner.shape, mode='bilinear')[0, 0]
-        separation = [2 * (torch.minimum(a, c) * m).sum() / (a + c).sum()
-                      for a, c, m in ((a_inner, c_inner, inner_mask), (a_last, c_last, mask))]
+        separation = [
+            2 * (torch.minimum(a, c) * m).sum() / (a + c).sum()
+            for a, c, m in ((a_inner, c_inner, inner_mask), (a_last, c_last, mask))]
         consistency = 0.8 - (a_inner * inner_mask).sum() / a_inner.sum()
         total += (F.cross_entropy(scores[None], torch.tensor([truth])) + sum(separation) + consistency).item()
     return total / len(images)

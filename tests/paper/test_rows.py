@@ -177,8 +177,9 @@ def test_average_precision_and_auc_of_voc(method, extra, values, tmp_path):
 
 
 def test_the_ks_chart_comes_from_the_evaluation(tmp_path):
-    rows = run_of(tmp_path, 'cub200_resnet50.yaml', method='ICASC ach, order 1',
-                  evaluated={'ks': 0.7, 'ks_probability': 0.5})
+    rows = run_of(
+        tmp_path, 'cub200_resnet50.yaml', method='ICASC ach, order 1',
+        evaluated={'ks': 0.7, 'ks_probability': 0.5})
     assert [(row['measure'], row['paper'], row['ours'], row['in']) for row in rows] == [
         ('top-1 %', 86.20, '70.00', '3, 7, 9'), ('KS margin', 0.74, '0.70', 'Fig. 9'),
         ('KS margin at probability', 0.55, '0.50', 'Fig. 9')]
@@ -204,8 +205,9 @@ def test_the_weights_that_a_run_starts_from_decide(other, placed, tmp_path):
 
 
 def test_segmentations_of_another_classifier_are_not_the_papers(tmp_path):
-    result = {'attention': 'ach', 'seed': 0, 'mIoU': 50., 'year': '2012', 'test_split': 'val', 'network': 'deeplabv3',
-              'classifier_icasc': False}
+    result = {
+        'attention': 'ach', 'seed': 0, 'mIoU': 50., 'year': '2012', 'test_split': 'val', 'network': 'deeplabv3',
+        'classifier_icasc': False}
     for model in ('vgg19.tv_in1k', 'resnet18'):
         (tmp_path / model).mkdir()
         (tmp_path / model / 'segmentation.json').write_text(json.dumps({**result, 'classifier_model': model}))
@@ -246,8 +248,9 @@ def test_paper_yaml_is_whole():
         assert len(set(ids)) == len(ids)
         for row in experiment['rows']:
             assert row['values'] and row['tables'] and row.get('baseline', ids[0]) in ids
-            assert row.keys() <= {'id', 'network', 'label', 'method', 'tables', 'values', 'options', 'recipe',
-                                  'baseline', 'quoted', 'remark'}
+            assert row.keys() <= {
+                'id', 'network', 'label', 'method', 'tables', 'values', 'options', 'recipe',
+                'baseline', 'quoted', 'remark'}
             assert row['method'] in CONTENT['methods'] or row.get('quoted')
         assert {row.get('recipe', experiment['recipe']) for row in experiment['rows']} <= set(experiment['recipes'])
     assert {name for experiment in CONTENT['experiments'] for name in experiment['recipes']} == {
@@ -304,8 +307,9 @@ def test_without_runs_every_table_and_figure_has_its_command_and_what_it_needs(t
 
 def commands():
     text = (ROOT / 'docs' / 'paper.md').read_text()
-    return [shlex.split(part) for block in text.split('```bash')[1:]
-            for line in block.split('```')[0].strip().splitlines() for part in line.split(' && ')]
+    return [
+        shlex.split(part) for block in text.split('```bash')[1:]
+        for line in block.split('```')[0].strip().splitlines() for part in line.split(' && ')]
 
 
 def test_the_commands_are_ones_that_the_programs_take(monkeypatch):
@@ -325,6 +329,7 @@ def test_the_commands_are_ones_that_the_programs_take(monkeypatch):
 
 def test_the_figures_of_this_repository_exist():
     here = [entry['here'] for entry in CONTENT['figures'] if entry['here']]
-    here += [word for entry in (CONTENT['segmentation'], *CONTENT['experiments'])
-             for word in entry.get('here', '').strip(')').split() if word.startswith('docs/')]
+    here += [
+        word for entry in (CONTENT['segmentation'], *CONTENT['experiments'])
+        for word in entry.get('here', '').strip(')').split() if word.startswith('docs/')]
     assert len(here) > 3 and all((ROOT / path).is_file() for path in here)

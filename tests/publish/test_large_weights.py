@@ -31,24 +31,28 @@ def test_vit_large_there_and_back(tmp_path, capsys):
 
     def measured(label, *argv, **environment):
         started = time.monotonic()
-        process = subprocess.Popen([sys.executable, *map(str, argv)], env=clean_environment(**environment),
-                                   stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, *map(str, argv)], env=clean_environment(**environment),
+            stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
         with capsys.disabled():
-            print(f'\n{label}: {time.monotonic() - started:.1f} s, processor {usage.ru_utime + usage.ru_stime:.1f} s, '
-                  f'peak {usage.ru_maxrss / 2 ** 20:.2f} GiB', end='')
+            print(
+                f'\n{label}: {time.monotonic() - started:.1f} s, processor {usage.ru_utime + usage.ru_stime:.1f} s, '
+                f'peak {usage.ru_maxrss / 2 ** 20:.2f} GiB', end='')
         return usage.ru_maxrss * 1024
 
     run_dir = tmp_path / 'output' / 'x'
-    measured('train', ROOT / 'train_timm.py', '--data-dir', tmp_path / 'images', '--model', 'vit_large_patch16_224',
-             '--img-size', 32, '--batch-size', 2, '--epochs', 1, '--warmup-epochs', 0, '-j', 0, '--no-icasc',
-             '--icasc-eval-images', 0, '--checkpoint-hist', 1, '--output', tmp_path / 'output', '--experiment', 'x')
+    measured(
+        'train', ROOT / 'train_timm.py', '--data-dir', tmp_path / 'images', '--model', 'vit_large_patch16_224',
+        '--img-size', 32, '--batch-size', 2, '--epochs', 1, '--warmup-epochs', 0, '-j', 0, '--no-icasc',
+        '--icasc-eval-images', 0, '--checkpoint-hist', 1, '--output', tmp_path / 'output', '--experiment', 'x')
     with Hub(tmp_path / 'hub', multipart_above=1 << 30) as hub:
         def command(*argv, home):
-            return measured(f'timm-icasc {argv[0]}', '-m', 'timm_icasc.cli', *argv, HF_ENDPOINT=hub.endpoint,
-                            HF_HOME=str(tmp_path / home), HF_TOKEN='hf_owner', TMPDIR=str(tmp_path))
+            return measured(
+                f'timm-icasc {argv[0]}', '-m', 'timm_icasc.cli', *argv, HF_ENDPOINT=hub.endpoint,
+                HF_HOME=str(tmp_path / home), HF_TOKEN='hf_owner', TMPDIR=str(tmp_path))
         plain = measured('import alone', '-c', 'import timm_icasc.publish.push, timm_icasc.hub.pull')
         pushed = command('push', run_dir, 'me/large', home='one')
         pulled = command('pull', 'me/large', '--to', tmp_path / 'pulled', home='two')

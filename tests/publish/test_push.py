@@ -279,21 +279,26 @@ push.push(Path({str(card)!r}), 'me/silent')""", token='hf_owner')
 
 
 REFUSED = {
-    'no token': ('me/x', '', "me/x@main: no access token; 'hf auth login', or a token from "
-                 'https://huggingface.co/settings/tokens in HF_TOKEN.'),
-    'wrong token': ('me/x', 'hf_wrong', 'me/x@main: the access token is not valid (expired, revoked, or of another '
-                    "endpoint); 'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN. "
-                    'For public repos no token is needed: unset HF_TOKEN, or hf auth logout.'),
-    'account of somebody else': ('you/x', 'hf_owner', "you/x@main: the access token may not do this (You don't have "
-                                 'the rights to create a model under this namespace); use one with write permission '
-                                 "to this account's repos: 'hf auth login', or a token from "
-                                 'https://huggingface.co/settings/tokens in HF_TOKEN.'),
-    'repo of somebody else': ('me/round', 'hf_stranger', "me/round@main: the access token may not do this (You don't "
-                              "have the rights to write to this repository.); use one with write permission to this "
-                              "account's repos: 'hf auth login', or a token from "
-                              'https://huggingface.co/settings/tokens in HF_TOKEN.'),
-    'no repo name': ('a b', 'hf_owner', 'a b@main: this is no repo name; it is OWNER/NAME, of letters, digits, dots, '
-                     '- and _.'),
+    'no token': (
+        'me/x', '', "me/x@main: no access token; 'hf auth login', or a token from "
+        'https://huggingface.co/settings/tokens in HF_TOKEN.'),
+    'wrong token': (
+        'me/x', 'hf_wrong', 'me/x@main: the access token is not valid (expired, revoked, or of another '
+        "endpoint); 'hf auth login', or a token from https://huggingface.co/settings/tokens in HF_TOKEN. "
+        'For public repos no token is needed: unset HF_TOKEN, or hf auth logout.'),
+    'account of somebody else': (
+        'you/x', 'hf_owner', "you/x@main: the access token may not do this (You don't have "
+        'the rights to create a model under this namespace); use one with write permission '
+        "to this account's repos: 'hf auth login', or a token from "
+        'https://huggingface.co/settings/tokens in HF_TOKEN.'),
+    'repo of somebody else': (
+        'me/round', 'hf_stranger', "me/round@main: the access token may not do this (You don't "
+        "have the rights to write to this repository.); use one with write permission to this "
+        "account's repos: 'hf auth login', or a token from "
+        'https://huggingface.co/settings/tokens in HF_TOKEN.'),
+    'no repo name': (
+        'a b', 'hf_owner', 'a b@main: this is no repo name; it is OWNER/NAME, of letters, digits, dots, '
+        '- and _.'),
 }
 
 
@@ -348,8 +353,9 @@ def test_a_run_that_is_none(spoil, message, compared, push, tmp_path):
 
 def test_train_timm_pushes_when_it_is_done(noise_options, hub, client, tmp_path):
     options = [*noise_options, '--output', str(tmp_path), '--experiment', 'x', '--push-to-hub']
-    code = (f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_timm\n'
-            'sys.argv = {argv}\nsys.exit(train_timm.main())')
+    code = (
+        f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_timm\n'
+        'sys.argv = {argv}\nsys.exit(train_timm.main())')
     before = len(hub.requests)
     refused = client(code=code.format(argv=[*options, 'me/trained']), token='hf_wrong')
     assert refused.code == 2 and 'the access token is not valid' in refused.err and not list(tmp_path.iterdir())

@@ -53,8 +53,9 @@ def test_gradient_reaches_before_and_behind_the_inner_layer(order, family):
     with_icasc = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     plain = parameter_gradients(ClassificationTask(model, verbose=False), images, torch.tensor([1, 2]))
     model.zero_grad()
-    changed = [name for name, grad in with_icasc.items()
-               if not torch.allclose(grad, plain[f'trainable_module.{name}'], rtol=1e-3, atol=1e-9)]
+    changed = [
+        name for name, grad in with_icasc.items()
+        if not torch.allclose(grad, plain[f'trainable_module.{name}'], rtol=1e-3, atol=1e-9)]
     assert all(g.isfinite().all() for g in with_icasc.values())
     assert changed[0] in list(with_icasc)[:2], 'the first layer learns from the terms'
     # At order 2 the classifier does as well: it is inside the channel weights.

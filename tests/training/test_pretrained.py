@@ -6,8 +6,9 @@ from timm.utils import ModelEmaV3
 from timm_icasc.training.pretrained import pretrained_source, rename_to_timm
 
 # timm's name of a block's layer -> EfficientNet-PyTorch's, for inverted residuals and for the first, unexpanded block.
-LAYERS = {'conv_pw': '_expand_conv', 'bn1': '_bn0', 'conv_dw': '_depthwise_conv', 'bn2': '_bn1',
-          'conv_pwl': '_project_conv', 'bn3': '_bn2', 'se.conv_reduce': '_se_reduce', 'se.conv_expand': '_se_expand'}
+LAYERS = {
+    'conv_pw': '_expand_conv', 'bn1': '_bn0', 'conv_dw': '_depthwise_conv', 'bn2': '_bn1',
+    'conv_pwl': '_project_conv', 'bn3': '_bn2', 'se.conv_reduce': '_se_reduce', 'se.conv_expand': '_se_expand'}
 FIRST = {**LAYERS, 'bn1': '_bn1', 'conv_pw': '_project_conv', 'bn2': '_bn2'}
 OUTSIDE = {'conv_stem': '_conv_stem', 'bn1': '_bn0', 'conv_head': '_conv_head', 'bn2': '_bn1', 'classifier': '_fc'}
 
@@ -35,8 +36,9 @@ def check(name, tmp_path):
     renamed = rename_to_timm(foreign(model))
     assert renamed.keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in renamed.items())
-    other = timm.create_model(name, num_classes=3, pretrained=True,
-                              pretrained_cfg_overlay=pretrained_source(tmp_path / 'foreign.pth'))
+    other = timm.create_model(
+        name, num_classes=3, pretrained=True,
+        pretrained_cfg_overlay=pretrained_source(tmp_path / 'foreign.pth'))
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(other.eval().forward_features(images), model.forward_features(images))
 
@@ -63,7 +65,8 @@ def test_the_model_does_not_carry_the_weights_along(tmp_path):
     from timm_icasc.training.arguments import parse_args
     from timm_icasc.training.job import set_up_model
     torch.save(foreign(timm.create_model('tf_efficientnet_lite0', num_classes=2)), tmp_path / 'foreign.pth')
-    args = parse_args(['--data-dir', 'x', '--model', 'tf_efficientnet_lite0', '--pretrained-path',
-                       str(tmp_path / 'foreign.pth'), '--num-classes', '3'])
+    args = parse_args([
+        '--data-dir', 'x', '--model', 'tf_efficientnet_lite0', '--pretrained-path',
+        str(tmp_path / 'foreign.pth'), '--num-classes', '3'])
     model = set_up_model(argparse.Namespace(**{**vars(args), 'in_chans': 3}))
     assert 'state_dict' not in model.pretrained_cfg and 'state_dict' not in ModelEmaV3(model).module.pretrained_cfg

@@ -57,6 +57,7 @@ def measure_maps(name: str, setting: Setting, topk: int, repeats: int) -> dict[s
         calls[f'timm_icasc {place}'] = lambda place=place: attention_maps(
             model, images, topk=topk, method='grad_cam', layer=place)
         if layer.layout == 'NCHW':  # the others take grids of channels without more ado
-            calls.update({f'{peer} {place}': lambda call=call, path=layer.path: call(model, path, images, topk)
-                          for peer, call in PEERS.items() if find_spec(peer)})
+            calls.update({
+                f'{peer} {place}': lambda call=call, path=layer.path: call(model, path, images, topk)
+                for peer, call in PEERS.items() if find_spec(peer)})
     return interleaved_seconds(calls, torch.device(setting.device), repeats, f'{name}: maps')

@@ -41,9 +41,10 @@ class Setting:
         return RecordedStep.WARM_UP + 1 if self.fast else 1
 
     def __str__(self) -> str:
-        return ', '.join([self.device, f'batch {self.batch_size}', *['channels last'] * self.channels_last,
-                          *['bfloat16 autocast'] * self.amp, *['recorded'] * self.fast,
-                          *[f'terms of {self.share:g} of it'] * (self.share < 1)])
+        return ', '.join([
+            self.device, f'batch {self.batch_size}', *['channels last'] * self.channels_last,
+            *['bfloat16 autocast'] * self.amp, *['recorded'] * self.fast,
+            *[f'terms of {self.share:g} of it'] * (self.share < 1)])
 
 
 def create_model(name: str, setting: Setting) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -51,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {'python': platform.python_version(), **installed_versions(), 'torchvision': version('torchvision'),
-            'huggingface_hub': version('huggingface_hub')}
+    return {
+        'python': platform.python_version(), **installed_versions(), 'torchvision': version('torchvision'),
+        'huggingface_hub': version('huggingface_hub')}
 
 
 def _devices() -> list[str]:

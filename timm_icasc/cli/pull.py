@@ -21,8 +21,9 @@ from ..hub.pull import pull
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', metavar='SOURCE', help='OWNER/NAME[@REVISION], ARCHITECTURE.TAG, or local-dir:DIR')
-    parser.add_argument('--to', type=Path, metavar='DIR',
-                        help='copy configuration, weights, card, options and figure to this folder')
+    parser.add_argument(
+        '--to', type=Path, metavar='DIR',
+        help='copy configuration, weights, card, options and figure to this folder')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
     if ours:
         measured = [f'{m.name} {ours["metrics"][m.key]:.2f}' for m in MEASURES if m.key in ours['metrics']]
         trained = ', '.join([ours['method'], ours['dataset'], f"seed {ours['seed']}", *measured])
-    print(f"{config['architecture']}, {config.get('num_classes', '?')} classes, license "
-          f"{pretrained.get('license', 'not named')}; {trained}")
+    print(
+        f"{config['architecture']}, {config.get('num_classes', '?')} classes, license "
+        f"{pretrained.get('license', 'not named')}; {trained}")
     if args.to is not None:
         try:
             args.to.mkdir(parents=True, exist_ok=True)

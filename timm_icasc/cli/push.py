@@ -20,8 +20,9 @@ from ..publish.push import push, report
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', type=Path, metavar='DIR', help='a finished run, or an exported folder')
     parser.add_argument('repo_id', metavar='OWNER/NAME', help='the repo; it is created where it does not exist')
-    parser.add_argument('--license', metavar='ID', help='license of the weights, e.g. cc-by-nc-4.0 (default: that of '
-                        'the weights the run started from; apache-2.0 where it started from none)')
+    parser.add_argument(
+        '--license', metavar='ID', help='license of the weights, e.g. cc-by-nc-4.0 (default: that of '
+        'the weights the run started from; apache-2.0 where it started from none)')
     parser.add_argument('--private', action='store_true', help='create the repo as a private one')
 
 

@@ -62,8 +62,9 @@ class Caltech256(LabelledImages):
     ):
         match = re.fullmatch(r'train(\d+)|test|validation|val', split)
         if not match or match[1] == '0':
-            raise DataError(f"Caltech-256 has no split '{split}'; it has train30, train60 (any number of images per "
-                            f'class) and test.')
+            raise DataError(
+                f"Caltech-256 has no split '{split}'; it has train30, train60 (any number of images per "
+                f'class) and test.')
         folder = next((p for p in (Path(root), Path(root) / '256_ObjectCategories') if any(p.glob('001.*'))), None)
         if folder is None:
             raise DataError(f"`root`: no folder '256_ObjectCategories/001.ak47' in '{root}'.")
@@ -82,8 +83,9 @@ class Caltech256(LabelledImages):
                 part.write_text(json.dumps(order, indent=0))
                 part.replace(file)
             except OSError as e:
-                warnings.warn(f"The split could not be written to '{file}' ({e.strerror}); the same files give the "
-                              f'same split again.', stacklevel=2)
+                warnings.warn(
+                    f"The split could not be written to '{file}' ({e.strerror}); the same files give the "
+                    f'same split again.', stacklevel=2)
         if len(names) != NUM_CLASSES:
             warnings.warn(f"'{folder}' has {len(names)} classes, Caltech-256 has {NUM_CLASSES}.", stacklevel=2)
         if match[1]:
@@ -91,8 +93,9 @@ class Caltech256(LabelledImages):
             chosen = {name: order[name][TEST_IMAGES:TEST_IMAGES + count] for name in names}
             short = [name for name in names if len(chosen[name]) < count]
             if short:
-                warnings.warn(f'{len(short)} classes have fewer than {count} training images, {short[0]} for one: '
-                              f'{len(chosen[short[0]])}.', stacklevel=2)
+                warnings.warn(
+                    f'{len(short)} classes have fewer than {count} training images, {short[0]} for one: '
+                    f'{len(chosen[short[0]])}.', stacklevel=2)
         else:
             chosen = {name: order[name][:TEST_IMAGES] for name in names}
         images = [folder / name / image for name in names for image in chosen[name]]

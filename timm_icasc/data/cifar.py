@@ -42,14 +42,16 @@ def cifar100(
     if root.name != CIFAR100.base_folder and parent != root:
         raise DataError(f"`root`: '{root}' holds CIFAR-100's files; its name must be '{CIFAR100.base_folder}'.")
     if not (parent / CIFAR100.base_folder).is_dir():
-        raise DataError(f"`root`: neither a folder '{CIFAR100.base_folder}' (the extracted cifar-100-python.tar.gz)"
-                        f" nor '{split}/CLASS/IMAGE' in '{root}'.")
+        raise DataError(
+            f"`root`: neither a folder '{CIFAR100.base_folder}' (the extracted cifar-100-python.tar.gz)"
+            f" nor '{split}/CLASS/IMAGE' in '{root}'.")
     for name in (split, 'meta'):
         if not (parent / CIFAR100.base_folder / name).is_file():
             raise DataError(f"`root`: no file '{parent / CIFAR100.base_folder / name}'.")
     try:
         original = CIFAR100(str(parent), train=split == 'train')
     except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
-        raise DataError(f"`root`: a file in '{parent / CIFAR100.base_folder}' is not the original, or incomplete: "
-                        f'{e}') from e
+        raise DataError(
+            f"`root`: a file in '{parent / CIFAR100.base_folder}' is not the original, or incomplete: "
+            f'{e}') from e
     return LabelledImages(list(original.data), original.targets, original.classes, transform, mode)

@@ -12,8 +12,9 @@ from .labelled_images import Box, MultiLabelImages
 
 __all__ = ['MultiLabelList']
 
-FORMATS = ('a CSV with the columns image,labels (names separated by ;) or image,CLASS,CLASS,... (1, 0 or -1), or a '
-           'JSON {"images": [{"image": ..., "labels": [...]}]}')
+FORMATS = (
+    'a CSV with the columns image,labels (names separated by ;) or image,CLASS,CLASS,... (1, 0 or -1), or a '
+    'JSON {"images": [{"image": ..., "labels": [...]}]}')
 
 
 def _from_csv(path: Path) -> dict[str, Any]:
@@ -89,11 +90,14 @@ class MultiLabelList(MultiLabelImages):
             for image, present, skipped in zip(images, labels, ignored, strict=True):
                 wrong = sorted((present | skipped) - known) or sorted(present & skipped)
                 if wrong:
-                    raise ValueError(f"'{image.name}' has the label '{wrong[0]}', which is not one of the classes, or "
-                                     f'both present and ignored')
-            boxes = [[Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]
-                     for record in records]
-        except (json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError,
+                    raise ValueError(
+                        f"'{image.name}' has the label '{wrong[0]}', which is not one of the classes, or "
+                        f'both present and ignored')
+            boxes = [
+                [Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]
+                for record in records]
+        except (
+                json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError,
                 ValueError) as e:
             raise DataError(f"'{path}': {' '.join(str(e).split()) or type(e).__name__}; expected {FORMATS}.") from e
         targets = torch.zeros(len(images), len(names))

@@ -35,8 +35,9 @@ class ILSVRC2012(LabelledImages):
         if split is None:
             raise DataError('ILSVRC2012 has the splits train and val; its test labels were never published.')
         root = Path(root)
-        base = next((p for p in (root, root / 'ILSVRC' / 'Data' / 'CLS-LOC', root / 'Data' / 'CLS-LOC')
-                     if (p / 'train').is_dir()), None)
+        base = next((
+            p for p in (root, root / 'ILSVRC' / 'Data' / 'CLS-LOC', root / 'Data' / 'CLS-LOC')
+            if (p / 'train').is_dir()), None)
         if base is None:
             raise DataError(f"`root`: no folder 'train/n01440764' or 'ILSVRC/Data/CLS-LOC/train' in '{root}'.")
         names = sorted(p.name for p in (base / 'train').iterdir() if p.is_dir())
@@ -60,12 +61,14 @@ class ILSVRC2012(LabelledImages):
     def _flat(folder: Path, places: list[Path], class_to_idx: dict) -> list:
         file = next((p / 'LOC_val_solution.csv' for p in places if (p / 'LOC_val_solution.csv').is_file()), None)
         if file is None:
-            raise DataError(f"'{folder}' has no class folders, and there is no '{places[0] / 'LOC_val_solution.csv'}' "
-                            f'that names the classes of its images.')
+            raise DataError(
+                f"'{folder}' has no class folders, and there is no '{places[0] / 'LOC_val_solution.csv'}' "
+                f'that names the classes of its images.')
         try:
             with open(file, newline='') as rows:
-                return [(str(folder / f"{row['ImageId']}.JPEG"), class_to_idx[row['PredictionString'].split()[0]])
-                        for row in csv.DictReader(rows)]
+                return [
+                    (str(folder / f"{row['ImageId']}.JPEG"), class_to_idx[row['PredictionString'].split()[0]])
+                    for row in csv.DictReader(rows)]
         except (KeyError, IndexError) as e:
             raise DataError(f"'{file}': unknown class or column {e}.") from e
 

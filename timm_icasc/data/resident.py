@@ -61,8 +61,9 @@ class ResidentLoader:
         height, width = (side + 2 * padding for side in image_size)
         size = len(dataset) * len(mean) * height * width
         if size > MAX_BYTES:
-            raise DataError(f'`resident_data`: {len(dataset)} images of {image_size[0]} x {image_size[1]} take '
-                            f'{size / 2 ** 30:.1f} GiB, more than {MAX_BYTES / 2 ** 30:.0f}: leave it out.')
+            raise DataError(
+                f'`resident_data`: {len(dataset)} images of {image_size[0]} x {image_size[1]} take '
+                f'{size / 2 ** 30:.1f} GiB, more than {MAX_BYTES / 2 ** 30:.0f}: leave it out.')
         self.dataset, self.image_size, self.padding, self.hflip = dataset, tuple(image_size), padding, hflip
         images, targets = _read(dataset, image_size, num_workers)
         self.images = torch.nn.functional.pad(images, [padding] * 4).to(device)

@@ -46,8 +46,9 @@ def check_shards(dataset: Dataset, label: str, workers: int, world_size: int) ->
     readers = world_size * (max(1, workers) if reader.is_training else 1)
     if len(shards) < readers:
         processes = f', {world_size} processes' * (world_size > 1)
-        raise DataError(f'{label} has {len(shards)} shard(s) for {readers} loading processes (`workers={workers}`'
-                        f'{processes}): use fewer, or make more shards.')
+        raise DataError(
+            f'{label} has {len(shards)} shard(s) for {readers} loading processes (`workers={workers}`'
+            f'{processes}): use fewer, or make more shards.')
 
 
 def begin_epoch(dataset: Dataset, epoch: int) -> None:

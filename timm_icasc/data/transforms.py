@@ -26,8 +26,9 @@ def use_pad_crop(dataset: torch.utils.data.Dataset, image_size: tuple[int, int],
     steps = list(dataset.transform.transforms)
     places = [i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation)]
     if not places:
-        raise DataError('`padding` replaces the random resized crop of training; remove `no_aug` and '
-                        '`train_crop_mode`.')
+        raise DataError(
+            '`padding` replaces the random resized crop of training; remove `no_aug` and '
+            '`train_crop_mode`.')
     steps[places[0]:places[0] + 1] = [
         transforms.Resize(image_size), transforms.RandomCrop(image_size, padding=padding)]
     dataset.transform = transforms.Compose(steps)

@@ -35,8 +35,9 @@ def read_boxes(path: Path, class_names: tuple[str, ...]) -> list[Box]:
             if edges is None:
                 raise ValueError(f"an object '{name}' without bndbox")
             xmin, ymin, xmax, ymax = (float(edges.findtext(edge)) for edge in ('xmin', 'ymin', 'xmax', 'ymax'))
-            boxes.append(Box(class_names.index(name), xmin - 1, ymin - 1, xmax, ymax,
-                             item.findtext('difficult', '0').strip() == '1'))
+            boxes.append(Box(
+                class_names.index(name), xmin - 1, ymin - 1, xmax, ymax,
+                item.findtext('difficult', '0').strip() == '1'))
         return boxes
     except OSError as e:
         raise DataError(f"No annotation '{path}': {e.strerror}.") from e
@@ -100,8 +101,9 @@ class VOCDevkit(MultiLabelImages):
             self.ids = (lists / f'{split}.txt').read_text().split()
         except OSError as e:
             known = sorted(p.stem for p in lists.glob('*.txt') if '_' not in p.stem)
-            raise DataError(f"No split '{split}': '{lists / split}.txt' is missing (there are: "
-                            f"{', '.join(known) or 'none'}).") from e
+            raise DataError(
+                f"No split '{split}': '{lists / split}.txt' is missing (there are: "
+                f"{', '.join(known) or 'none'}).") from e
         images = [self.folder / 'JPEGImages' / f'{name}.jpg' for name in self.ids]
         missing = next((path for path in images if not path.is_file()), None)
         if missing is not None:

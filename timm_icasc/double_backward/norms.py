@@ -160,12 +160,14 @@ class _LayerNormInput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, cotangent):
         gradient, x, weight, mean, r = ctx.saved_tensors
-        inputs = [None if t is None else at_least_float32(t).contiguous()
-                  for t in (gradient, cotangent, x, weight, mean, r)]
+        inputs = [
+            None if t is None else at_least_float32(t).contiguous()
+            for t in (gradient, cotangent, x, weight, mean, r)]
         with full_precision(x.device):  # autocast would take dot products in half precision
             results = _layer_norm_second(*inputs, ctx.shape)
-        return *[None if result is None else result.to(t.dtype)
-                 for result, t in zip(results, (gradient, x, weight), strict=True)], None, None, None
+        return *[
+            None if result is None else result.to(t.dtype)
+            for result, t in zip(results, (gradient, x, weight), strict=True)], None, None, None
 
 
 def _layer_norm_second(g, v, x, weight, mean, r, shape):

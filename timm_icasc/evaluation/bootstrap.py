@@ -64,8 +64,9 @@ def compare(
         DataError: The two were not evaluated on the same images.
     """
     if a.files != b.files or not np.array_equal(a.indices, b.indices) or not np.array_equal(a.targets, b.targets):
-        raise DataError(f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared "
-                        f'in pairs.')
+        raise DataError(
+            f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared "
+            f'in pairs.')
     count = len(a.indices)
     generator = np.random.default_rng(SEED)
     rows = generator.integers(count, size=(resamples, count))
@@ -93,5 +94,6 @@ def _interval(a: float, drawn_a: np.ndarray, b: float, drawn_b: np.ndarray) -> d
     difference = difference[~np.isnan(difference)]
     low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(difference) else (np.nan, np.nan)
     above = (difference > 0).mean() + (difference == 0).mean() / 2 if len(difference) else np.nan
-    return {'a': float(a), 'b': float(b), 'difference': float(b - a), 'low': float(low), 'high': float(high),
-            'share_above': float(above)}
+    return {
+        'a': float(a), 'b': float(b), 'difference': float(b - a), 'low': float(low), 'high': float(high),
+        'share_above': float(above)}

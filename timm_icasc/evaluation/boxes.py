@@ -163,5 +163,6 @@ def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance
     if heat.any():
         region = largest_component_box(heat >= sigma * heat.max())
         iou = box_iou(torch.from_numpy(region)[None], torch.as_tensor(boxes, dtype=torch.float64)).max().item()
-    return {'pointing': pointing_game(heat, boxes, tolerance), 'energy': energy_in_boxes(heat, mask),
-            'iou': iou, 'iou50': float(iou >= 0.5), 'no_map': float(not heat.any()), 'box_area': float(mask.mean())}
+    return {
+        'pointing': pointing_game(heat, boxes, tolerance), 'energy': energy_in_boxes(heat, mask),
+        'iou': iou, 'iou50': float(iou >= 0.5), 'no_map': float(not heat.any()), 'box_area': float(mask.mean())}

@@ -47,8 +47,9 @@ def _makes_new_tensors(func: Callable) -> bool:
 
 def _overwrites_first(func: Callable) -> bool:
     alias = func._schema.arguments[0].alias_info if func._schema.arguments else None
-    return (len(func._schema.returns) == 1 and alias is not None and alias.is_write
-            and torch.Tag.inplace_view not in func.tags)
+    return (
+        len(func._schema.returns) == 1 and alias is not None and alias.is_write
+        and torch.Tag.inplace_view not in func.tags)
 
 
 class RememberShapes(TorchDispatchMode):

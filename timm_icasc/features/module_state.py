@@ -19,8 +19,9 @@ def hold_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
     With gradient checkpointing, taking the gradient of a score runs layers again, and each run would count the batch
     once more. (The recomputation in the user's own backward pass does, with ICASC or without.)
     """
-    norms = [m for m in unwrap_model(model).modules()
-             if isinstance(m, nn.modules.batchnorm._NormBase) and m.training and m.track_running_stats]
+    norms = [
+        m for m in unwrap_model(model).modules()
+        if isinstance(m, nn.modules.batchnorm._NormBase) and m.training and m.track_running_stats]
     before = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         for m in norms:
@@ -57,8 +58,9 @@ def is_sharded(model: nn.Module) -> bool:
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
     """What a module keeps beside parameters, buffers, children and hooks; containers as copies."""
-    return {name: value.copy() if isinstance(value, (dict, list, set)) else value
-            for name, value in vars(module).items() if not name.startswith('_')}
+    return {
+        name: value.copy() if isinstance(value, (dict, list, set)) else value
+        for name, value in vars(module).items() if not name.startswith('_')}
 
 
 @contextmanager

@@ -32,15 +32,19 @@ def ks_figure(charts: dict[str, KolmogorovSmirnov], path: Path) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(charts), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (label, chart) in zip(axes, charts.items(), strict=True):
-        lines = [axis.step(*_steps(chart.confused), where='post', color=CONFUSED, linestyle='--', linewidth=1.8)[0],
-                 axis.step(*_steps(chart.target), where='post', color=TARGET, linewidth=1.8)[0]]
-        below, above = sorted(np.searchsorted(v, chart.probability, side='right') / len(v)
-                              for v in (chart.target, chart.confused))
-        axis.annotate('', (chart.probability, above), (chart.probability, below),
-                      arrowprops={'arrowstyle': '<->', 'color': 'black', 'linewidth': 1.2})
+        lines = [
+            axis.step(*_steps(chart.confused), where='post', color=CONFUSED, linestyle='--', linewidth=1.8)[0],
+            axis.step(*_steps(chart.target), where='post', color=TARGET, linewidth=1.8)[0]]
+        below, above = sorted(
+            np.searchsorted(v, chart.probability, side='right') / len(v)
+            for v in (chart.target, chart.confused))
+        axis.annotate(
+            '', (chart.probability, above), (chart.probability, below),
+            arrowprops={'arrowstyle': '<->', 'color': 'black', 'linewidth': 1.2})
         axis.set_title(f'margin {chart.margin:.3f} at {chart.probability:.3f}', fontsize=9)
-        axis.text(0.5, 1.11, label, fontsize=10, fontweight='bold', ha='center', transform=axis.transAxes,
-                  parse_math=False)
+        axis.text(
+            0.5, 1.11, label, fontsize=10, fontweight='bold', ha='center', transform=axis.transAxes,
+            parse_math=False)
         axis.set_xlabel('probability')
         axis.set_xlim(-0.02, 1.02)
         axis.set_ylim(-0.02, 1.02)

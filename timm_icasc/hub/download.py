@@ -50,17 +50,20 @@ def _refuse_without_safetensors(files, where: str) -> None:
         return
     pickles = sorted(name for name in files if name.endswith(PICKLES))
     if pickles:
-        raise HubError(f'{where}: the weights are there as a pickle only ({pickles[0]}), which can run any code when '
-                       f'it is opened, and is not; ask the owner for {WEIGHTS}, or convert it where you trust it '
-                       f'(https://huggingface.co/spaces/safetensors/convert).')
-    raise HubError(f"{where}: there is no {WEIGHTS}; it holds {', '.join(sorted(files)[:6]) or 'nothing'}. "
-                   f'Check the name.')
+        raise HubError(
+            f'{where}: the weights are there as a pickle only ({pickles[0]}), which can run any code when '
+            f'it is opened, and is not; ask the owner for {WEIGHTS}, or convert it where you trust it '
+            f'(https://huggingface.co/spaces/safetensors/convert).')
+    raise HubError(
+        f"{where}: there is no {WEIGHTS}; it holds {', '.join(sorted(files)[:6]) or 'nothing'}. "
+        f'Check the name.')
 
 
 def _cached(repo_id: str, revision: str | None, cache_dir: Path | None) -> Path | None:
     """The snapshot in the cache that a revision last meant, if it is complete."""
-    paths = [try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision)
-             for name in (CONFIG, WEIGHTS)]
+    paths = [
+        try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision)
+        for name in (CONFIG, WEIGHTS)]
     return Path(paths[0]).parent if all(isinstance(path, str) for path in paths) else None
 
 
@@ -80,8 +83,9 @@ def _download(
             _refuse_without_safetensors(files, where)
             raise HubError(f'{where}: there is no {CONFIG}; this is no timm model.')
         _refuse_without_safetensors(files, where)
-        get = partial(hf_hub_download, repo_id, cache_dir=cache_dir, library_name='timm_icasc',
-                      library_version=__version__)
+        get = partial(
+            hf_hub_download, repo_id, cache_dir=cache_dir, library_name='timm_icasc',
+            library_version=__version__)
         paths = [get(name, revision=info.sha) for name in FILES if name in files]
         if revision != info.sha:
             get(CONFIG, revision=revision)  # notes in the cache what a branch or tag means, for use without a network

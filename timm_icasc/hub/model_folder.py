@@ -28,8 +28,9 @@ METADATA_KEY = 'timm_icasc'  # of the safetensors header, and of config.json
 FORMAT = 1  # of what stands under this key
 
 # What it says at the least.
-PROMISED = {'format': int, 'requires': dict, 'versions': dict, 'method': str, 'dataset': str, 'seed': int,
-            'metrics': dict, 'sha256': str}
+PROMISED = {
+    'format': int, 'requires': dict, 'versions': dict, 'method': str, 'dataset': str, 'seed': int,
+    'metrics': dict, 'sha256': str}
 
 CHUNK = 1 << 20
 
@@ -141,8 +142,9 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
         remedy = f"it comes from the package '{plugin}': install it and `import {plugin}` before create_model" \
             if plugin and plugin != 'timm_icasc' else \
             f'install the package that defines it and import it, or a newer timm_icasc{trained}'
-        raise HubError(f"{where}: architecture '{config['architecture']}' is not registered with timm "
-                       f'{timm.__version__} and timm_icasc {__version__}; {remedy}.')
+        raise HubError(
+            f"{where}: architecture '{config['architecture']}' is not registered with timm "
+            f'{timm.__version__} and timm_icasc {__version__}; {remedy}.')
     return config
 
 
@@ -187,26 +189,30 @@ def check_folder(
     found = file_sha256(path, 'checking')
     for source, expected in {**(sha256 or {}), f'that of {CONFIG}': ours.get('sha256')}.items():
         if expected is not None and found != expected:
-            raise DamagedError(f'{where}: {WEIGHTS} is damaged: its sha256 {found[:12]}... is not {source}, '
-                               f"{expected[:12]}... Delete '{path.resolve()}' and fetch it again.")
+            raise DamagedError(
+                f'{where}: {WEIGHTS} is damaged: its sha256 {found[:12]}... is not {source}, '
+                f"{expected[:12]}... Delete '{path.resolve()}' and fetch it again.")
     try:
         with safe_open(path, 'pt') as file:
             header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
             tensors = _OnDisk(file)
             if 'tensors_sha256' in header and tensors_sha256(tensors) != header['tensors_sha256']:
-                raise DamagedError(f'{where}: {WEIGHTS} is damaged: its values are not those that its header was '
-                                   f"written for. Delete '{path.resolve()}' and fetch it again.")
+                raise DamagedError(
+                    f'{where}: {WEIGHTS} is damaged: its values are not those that its header was '
+                    f"written for. Delete '{path.resolve()}' and fetch it again.")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in tensors}
     except SafetensorError as e:
         raise DamagedError(f'{where}: {WEIGHTS} is damaged or no safetensors file ({e}); fetch it again.') from e
     try:
         wanted = {name: tuple(tensor.shape) for name, tensor in build_model(Path(folder)).state_dict().items()}
     except Exception as e:  # whatever an architecture says to arguments that are not its own
-        raise HubError(f"{where}: timm {timm.__version__} cannot build '{config['architecture']}' as {CONFIG} asks "
-                       f"({' '.join(str(e).split())[:200]}); {_other_timm(ours)}.") from e
+        raise HubError(
+            f"{where}: timm {timm.__version__} cannot build '{config['architecture']}' as {CONFIG} asks "
+            f"({' '.join(str(e).split())[:200]}); {_other_timm(ours)}.") from e
     if shapes != wanted:
         wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
-        raise HubError(f"{where}: the weights do not fit '{config['architecture']}' of timm {timm.__version__}: "
-                       f"{len(wrong)} differ, first {wrong[0]} (file: {shapes.get(wrong[0])}, model: "
-                       f'{wanted.get(wrong[0])}); {_other_timm(ours)}.')
+        raise HubError(
+            f"{where}: the weights do not fit '{config['architecture']}' of timm {timm.__version__}: "
+            f"{len(wrong)} differ, first {wrong[0]} (file: {shapes.get(wrong[0])}, model: "
+            f'{wanted.get(wrong[0])}); {_other_timm(ours)}.')
     return config, found

@@ -40,7 +40,8 @@ def pull(source: str) -> tuple:
         folder, where = TAGGED[source].folder()
         return folder, where, *check_folder(folder, where)
     if '/' not in source and timm.is_model(source):
-        raise HubError(f"'{source}' is no weight tag of timm_icasc; its tags are "
-                       f"{', '.join(sorted(TAGGED)) or 'none'}. A repo is OWNER/NAME.")
+        raise HubError(
+            f"'{source}' is no weight tag of timm_icasc; its tags are "
+            f"{', '.join(sorted(TAGGED)) or 'none'}. A repo is OWNER/NAME.")
     fetched = fetch(*split_source(source))
     return fetched.folder, fetched.where, fetched.config, fetched.sha256

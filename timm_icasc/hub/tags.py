@@ -65,8 +65,9 @@ class Tagged:
             return fetched.folder, fetched.where
         if file_sha256(self.shipped / WEIGHTS) != self.sha256:
             from ..errors import HubError
-            raise HubError(f"{self.name}: '{self.shipped / WEIGHTS}' is damaged (its sha256 is not that of its "
-                           f'config.json); install timm_icasc again.')
+            raise HubError(
+                f"{self.name}: '{self.shipped / WEIGHTS}' is damaged (its sha256 is not that of its "
+                f'config.json); install timm_icasc again.')
         return self.shipped, self.name
 
     def pretrained_cfg(self) -> Any:
@@ -145,5 +146,6 @@ def register_tags(tags: dict[str, Tagged] | None = None) -> None:
             _register(tagged)
     except Exception as e:  # timm's internals are no interface: whatever they have become, the import must go on
         remedy = '; `timm-icasc pull TAG` gets their weights' if TAGGED else ''
-        warnings.warn(f'timm_icasc: its weight tags are not registered with timm {timm.__version__} '
-                      f'({type(e).__name__}: {e}){remedy}.', stacklevel=2)
+        warnings.warn(
+            f'timm_icasc: its weight tags are not registered with timm {timm.__version__} '
+            f'({type(e).__name__}: {e}){remedy}.', stacklevel=2)

@@ -84,8 +84,9 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Publ
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         before = api.model_info(repo_id)
         if private and not before.private:
-            raise HubError(f'{where}: the repo is there, and public; make it private on its page, or leave `private` '
-                           f'out.')
+            raise HubError(
+                f'{where}: the repo is there, and public; make it private on its page, or leave `private` '
+                f'out.')
         commit = api.create_commit(
             repo_id, [CommitOperationAdd(name, files[name]) for name in sorted(files)], parent_commit=before.sha,
             commit_message=f'Weights, configuration and card (timm_icasc {__version__})').oid
@@ -94,8 +95,9 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Publ
     tag = 'verified-' + hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:12]
     with explained(repo_at(repo_id, commit)), patience(ANSWER_SECONDS):
         api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
-    return Published(repo_id, commit, tag, hashes[WEIGHTS],
-                     [file.rfilename for file in before.siblings if file.rfilename.endswith(PICKLES)])
+    return Published(
+        repo_id, commit, tag, hashes[WEIGHTS],
+        [file.rfilename for file in before.siblings if file.rfilename.endswith(PICKLES)])
 
 
 def _validate(card: Path, where: str) -> None:

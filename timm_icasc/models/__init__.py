@@ -8,8 +8,9 @@ def _registered_before() -> list[str]:
     """Architectures that an earlier import of this package has registered: forgotten since, or under another name."""
     modules = [f'models.{name}' for name in ('preact_resnet_cifar', 'resnet_cifar', 'resnet_cifar_stem')]
     try:
-        return [name for name in timm.list_models('*_cifar')
-                if timm.models.model_entrypoint(name).__module__.partition('.')[2] in modules]
+        return [
+            name for name in timm.list_models('*_cifar')
+            if timm.models.model_entrypoint(name).__module__.partition('.')[2] in modules]
     except AttributeError:  # another timm: its warning shows
         return []
 

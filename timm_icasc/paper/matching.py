@@ -56,17 +56,20 @@ def misfits_of(run: Run, options: dict[str, Any], experiment: dict[str, Any]) ->
     own, wanted = _settled({**_defaults(), **run.options}, multilabel), _settled(options, multilabel)
     if 'model' in own and (not own.get('pretrained') or _from_a_file(own)):  # no weights that a tag would name
         own['model'], wanted['model'] = architecture(own['model']), architecture(wanted['model'])
-    decides = [key for key in own if key in wanted and key not in INCIDENTAL
-               and (key not in OPEN or key in experiment.get('fixed', ()))
-               and not (run.is_baseline and key.startswith('icasc'))]
-    return [key for key in decides if own[key] != wanted[key]
-            and own[key] not in experiment['readings'].get(key, ())]
+    decides = [
+        key for key in own if key in wanted and key not in INCIDENTAL
+        and (key not in OPEN or key in experiment.get('fixed', ()))
+        and not (run.is_baseline and key.startswith('icasc'))]
+    return [
+        key for key in decides if own[key] != wanted[key]
+        and own[key] not in experiment['readings'].get(key, ())]
 
 
 def departures(run: Run, options: dict[str, Any]) -> str:
     """Options of a run that differ from `options`."""
-    return ', '.join(f'{k}={v}' for k, v in sorted(run.options.items())
-                     if _counts(run, k) and k in options and v != options[k])
+    return ', '.join(
+        f'{k}={v}' for k, v in sorted(run.options.items())
+        if _counts(run, k) and k in options and v != options[k])
 
 
 def distinguish(groups: Sequence[Sequence[Run]], misfits: Sequence[Sequence[str]] | None = None) -> list[str]:
@@ -75,8 +78,9 @@ def distinguish(groups: Sequence[Sequence[Run]], misfits: Sequence[Sequence[str]
     for i, group in enumerate(groups):
         own = group[0]
         rivals = [g[0] for g in groups if g is not group and g[0].options.get('model') == own.options.get('model')]
-        keys = {k for rival in rivals for k in {*rival.options, *own.options}
-                if rival.options.get(k) != own.options.get(k)}
+        keys = {
+            k for rival in rivals for k in {*rival.options, *own.options}
+            if rival.options.get(k) != own.options.get(k)}
         keys |= set(misfits[i]) - {'model'} if misfits else set()
         notes.append(', '.join(f'{k}={own.options.get(k)}' for k in sorted(keys) if _counts(own, k)))
     return notes
@@ -95,8 +99,9 @@ def parsed_recipe(recipe: str, data_dir: str, extra: tuple[str, ...]) -> dict[st
 
 def recipe_options(experiment: dict[str, Any], method: str, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
-    extra = [word for name, value in row.get('options', {}).items()
-             for word in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))]
+    extra = [
+        word for name, value in row.get('options', {}).items()
+        for word in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))]
     extra += method.split()
     options = parsed_recipe(row.get('recipe', experiment['recipe']), experiment['data_dir'], tuple(extra))
     return options, ''.join(f' {word}' for word in extra)

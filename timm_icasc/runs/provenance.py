@@ -28,11 +28,13 @@ def _commit() -> str | None:
 
 def provenance(args: argparse.Namespace, command: str | None = None) -> dict:
     """What it takes to repeat what `command` began; by default this process's."""
-    return {'command': command or command_of({}, None), 'commit': _commit(), 'seed': args.seed,
-            'versions': {'python': sys.version.split()[0], 'torch': torch.__version__,
-                         'torchvision': torchvision.__version__, 'timm': timm.__version__,
-                         'timm_icasc': __version__},
-            'device': torch.cuda.get_device_name() if args.device.startswith('cuda') else args.device}
+    return {
+        'command': command or command_of({}, None), 'commit': _commit(), 'seed': args.seed,
+        'versions': {
+            'python': sys.version.split()[0], 'torch': torch.__version__,
+            'torchvision': torchvision.__version__, 'timm': timm.__version__,
+            'timm_icasc': __version__},
+        'device': torch.cuda.get_device_name() if args.device.startswith('cuda') else args.device}
 
 
 def installed_versions() -> dict[str, str]:

@@ -45,8 +45,9 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     try:
         config = yaml.safe_load(Path(path).read_text())
     except OSError as e:
-        raise ICASCError(f"--config: cannot read '{path}': {e.strerror}; recipes: "
-                         f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
+        raise ICASCError(
+            f"--config: cannot read '{path}': {e.strerror}; recipes: "
+            f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
     except yaml.YAMLError as e:
         raise ICASCError(f"--config: '{path}' is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(config, dict):

@@ -105,8 +105,9 @@ class RecordedStep:
     def __call__(self, images: torch.Tensor, target: torch.Tensor, parts: int = 1) -> Results:
         """See `TrainingStep`."""
         if parts != 1:
-            raise ICASCError('a recorded step makes the gradient of one batch: leave --icasc-fast out, or '
-                             '--grad-accum-steps.')
+            raise ICASCError(
+                'a recorded step makes the gradient of one batch: leave --icasc-fast out, or '
+                '--grad-accum-steps.')
         if not isinstance(images, torch.Tensor):
             raise ICASCError('a recorded step needs images of one size, [B, C, H, W]: leave --icasc-fast out.')
         for parameter in self.step.task.parameters():
@@ -137,8 +138,9 @@ class RecordedStep:
         except RuntimeError as e:
             # What ends a recording that has failed fails again, and says less.
             reason = ' '.join(str(e.__context__ or e).split())[:200]
-            raise ICASCError(f'--icasc-fast: the step of {type(task.trainable_module).__name__} cannot be recorded '
-                             f'({reason}): leave it out (--no-icasc-fast).') from e
+            raise ICASCError(
+                f'--icasc-fast: the step of {type(task.trainable_module).__name__} cannot be recorded '
+                f'({reason}): leave it out (--no-icasc-fast).') from e
         task.load_task_state(state)
         gradients = [(p, p.grad) for p in task.parameters() if p.grad is not None]
         return _Recording(replay, images, target, result, gradients)

@@ -43,8 +43,9 @@ def model_record(job: Job) -> dict[str, Any]:
     config = getattr(model, 'pretrained_cfg', None) or {}
     icasc = None
     if args.icasc:
-        icasc = {**asdict(icasc_config(args)), 'start_epoch': args.icasc_start_epoch,
-                 'ramp_epochs': args.icasc_ramp_epochs}
+        icasc = {
+            **asdict(icasc_config(args)), 'start_epoch': args.icasc_start_epoch,
+            'ramp_epochs': args.icasc_ramp_epochs}
     return {
         'architecture': config.get('architecture') or args.model, 'model_args': _model_args(model),
         'num_classes': args.num_classes, 'label_names': job.names, 'ema': args.model_ema,

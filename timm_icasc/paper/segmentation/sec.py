@@ -54,8 +54,9 @@ def expansion_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
     inside = rank_pooling(flat[:, 1:], DECAY_PRESENT).clamp_min(SMALLEST).log()
     outside = (1 - rank_pooling(flat[:, 1:], DECAY_ABSENT)).clamp_min(SMALLEST).log()
     background = rank_pooling(flat[:, 0], DECAY_BACKGROUND).clamp_min(SMALLEST).log()
-    return (-(present * inside).sum(1) / present.sum(1).clamp_min(1)
-            - (absent * outside).sum(1) / absent.sum(1).clamp_min(1) - background)
+    return (
+        -(present * inside).sum(1) / present.sum(1).clamp_min(1)
+        - (absent * outside).sum(1) / absent.sum(1).clamp_min(1) - background)
 
 
 def boundary_loss(probabilities: torch.Tensor, refined: torch.Tensor) -> torch.Tensor:

@@ -72,8 +72,9 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
     """
     factory = getattr(segmentation, name, None)
     if not name.startswith('deeplabv3_') or factory is None:
-        raise ICASCError(f"`network`: torchvision has no '{name}'; it has deeplabv3_resnet50, deeplabv3_resnet101 and "
-                         f'deeplabv3_mobilenet_v3_large.')
+        raise ICASCError(
+            f"`network`: torchvision has no '{name}'; it has deeplabv3_resnet50, deeplabv3_resnet101 and "
+            f'deeplabv3_mobilenet_v3_large.')
     network = factory(weights=None, weights_backbone=None, num_classes=num_classes)
     if backbone_weights is not None:
         try:
@@ -85,8 +86,9 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
         own = network.backbone.state_dict()
         missing = [key for key in own if key not in state and not key.endswith('num_batches_tracked')]
         if missing:
-            raise ICASCError(f"`backbone_weights`: '{backbone_weights}' lacks {missing[0]} and {len(missing) - 1} more "
-                             f'of {name}.')
+            raise ICASCError(
+                f"`backbone_weights`: '{backbone_weights}' lacks {missing[0]} and {len(missing) - 1} more "
+                f'of {name}.')
         network.backbone.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     return network
 
@@ -232,8 +234,9 @@ def train(
     start = _load_checkpoint(checkpoint, config, network, optimizer)
     history: list[dict[str, float]] = []
     network.train()
-    bar = tqdm(range(start, config.iterations), desc='segmentation', initial=start, total=config.iterations,
-               leave=False, disable=None)
+    bar = tqdm(
+        range(start, config.iterations), desc='segmentation', initial=start, total=config.iterations,
+        leave=False, disable=None)
     for iteration in bar:
         for group in optimizer.param_groups:
             group['lr'] = config.lr * 0.1 ** (iteration // config.lr_step)
@@ -244,8 +247,9 @@ def train(
         losses = sec_losses(scores, seeds.to(scores), labels, small, config, crf or CRFParameters())
         values = {name: float(value.detach()) for name, value in losses.items()}
         if not np.isfinite(values['loss']):
-            raise NonFiniteLossError(f"the segmentation loss became {values['loss']} at update {iteration + 1}: lower "
-                                     f'`lr`. The last checkpoint is intact.')
+            raise NonFiniteLossError(
+                f"the segmentation loss became {values['loss']} at update {iteration + 1}: lower "
+                f'`lr`. The last checkpoint is intact.')
         optimizer.zero_grad()
         losses['loss'].backward()
         optimizer.step()
