@@ -17,6 +17,14 @@ from .module_state import is_checkpointing, unwrap_model
 __all__ = ['capture_features']
 
 
+def _check_called(model: nn.Module, layers: Sequence[FeatureLayer], features: dict[str, torch.Tensor]) -> None:
+    for layer in layers:
+        if layer.path not in features:
+            raise LayerResolutionError(
+                f"{type(model).__name__} did not call '{layer.path}': gradient checkpointing calls other modules, so "
+                f'find the layers (resolve_layers) after it is switched on or off.')
+
+
 @contextmanager
 def capture_features(
         model: nn.Module,
@@ -75,8 +83,4 @@ def capture_features(
             handle = model.get_submodule(layer.path).register_forward_hook(tap(layer))
             stack.callback(handle.remove)
         yield features
-    for layer in layers:
-        if layer.path not in features:
-            raise LayerResolutionError(
-                f"{type(model).__name__} did not call '{layer.path}': gradient checkpointing calls other modules, so "
-                f'find the layers (resolve_layers) after it is switched on or off.')
+    _check_called(model, layers, features)

@@ -41,7 +41,6 @@ FLAGS = {
     'name': ('--dataset',),
     'order': ('--icasc-order',),
     'padding': ('--crop-padding',),
-    'page': ('--summary',),
     'path': ('--json',),
     'repo_id': ('--push-to-hub',),
     'root': ('--data-dir',),
