@@ -53,8 +53,9 @@ def test_it_goes_on_to_the_same_weights(old, monkeypatch, capsys):
 
 
 def test_a_figure(old, tmp_path):
-    assert main(['figure', 'classes', str(old / 'finished'), str(old / 'interrupted'), '--images', '2', '--topk', '2',
-                 '--device', 'cpu', '--output', str(tmp_path / 'figure.png')]) == 0
+    assert main([
+        'figure', 'classes', str(old / 'finished'), str(old / 'interrupted'), '--images', '2', '--topk', '2',
+        '--device', 'cpu', '--output', str(tmp_path / 'figure.png')]) == 0
     assert (tmp_path / 'figure.png').stat().st_size > 10_000
 
 

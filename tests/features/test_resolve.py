@@ -294,10 +294,12 @@ def test_a_feature_among_several_outputs(wrap):
     def find(output):
         return output['map'] if isinstance(output, dict) else output[0] if wrap(0, 1)[0] == 0 else output[1]
 
-    model = Blocks(lambda m, x: m.head(find(m.stage(m.stem(x))).mean((2, 3))),
-                   stem=conv(3, 8), stage=Stage(), head=torch.nn.Linear(8, 4))
-    model.feature_info = [{'num_chs': 8, 'reduction': 2, 'module': 'stem'},
-                          {'num_chs': 8, 'reduction': 4, 'module': 'stage'}]
+    model = Blocks(
+        lambda m, x: m.head(find(m.stage(m.stem(x))).mean((2, 3))),
+        stem=conv(3, 8), stage=Stage(), head=torch.nn.Linear(8, 4))
+    model.feature_info = [
+        {'num_chs': 8, 'reduction': 2, 'module': 'stem'},
+        {'num_chs': 8, 'reduction': 4, 'module': 'stage'}]
     last = resolve_layers(model, input_size=(3, 32, 32)).last
     images = torch.randn(2, 3, 32, 32)
     output = model.stage(model.stem(images))
@@ -312,8 +314,9 @@ def test_a_block_that_is_called_more_than_once():
         x = m.stem(x)
         return m.head(m.block(m.block(m.block(x))).mean((2, 3)))
     model = Blocks(forward, stem=conv(3, 8), block=conv(8, 8), head=torch.nn.Linear(8, 4))
-    model.feature_info = [{'num_chs': 8, 'reduction': 2, 'module': 'stem'},
-                          {'num_chs': 8, 'reduction': 16, 'module': 'block'}]
+    model.feature_info = [
+        {'num_chs': 8, 'reduction': 2, 'module': 'stem'},
+        {'num_chs': 8, 'reduction': 16, 'module': 'block'}]
     layers = resolve_layers(model, input_size=(3, 64, 64))
     assert (layers.inner.path, layers.last.path, layers.last.grid) == ('stem', 'block', (4, 4))
     images = torch.randn(2, 3, 64, 64)

@@ -109,8 +109,9 @@ class HardSigmoidNet(torch.nn.Module):
         super().__init__()
         self.stem, self.stage = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1)
         self.gate, self.fc = torch.nn.Hardsigmoid(), torch.nn.Linear(4, 3)
-        self.feature_info = [{'num_chs': 4, 'reduction': 2, 'module': 'stem'},
-                             {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
+        self.feature_info = [
+            {'num_chs': 4, 'reduction': 2, 'module': 'stem'},
+            {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
 
     def forward(self, x):
         x = self.stage(self.stem(x))
@@ -124,8 +125,9 @@ class MultiheadNet(torch.nn.Module):
         super().__init__()
         self.stem, self.stage = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1)
         self.attention, self.fc = torch.nn.MultiheadAttention(4, 2, batch_first=True), torch.nn.Linear(4, 3)
-        self.feature_info = [{'num_chs': 4, 'reduction': 2, 'module': 'stem'},
-                             {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
+        self.feature_info = [
+            {'num_chs': 4, 'reduction': 2, 'module': 'stem'},
+            {'num_chs': 4, 'reduction': 4, 'module': 'stage'}]
 
     def forward(self, x):
         x = self.stage(self.stem(x)).flatten(2).transpose(1, 2)
@@ -166,12 +168,14 @@ def test_only_the_tail_runs_by_equivalents_and_only_at_order_2(monkeypatch):
 
 
 @pytest.mark.parametrize('operation, args, kwargs', [
-    pytest.param(F.conv2d, [(2, 4, 6, 6), (8, 2, 3, 3), (8,)], {'stride': (2, 1), 'padding': 1, 'groups': 2},
-                 id='grouped convolution'),
+    pytest.param(
+        F.conv2d, [(2, 4, 6, 6), (8, 2, 3, 3), (8,)], {'stride': (2, 1), 'padding': 1, 'groups': 2},
+        id='grouped convolution'),
     pytest.param(F.conv2d, [(2, 4, 6, 6), (8, 4, 3, 3)], {'padding': 'same'}, id='padding in words'),
     pytest.param(F.conv2d, [(4, 6, 6), (8, 4, 3, 3)], {}, id='an image without a batch'),
-    pytest.param(F.batch_norm, [(4, 3, 5)], {'running_mean': None, 'running_var': None, 'training': True},
-                 id='batch norm'),
+    pytest.param(
+        F.batch_norm, [(4, 3, 5)], {'running_mean': None, 'running_var': None, 'training': True},
+        id='batch norm'),
     pytest.param(F.layer_norm, [(4, 3, 5)], {'normalized_shape': (3, 5)}, id='layer norm'),
     pytest.param(F.gelu, [(2, 5)], {}, id='gelu'),
     pytest.param(F.gelu, [(2, 5)], {'approximate': 'tanh'}, id='gelu by tanh'),

@@ -62,8 +62,9 @@ def save_noise(root, **counts):
 def noise_options(tmp_path_factory):
     """Arguments of train_timm.py: one epoch, three classes, 12 training and 6 validation images."""
     root = save_noise(tmp_path_factory.mktemp('noise'), train=4, val=2)
-    return ['train_timm.py', '--data-dir', str(root), '--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--lr', '0.1',
-            '--batch-size', '4', '--icasc-eval-images', '4', '--icasc-order', '1', '--seed', '7']
+    return [
+        'train_timm.py', '--data-dir', str(root), '--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--lr', '0.1',
+        '--batch-size', '4', '--icasc-eval-images', '4', '--icasc-order', '1', '--seed', '7']
 
 
 @pytest.fixture(scope='session')

@@ -51,8 +51,9 @@ def make_packed_voc(folder, count=8):
     for i in range(count):
         size = (60, 40) if i % 2 else (36, 48)
         colours = list(COLOURS)[i % 3:i % 3 + 1 + i % 2]
-        squares = [(c, int(generator.integers(0, size[0] - 14)), int(generator.integers(0, size[1] - 14)), 14)
-                   for c in colours]
+        squares = [
+            (c, int(generator.integers(0, size[0] - 14)), int(generator.integers(0, size[1] - 14)), 14)
+            for c in colours]
         _scene(size, squares).save(folder / 'images' / f'{i:06d}.webp', lossless=True)
         entries.append({
             'id': f'{i:06d}', 'split': 'val' if i % 4 else 'train', 'width': 2 * size[0], 'height': 2 * size[1],

@@ -36,8 +36,9 @@ def test_permuting_the_batch_permutes_every_value_and_nothing_else(name, order, 
     for ours, theirs in ((one.terms, other.terms), (one.maps, other.maps)):
         for key in ours:
             torch.testing.assert_close(theirs[key], ours[key][permutation], rtol=1e-10, atol=1e-14)
-    grads = [torch.autograd.grad(o.weighted_sum(config), list(model.parameters()), allow_unused=True)
-             for o in (one, other)]
+    grads = [
+        torch.autograd.grad(o.weighted_sum(config), list(model.parameters()), allow_unused=True)
+        for o in (one, other)]
     for a, b in zip(*grads, strict=True):
         assert (a is None) == (b is None)
         if a is not None:

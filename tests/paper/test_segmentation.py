@@ -56,9 +56,10 @@ def test_mean_field_by_loops(parameters):
         sums = [sum(kernel(p, q, with_color) for q in range(12) if q != p) for p in (i, j)]
         return kernel(i, j, with_color) / math.sqrt(sums[0] * sums[1])
 
-    weights = [[parameters.appearance_weight * normalised(i, j, True)
-                + parameters.smoothness_weight * normalised(i, j, False) if i != j else 0. for j in range(12)]
-               for i in range(12)]
+    weights = [
+        [parameters.appearance_weight * normalised(i, j, True)
+         + parameters.smoothness_weight * normalised(i, j, False) if i != j else 0. for j in range(12)]
+        for i in range(12)]
     unary = [[-float(scores[0, c, y, x]) for c in range(3)] for y, x in pixels]
 
     def softmax(energies):
@@ -66,8 +67,9 @@ def test_mean_field_by_loops(parameters):
         return [e / sum(exponentials) for e in exponentials]
     q = [softmax(u) for u in unary]
     for _ in range(parameters.iterations):  # Algorithm 1: message passing, compatibility transform, local update
-        q = [softmax([unary[i][c] + sum(weights[i][j] * sum(q[j][k] for k in range(3) if k != c) for j in range(12))
-                      for c in range(3)]) for i in range(12)]
+        q = [softmax([
+            unary[i][c] + sum(weights[i][j] * sum(q[j][k] for k in range(3) if k != c) for j in range(12))
+            for c in range(3)]) for i in range(12)]
     result = mean_field(scores, images, parameters)[0]
     expected = torch.tensor(q, dtype=torch.float64).T.reshape(3, 3, 4)
     torch.testing.assert_close(result, expected)
@@ -104,12 +106,14 @@ def test_losses_by_loops():
             return sum(decay ** j * v for j, v in enumerate(values)) / sum(decay ** j for j in range(n))
         present = [c + 1 for c in range(3) if labels[b, c] == 1]
         absent = [c + 1 for c in range(3) if labels[b, c] == 0]
-        expected = (-sum(math.log(pooled(c, 0.996)) for c in present) / len(present)
-                    - sum(math.log(1 - max(float(f[b, c, y, x]) for y, x in pixels)) for c in absent)
-                    / max(len(absent), 1) - math.log(pooled(0, 0.999)))
+        expected = (
+            -sum(math.log(pooled(c, 0.996)) for c in present) / len(present)
+            - sum(math.log(1 - max(float(f[b, c, y, x]) for y, x in pixels)) for c in absent)
+            / max(len(absent), 1) - math.log(pooled(0, 0.999)))
         assert expansion_loss(f, labels)[b].item() == pytest.approx(expected)
-        divergence = sum(float(q[b, c, y, x]) * math.log(q[b, c, y, x] / f[b, c, y, x])
-                         for c in range(4) for y, x in pixels) / n
+        divergence = sum(
+            float(q[b, c, y, x]) * math.log(q[b, c, y, x] / f[b, c, y, x])
+            for c in range(4) for y, x in pixels) / n
         assert boundary_loss(f, q)[b].item() == pytest.approx(divergence)
 
 
@@ -118,8 +122,9 @@ def test_losses_are_finite_at_the_edges_and_carry_gradient():
     cues = torch.zeros(1, 3, 4, 4)
     assert seeding_loss(scores.softmax(1), cues).item() == 0
     cues[0, 1] = 1
-    losses = sec_losses(scores, cues, torch.tensor([[1., 0.]]), torch.rand(1, 3, 4, 4) * 255,
-                        SegmentationConfig(), CRFParameters())
+    losses = sec_losses(
+        scores, cues, torch.tensor([[1., 0.]]), torch.rand(1, 3, 4, 4) * 255,
+        SegmentationConfig(), CRFParameters())
     assert set(losses) == {'loss', 'seed', 'expand', 'boundary'}
     assert losses['loss'].item() == pytest.approx(sum(losses[k].item() for k in ('seed', 'expand', 'boundary')))
     losses['loss'].backward()
@@ -139,8 +144,9 @@ def test_cues_by_loops():
     low = F.avg_pool2d(saliency[:, None], 2)[:, 0]
     for b in range(2):
         present = [c for c in range(3) if labels[b, c] == 1]
-        claim = {c: {(y, x) for y in range(4) for x in range(4) if maps[b, c, y, x] >= 0.2 * maps[b, c].max()}
-                 for c in present}
+        claim = {
+            c: {(y, x) for y in range(4) for x in range(4) if maps[b, c, y, x] >= 0.2 * maps[b, c].max()}
+            for c in present}
         least = sorted((float(low[b, y, x]), (y, x)) for y in range(4) for x in range(4))[:4]
         for y in range(4):
             for x in range(4):
@@ -253,8 +259,9 @@ def test_data(voc):
     item = VOCSegmentation(voc, 'train')[1]
     assert item.name == '2012_000001' and item.image.size == (70, 60)
     assert set(np.unique(item.mask)) == {0, 2, 255} and item.labels.nonzero().flatten().tolist() == [1]
-    for file, message in (('SegmentationClass/2012_000000.png', 'SegmentationClass'),
-                          ('Annotations/2012_000000.xml', 'xml')):
+    for file, message in (
+            ('SegmentationClass/2012_000000.png', 'SegmentationClass'),
+            ('Annotations/2012_000000.xml', 'xml')):
         (voc / 'VOCdevkit' / 'VOC2012' / file).unlink()
         with pytest.raises(ICASCError, match=message):
             VOCSegmentation(voc, 'train')
@@ -313,8 +320,9 @@ def test_the_whole_command(voc, tmp_path, capsys):
     run = make_run(tmp_path / 'run', num_classes=20, seed=1)
     for method in ('ach', 'grad_cam', 'grad_cam_plus_plus'):
         output = tmp_path / 'table2' / method
-        assert segment(run, '--data-dir', voc, '--attention', method, '--network', TINY['network'], '--image-size', 48,
-                       '--iterations', 3, '--train-batch-size', 2, '--output', output) == 0
+        assert segment(
+            run, '--data-dir', voc, '--attention', method, '--network', TINY['network'], '--image-size', 48,
+            '--iterations', 3, '--train-batch-size', 2, '--output', output) == 0
         result = json.loads((output / 'segmentation.json').read_text())
         assert 0 <= result['mIoU'] <= 100 and result['attention'] == method and result['test_images'] == 2
         assert f"mIoU {result['mIoU']:.2f} %" in capsys.readouterr().out
@@ -332,16 +340,18 @@ def test_the_whole_command(voc, tmp_path, capsys):
 def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F811
     """Also where a module puts out several tensors."""
     run = make_run(tmp_path / 'run', 'coat_tiny', num_classes=20, img_size=64)
-    assert segment(run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
-                   '--output', tmp_path / 'cues') == 0
+    assert segment(
+        run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
+        '--output', tmp_path / 'cues') == 0
     assert {(layer.path, layer.output_index) for layer in tapped} == {('parallel_blocks.4', 3)}
 
 
 def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
     (voc / 'VOCdevkit' / 'VOC2012' / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
     run = make_run(tmp_path / 'run', num_classes=20)
-    assert segment(run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
-                   '--output', tmp_path / 'cues') == 0
+    assert segment(
+        run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
+        '--output', tmp_path / 'cues') == 0
     assert 'cues of ach: precision' in capsys.readouterr().out
     assert not (tmp_path / 'cues' / 'segmentation.pth.tar').exists()
 

@@ -14,8 +14,9 @@ from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, file_sha256,
 from timm_icasc.publish.export import export
 from timm_icasc.runs.folder import open_runs
 
-PROVENANCE = {'format', 'requires', 'method', 'icasc', 'layers', 'command', 'commit', 'seed', 'epochs', 'versions',
-              'device', 'dataset', 'train_images', 'val_images', 'source', 'ema', 'metrics', 'tensors_sha256'}
+PROVENANCE = {
+    'format', 'requires', 'method', 'icasc', 'layers', 'command', 'commit', 'seed', 'epochs', 'versions',
+    'device', 'dataset', 'train_images', 'val_images', 'source', 'ema', 'metrics', 'tensors_sha256'}
 
 
 @pytest.fixture(scope='module')
@@ -80,8 +81,9 @@ class TestExport:
     def test_the_options_repeat_the_run(self, averaged, exported, train_on_noise):
         """args.yaml, published, trains the same weights again."""
         again = train_on_noise('--config', exported / 'args.yaml')
-        one, two = (torch.load(path / 'last.pth.tar', weights_only=False)['state_dict_ema']
-                    for path in (averaged, again))
+        one, two = (
+            torch.load(path / 'last.pth.tar', weights_only=False)['state_dict_ema']
+            for path in (averaged, again))
         assert all(torch.equal(one[name], two[name]) for name in one)
 
     def test_the_header_has_one_key_of_sorted_json(self, exported):
@@ -106,8 +108,9 @@ print(hash('timm_icasc'))''')
         """test_resnet stands in timm's registry with 160 pixels, 1000 classes, its own tag, license and Hub repo."""
         source = timm.create_model('test_resnet', num_classes=3)
         torch.save(source.state_dict(), tmp_path / 'source.pth')
-        run = open_runs(train_on_noise('--model', 'test_resnet', '--input-size', 3, 32, 32, '--interpolation',
-                                       'bicubic', '--initial-checkpoint', tmp_path / 'source.pth'))[0]
+        run = open_runs(train_on_noise(
+            '--model', 'test_resnet', '--input-size', 3, 32, 32, '--interpolation',
+            'bicubic', '--initial-checkpoint', tmp_path / 'source.pth'))[0]
         with pytest.raises(HubError, match="started from the weights 'source.pth', whose license is not known"):
             export(run, tmp_path / 'x', 'icasc_noise')
         config = export(run, tmp_path / 'x', 'icasc_noise', 'cc-by-nc-4.0')
@@ -121,8 +124,9 @@ print(hash('timm_icasc'))''')
         assert timm.create_model(f'local-dir:{tmp_path / "x"}', pretrained=True).fc.out_features == 3
 
     def test_model_arguments_and_grey_images_come_back(self, train_on_noise, tmp_path):
-        run = open_runs(train_on_noise('--model', 'vit_tiny_patch16_224', '--img-size', 32, '--in-chans', 1, '--gp',
-                                       'avg', '--model-kwargs', 'depth=2', '--no-icasc'))[0]
+        run = open_runs(train_on_noise(
+            '--model', 'vit_tiny_patch16_224', '--img-size', 32, '--in-chans', 1, '--gp',
+            'avg', '--model-kwargs', 'depth=2', '--no-icasc'))[0]
         config = export(run, tmp_path, 'x')
         assert config['pretrained_cfg']['input_size'] == [1, 32, 32] and 'paper_ids' not in config['pretrained_cfg']
         model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)

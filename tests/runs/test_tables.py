@@ -19,9 +19,10 @@ from timm_icasc.runs.tables import (
     write_json,
 )
 
-ROWS = [{'measure': 'top-1 %', 'a': 99.5, 'b': '007', '': ''},
-        {'measure': 'overlap', 'a': 0.123456, 'b': None, '': '*'},
-        {'measure': 'loss', 'a': float('nan'), 'b': 3, '': ''}]
+ROWS = [
+    {'measure': 'top-1 %', 'a': 99.5, 'b': '007', '': ''},
+    {'measure': 'overlap', 'a': 0.123456, 'b': None, '': '*'},
+    {'measure': 'loss', 'a': float('nan'), 'b': 3, '': ''}]
 
 
 def test_text_is_aligned_and_numbers_keep_their_digits():

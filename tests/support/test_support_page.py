@@ -17,8 +17,9 @@ from timm_icasc.support.support_page import (
 
 ROOT = Path(__file__).parents[2]
 LAYER = {'path': 'a', 'layout': 'NCHW', 'channels': 8, 'grid': [14, 14]}
-FINE = {'family': 'timm.models.x', 'input_size': [3, 224, 224], 'inner': LAYER, 'last': {**LAYER, 'grid': [7, 7]},
-        'nonzero': 1.0, 'order1': 0.5, 'order2': 1.0}
+FINE = {
+    'family': 'timm.models.x', 'input_size': [3, 224, 224], 'inner': LAYER, 'last': {**LAYER, 'grid': [7, 7]},
+    'nonzero': 1.0, 'order1': 0.5, 'order2': 1.0}
 ISOTROPIC = {
     **FINE, 'last': {**LAYER, 'path': 'b', 'layout': 'NLC', 'prefix_tokens': 1, 'output_index': 2}, 'nonzero': 0.5}
 FIRST = {**FINE, 'order2': 'RuntimeError: no derivative'}
@@ -89,8 +90,9 @@ class TestTheCommittedRecord:
         if timm.__version__ != self.record['versions']['timm']:
             pytest.skip(f"made with timm {self.record['versions']['timm']}")
         # Other tests register architectures of their own.
-        names = {name for name in timm.list_models()
-                 if timm.model_entrypoint(name).__module__.startswith(('timm.', 'timm_icasc.'))}
+        names = {
+            name for name in timm.list_models()
+            if timm.model_entrypoint(name).__module__.startswith(('timm.', 'timm_icasc.'))}
         missing = len(names - set(self.record['models']))
         assert set(self.record['models']) <= names
         assert missing == 0 or f'{missing:,} architectures have not been looked at' in summary(self.record)

@@ -57,9 +57,11 @@ def profile_steps(name: str, setting: Setting, repeats: int) -> dict[str, dict[s
                     seconds[kind_of(event.name)] += (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
             if repeat >= 0:
                 rounds[variant].append(seconds)
-    return {variant: {kind: statistics.median(seconds[kind] for seconds in own)
-                      for kind in sorted({kind for seconds in own for kind in seconds})}
-            for variant, own in rounds.items()}
+    return {
+        variant: {
+            kind: statistics.median(seconds[kind] for seconds in own)
+            for kind in sorted({kind for seconds in own for kind in seconds})}
+        for variant, own in rounds.items()}
 
 
 def profile_rows(name: str, results: dict[str, dict[str, float]]) -> list[dict[str, str]]:

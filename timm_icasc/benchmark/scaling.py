@@ -41,8 +41,9 @@ def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
     slope, intercept = np.polyfit(x, y, 1)
     residuals = y - (intercept + slope * x)
     variance = ((y - y.mean()) ** 2).sum()
-    return Line(float(intercept), float(slope), float(1 - (residuals ** 2).sum() / variance) if variance else 1.,
-                float(np.abs(residuals / y).max()))
+    return Line(
+        float(intercept), float(slope), float(1 - (residuals ** 2).sum() / variance) if variance else 1.,
+        float(np.abs(residuals / y).max()))
 
 
 def _batch_sizes(batch_size: int) -> list[int]:
@@ -59,8 +60,9 @@ def _settings(name: str, setting: Setting) -> dict[str, list[Setting]]:
     """What to measure, by series."""
     model, (_, height, width) = create_model(name, replace(setting, device='meta'))
     unit = max([int(entry.get('reduction', 1)) for entry in getattr(model, 'feature_info', None) or ()], default=32)
-    series = {'batch': [replace(setting, batch_size=size) for size in _batch_sizes(setting.batch_size)],
-              'area': [replace(setting, img_size=side) for side in _sides(round((height * width) ** 0.5), unit)]}
+    series = {
+        'batch': [replace(setting, batch_size=size) for size in _batch_sizes(setting.batch_size)],
+        'area': [replace(setting, img_size=side) for side in _sides(round((height * width) ** 0.5), unit)]}
     for argument, settings in zip(('batch_size', 'img_size'), series.values(), strict=True):
         if len(settings) < 3:
             raise ICASCError(f'a line needs three sizes: give {name} a larger `{argument}`.')
@@ -81,9 +83,10 @@ def measure_scaling(name: str, setting: Setting, repeats: int) -> dict[str, dict
         steps = {f'{step} {i}': make_step(name, step, s) for i, s in enumerate(settings) for step in STEPS}
         seconds = interleaved_seconds(
             steps, torch.device(setting.device), repeats, f'{name}: {series}', setting.warm_up)
-        points = [{'batch_size': s.batch_size, 'height': height, 'width': width,
-                   'seconds': {step: seconds[f'{step} {i}'] for step in STEPS}}
-                  for i, (s, (height, width)) in enumerate(zip(settings, sides, strict=True))]
+        points = [
+            {'batch_size': s.batch_size, 'height': height, 'width': width,
+             'seconds': {step: seconds[f'{step} {i}'] for step in STEPS}}
+            for i, (s, (height, width)) in enumerate(zip(settings, sides, strict=True))]
         lines = {step: vars(fit_line(_sizes(series, points), [p['seconds'][step] for p in points])) for step in STEPS}
         results[series] = {'points': points, 'lines': lines}
     return results
@@ -112,8 +115,9 @@ def scaling_rows(name: str, results: dict[str, dict[str, Any]]) -> list[dict[str
 
 def scaling_lines(name: str, results: dict[str, dict[str, Any]]) -> list[str]:
     """How straight the lines through both series are."""
-    return [f'{name}, {step}, line over the {SERIES[series]}: {_linearity(line)}'
-            for series, result in results.items() for step, line in result['lines'].items()]
+    return [
+        f'{name}, {step}, line over the {SERIES[series]}: {_linearity(line)}'
+        for series, result in results.items() for step, line in result['lines'].items()]
 
 
 def scaling_figure(models: dict[str, dict[str, Any]]) -> Figure:
@@ -132,8 +136,9 @@ def scaling_figure(models: dict[str, dict[str, Any]]) -> Figure:
             for step, (color, marker) in STYLES.items():
                 line = result['lines'][step]
                 axis.plot(ends, line['intercept'] + line['slope'] * ends, color=color, linewidth=1)
-                axis.plot(sizes, [p['seconds'][step] for p in result['points']], marker, color=color, markersize=5,
-                          label=f"{step}: R\u00b2 {line['r2']:.4f}")
+                axis.plot(
+                    sizes, [p['seconds'][step] for p in result['points']], marker, color=color, markersize=5,
+                    label=f"{step}: R\u00b2 {line['r2']:.4f}")
             fixed = f"{first['height']} x {first['width']}" if series == 'batch' else f"batch {first['batch_size']}"
             axis.set_title(f'{name}, {fixed}', fontsize=10, parse_math=False)
             axis.set_xlabel(SERIES[series])

@@ -35,14 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-b', '--batch-size', type=int, default=8, metavar='N', help='default: %(default)s')
     parser.add_argument('--img-size', type=int, metavar='N', help='default: the model\'s')
     parser.add_argument('--repeats', type=int, default=7, metavar='N', help='timed steps (default: %(default)s)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', metavar='NAME',
-                        help='cpu, cuda, mps (default: %(default)s)')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', metavar='NAME',
+        help='cpu, cuda, mps (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=1, metavar='N', help='CPU threads (default: %(default)s)')
     parser.add_argument('--channels-last', action='store_true', help='channels last memory layout')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--fast', action='store_true', help='training steps recorded as CUDA graphs; CUDA only')
-    parser.add_argument('--share', type=float, default=1., metavar='P',
-                        help="ICASC's terms of this share of the batch only (train_timm.py --icasc-share)")
+    parser.add_argument(
+        '--share', type=float, default=1., metavar='P',
+        help="ICASC's terms of this share of the batch only (train_timm.py --icasc-share)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
     what.add_argument('--scaling', metavar='FILE',
@@ -51,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument('--profile', action='store_true',
                       help='on which operations a step with ICASC spends more than a plain one: milliseconds, and '
                            'percent of the whole plain step')
-    parser.add_argument('--topk', type=int, default=5, metavar='N',
-                        help='with --maps: maps of this many classes an image (default: %(default)s)')
+    parser.add_argument(
+        '--topk', type=int, default=5, metavar='N',
+        help='with --maps: maps of this many classes an image (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
 
 
@@ -81,8 +84,9 @@ def _rows(name: str, results: dict[str, dict[str, Any]]) -> list[dict[str, str]]
 
 
 def _map_rows(name: str, seconds: dict[str, float]) -> list[dict[str, str]]:
-    return [{'model': name, 'maps': what, 's/batch': _digits(value, 4), 'ratio': _digits(value / seconds[FORWARD], 2)}
-            for what, value in seconds.items()]
+    return [
+        {'model': name, 'maps': what, 's/batch': _digits(value, 4), 'ratio': _digits(value / seconds[FORWARD], 2)}
+        for what, value in seconds.items()]
 
 
 def _check_scaling(path: Path) -> None:
@@ -116,8 +120,9 @@ def _check(args: argparse.Namespace) -> Setting:
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
     if args.scaling:
         _check_scaling(Path(args.scaling))
-    return Setting(args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
-                   args.share)
+    return Setting(
+        args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
+        args.share)
 
 
 def run(args: argparse.Namespace) -> int:

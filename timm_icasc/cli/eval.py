@@ -70,8 +70,9 @@ def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
             **provenance(checkpoint.args)})
     except OSError as e:
         raise ICASCError(f"--output: cannot write to '{folder}': {e.strerror}.") from e
-    print(f'{checkpoint.label}: {checkpoint.args.model}, {len(records.indices)} images of '
-          f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to {folder}")
+    print(
+        f'{checkpoint.label}: {checkpoint.args.model}, {len(records.indices)} images of '
+        f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to {folder}")
     return records
 
 

@@ -68,8 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                                        'file already holds is not done again')
     parser.add_argument('--summary', metavar='FILE', help='write the summary of the record into this file, between its '
                                                           'lines "<!-- support begins -->" and "<!-- support ends -->"')
-    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1, metavar='N',
-                        help='processes (default: %(default)s)')
+    parser.add_argument(
+        '--jobs', type=int, default=os.cpu_count() or 1, metavar='N',
+        help='processes (default: %(default)s)')
 
 
 def _inspect_all(record: dict[str, Any], todo: Sequence[str], args: argparse.Namespace) -> None:
@@ -95,8 +96,9 @@ def _inspect_all(record: dict[str, Any], todo: Sequence[str], args: argparse.Nam
                 if time.monotonic() - saved > SAVE_SECONDS:
                     save()
         except BrokenProcessPool as e:
-            raise ICASCError('--jobs: a process was killed (out of memory?); with --json, the same command goes on '
-                             'from here.') from e
+            raise ICASCError(
+                '--jobs: a process was killed (out of memory?); with --json, the same command goes on '
+                'from here.') from e
         finally:
             save()
             pool.shutdown(cancel_futures=True)

@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
     if args.folders and not runs and not segmentations:
         raise ICASCError(f"no finished run ({RESULTS}) below {', '.join(map(str, args.folders))}.")
     content = yaml.safe_load(PAPER.read_text())
-    rows = [*setting_rows(content), *segmentation_rows(segmentations, content['segmentation']),
-            *paper_rows(runs, content), *class_rows(runs, content), *figure_rows(content)]
+    rows = [
+        *setting_rows(content), *segmentation_rows(segmentations, content['segmentation']),
+        *paper_rows(runs, content), *class_rows(runs, content), *figure_rows(content)]
     print(show(rows, content, markdown=False), end='')
     if args.output:
         try:

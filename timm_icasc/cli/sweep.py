@@ -45,15 +45,19 @@ MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('files', type=Path, nargs='+', metavar='FILE', help='the study; with --report also several')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time (default: %(default)s)')
-    parser.add_argument('--minutes', type=float, metavar='N',
-                        help='stop after this time; the next call goes on from the last whole epochs')
-    parser.add_argument('--data-dir', metavar='DIR',
-                        help="folder of the data set on this machine, instead of the file's")
-    parser.add_argument('--output', type=Path, metavar='DIR',
-                        help='folder for checkpoints and logs (default: output/NAME of the study)')
+    parser.add_argument(
+        '--minutes', type=float, metavar='N',
+        help='stop after this time; the next call goes on from the last whole epochs')
+    parser.add_argument(
+        '--data-dir', metavar='DIR',
+        help="folder of the data set on this machine, instead of the file's")
+    parser.add_argument(
+        '--output', type=Path, metavar='DIR',
+        help='folder for checkpoints and logs (default: output/NAME of the study)')
     parser.add_argument('--records', type=Path, metavar='DIR', help="folder of the records, instead of the file's")
-    parser.add_argument('--report', action='store_true',
-                        help='run nothing: print the tables, and write tables and curves into the page')
+    parser.add_argument(
+        '--report', action='store_true',
+        help='run nothing: print the tables, and write tables and curves into the page')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,15 +102,17 @@ def _carry_out(args: argparse.Namespace, study: Study, records: dict[str, dict[s
                     measures = [f'{m} {final[m]:.2f}' for m in MAIN if final.get(m) is not None]
                     tqdm.write(f"{name} done: {', '.join(measures)}")
 
-        outcome = carry_out(study, todo, output, args.jobs, 60 * (args.minutes or float('inf')),
-                            lambda: bool(flag.signal_number), on_change)
+        outcome = carry_out(
+            study, todo, output, args.jobs, 60 * (args.minutes or float('inf')),
+            lambda: bool(flag.signal_number), on_change)
         signal_number = flag.signal_number
     records = read_records(study)
     if records:
         _print_tables(study, records)
     if outcome.stopped:
-        print(f'\nstopped, {outcome.stopped}: {len(records)} of {len(study.runs)} runs are done; the same command goes '
-              f'on.')
+        print(
+            f'\nstopped, {outcome.stopped}: {len(records)} of {len(study.runs)} runs are done; the same command goes '
+            f'on.')
     if outcome.failed:
         print(f"\n{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
     return 128 + signal_number if signal_number else 1 if outcome.failed else 0

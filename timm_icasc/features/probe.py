@@ -136,8 +136,9 @@ class Probe:
         """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera)."""
         if layer.layout != 'NLC' or not hasattr(self.model, 'reroll'):
             return {}
-        blocks = [int(path.split('.')[1]) for path, block in self.calls.items()
-                  if re.fullmatch(r'blocks\.\d+', path) and block.began <= call.ended]
+        blocks = [
+            int(path.split('.')[1]) for path, block in self.calls.items()
+            if re.fullmatch(r'blocks\.\d+', path) and block.began <= call.ended]
         num_tokens = call.outputs[layer.output_index].shape[1]
         try:
             order = self.model.reroll(torch.arange(num_tokens)[None, :, None], max(blocks, default=0))[0, ..., 0]

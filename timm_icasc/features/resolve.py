@@ -70,8 +70,9 @@ class _Resolver:
         return ICASCLayers(inner, last) if inner is not None else None
 
     def _candidates(self, path: str, channels: int | None = None) -> list[FeatureLayer]:
-        return [r for r in self.probe.candidates(path, channels, self.prefix_tokens)
-                if self.probe.is_on_path(r)]
+        return [
+            r for r in self.probe.candidates(path, channels, self.prefix_tokens)
+            if self.probe.is_on_path(r)]
 
     def named(self, path: str) -> list[FeatureLayer]:
         """What the module at `path` puts out: as `feature_info` describes it, the deepest stage first, then the rest.
@@ -137,8 +138,9 @@ class _Resolver:
         """The blocks of one kind, one after the other, that end in `layer` (itself last): a stage, seen from inside."""
         for path in self._tails(layer.path):
             parent, ended = path.rpartition('.')[0], self.probe.calls[path].ended
-            kin = [p for p, call in self.probe.calls.items() if p.rpartition('.')[0] == parent and call.ended <= ended
-                   and type(self.modules[p]) is type(self.modules[path])]
+            kin = [
+                p for p, call in self.probe.calls.items() if p.rpartition('.')[0] == parent and call.ended <= ended
+                and type(self.modules[p]) is type(self.modules[path])]
             series = [
                 r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._candidates(p)
                 if (r.grid, r.output_index, r.channels) == (layer.grid, layer.output_index, layer.channels)]

@@ -23,8 +23,9 @@ def _cell(row: dict[str, Any], key: str) -> str:
 def _cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """Rows as text, without the columns that are empty throughout."""
     hidden = ('table', 'command') + (() if rows[0]['table'] == FIGURES else ('needs',))
-    keys = [k for k in dict.fromkeys(key for row in rows for key in row) if k not in hidden
-            and any(row.get(k) not in (None, '') for row in rows)]
+    keys = [
+        k for k in dict.fromkeys(key for row in rows for key in row) if k not in hidden
+        and any(row.get(k) not in (None, '') for row in rows)]
     more = [k for k in keys if k.startswith('gain over')]  # of one table alone
     if more:
         keys = [k for k in keys if k not in more]
@@ -33,8 +34,9 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def show(rows: Sequence[dict[str, Any]], content: dict[str, Any], markdown: bool) -> str:
-    told = {title_of(e): f"Here in its place: {e['here']}"
-            for e in (content['segmentation'], *content['experiments']) if e.get('here')}
+    told = {
+        title_of(e): f"Here in its place: {e['here']}"
+        for e in (content['segmentation'], *content['experiments']) if e.get('here')}
     told[content['settings']['title']] = content['settings']['note']
     parts = ['\n'.join(f'- {note}' for note in content['notes'])]
 
@@ -54,8 +56,9 @@ def show(rows: Sequence[dict[str, Any]], content: dict[str, Any], markdown: bool
         if commands:
             parts.append('\n'.join(['```bash', *commands, '```'] if markdown else [f'  {c}' for c in commands]))
     contradictions = content['contradictions']
-    parts.append(f"{'## ' * markdown}{contradictions['title']}" + '\n\n'[:1 + markdown]
-                 + '\n'.join(f'- {sentence}' for sentence in contradictions['sentences']))
+    parts.append(
+        f"{'## ' * markdown}{contradictions['title']}" + '\n\n'[:1 + markdown]
+        + '\n'.join(f'- {sentence}' for sentence in contradictions['sentences']))
     add(content['open']['title'], [{'table': content['open']['title'], **row} for row in content['open']['rows']])
     if markdown:
         parts.append('Code: `timm_icasc/paper/`.')

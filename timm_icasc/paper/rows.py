@@ -22,9 +22,10 @@ PAPER = Path(__file__).parent / 'paper.yaml'
 
 FIGURES = 'Figures'
 
-NAMES = {'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops',
-         'top5_ten_crop': 'top-5 %, ten crops', 'mAP': 'mAP %', 'AUC': 'AUC', 'ks': 'KS margin',
-         'ks_probability': 'KS margin at probability', 'mIoU': 'mIoU %'}
+NAMES = {
+    'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops',
+    'top5_ten_crop': 'top-5 %, ten crops', 'mAP': 'mAP %', 'AUC': 'AUC', 'ks': 'KS margin',
+    'ks_probability': 'KS margin at probability', 'mIoU': 'mIoU %'}
 
 SCALE = {'AUC': 0.01}  # the paper's unit, where the runs have per cent
 
@@ -38,9 +39,10 @@ def _mean(group: Sequence[Run], metric: str) -> str | None:
 
 
 def _row(table: str, metric: str, **values: Any) -> dict[str, Any]:
-    row = {'table': table, 'network': None, 'model': None, 'method': None, 'in': None, 'measure': NAMES[metric],
-           'paper': None, 'gain': None, 'ours': None, 'seeds': None, 'to the baseline': None, 'note': '',
-           'needs': None, 'command': None}
+    row = {
+        'table': table, 'network': None, 'model': None, 'method': None, 'in': None, 'measure': NAMES[metric],
+        'paper': None, 'gain': None, 'ours': None, 'seeds': None, 'to the baseline': None, 'note': '',
+        'needs': None, 'command': None}
     assert values.keys() <= row.keys() | {key for key in values if key.startswith('gain over')}
     return {**row, **values}
 
@@ -68,8 +70,9 @@ def abstract_gain(experiment: dict[str, Any]) -> dict[str, Any]:
     """
     rows, told = {row['id']: row for row in experiment['rows']}, experiment['abstract']
     row, against, metric = rows[told['row']], rows[told['against']], told['metric']
-    return {'row': row, 'against': against, 'metric': metric, 'gain': _difference_of(row, against, metric),
-            'own': _difference_of(row, rows[row['baseline']], metric)}
+    return {
+        'row': row, 'against': against, 'metric': metric, 'gain': _difference_of(row, against, metric),
+        'own': _difference_of(row, rows[row['baseline']], metric)}
 
 
 def segmentation_rows(results: Sequence[dict[str, Any]], content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,15 +84,17 @@ def segmentation_rows(results: Sequence[dict[str, Any]], content: dict[str, Any]
         groups.setdefault((result['attention'], setting), {})[result['seed']] = result
     rows = []
     for paper in content['rows']:
-        row = _row(table, 'mIoU', method=paper['method'], paper=paper['values']['mIoU'], ours='not run',
-                   needs=content['needs'],
-                   command=f"{content['classifier']} && {content['command'].format(method=paper['method'])}")
+        row = _row(
+            table, 'mIoU', method=paper['method'], paper=paper['values']['mIoU'], ours='not run',
+            needs=content['needs'],
+            command=f"{content['classifier']} && {content['command'].format(method=paper['method'])}")
         own = [group for (method, _), group in groups.items() if method == paper['method']]
         found = []
         for group in own:
             first = group[min(group)]
-            misfits = [f'{key}={first.get(key)}' for key, wanted in content['deciding'].items()
-                       if architecture(str(first.get(key))) != wanted]
+            misfits = [
+                f'{key}={first.get(key)}' for key, wanted in content['deciding'].items()
+                if architecture(str(first.get(key))) != wanted]
             note = ', '.join(f'{key}={first.get(key)}' for key in SETTINGS[1:] if first.get(key) is not None)
             found.append({
                 **row, 'model': first.get('network'), 'seeds': ' '.join(map(str, sorted(group))),
@@ -136,8 +141,9 @@ def _paper_columns(experiment: dict[str, Any], row: dict[str, Any], metric: str)
     if metric not in row['values']:
         return {}
     rows = {other['id']: other for other in experiment['rows']}
-    columns = {'in': experiment.get('places', {}).get(metric, row['tables']), 'paper': row['values'][metric],
-               'gain': _difference_of(row, rows.get(row.get('baseline')), metric)}
+    columns = {
+        'in': experiment.get('places', {}).get(metric, row['tables']), 'paper': row['values'][metric],
+        'gain': _difference_of(row, rows.get(row.get('baseline')), metric)}
     against = experiment.get('against')
     if against:
         other = rows[against['row']]
@@ -158,9 +164,11 @@ def _experiment_rows(experiment: dict[str, Any], runs: Sequence[Run], content: d
     for row in experiment['rows']:
         shown = {'network': row.get('network'), 'method': _name(row)}
         if row['method'] not in content['methods']:  # of another work
-            result += [_row(table, metric, **shown, **_paper_columns(experiment, row, metric),
-                            note=', '.join(filter(None, [_quoted(experiment, row, metric), row.get('remark')])))
-                       for metric in metrics if metric in row['values']]
+            result += [
+                _row(
+                    table, metric, **shown, **_paper_columns(experiment, row, metric),
+                    note=', '.join(filter(None, [_quoted(experiment, row, metric), row.get('remark')])))
+                for metric in metrics if metric in row['values']]
             continue
         options, text = recipe_options(experiment, content['methods'][row['method']], row)
         recipe = f"timm_icasc/recipes/{row.get('recipe', experiment['recipe'])}"
@@ -181,13 +189,16 @@ def _experiment_rows(experiment: dict[str, Any], runs: Sequence[Run], content: d
         for match in found:
             metric = next(metric for metric in metrics if NAMES[metric] == match['measure'])
             note = ', '.join(filter(None, [_quoted(experiment, row, metric), match['note']]))
-            result.append({**match, 'network': row['network'], **_paper_columns(experiment, row, metric),
-                           'note': note, 'command': command})
+            result.append({
+                **match, 'network': row['network'], **_paper_columns(experiment, row, metric),
+                'note': note, 'command': command})
         if not found:
-            result += [_row(table, metric, **shown, **_paper_columns(experiment, row, metric), model=options['model'],
-                            ours='not run', needs=experiment['needs'], command=command,
-                            note=_quoted(experiment, row, metric) or '')
-                       for metric in metrics if metric in row['values']]
+            result += [
+                _row(
+                    table, metric, **shown, **_paper_columns(experiment, row, metric), model=options['model'],
+                    ours='not run', needs=experiment['needs'], command=command,
+                    note=_quoted(experiment, row, metric) or '')
+                for metric in metrics if metric in row['values']]
     others = [i for i, group in enumerate(groups) if group not in placed]
     notes = distinguish([groups[i] for i in others], [nearest.get(i, []) for i in others])
     notes = [', '.join(filter(None, ['not the paper\u2019s settings', note])) for note in notes]
@@ -196,8 +207,9 @@ def _experiment_rows(experiment: dict[str, Any], runs: Sequence[Run], content: d
     note = f"against {told['against']['network']}, {_name(told['against'])}"
     if told['own'] != told['gain']:
         note += f"; over its own baseline {told['own']:+.2f}"
-    result.append(_row(table, told['metric'], network=told['row']['network'], method=_name(told['row']),
-                       gain=told['gain'], note=note, **{'in': 'abstract'}))
+    result.append(_row(
+        table, told['metric'], network=told['row']['network'], method=_name(told['row']),
+        gain=told['gain'], note=note, **{'in': 'abstract'}))
     return result
 
 
@@ -246,8 +258,9 @@ def paper_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, A
     for name in sorted({group[0].data for group in rest}):
         groups = [group for group in rest if group[0].data == name]
         baselines = [group for group in groups if group[0].is_baseline]
-        result += _own_rows(f'not in the paper, {name}', groups, ('top1', 'mAP', 'AUC'), baselines,
-                            distinguish(groups))
+        result += _own_rows(
+            f'not in the paper, {name}', groups, ('top1', 'mAP', 'AUC'), baselines,
+            distinguish(groups))
     return result
 
 

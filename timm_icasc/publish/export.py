@@ -26,8 +26,9 @@ __all__ = ['export', 'open_measured_runs']
 
 OWN_LICENSE = 'apache-2.0'  # of weights trained from random initialisation, where the author names none
 
-PAPER = {'paper_name': 'Sharpen Focus: Learning with Attention Separability and Consistency',
-         'paper_ids': 'arXiv:1811.07484'}
+PAPER = {
+    'paper_name': 'Sharpen Focus: Learning with Attention Separability and Consistency',
+    'paper_ids': 'arXiv:1811.07484'}
 
 
 def open_measured_runs(folder: Path) -> list[Run]:
@@ -50,8 +51,9 @@ def _license(run: Run, chosen: str | None) -> str:
     if chosen or source is None:
         return chosen or OWN_LICENSE
     if not source['license']:
-        raise HubError(f"'{run.folder}' started from the weights '{source['name']}', whose license is not known: "
-                       f'name that of the result with `license`, for instance `license=apache-2.0`.')
+        raise HubError(
+            f"'{run.folder}' started from the weights '{source['name']}', whose license is not known: "
+            f'name that of the result with `license`, for instance `license=apache-2.0`.')
     return source['license']
 
 
@@ -99,11 +101,13 @@ def export(run: Run, folder: Path, tag: str, license: str | None = None) -> dict
     """
     model = run.model
     if not timm.is_model(model['architecture']):
-        raise HubError(f"the architecture '{model['architecture']}' is not registered with timm: import the package "
-                       f'that defines it.')
+        raise HubError(
+            f"the architecture '{model['architecture']}' is not registered with timm: import the package "
+            f'that defines it.')
     if model['model_args'] is None:
-        raise HubError(f'timm {run.results["versions"]["timm"]} did not tell the arguments of the model; its weights '
-                       f'could not be loaded again.')
+        raise HubError(
+            f'timm {run.results["versions"]["timm"]} did not tell the arguments of the model; its weights '
+            f'could not be loaded again.')
     run.check_last_epoch()
     folder.mkdir(parents=True, exist_ok=True)
     _write_options(run, folder)

@@ -66,15 +66,17 @@ def push(source: Path, repo_id: str, license: str | None = None, private: bool =
         try:
             path.write_text(json.dumps(record, indent=2) + '\n')
         except OSError as e:
-            raise HubError(f"published as {published.repo_id}@{published.commit}, but '{path}' cannot be written "
-                           f'({e.strerror}), so that the weight tag does not find it; run the command again.') from e
+            raise HubError(
+                f"published as {published.repo_id}@{published.commit}, but '{path}' cannot be written "
+                f'({e.strerror}), so that the weight tag does not find it; run the command again.') from e
     return published
 
 
 def report(published: Published) -> None:
-    print(f'{constants.ENDPOINT}/{published.repo_id}/tree/{published.tag}\n'
-          f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'
-          f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)")
+    print(
+        f'{constants.ENDPOINT}/{published.repo_id}/tree/{published.tag}\n'
+        f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'
+        f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)")
     if published.pickles:
         print(f"note: the repo also holds {', '.join(published.pickles)}, from before; nothing here loads a pickle")
 
@@ -88,5 +90,6 @@ def push_finished(run_dir: Path, repo_id: str) -> None:
     try:
         report(push(run_dir, repo_id))
     except ICASCError as e:
-        raise HubError(f'`repo_id`: {e} The run is saved; publish it with: timm-icasc push {run_dir} '
-                       f'{repo_id}') from e
+        raise HubError(
+            f'`repo_id`: {e} The run is saved; publish it with: timm-icasc push {run_dir} '
+            f'{repo_id}') from e

@@ -43,9 +43,10 @@ COMPARISON = 'comparison'  # .json, .csv
 SEGMENTATION = 'segmentation'  # .json, .pth.tar; of `timm-icasc segment`
 
 # Options that do not change what is measured, or that tell one run of a group from another.
-INCIDENTAL = ('seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
-              'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
-              'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub')
+INCIDENTAL = (
+    'seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
+    'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
+    'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub')
 
 PLACES = ('output', 'experiment', 'push_to_hub')  # options that say where the files of a run go
 
@@ -82,8 +83,9 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """What the run's last evaluation said; what was not measured, or is NaN, is left out."""
-        return {name.removeprefix('eval_'): value for name, value in self.results['last'].items()
-                if name.startswith('eval_') and isinstance(value, (int, float)) and math.isfinite(value)}
+        return {
+            name.removeprefix('eval_'): value for name, value in self.results['last'].items()
+            if name.startswith('eval_') and isinstance(value, (int, float)) and math.isfinite(value)}
 
     @cached_property
     def measures(self) -> dict[str, float]:
@@ -130,8 +132,9 @@ class Run:
 
     def signature(self, without_icasc: bool = False) -> str:
         """What runs that may be averaged have in common."""
-        return json.dumps({k: v for k, v in sorted(self.options.items())
-                           if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}, default=str)
+        return json.dumps({
+            k: v for k, v in sorted(self.options.items())
+            if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}, default=str)
 
     def load_weights(self, file: Path | None = None) -> dict[str, torch.Tensor]:
         """The weights that the run's own evaluation measures: the averaged ones where it keeps an average.
@@ -153,8 +156,9 @@ class Run:
         """Raise HubError where the results are not of the checkpoint beside them."""
         epoch = _read_checkpoint(self.checkpoint)['epoch']
         if epoch + 1 < self.results['epochs']:
-            raise HubError(f"'{self.checkpoint}' is of epoch {epoch + 1} of {self.results['epochs']}, not of the "
-                           f'results beside it; train_timm.py --resume auto goes on.')
+            raise HubError(
+                f"'{self.checkpoint}' is of epoch {epoch + 1} of {self.results['epochs']}, not of the "
+                f'results beside it; train_timm.py --resume auto goes on.')
 
     def outdated(self) -> HubError:
         """The error of results that do not say all that is asked of them."""
@@ -300,8 +304,9 @@ def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
         try:
             result = json.loads(file.read_text())
             if result.get('mIoU') is not None:
-                results.append({**result, 'mIoU': float(result['mIoU']), 'attention': result['attention'],
-                                'seed': result['seed']})
+                results.append({
+                    **result, 'mIoU': float(result['mIoU']), 'attention': result['attention'],
+                    'seed': result['seed']})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             warnings.warn(f"'{file}' is left out, it cannot be read: {type(e).__name__} {e}", stacklevel=2)
     return results
@@ -313,8 +318,9 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         group = groups.setdefault((run.method, run.signature(run.is_baseline)), {})
         if run.seed in group:
-            warnings.warn(f"'{group[run.seed].folder}' and '{run.folder}' are the same run with the same seed; the "
-                          f'second counts', stacklevel=2)
+            warnings.warn(
+                f"'{group[run.seed].folder}' and '{run.folder}' are the same run with the same seed; the "
+                f'second counts', stacklevel=2)
         group[run.seed] = run
     return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 

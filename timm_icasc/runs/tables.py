@@ -95,8 +95,9 @@ def mean_sd(mean: float, deviation: float | None, digits: int = 2, sign: str = '
 
 def paired_difference(own: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> dict[int, float]:
     """Seed -> own value minus the baseline's, for the seeds that have both."""
-    return {seed: value - baseline[seed] for seed, value in sorted(own.items())
-            if value is not None and baseline.get(seed) is not None}
+    return {
+        seed: value - baseline[seed] for seed, value in sorted(own.items())
+        if value is not None and baseline.get(seed) is not None}
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -111,15 +111,18 @@ def _totals(record: dict[str, Any]) -> list[str]:
     results = list(_timms(record).values())
     reached = [r for r in results if 'inner' in r]
     hierarchical = sum(map(_is_hierarchical, reached))
-    lines = [f"Of {len(results):,} architectures of timm {record['versions']['timm']} "
-             f'({len(set(map(_family, results)))} modules): **{_count(results)}**.']
+    lines = [
+        f"Of {len(results):,} architectures of timm {record['versions']['timm']} "
+        f'({len(set(map(_family, results)))} modules): **{_count(results)}**.']
     if reached:
-        lines += [f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
-                  f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
-                  f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
+        lines += [
+            f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
+            f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
+            f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
     if 'seconds' in record:
-        lines[-1] += (f" The sweep took {record.get('processor_seconds', 0) / 60:.0f} minutes of processor time, "
-                      f"{record['seconds'] / 60:.0f} by the clock in {record['jobs']} processes.")
+        lines[-1] += (
+            f" The sweep took {record.get('processor_seconds', 0) / 60:.0f} minutes of processor time, "
+            f"{record['seconds'] / 60:.0f} by the clock in {record['jobs']} processes.")
     missing = record.get('total', 0) - len(record['models'])
     if missing > 0:
         lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
@@ -128,8 +131,9 @@ def _totals(record: dict[str, Any]) -> list[str]:
 
 def _falling_short(record: dict[str, Any]) -> list[str]:
     """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
-    rows = [{'falls short': f'`{name}`', 'level': level(r), 'reason': _reason(r)}
-            for name, r in sorted(_timms(record).items()) if level(r) != LEVELS[0]]
+    rows = [
+        {'falls short': f'`{name}`', 'level': level(r), 'reason': _reason(r)}
+        for name, r in sorted(_timms(record).items()) if level(r) != LEVELS[0]]
     return ['', markdown(rows)] if rows else []
 
 
@@ -147,18 +151,21 @@ def support_page(record: dict[str, Any]) -> str:
     for result in record['models'].values():
         families.setdefault(_family(result), []).append(result)
     versions = ', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items()))
-    lines = ['# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
-             '', *_totals(record), *_falling_short(record), '',
-             "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all.",
-             '']
+    lines = [
+        '# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
+        '', *_totals(record), *_falling_short(record), '',
+        "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all.",
+        '']
     rows = []
     for family, results in sorted(families.items()):
         counts = Counter(map(level, results))
         least = min((r['nonzero'] for r in results if 'inner' in r), default=0)
-        rows.append({'module': family, 'architectures': len(results), **{name: counts[name] for name in LEVELS},
-                     'hierarchical': sum(map(_is_hierarchical, results)), 'non-zero': f'{least:.0%}'})
-    lines += [markdown(rows), '',
-              'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '']
+        rows.append({
+            'module': family, 'architectures': len(results), **{name: counts[name] for name in LEVELS},
+            'hierarchical': sum(map(_is_hierarchical, results)), 'non-zero': f'{least:.0%}'})
+    lines += [
+        markdown(rows), '',
+        'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '']
     rows = []
     for name, result in sorted(record['models'].items()):
         size = result.get('input_size', [0, 0, 0])

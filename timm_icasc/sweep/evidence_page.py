@@ -79,10 +79,11 @@ def _versions(records: dict[str, dict[str, Any]]) -> str:
 
     own = list(records.values())
     commits = several([str(r['commit'])[:10] + ' with changes' * r['dirty'] for r in own])
-    return (f"Commit {commits}; torch {several([r['versions']['torch'] for r in own])}, timm "
-            f"{several([r['versions']['timm'] for r in own])}; {several([r['machine']['processor'] for r in own])}, "
-            f"{several([r['machine']['device'] for r in own])}, "
-            f"threads {several([r['machine']['threads'] for r in own])}.")
+    return (
+        f"Commit {commits}; torch {several([r['versions']['torch'] for r in own])}, timm "
+        f"{several([r['versions']['timm'] for r in own])}; {several([r['machine']['processor'] for r in own])}, "
+        f"{several([r['machine']['device'] for r in own])}, "
+        f"threads {several([r['machine']['threads'] for r in own])}.")
 
 
 def _body(study: Study, records: dict[str, dict[str, Any]], summaries: list[VariantSummary], figure: Path) -> str:
@@ -92,8 +93,9 @@ def _body(study: Study, records: dict[str, dict[str, Any]], summaries: list[Vari
             missing.setdefault(run.variant, []).append(str(run.seed))
     first = next(iter(records.values()))
     main = _main_measure(summaries)
-    over_images = (' "Over seeds and images": the images are drawn anew as well; with one seed it holds the '
-                   'chance of the images alone.' if main == 'top1' else '')
+    over_images = (
+        ' "Over seeds and images": the images are drawn anew as well; with one seed it holds the '
+        'chance of the images alone.' if main == 'top1' else '')
     parts = [
         f'{len(records)} of {len(study.runs)} runs; {first["evaluated"]["images"]} images of '
         f'`{first["evaluated"]["split"]}`, last epoch. {_versions(records)}',
@@ -127,10 +129,12 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
         epochs, columns = range(1, len(curves[0]) + 1), list(zip(*curves, strict=True))
         plain = variant == study.baseline
         style = {'color': 'black' if plain else f'C{i % 10}', 'linestyle': ('-', '--', ':')[i // 10 % 3]}
-        axis.plot(epochs, [statistics.fmean(c) for c in columns], label=variant, linewidth=2.4 if plain else 1.3,
-                  **style)
-        axis.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], color=style['color'],
-                          alpha=0.12, linewidth=0)
+        axis.plot(
+            epochs, [statistics.fmean(c) for c in columns], label=variant, linewidth=2.4 if plain else 1.3,
+            **style)
+        axis.fill_between(
+            epochs, [min(c) for c in columns], [max(c) for c in columns], color=style['color'],
+            alpha=0.12, linewidth=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel('epoch')
     axis.set_ylabel(f"{TITLES[title]}, {record['options']['val_split']}")

@@ -49,8 +49,9 @@ class _Work:
         begun = has_begun(self.folder)
         if not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
-        return [str(TRAINER), *self.run.arguments, '--output', str(self.output), '--experiment', self.run.name,
-                *(['--resume', 'auto'] if begun else [])]
+        return [
+            str(TRAINER), *self.run.arguments, '--output', str(self.output), '--experiment', self.run.name,
+            *(['--resume', 'auto'] if begun else [])]
 
     def evaluation(self) -> list[str]:
         return ['-m', 'timm_icasc.cli', 'eval', str(self.folder), '--robustness', *self.study.evaluation]
@@ -100,8 +101,9 @@ class _Work:
 def environment_of(jobs: int) -> dict[str, str]:
     """This process's, with the runs' share of the cores, and this code before any that is installed."""
     paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
-    return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ,
-            'PYTHONPATH': os.pathsep.join(paths)}
+    return {
+        'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ,
+        'PYTHONPATH': os.pathsep.join(paths)}
 
 
 @contextmanager
@@ -120,8 +122,9 @@ def _alone_in(output: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            raise ICASCError(f"another sweep is at work in '{output}', or a run that a killed one has left: wait for "
-                             f"it, or name another `output`.") from e
+            raise ICASCError(
+                f"another sweep is at work in '{output}', or a run that a killed one has left: wait for "
+                f"it, or name another `output`.") from e
         yield file.fileno()
 
 

@@ -149,8 +149,9 @@ def _options(given: dict[str, Any], parser: argparse.ArgumentParser, folder: Pat
 
 def _with_seed(options: dict[str, Any], seed: int) -> dict[str, Any]:
     """Options in which each run has its own path, such as the network of the same seed that it goes on from."""
-    return {name: value.replace('{seed}', str(seed)) if isinstance(value, str) else value
-            for name, value in options.items()}
+    return {
+        name: value.replace('{seed}', str(seed)) if isinstance(value, str) else value
+        for name, value in options.items()}
 
 
 def _list_of_runs(
@@ -179,8 +180,9 @@ def _list_of_runs(
         if same is not None:
             raise ICASCError(f"{here} has the same options as variant '{same}': leave one of them out.")
         by_variant[str(name)] = settled, arguments
-    return [PlannedRun(name, seed, settled[i], (*arguments[i], '--seed', str(seed)))
-            for i, seed in enumerate(seeds) for name, (settled, arguments) in by_variant.items()]
+    return [
+        PlannedRun(name, seed, settled[i], (*arguments[i], '--seed', str(seed)))
+        for i, seed in enumerate(seeds) for name, (settled, arguments) in by_variant.items()]
 
 
 def load_study(file: Path, data_dir: str | None = None, records: Path | None = None) -> Study:
@@ -211,8 +213,9 @@ def load_study(file: Path, data_dir: str | None = None, records: Path | None = N
     options = check_options(_without(_mapping(content, 'evaluate', where), RESERVED_EVALUATION, here), evaluation, here)
     runs = _list_of_runs(content, seeds, folder, where, data_dir)
     if len(splits := {run.options['val_split'] for run in runs}) > 1:
-        raise ICASCError(f"{where}: 'val_split' must be the same for all runs, to compare them; "
-                         f"it is {' and '.join(sorted(splits))}.")
+        raise ICASCError(
+            f"{where}: 'val_split' must be the same for all runs, to compare them; "
+            f"it is {' and '.join(sorted(splits))}.")
     report, own_records = _path(content, 'report', where), _path(content, 'records', where)
     return Study(
         file=file, baseline=baseline, variants=names, seeds=seeds, runs=runs,

@@ -92,8 +92,9 @@ def interval_over_seeds_and_images(differences: np.ndarray) -> tuple[float, floa
 
 def _measures(record: dict[str, Any]) -> dict[str, float | None]:
     """Measures of the evaluation, and of the last epoch, which are of the split that the trainer looked at."""
-    last = {f'last_{name.removeprefix("eval_")}': value for name, value in record['curve'][-1].items()
-            if name.startswith('eval_')}
+    last = {
+        f'last_{name.removeprefix("eval_")}': value for name, value in record['curve'][-1].items()
+        if name.startswith('eval_')}
     seconds = statistics.fmean(row['eval_seconds'] for row in record['curve'])
     return {**record['final'], **last, 'seconds': seconds}
 
@@ -133,8 +134,9 @@ def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantS
     images = {name: record['evaluated']['images'] for name, record in records.items()}
     if len(set(images.values())) > 1:
         few, many = min(images, key=images.get), max(images, key=images.get)
-        raise ICASCError(f"'{few}' was evaluated on {images[few]} images, '{many}' on {images[many]}: runs are "
-                         f"compared on the same images; remove the records of the wrong ones, and look at `data_dir`.")
+        raise ICASCError(
+            f"'{few}' was evaluated on {images[few]} images, '{many}' on {images[many]}: runs are "
+            f"compared on the same images; remove the records of the wrong ones, and look at `data_dir`.")
     by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     for run in study.runs:
         if run.name in records:
