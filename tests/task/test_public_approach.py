@@ -6,7 +6,7 @@ import torch
 from helpers.models import create
 
 from timm_icasc import ICASCTask, resolve_layers
-from timm_icasc.attention import ATTENTION_METHODS
+from timm_icasc.attention import METHODS
 from timm_icasc.errors import ICASCError
 from timm_icasc.task.public_approach import DEFECTS, PublicApproachTask
 from timm_icasc.training.arguments import parse_args
@@ -108,7 +108,7 @@ def reference_maps(model, images, target, summed_score):
             for b, c in enumerate(chosen):
                 gradient = torch.autograd.grad(logits[b, c], feature, retain_graph=True)[0][b]
                 maps[f'{which}_{place}'].append(
-                    ATTENTION_METHODS['ach'](feature[b].detach(), scale * gradient).tolist())
+                    METHODS['ach'].function(feature[b].detach(), scale * gradient).tolist())
     return maps
 
 

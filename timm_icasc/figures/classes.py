@@ -45,7 +45,7 @@ def classes_figure(
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
         topk: Number of classes of each image; a ground truth below them takes the last place.
-        method: 'ach', 'grad_cam' or 'grad_cam_plus_plus', or several of them.
+        method: Of `attention.METHODS`, one or several.
         layer: 'inner' or 'last'.
     """
     check_format(path)

@@ -98,7 +98,7 @@ def browsing_page(
         indices: Positions of the images in the data set.
         path: File to write, .html.
         topk: Classes of each image; a ground truth below them takes the last place.
-        method: 'ach', 'grad_cam' or 'grad_cam_plus_plus'.
+        method: Of `attention.METHODS`.
         layer: 'inner' or 'last'.
         batch_size: Images at a time.
     """

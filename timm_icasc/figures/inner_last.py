@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..attention import METHODS
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .canvas import (
@@ -24,8 +25,6 @@ from .views import colors_of, load_items, view_layers
 
 __all__ = ['layers_figure']
 
-TITLES = {'grad_cam': 'Grad-CAM (Eq. 1)', 'grad_cam_plus_plus': 'Grad-CAM++', 'ach': 'ach (Eq. 2)'}
-
 CAPTION = (
     'Attention for the ground truth, named with its {score} probability; each map from 0 to its own maximum.',
     'In mask: share of the inner attention inside the last layer\u2019s mask (Eq. 5 without theta).',
@@ -37,7 +36,7 @@ def layers_figure(
         checkpoints: Sequence[Checkpoint],
         indices: Sequence[int],
         path: Path,
-        methods: Sequence[str] = tuple(TITLES),
+        methods: Sequence[str] | None = None,
         sigma: float = 0.55,
 ) -> Path:
     """One row per image: the image, then for each checkpoint and method the inner and the last layer's map.
@@ -46,10 +45,11 @@ def layers_figure(
         checkpoints: Models side by side, on the same data set.
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
-        methods: Of 'grad_cam', 'grad_cam_plus_plus', 'ach'.
+        methods: Of `attention.METHODS`; all of them when None, the paper's own last.
         sigma: Threshold of the mask (Eq. 4).
     """
     check_format(path)
+    methods = methods or sorted(METHODS, key=lambda name: name == 'ach')
     first = checkpoints[0]
     colors = colors_of(first, load_items(first, indices)[0])
     cell_height = max(1, round(CELL * colors.shape[1] / colors.shape[2]))
@@ -68,7 +68,7 @@ def layers_figure(
         greys = grey(colors_of(checkpoint, load_items(checkpoint, indices)[0]))
         for m, method in enumerate(methods):
             pair_left = model_left + m * (pair_width + LAYER_GAP)
-            page.text(TITLES[method], pair_left + pair_width / 2, header[1], pair_width)
+            page.text(METHODS[method].title, pair_left + pair_width / 2, header[1], pair_width)
             for k, place in enumerate(('inner', 'last')):
                 page.text(place, pair_left + k * (CELL + PAIR_GAP) + CELL / 2, header[2], CELL, style='italic')
             classes, views = view_layers(checkpoint, indices, method, sigma)

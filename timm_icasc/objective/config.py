@@ -2,6 +2,7 @@
 import math
 from dataclasses import dataclass, fields
 
+from ..attention import trainable_methods
 from ..losses import MASK_SCALES
 
 __all__ = ['ICASCConfig']
@@ -14,7 +15,7 @@ class ICASCConfig:
     A term of weight 0 is not computed, nor is anything that it alone needs.
 
     Attributes:
-        attention: 'ach' (Eq. 2) or 'grad_cam' (Eq. 1).
+        attention: 'ach' (Eq. 2), 'grad_cam' (Eq. 1), or another trainable method of `attention.METHODS`.
         order: 1 takes the channel weights as constants, at about a third of the extra cost; 2 lets them carry gradient
             (double backward). The paper does not say which. There are three readings: order 1, which the paper's claim
             to avoid higher-order derivatives in training favours; order 2; order 2 with `mask_grad`, the derivative of
@@ -44,7 +45,7 @@ class ICASCConfig:
 
     def __post_init__(self):
         for name, choices in (
-                ('attention', ('ach', 'grad_cam')),
+                ('attention', tuple(trainable_methods())),
                 ('order', (1, 2)),
                 ('mask_scale', MASK_SCALES),
         ):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ..attention import ATTENTION_METHODS
+from ..attention import METHODS
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, image_size_of, input_size
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
@@ -104,7 +104,7 @@ def _forward(
         for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
             gradients = _score_gradients(model, logits, one_hot, features, order == 2, defects)
             for (place, layer), feature, gradient in zip(places.items(), features, gradients, strict=True):
-                maps[f'{which}_{place}'] = ATTENTION_METHODS[config.attention](
+                maps[f'{which}_{place}'] = METHODS[config.attention].function(
                     layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
     terms = {name: values for name, values in _terms(maps, config, defects).items() if config.weights[name]}
     if 'batch-sums' not in defects:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from timm.utils import ParseKwargs
 
+from ..attention import trainable_methods
 from ..data.dataset_factory import NAMES
 from ..errors import ICASCError
 from ..losses import MASK_SCALES
@@ -216,8 +217,10 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                        help='train with ICASC, or with the classification loss alone (default: with)')
     group.add_argument('--icasc-compare', action='store_true',
                        help='train both, the plain loss first, with the same seed, and print them side by side')
-    group.add_argument('--icasc-attention', default='ach', choices=('ach', 'grad_cam'),
-                       help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
+    methods = trainable_methods()
+    group.add_argument(
+        '--icasc-attention', default='ach', choices=list(methods),
+        help=f"attention maps: {', '.join(method.title for method in methods.values())} (default: %(default)s)")
     group.add_argument('--icasc-order', type=int, default=1, choices=(1, 2),
                        help='1: channel weights are constants (cheaper); 2: they carry gradient. The paper leaves it '
                             'open; the derivative of its formula as printed is 2 with --icasc-mask-grad (default: '
