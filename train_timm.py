@@ -41,17 +41,16 @@ from timm_icasc.runs.folder import (
 )
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.training.arguments import parse_args
-from timm_icasc.training.console import header, report, row, say
+from timm_icasc.training.console import LOSSES, header, report, row, say
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.training.job import Job, icasc_config, seed_epoch, set_up, set_up_device
 from timm_icasc.training.model_record import model_record
 
-LOSSES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
-TRAIN_COLUMNS = ('loss', 'loss_cls', 'loss_as_inner', 'loss_as_last', 'loss_ac')
+LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 
 
 def loss_name(job: Job) -> str:
-    return 'soft margin' if job.multilabel else LOSSES[job.args.loss]
+    return 'soft margin' if job.multilabel else LOSS_NAMES[job.args.loss]
 
 
 def method_label(job: Job) -> str:
@@ -242,11 +241,11 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
         if job.scheduler is not None:
             job.scheduler.step(epoch + 1, eval_metrics[args.eval_metric])
         record = {'time': time.monotonic() - epoch_started,
-                  **{f'train_{name}': train_metrics.get(name) for name in TRAIN_COLUMNS},
+                  **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
                   **{f'eval_{name}': value for name, value in eval_metrics.items()}}
         if saver is not None:
             utils.update_summary(
-                epoch, {name: train_metrics.get(name) for name in TRAIN_COLUMNS},
+                epoch, {name: train_metrics.get(name) for name in LOSSES},
                 {**eval_metrics, 'seconds': round(record['time'], 2)}, str(summary),
                 lr=job.optimizer.param_groups[0]['lr'])
             saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])

@@ -17,6 +17,7 @@ from ..metrics import (
     per_class_metrics,
     voc_average_precision,
 )
+from ..objective.config import TERMS
 from .image_records import Records
 
 __all__ = [
@@ -27,8 +28,8 @@ __all__ = [
 # Every measure, in the order of tables.
 ORDER = (
     'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'mAP_ten_crop',
-    'AUC_ten_crop', 'ks', 'ks_probability', 'ece', 'overlap_inner', 'overlap_last', 'overlap_cooccurring', 'as_inner',
-    'as_last', 'ac', 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
+    'AUC_ten_crop', 'ks', 'ks_probability', 'ece', 'overlap_inner', 'overlap_last', 'overlap_cooccurring',
+    *(term.name for term in TERMS), 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
     'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area',
     'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
 
@@ -131,7 +132,7 @@ def measures(records: Records) -> dict[str, float]:
         - 'ks', 'ks_probability': margin of the KS chart (Fig. 9) and the probability at which it occurs
         - 'ece' (one class per image): `metrics.expected_calibration_error`
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map
-        - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5) without training
+        - the loss terms, by their names in `objective.config.TERMS` (Eqs. 3 and 5), without training
         - 'zero_maps': share of images with a map of zeros
         - 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', where asked for: `robustness.map_robustness`
         - 'overlap_cooccurring': histogram intersection of the maps of classes in one image, by default the last layer's
@@ -190,7 +191,7 @@ TITLES = {
     'ks': 'KS margin', 'ks_probability': 'KS at probability', 'ece': 'calibration error',
     'flip_overlap': 'overlap with the flipped', 'flip_iou': 'IoU with the flipped',
     'crop_overlap': 'overlap with the cropped', 'crop_iou': 'IoU with the cropped',
-    'as_inner': 'L_AS inner (Eq. 3)', 'as_last': 'L_AS last (Eq. 3)', 'ac': 'L_AC (Eq. 5)',
+    **{term.name: f'{term.title} (Eq. {term.equation})' for term in TERMS},
     'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last', 'zero_maps': 'zero maps',
     'overlap_cooccurring': 'overlap of co-occurring classes', 'pointing': 'pointing game',
     'energy': 'energy in the box', 'iou': 'box IoU', 'iou50': 'box IoU >= 0.5', 'no_map': 'no map',

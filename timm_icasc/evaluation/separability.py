@@ -1,6 +1,5 @@
 """How well attention maps tell classes apart, measured on held-out images."""
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn as nn
@@ -37,7 +36,7 @@ def separability(
         Logits `[B, C]`, and the measures of `evaluate_attention`, `[B]` each, NaN where an image has no present or no
         absent class.
     """
-    config = replace(config, weight_as_inner=1., weight_as_last=1., weight_ac=1.)
+    config = config.with_weights(1.)
     output = icasc_forward(model, images, target, layers, config, inference=True, multilabel=multilabel)
     values = dict(output.terms)
     for place in ('inner', 'last'):
@@ -71,7 +70,7 @@ def evaluate_attention(
     Returns:
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map in
           [0, 1], over images where both maps exist (`losses.attention_overlap`)
-        - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5)
+        - the loss terms, by their names in `objective.config.TERMS` (Eqs. 3 and 5)
         - 'zero_maps': share of images in which one of the four maps is zero everywhere
     """
     columns: dict[str, list] = {}

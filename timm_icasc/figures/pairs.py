@@ -3,7 +3,6 @@
 Shapes: `N` images, `C` classes, `H W` grid of a layer, `h w` image size.
 """
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +146,7 @@ def attention_figure(
     path = Path(path)
     _check(models, images, targets, class_names, mean, std, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = replace(config or ICASCConfig(), weight_as_inner=1., weight_as_last=1., weight_ac=1.)
+    config = (config or ICASCConfig()).with_weights(1.)
     multilabel = targets.ndim == 2
     outputs = {label: _run(model, images, targets, config, layers, multilabel) for label, model in models.items()}
     for label, output in outputs.items():

@@ -208,7 +208,7 @@ class MultiLabelICASCTask(ICASCTask):
     """
     multi_label = True
     # The classification loss is a mean over the classes, beside which terms of weight 1 win by silencing the maps.
-    default_config = ICASCConfig(weight_as_inner=0.1, weight_as_last=0.1, weight_ac=0.1)
+    default_config = ICASCConfig().with_weights(0.1)
 
     def __init__(
             self,

@@ -19,8 +19,8 @@ from ..features.layout import ICASCLayers, image_size_of, input_size
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
 from ..features.tap import capture_features
 from ..labels import select_classes
-from ..losses import attention_consistency, attention_separation, resize_mask, target_mask
-from ..objective.config import ICASCConfig
+from ..losses import resize_mask, target_mask
+from ..objective.config import TERMS, ICASCConfig
 from ..objective.forward import ICASCOutput
 from .icasc import ICASCTask
 
@@ -68,7 +68,7 @@ def _over_the_batch(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _terms(maps: dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Eqs. 3 to 5 from the four maps: `[B]` each, or `[1]` where the sums run over the batch."""
+    """The terms in use from the four maps: `[B]` each, or `[1]` where the sums run over the batch."""
     inner_grid, last_shape = maps['target_inner'].shape[1:], maps['target_last'].shape
     if 'batch-sums' in defects:
         maps = {name: _over_the_batch(values) for name, values in maps.items()}
@@ -77,11 +77,8 @@ def _terms(maps: dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence
     inner_mask = resize_mask(mask.reshape(last_shape), inner_grid)
     if 'batch-sums' in defects:
         inner_mask = _as_one_sample(inner_mask)
-    return {
-        'as_inner': attention_separation(maps['target_inner'], maps['confused_inner'], inner_mask),
-        'as_last': attention_separation(maps['target_last'], maps['confused_last'], mask),
-        'ac': attention_consistency(maps['target_inner'], inner_mask, config.theta),
-    }
+    masks = {'inner': inner_mask, 'last': mask}
+    return {term.name: term.values(maps, masks, config) for term in TERMS if config.weights[term.name]}
 
 
 def _forward(
@@ -106,7 +103,7 @@ def _forward(
             for (place, layer), feature, gradient in zip(places.items(), features, gradients, strict=True):
                 maps[f'{which}_{place}'] = METHODS[config.attention].function(
                     layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
-    terms = {name: values for name, values in _terms(maps, config, defects).items() if config.weights[name]}
+    terms = _terms(maps, config, defects)
     if 'batch-sums' not in defects:
         terms = {name: torch.where(classes.valid, values, 0) for name, values in terms.items()}
     return ICASCOutput(logits=logits, terms=terms, maps=maps, classes=classes)

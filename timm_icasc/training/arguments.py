@@ -10,6 +10,7 @@ from ..attention import trainable_methods
 from ..data.dataset_factory import NAMES
 from ..errors import ICASCError
 from ..losses import MASK_SCALES
+from ..objective.config import TERMS
 from ..runs.folder import ARGUMENTS, latest_run
 from ..task.public_approach import DEFECTS
 from .argument_files import RECIPES, load_config
@@ -227,7 +228,8 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                             '%(default)s)')
     group.add_argument('--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
                        help='module paths of the two layers (default: found from the model)')
-    group.add_argument('--icasc-weights', type=float, nargs=3, metavar=('AS_INNER', 'AS_LAST', 'AC'),
+    group.add_argument('--icasc-weights', type=float, nargs=len(TERMS),
+                       metavar=tuple(term.name.upper() for term in TERMS),
                        help='weights of the terms (default: 1 1 1; where images have several classes 0.1 0.1 0.1, '
                             'since at 1 they cost average precision)')
     group.add_argument('--icasc-start-epoch', type=float, default=0., metavar='N',

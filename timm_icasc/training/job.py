@@ -106,12 +106,11 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
 def icasc_config(args: argparse.Namespace) -> ICASCConfig:
     """The options of the group 'ICASC parameters'; before `set_up` has seen the data, weights not given are 1."""
     try:
-        as_inner, as_last, ac = args.icasc_weights or ICASCTask.default_config.weights.values()
         return ICASCConfig(
-            attention=args.icasc_attention, order=args.icasc_order, weight_as_inner=as_inner, weight_as_last=as_last,
-            weight_ac=ac, theta=args.icasc_theta, sigma=args.icasc_sigma, omega=args.icasc_omega,
-            mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
-            share=args.icasc_share)
+            attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta, sigma=args.icasc_sigma,
+            omega=args.icasc_omega, mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
+            share=args.icasc_share,
+        ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
     except ValueError as e:
         raise ICASCError(f'--icasc-*: {e}') from e
 
