@@ -13,7 +13,7 @@ from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, ImageSize, image_size_of
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, is_sharded
 from ..features.tap import capture_features
-from ..labels import ClassPair, select_classes, select_multilabel_classes
+from ..labels import KINDS, ClassPair
 from ..losses import resize_mask, target_mask
 from .config import TERMS, ICASCConfig
 from .hard_samples import forward_most_confused
@@ -105,8 +105,8 @@ def icasc_forward(
     Args:
         model: Classifier, possibly wrapped in DistributedDataParallel.
         images: `[B, 3, height, width]`, or a dictionary of NaFlex patches.
-        target: Class indices `[B]` or probabilities `[B, C]`, see `select_classes`; with `multilabel` `[B, C]` in {1
-            present, 0 absent, -1 ignored}, see `select_multilabel_classes`.
+        target: Class indices `[B]` or probabilities `[B, C]`, see `labels.SINGLE`; with `multilabel` `[B, C]` in {1
+            present, 0 absent, -1 ignored}, see `labels.MULTI`.
         layers: The model's inner and last layer, from `resolve_layers`.
         config: Which terms, and how.
         inference: For evaluation: no graph before the first layer and constant channel weights (`capture_features`).
@@ -115,6 +115,7 @@ def icasc_forward(
     Returns:
         Logits, terms and maps, with their graph unless `inference`.
     """
+    labels = KINDS[multilabel]
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
         return ICASCOutput(logits=model(images))
@@ -125,14 +126,13 @@ def icasc_forward(
             'needs: use order=1 (--icasc-order 1), or DistributedDataParallel.')
     needed = {'target_last', *(name for term in terms for name in term.needs)}  # the mask is the last layer's
     tapped = [layers.inner, layers.last] if 'target_inner' in needed else [layers.last]
-    select = select_multilabel_classes if multilabel else select_classes
     if config.share < 1 and not inference:
         all_logits, images, logits, classes, features = forward_most_confused(
-            model, images, target, tapped, order, config.share, select)
+            model, images, target, tapped, order, config.share, labels)
     else:
         with capture_features(model, tapped, order=order, inference=inference) as features:
             all_logits = logits = model(images)
-        classes = select(logits, target)
+        classes = labels.select(logits, target)
 
     with _recording(model):
         maps = _class_maps(logits, features, classes, layers, needed, config, image_size_of(images), order == 2)

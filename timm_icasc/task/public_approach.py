@@ -18,7 +18,7 @@ from ..errors import ICASCError
 from ..features.layout import ICASCLayers, image_size_of, input_size
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
 from ..features.tap import capture_features
-from ..labels import select_classes
+from ..labels import SINGLE
 from ..losses import resize_mask, target_mask
 from ..objective.config import TERMS, ICASCConfig
 from ..objective.forward import ICASCOutput
@@ -95,7 +95,7 @@ def _forward(
     with capture_features(model, list(places.values()), order=order) as taps:
         logits = model(images)
     features = [taps[layer.path] for layer in places.values()]
-    classes, image_size = select_classes(logits, target), image_size_of(images)
+    classes, image_size = SINGLE.select(logits, target), image_size_of(images)
     maps = {}
     with hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext():
         for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
