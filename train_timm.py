@@ -27,6 +27,7 @@ from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
 from timm_icasc.hub.upload import repo_name
+from timm_icasc.labels import MULTI
 from timm_icasc.publish.push import push_finished
 from timm_icasc.runs.folder import (
     ARGUMENTS,
@@ -50,7 +51,7 @@ LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asym
 
 
 def loss_name(job: Job) -> str:
-    return 'soft margin' if job.multilabel else LOSS_NAMES[job.args.loss]
+    return 'soft margin' if job.labels is MULTI else LOSS_NAMES[job.args.loss]
 
 
 def method_label(job: Job) -> str:
@@ -161,7 +162,7 @@ def evaluate(job: Job, flag) -> dict[str, float]:
     if job.attention_loader is not None and utils.is_primary(args):
         batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.check() is None)
         metrics.update(evaluate_attention(
-            evaluated_model(job), batches, icasc_config(args), job.layers, job.multilabel))
+            evaluated_model(job), batches, icasc_config(args), job.layers, job.labels))
     return metrics
 
 
@@ -226,7 +227,7 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
                   f'--epochs {job.epochs}')
     if start_epoch:
         say(args, f'resumed after epoch {start_epoch}')
-    say(args, header(job.multilabel))
+    say(args, header(job.labels))
     record = {}
     for epoch in range(start_epoch, job.epochs):
         epoch_started = time.monotonic()
@@ -249,7 +250,7 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
                 {**eval_metrics, 'seconds': round(record['time'], 2)}, str(summary),
                 lr=job.optimizer.param_groups[0]['lr'])
             saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
-        say(args, row(epoch, record, job.multilabel))
+        say(args, row(epoch, record, job.labels))
         if eval_metrics.get('zero_maps', 0) > 0.5 and epoch == start_epoch:
             say(args, f"warning: {eval_metrics['zero_maps']:.0%} of the images have an attention map of zeros; see "
                       f'--icasc-layers')

@@ -73,7 +73,7 @@ class TestBothKinds:
         """The head has more outputs than a multi-label data set has classes."""
         assert MULTI.most_confusing(self.scores, self.present[:, :2]).tolist() == [1, 0, 1]
         assert MULTI.known(self.present[:, :2], 3) == 2 and SINGLE.known(self.indices, 3) == 3
-        assert MULTI.true_scores(self.scores, self.present[:, :2]).tolist() == pytest.approx([0.9, 0.7])
+        assert MULTI.true_scores(self.scores, self.present[:, :2], np.arange(3)).tolist() == pytest.approx([0.9, 0.7])
 
     @pytest.mark.parametrize('wrap', [np.asarray, torch.as_tensor])
     def test_present_classes(self, wrap):
@@ -87,8 +87,9 @@ class TestBothKinds:
                 assert kind.contains(targets, c).tolist() == [c in own for own in classes]
             each = np.array([0, 1, 0])
             assert kind.contains(targets, each).tolist() == [c in own for c, own in zip(each, classes, strict=True)]
-            expected = [self.scores[i, c] for i, own in enumerate(classes) for c in own]
-            assert kind.true_scores(self.scores, targets).tolist() == expected
+            rows = np.array([2, 1, 1])
+            expected = [self.scores[i, c] for i in rows for c in classes[i]]
+            assert kind.true_scores(self.scores, targets, rows).tolist() == expected
 
     def test_probabilities(self):
         logits = torch.tensor([[2., -1., 0.]], dtype=torch.bfloat16)

@@ -107,8 +107,8 @@ class LabelKind:
         """Whether a class, one for all or `[N]`, is in each image: bool `[N]`."""
         raise NotImplementedError
 
-    def true_scores(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The scores of all classes in the images, one after another."""
+    def true_scores(self, scores: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The scores of all classes in the images `rows`, one after another."""
         raise NotImplementedError
 
     def known(self, targets: np.ndarray, outputs: int) -> int:
@@ -182,8 +182,8 @@ class _SingleLabel(LabelKind):
     def contains(self, targets: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
         return targets == classes
 
-    def true_scores(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        return scores[np.arange(len(scores)), targets]
+    def true_scores(self, scores: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return scores[rows, targets[rows]]
 
     def known(self, targets: np.ndarray, outputs: int) -> int:
         return outputs
@@ -230,8 +230,8 @@ class _MultiLabel(LabelKind):
     def contains(self, targets: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
         return targets[np.arange(len(targets)), classes] > 0
 
-    def true_scores(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        return scores[:, :targets.shape[1]][targets > 0]
+    def true_scores(self, scores: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return scores[rows, :targets.shape[1]][targets[rows] > 0]
 
     def known(self, targets: np.ndarray, outputs: int) -> int:
         return targets.shape[1]

@@ -181,8 +181,8 @@ class TestTask:
 
 
 def test_attention_is_measured_on_samples_that_have_both_sides(toy, batch):
-    whole = evaluate_attention(toy, [batch], multilabel=True)
-    both = evaluate_attention(toy, [(batch[0][:2], batch[1][:2])], multilabel=True)
+    whole = evaluate_attention(toy, [batch], labels=MULTI)
+    both = evaluate_attention(toy, [(batch[0][:2], batch[1][:2])], labels=MULTI)
     assert whole == pytest.approx(both, rel=1e-5)
 
 

@@ -77,10 +77,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
 def _correct(checkpoint: Checkpoint, indices: list[int]) -> np.ndarray:
     """Whether the highest-scoring class is in the image, for each of `indices`."""
     records = score_images(checkpoint, indices)
-    best = records.scores.argmax(1)
-    if records.multilabel:
-        return records.targets[np.arange(len(best)), best] > 0
-    return best == records.targets
+    return records.labels.contains(records.targets, records.scores.argmax(1))
 
 
 def _choose(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list[int]:

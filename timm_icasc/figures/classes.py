@@ -19,7 +19,7 @@ from .canvas import (
     grey,
     overlay,
 )
-from .views import colors_of, load_items, truth_of, view_classes
+from .views import colors_of, load_items, view_classes
 
 __all__ = ['classes_figure']
 
@@ -63,10 +63,10 @@ def classes_figure(
     bottom = tops[-1] + cell_height + SMALL_LINE + ROW_GAP
     width = 2 * MARGIN + CELL + len(columns) * (MODEL_GAP + model_width)
     page = Page(width, bottom + len(CAPTION) * SMALL_LINE + MARGIN)
-    for row, top in enumerate(tops):
+    for row, (top, truth) in enumerate(zip(tops, first.labels.present(targets), strict=True)):
         center = MARGIN + CELL / 2
         page.text(image_name(first.dataset, indices[row]), center, top - LINE - DESCENT, CELL, style='italic')
-        page.text(', '.join(map(first.class_name, truth_of(targets[row]))), center, top - DESCENT, CELL)
+        page.text(', '.join(map(first.class_name, truth)), center, top - DESCENT, CELL)
         page.image(colors[row], MARGIN, top, CELL, cell_height)
     for column, (checkpoint, name) in enumerate(columns):
         model_left = MARGIN + CELL + MODEL_GAP + column * (model_width + MODEL_GAP)
@@ -90,6 +90,5 @@ def classes_figure(
                 elif view.overlap is not None and view.overlap == view.overlap:
                     notes.append(f'overlap {view.overlap:.2f}')
                 page.text(', '.join(notes), center, top + cell_height + SMALL_LINE - 2, CELL, size=SMALL_TEXT)
-    score = 'sigmoid' if first.multilabel else 'softmax'
-    page.caption([line.format(score=score) for line in CAPTION], bottom, width)
+    page.caption([line.format(score=first.labels.score) for line in CAPTION], bottom, width)
     return page.save(path)

@@ -87,6 +87,5 @@ def layers_figure(
                 note = 'a map is zero' if missing else f'in mask {view.inside:.2f}, overlap {view.overlap:.2f}'
                 page.text(note, pair_left + pair_width / 2, top + cell_height + SMALL_LINE - 2, pair_width,
                           size=SMALL_TEXT)
-    score = 'sigmoid' if first.multilabel else 'softmax'
-    page.caption([line.format(score=score) for line in CAPTION], bottom, width)
+    page.caption([line.format(score=first.labels.score) for line in CAPTION], bottom, width)
     return page.save(path)

@@ -12,6 +12,7 @@ import torch.nn as nn
 from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.resolve import resolve_layers
+from ..labels import MULTI, SINGLE, LabelKind, kind_of
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.forward import ICASCOutput, icasc_forward
@@ -40,17 +41,17 @@ WHICH = ('target', 'confused')
 
 PLACES = {'last': 'Last layer', 'inner': 'Inner layer'}
 
-CAPTION = (
-    "Attention, 0 to the pair's maximum: a layer's two maps share one scale.",
+SCALE = "Attention, 0 to the pair's maximum: a layer's two maps share one scale."
+
+CAPTION = {SINGLE: (
+    SCALE,
     'Red frame: ground truth; beside it the most confusing class, with their softmax probabilities.',
     'Bold: predicted class, \u2717 if wrong. Overlap: histogram intersection of the two maps, 0 to 1.',
-)
-
-MULTILABEL_CAPTION = (
-    CAPTION[0],
+), MULTI: (
+    SCALE,
     'Red frame: all present classes; beside it the absent class of highest score. Sigmoid probabilities.',
     'Bold: a probability of at least 50%, \u2717 if wrong. Overlap: histogram intersection, 0 to 1.',
-)
+)}
 
 
 def _run(
@@ -59,7 +60,7 @@ def _run(
         targets: torch.Tensor,
         config: ICASCConfig,
         layers: ICASCLayers | Sequence[str] | None,
-        multilabel: bool,
+        labels: LabelKind,
 ) -> ICASCOutput:
     """The four maps of every image in evaluation mode; each module's training flag is restored."""
     # The images follow the model to its device and precision.
@@ -67,7 +68,7 @@ def _run(
     with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
         return icasc_forward(
-            model, images, targets.to(images.device), resolved, config, inference=True, multilabel=multilabel)
+            model, images, targets.to(images.device), resolved, config, inference=True, multilabel=labels is MULTI)
 
 
 def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -91,15 +92,15 @@ def _check(
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(
             f'images must be [N, channels, height, width] with N >= 1 and 1 or 3 channels, got {tuple(images.shape)}.')
-    multilabel = targets.ndim == 2 and targets.is_floating_point()
-    if not multilabel and (targets.ndim != 1 or targets.is_floating_point()) or len(targets) != len(images):
+    labels = kind_of(targets)
+    if targets.ndim not in (1, 2) or targets.is_floating_point() != (labels is MULTI) or len(targets) != len(images):
         raise ValueError(
             f'targets must be {len(images)} class indices, one per image, or floating point [{len(images)}, C] for '
             f'multi-label images, got {targets.dtype} {tuple(targets.shape)}.')
     if len(mean) != images.shape[1] or len(std) != images.shape[1]:
         raise ValueError(
             f'mean and std must have {images.shape[1]} values, one for each channel, got {len(mean)} and {len(std)}.')
-    if class_names is not None and not multilabel and not 0 <= targets.min() <= targets.max() < len(class_names):
+    if class_names is not None and labels is SINGLE and not 0 <= targets.min() <= targets.max() < len(class_names):
         raise ValueError(f'targets must lie in 0 to {len(class_names) - 1}, the classes named, got {targets.tolist()}.')
     check_format(path)
 
@@ -147,8 +148,8 @@ def attention_figure(
     _check(models, images, targets, class_names, mean, std, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     config = (config or ICASCConfig()).with_weights(1.)
-    multilabel = targets.ndim == 2
-    outputs = {label: _run(model, images, targets, config, layers, multilabel) for label, model in models.items()}
+    labels = kind_of(targets)
+    outputs = {label: _run(model, images, targets, config, layers, labels) for label, model in models.items()}
     for label, output in outputs.items():
         if class_names is not None and len(class_names) != output.logits.shape[1]:
             raise ValueError(
@@ -167,10 +168,10 @@ def attention_figure(
     tops = [first_top + row * row_height for row in range(len(images))]
     bottom = tops[-1] + cell_height + SMALL_LINE + ROW_GAP
     width = 2 * MARGIN + CELL + len(models) * (MODEL_GAP + model_width)
-    caption = MULTILABEL_CAPTION if multilabel else CAPTION
+    caption = CAPTION[labels]
     page = Page(width, bottom + len(caption) * SMALL_LINE + MARGIN)
     # The classes that a map stands for: one, or all that are present.
-    present = [t.eq(1).nonzero()[:, 0].tolist() for t in targets] if multilabel else [[t] for t in targets.tolist()]
+    present = labels.present(targets)
 
     page.text('image', MARGIN + CELL / 2, header_lines[2], CELL, style='italic')
     for row, top in enumerate(tops):
@@ -181,9 +182,8 @@ def attention_figure(
         model_left = MARGIN + CELL + MODEL_GAP + column * (model_width + MODEL_GAP)
         page.text(label, model_left + model_width / 2, header_lines[0], model_width, weight='bold')
         page.axes.plot([model_left, model_left + model_width], [MARGIN + LINE] * 2, color='black', linewidth=0.8)
-        logits = output.logits.float().cpu()
-        probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
-        predicted = probabilities >= 0.5 if multilabel else probabilities == probabilities.amax(1, keepdim=True)
+        probabilities = labels.probabilities(output.logits.cpu())
+        predicted = labels.predicted(probabilities)
         chosen = [present, [[c] for c in output.classes.confused.argmax(1).tolist()]]
         for place, title in PLACES.items():
             pair_left = model_left + (pair_width + LAYER_GAP if place == 'inner' else 0)
@@ -203,7 +203,7 @@ def attention_figure(
                     weight = 'bold' if hit else 'normal'
                     mark = '\u2717 ' if hit and which == 'confused' else ''
                     title = mark + ', '.join(str(names[c]) for c in classes)
-                    values = ', '.join(f'{probabilities[row, c]:.{0 if multilabel else 1}%}' for c in classes)
+                    values = ', '.join(f'{probabilities[row, c]:.{0 if labels is MULTI else 1}%}' for c in classes)
                     page.text(title, center, top - LINE - DESCENT, CELL, weight=weight)
                     page.text(values, center, top - DESCENT, CELL, weight=weight)
                     page.image(overlay(greys[row], heats[k, row]), left, top, CELL, cell_height)

@@ -9,6 +9,7 @@ from timm.utils import ParseKwargs
 from ..attention import trainable_methods
 from ..data.dataset_factory import NAMES
 from ..errors import ICASCError
+from ..labels import MULTI, SINGLE
 from ..losses import MASK_SCALES
 from ..objective.config import TERMS
 from ..runs.folder import ARGUMENTS, latest_run
@@ -204,7 +205,7 @@ def _add_misc(parser: argparse.ArgumentParser) -> None:
                             'checked before training')
     group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N',
                        help='number of checkpoints to keep (default: %(default)s)')
-    group.add_argument('--eval-metric', choices=('top1', 'top5', 'mAP', 'AUC', 'loss'),
+    group.add_argument('--eval-metric', choices=(*SINGLE.eval_metrics, *MULTI.eval_metrics, 'loss'),
                        help='what makes a checkpoint the best (default: top1, of multi-label data mAP)')
     group.add_argument('--log-interval', type=int, default=50, metavar='N',
                        help='steps between checks for a finite loss on a GPU (default: %(default)s)')
