@@ -177,7 +177,7 @@ class _SingleLabel(LabelKind):
         return probabilities == probabilities.amax(1, keepdim=True)
 
     def present(self, targets: torch.Tensor | np.ndarray) -> list[list[int]]:
-        return [[int(c)] for c in targets]
+        return [[c] for c in targets.tolist()]
 
     def contains(self, targets: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
         return targets == classes

@@ -129,7 +129,7 @@ def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
 
 def labels_of(dataset: torch.utils.data.Dataset) -> LabelKind:
     """The kind of its targets; data sets that are not this package's own have a class index each."""
-    return getattr(getattr(dataset, 'dataset', dataset), 'labels', SINGLE)  # also inside a Subset
+    return getattr(getattr(dataset, 'dataset', dataset), 'label_kind', SINGLE)  # also inside a Subset
 
 
 def evenly_spaced(dataset: torch.utils.data.Dataset, count: int) -> torch.utils.data.Dataset:

@@ -43,7 +43,7 @@ class LabelledImages(torch.utils.data.Dataset):
         mode: Pillow's image mode, 'RGB' or 'L'.
         boxes: The objects of each image, where known.
     """
-    labels: LabelKind = SINGLE
+    label_kind: LabelKind = SINGLE
 
     def __init__(
             self,
@@ -99,4 +99,4 @@ class MultiLabelImages(LabelledImages):
 
     `targets` is a float tensor `[N, C]`: 1 present, 0 absent, -1 ignored (neither counted as present nor as absent).
     """
-    labels = MULTI
+    label_kind = MULTI
