@@ -27,6 +27,7 @@ from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
 from timm_icasc.hub.upload import repo_name
+from timm_icasc.labels import MULTI
 from timm_icasc.publish.push import push_finished
 from timm_icasc.runs.folder import (
     ARGUMENTS,
@@ -41,17 +42,16 @@ from timm_icasc.runs.folder import (
 )
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.training.arguments import build_parser, name_options, parse_args
-from timm_icasc.training.console import header, report, row, say
+from timm_icasc.training.console import LOSSES, header, report, row, say
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.training.job import Job, icasc_config, seed_epoch, set_up, set_up_device
 from timm_icasc.training.model_record import model_record
 
-LOSSES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
-TRAIN_COLUMNS = ('loss', 'loss_cls', 'loss_as_inner', 'loss_as_last', 'loss_ac')
+LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 
 
 def loss_name(job: Job) -> str:
-    return 'soft margin' if job.multilabel else LOSSES[job.args.loss]
+    return 'soft margin' if job.labels is MULTI else LOSS_NAMES[job.args.loss]
 
 
 def method_label(job: Job) -> str:
@@ -169,7 +169,7 @@ def evaluate(job: Job, flag) -> dict[str, float]:
     if job.attention_loader is not None and utils.is_primary(args):
         batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.check() is None)
         metrics.update(evaluate_attention(
-            evaluated_model(job), batches, icasc_config(args), job.layers, job.multilabel))
+            evaluated_model(job), batches, icasc_config(args), job.layers, job.labels))
     return metrics
 
 
@@ -238,7 +238,7 @@ def announce(job: Job, run_dir: Path, start_epoch: int) -> None:
                   f'--epochs {job.epochs}')
     if start_epoch:
         say(args, f'resumed after epoch {start_epoch}')
-    say(args, header(job.multilabel))
+    say(args, header(job.labels))
 
 
 def run_epoch(epoch: int, job: Job, saver: utils.CheckpointSaver | None, run_dir: Path, flag) -> dict[str, Any]:
@@ -255,11 +255,11 @@ def run_epoch(epoch: int, job: Job, saver: utils.CheckpointSaver | None, run_dir
     if job.scheduler is not None:
         job.scheduler.step(epoch + 1, eval_metrics[args.eval_metric])
     record = {'time': time.monotonic() - started,
-              **{f'train_{name}': train_metrics.get(name) for name in TRAIN_COLUMNS},
+              **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
               **{f'eval_{name}': value for name, value in eval_metrics.items()}}
     if saver is not None:
         utils.update_summary(
-            epoch, {name: train_metrics.get(name) for name in TRAIN_COLUMNS},
+            epoch, {name: train_metrics.get(name) for name in LOSSES},
             {**eval_metrics, 'seconds': round(record['time'], 2)}, str(run_dir / SUMMARY),
             lr=job.optimizer.param_groups[0]['lr'])
         saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
@@ -289,7 +289,7 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
     record = {}
     for epoch in range(start_epoch, job.epochs):
         record = run_epoch(epoch, job, saver, run_dir, flag)
-        say(args, row(epoch, record, job.multilabel))
+        say(args, row(epoch, record, job.labels))
         if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
             say(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
                       f'--icasc-layers')

@@ -1,4 +1,6 @@
 """Attention maps against explicit loops, derivative checks, and two independent implementations."""
+import argparse
+
 import pytest
 import timm
 import torch
@@ -6,8 +8,11 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchcam.methods import GradCAM as TorchcamGradCAM
 
-from timm_icasc import attention_maps
-from timm_icasc.attention import ATTENTION_METHODS, channel_weighted, grad_cam, grad_cam_plus_plus
+from timm_icasc import ICASCConfig, attention_maps
+from timm_icasc.attention import ATTENTION_METHODS, METHODS, Method, grad_cam_plus_plus
+from timm_icasc.cli import figure, segment
+from timm_icasc.evaluation.options import add_evaluation_arguments
+from timm_icasc.training.arguments import build_parser
 
 B, K, H, W = 2, 3, 4, 5
 
@@ -54,26 +59,29 @@ def grad_cam_plus_plus_weight(feature, gradient):
     return weight
 
 
-@pytest.mark.parametrize('method, weight', [
-    (grad_cam, grad_cam_weight),
-    (channel_weighted, channel_weighted_weight),
-    (grad_cam_plus_plus, grad_cam_plus_plus_weight),
-])
-def test_equals_explicit_loops(method, weight, features_and_gradients):
+WEIGHTS = {
+    'ach': channel_weighted_weight, 'grad_cam': grad_cam_weight, 'grad_cam_plus_plus': grad_cam_plus_plus_weight}
+
+every_method = pytest.mark.parametrize('method', [m.function for m in METHODS.values()], ids=list(METHODS))
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_equals_explicit_loops(name, features_and_gradients):
     features, gradients = features_and_gradients
     gradients[0, 1, 2, 3] = 0.  # a pixel without gradient
     torch.testing.assert_close(
-        method(features, gradients), loop_map(features, gradients, weight), rtol=1e-12, atol=1e-14)
+        METHODS[name].function(features, gradients), loop_map(features, gradients, WEIGHTS[name]),
+        rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize('method', [grad_cam, channel_weighted, grad_cam_plus_plus])
+@every_method
 def test_first_and_second_derivatives(method, features_and_gradients):
     inputs = [x.requires_grad_() for x in features_and_gradients]
     assert torch.autograd.gradcheck(method, inputs)
     assert torch.autograd.gradgradcheck(method, inputs)
 
 
-@pytest.mark.parametrize('method', ATTENTION_METHODS.values(), ids=list(ATTENTION_METHODS))
+@every_method
 def test_classes_as_a_leading_dimension(method, features_and_gradients):
     features, gradients = features_and_gradients
     several = torch.stack([gradients, -gradients, 2 * gradients])
@@ -84,13 +92,65 @@ def test_classes_as_a_leading_dimension(method, features_and_gradients):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('method', ATTENTION_METHODS.values(), ids=list(ATTENTION_METHODS))
+@every_method
 def test_half_precision_is_computed_in_float32(method, dtype, features_and_gradients):
     features, gradients = (x.to(dtype) for x in features_and_gradients)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         result = method(features, gradients)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, method(features.double(), gradients.double()).float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_area_normalised_maps_scale_with_the_area(name):
+    """The same pixels four times over: maps with weights of means stay, if the gradients do; sums grow by four."""
+    method = METHODS[name]
+    features, gradients = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 1e-3)
+    small = method.function(features, gradients)
+    large = method.function(features.repeat(1, 1, 2, 2), gradients.repeat(1, 1, 2, 2))
+    assert large.mean().item() == pytest.approx(small.mean().item() * (1 if method.area_normalised else 4), rel=0.05)
+
+
+def choices(parser, option):
+    return next(list(action.choices) for action in parser._actions if option in action.option_strings)
+
+
+@pytest.fixture
+def parsers():
+    """Makes the parsers that have the options."""
+    def build():
+        made = [argparse.ArgumentParser() for _ in range(3)]
+        for parser, add in zip(
+                made, (add_evaluation_arguments, figure.add_arguments, segment.add_arguments), strict=True):
+            add(parser)
+        return choices(build_parser(), '--icasc-attention'), *(choices(parser, '--attention') for parser in made)
+    return build
+
+
+@pytest.mark.parametrize('trainable', [False, True])
+def test_a_method_is_added_by_one_row(trainable, monkeypatch, small_resnet, parsers):
+    def total(features, gradients):
+        """The features' rectified sum, whatever the class."""
+        return features.sum(-3).relu() + 0 * gradients.sum(-3)
+
+    monkeypatch.setitem(METHODS, 'total', Method(total, 'Total', trainable, area_normalised=False))
+    for_training, for_evaluation, for_figures, for_segmentation = parsers()
+    assert ('total' in for_training) == ('total' in for_evaluation) == trainable
+    assert 'total' in for_figures and 'total' in for_segmentation
+    if trainable:
+        assert ICASCConfig(attention='total').attention == 'total'
+    else:
+        with pytest.raises(ValueError, match='attention must be one of'):
+            ICASCConfig(attention='total')
+    model, images, classes = small_resnet
+    maps = attention_maps(model, images, classes, method='total')
+    torch.testing.assert_close(maps[:, 0], model.forward_features(images).sum(1).relu().detach())
+
+
+def test_what_may_be_chosen(parsers):
+    every, trained = list(METHODS), ['ach', 'grad_cam']
+    assert parsers() == (trained, trained, every, every)
+    assert ATTENTION_METHODS == {name: method.function for name, method in METHODS.items()}
 
 
 def test_grad_cam_plus_plus_pole_is_finite():

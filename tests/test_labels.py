@@ -1,17 +1,17 @@
-"""Which class is the true one and which the most confusing one."""
-
+"""Which class is the true one and which the most confusing one; what follows from how many an image can have."""
+import numpy as np
 import pytest
 import torch
 
 from timm_icasc import TargetError
-from timm_icasc.labels import select_classes
+from timm_icasc.labels import KINDS, MULTI, SINGLE, kind_of
 
 
 class TestSelectClasses:
     logits = torch.tensor([[3., 1., 2., 0.], [0., 5., 4., 6.]])
 
     def chosen(self, target):
-        pair = select_classes(self.logits, target)
+        pair = SINGLE.select(self.logits, target)
         assert (pair.target.sum(1) == 1).all() and (pair.confused.sum(1) == 1).all()
         return pair.target.argmax(1).tolist(), pair.confused.argmax(1).tolist()
 
@@ -32,7 +32,7 @@ class TestSelectClasses:
         assert self.chosen(target) == ([1, 3], [2, 2])
 
     def test_uniform_targets_are_not_valid(self):
-        pair = select_classes(self.logits, torch.full((2, 4), 0.25))
+        pair = SINGLE.select(self.logits, torch.full((2, 4), 0.25))
         assert pair.valid.tolist() == [False, False]
 
     @pytest.mark.parametrize('target, message', [
@@ -46,9 +46,60 @@ class TestSelectClasses:
     ])
     def test_bad_targets_are_named(self, target, message):
         with pytest.raises(TargetError, match=message):
-            select_classes(self.logits, target)
+            SINGLE.select(self.logits, target)
 
     def test_one_class_is_not_enough(self):
         with pytest.raises(TargetError, match='second class'):
-            select_classes(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
+            SINGLE.select(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
 
+
+class TestBothKinds:
+    """On the same images: class indices, or the same classes and others besides."""
+    scores = np.array([[0.9, 0.1, 0.6], [0.2, 0.7, 0.1], [0.3, 0.4, 0.8]], dtype=np.float32)
+    indices = np.array([0, 2, 2])
+    present = np.array([[1., 0., -1.], [0., 1., 1.], [0., 0., 0.]], dtype=np.float32)
+
+    def test_how_to_tell(self):
+        assert KINDS == {False: SINGLE, True: MULTI}
+        assert kind_of(self.indices) is SINGLE and kind_of(torch.from_numpy(self.present)) is MULTI
+
+    def test_most_confusing_is_what_select_calls_confused(self):
+        for kind, targets, expected in ((SINGLE, self.indices, [2, 1, 1]), (MULTI, self.present, [1, 0, 2])):
+            assert kind.most_confusing(self.scores, targets).tolist() == expected
+            pair = kind.select(torch.from_numpy(self.scores), torch.from_numpy(targets))
+            assert pair.confused.argmax(1).tolist() == expected
+
+    def test_outputs_beyond_the_labelled_classes(self):
+        """The head has more outputs than a multi-label data set has classes."""
+        assert MULTI.most_confusing(self.scores, self.present[:, :2]).tolist() == [1, 0, 1]
+        assert MULTI.known(self.present[:, :2], 3) == 2 and SINGLE.known(self.indices, 3) == 3
+        assert MULTI.true_scores(self.scores, self.present[:, :2], np.arange(3)).tolist() == pytest.approx([0.9, 0.7])
+
+    @pytest.mark.parametrize('wrap', [np.asarray, torch.as_tensor])
+    def test_present_classes(self, wrap):
+        assert SINGLE.present(wrap(self.indices)) == [[0], [2], [2]]
+        assert MULTI.present(wrap(self.present)) == [[0], [1, 2], []]
+
+    def test_contains_and_true_scores(self):
+        for kind, targets in ((SINGLE, self.indices), (MULTI, self.present)):
+            classes = kind.present(targets)
+            for c in range(3):
+                assert kind.contains(targets, c).tolist() == [c in own for own in classes]
+            each = np.array([0, 1, 0])
+            assert kind.contains(targets, each).tolist() == [c in own for c, own in zip(each, classes, strict=True)]
+            rows = np.array([2, 1, 1])
+            expected = [self.scores[i, c] for i in rows for c in classes[i]]
+            assert kind.true_scores(self.scores, targets, rows).tolist() == expected
+
+    def test_probabilities(self):
+        logits = torch.tensor([[2., -1., 0.]], dtype=torch.bfloat16)
+        exact = logits.float()
+        torch.testing.assert_close(SINGLE.probabilities(logits), exact.exp() / exact.exp().sum())
+        torch.testing.assert_close(MULTI.probabilities(logits), 1 / (1 + (-exact).exp()))
+        assert SINGLE.predicted(SINGLE.probabilities(logits)).tolist() == [[True, False, False]]
+        assert MULTI.predicted(MULTI.probabilities(logits)).tolist() == [[True, False, True]]
+        for kind in KINDS.values():
+            score = getattr(torch, kind.score)
+            expected = score(exact, 1) if kind is SINGLE else score(exact)
+            torch.testing.assert_close(kind.probabilities(logits), expected)
+            assert kind.activation.startswith(kind.score)

@@ -13,8 +13,8 @@ PACKAGE = ROOT / 'timm_icasc'
 # inside a function either. The package itself (`timm_icasc/__init__.py`) hands on the public names of floors 1 to 5.
 FLOORS = [
     ['errors', 'version', '_precision'],
-    ['attention', 'losses', 'labels', 'double_backward', 'data', 'hub', 'runs', 'models'],
-    ['features', 'metrics'],
+    ['attention', 'losses', 'labels', 'double_backward', 'hub', 'runs', 'models'],
+    ['features', 'metrics', 'data'],
     ['objective'],
     ['task', 'support'],
     ['training'],

@@ -17,9 +17,8 @@ from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
 
 import train_timm
-from timm_icasc import labels as targets
+from timm_icasc.labels import SINGLE
 from timm_icasc.runs import provenance
-from timm_icasc.task import icasc as task
 from timm_icasc.training import job as setup
 
 ROOT = Path(__file__).parent.parent
@@ -145,8 +144,7 @@ def test_recorded_steps_leave_the_same_behind(options, run, tmp_path, monkeypatc
     assert run('--experiment', 'eager', *RECORDED, *options)[0] == 0
     monkeypatch.setattr(train_timm, 'set_up_device', on_the_cpu)
     monkeypatch.setattr(setup, 'CudaRecorder', lambda device: recorders.append(OpRecorder()) or recorders[-1])
-    monkeypatch.setattr(targets, 'check_target', lambda *args: None)
-    monkeypatch.setattr(task, 'check_target', lambda *args: None)
+    monkeypatch.setattr(SINGLE, 'check', lambda *args: None)
     assert run('--experiment', 'recorded', '--icasc-fast', *RECORDED, *options)[0] == 0
     steps = 3 * 6
     assert [r.replays for r in recorders] == [steps - 3 if options == ['--no-icasc'] else steps - 2 * 3 - 2]

@@ -8,12 +8,15 @@ All functions are differentiable in both arguments, work per sample, accept lead
 (gradients `[C, B, K, H, W]` of several classes with features `[B, K, H, W]`), and compute in at least float32.
 """
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from ._precision import at_least_float32, full_precision
 
-__all__ = ['ATTENTION_METHODS', 'channel_weighted', 'grad_cam', 'grad_cam_plus_plus']
+__all__ = [
+    'ATTENTION_METHODS', 'METHODS', 'Method', 'channel_weighted', 'grad_cam', 'grad_cam_plus_plus', 'trainable_methods',
+]
 
 
 def _rectified_sum(weights: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -76,8 +79,33 @@ def channel_weighted(features: torch.Tensor, gradients: torch.Tensor) -> torch.T
     return _rectified_sum(gradients.relu().mean((-2, -1)), features)
 
 
-ATTENTION_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    'ach': channel_weighted,
-    'grad_cam': grad_cam,
-    'grad_cam_plus_plus': grad_cam_plus_plus,
+@dataclass(frozen=True)
+class Method:
+    """A row of `METHODS`.
+
+    Attributes:
+        function: Makes maps `[..., H, W]` of features and gradients `[..., K, H, W]`.
+        title: What figures and help texts call it.
+        trainable: Whether it may be trained with, and measured as a term; the others are for looking alone.
+        area_normalised: Whether its weights are means over the grid, so that a map scales with `1/Z`.
+    """
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    title: str
+    trainable: bool
+    area_normalised: bool
+
+
+# Every attention mechanism: what options, checks and figures know of them, they read here.
+METHODS: dict[str, Method] = {
+    'ach': Method(channel_weighted, 'ach (Eq. 2)', trainable=True, area_normalised=True),
+    'grad_cam': Method(grad_cam, 'Grad-CAM (Eq. 1)', trainable=True, area_normalised=True),
+    'grad_cam_plus_plus': Method(grad_cam_plus_plus, 'Grad-CAM++', trainable=False, area_normalised=False),
 }
+
+# The functions alone; the public name from before there was a table.
+ATTENTION_METHODS = {name: method.function for name, method in METHODS.items()}
+
+
+def trainable_methods() -> dict[str, Method]:
+    """The rows of `METHODS` that ICASC trains with."""
+    return {name: method for name, method in METHODS.items() if method.trainable}

@@ -1,18 +1,16 @@
-"""Which class is the true one, which the most confusing, and which to draw a map of.
+"""Which class is the true one, which the most confusing, and which to draw a map of: `SINGLE` and `MULTI` labels.
 
 Shapes: `B` batch, `C` classes, `K` chosen classes per image.
 """
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .errors import TargetError
 
-__all__ = [
-    'ClassPair', 'check_multilabel_target', 'check_target', 'class_indices', 'select_classes',
-    'select_multilabel_classes',
-]
+__all__ = ['KINDS', 'MULTI', 'SINGLE', 'ClassPair', 'LabelKind', 'class_indices', 'kind_of']
 
 
 class ClassPair(NamedTuple):
@@ -28,6 +26,100 @@ class ClassPair(NamedTuple):
     valid: torch.Tensor
 
 
+class LabelKind:
+    """What follows from how many classes an image can have; its two objects are `SINGLE` and `MULTI`.
+
+    Attributes:
+        name: What messages call such data, 'NAME-label'.
+        score: What makes probabilities of scores, by its name in torch.
+        activation: The same as code behind a model's output.
+        measures: Measures of accuracy, the one that tables of epochs show first -> their titles.
+        eval_metrics: Those by which the best epoch may be chosen, the default first.
+    """
+    name: str
+    score: str
+    activation: str
+    measures: dict[str, str]
+    eval_metrics: tuple[str, ...]
+
+    def check(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Raise what a criterion would say from deep inside torch.
+
+        Args:
+            logits: Class scores, `[B, C]`.
+            target: What the kind takes; see there.
+
+        Raises:
+            TargetError: Wrong shape, type or value, fewer than two classes.
+        """
+        raise NotImplementedError
+
+    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The classes that are in the image, and those that may be its most confusing one: bool `[B, C]` both."""
+        raise NotImplementedError
+
+    def cotangent(self, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """1 for each class of which `A^T` is the map, else 0, `[B, C]`; `present` as from `sides`."""
+        raise NotImplementedError
+
+    def select(self, logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
+        """The ground truth of each sample, and the class of highest score that is not in it.
+
+        Args:
+            logits: Class scores, `[B, C]`.
+            target: What the kind takes; see there.
+
+        Raises:
+            TargetError: Wrong shape, type or value, fewer than two classes.
+        """
+        self.check(logits, target)
+        present, absent = self.sides(logits, target)
+        confused = _highest(logits, absent)
+        return ClassPair(
+            target=self.cotangent(target, present).to(logits.dtype),
+            confused=torch.zeros_like(logits).scatter(1, confused[:, None], 1.),
+            valid=present.any(1) & absent.any(1))
+
+    def most_confusing(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The class of highest score that is not in the image, `[N]`; ignored classes are not considered.
+
+        Args:
+            scores: `[N, C]`; a head may have more outputs than multi-label targets have classes.
+            targets: Class indices `[N]`, or `[N, C]`.
+        """
+        known = torch.as_tensor(scores)[:, :self.known(targets, scores.shape[1])]
+        _, absent = self.sides(known, torch.as_tensor(targets))
+        return _highest(known, absent).numpy()
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probability of each class, `[B, C]`, in float32."""
+        raise NotImplementedError
+
+    def predicted(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Which classes a model says are in the image, bool `[B, C]`."""
+        raise NotImplementedError
+
+    def present(self, targets: torch.Tensor | np.ndarray) -> list[list[int]]:
+        """The classes in each image, from a data set's targets."""
+        raise NotImplementedError
+
+    def contains(self, targets: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+        """Whether a class, one for all or `[N]`, is in each image: bool `[N]`."""
+        raise NotImplementedError
+
+    def true_scores(self, scores: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The scores of all classes in the images `rows`, one after another."""
+        raise NotImplementedError
+
+    def known(self, targets: np.ndarray, outputs: int) -> int:
+        """Of a model's outputs, the number of those whose classes the targets know."""
+        raise NotImplementedError
+
+
+def _highest(scores: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    return scores.detach().masked_fill(~among, -torch.inf).argmax(1)
+
+
 def _check_logits(logits: torch.Tensor) -> None:
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -37,107 +129,123 @@ def _check_logits(logits: torch.Tensor) -> None:
         raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {logits.shape[1]}.')
 
 
-def check_target(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Raise what a criterion would say from deep inside torch.
-
-    Args:
-        logits: Class scores, `[B, C]`.
-        target: Class indices `[B]` (integer) or class probabilities `[B, C]` (floating point).
-
-    Raises:
-        TargetError: Wrong shape or type, an index outside `[0, C)`, fewer than two classes.
-    """
-    _check_logits(logits)
-    num_classes = logits.shape[1]
-    indices = not target.is_floating_point() and target.dtype != torch.bool
-    fits = target.shape == logits.shape[:1] if indices else target.shape == logits.shape
-    if not fits or target.dtype == torch.bool:
-        raise TargetError(
-            f'target must be class indices [B] or class probabilities [B, C] for logits {tuple(logits.shape)}, '
-            f'got {target.dtype} {tuple(target.shape)}.')
-    # On other devices the comparison would wait for the device at every step; the criterion checks there.
-    if indices and target.device.type == 'cpu' and target.numel():
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= num_classes:
-            raise TargetError(
-                f'target holds class {low if low < 0 else high}, but the model has classes 0 to {num_classes - 1}: '
-                f"set `num_classes` to the data set's number.")
-
-
-def select_classes(logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
-    """Ground-truth class and most confusing class of each sample, the non-target class of highest probability.
+class _SingleLabel(LabelKind):
+    """One class per image: indices `[B]` (integer) or, in training, class probabilities `[B, C]` (floating point).
 
     Soft targets (mixup, cutmix, label smoothing): the class of largest target mass is the ground truth, and every
     class with more than the smallest mass of its row, which is the smoothing floor, is kept from being the confused
     one. Rows without such a class (uniform targets) are not valid. With two classes in all, mixing both cannot be told
     from smoothing: the lesser one is the confused class.
-
-    Args:
-        logits: Class scores, `[B, C]`.
-        target: Class indices `[B]` (integer) or class probabilities `[B, C]` (floating point).
-
-    Raises:
-        TargetError: Wrong shape or type, an index outside `[0, C)`, fewer than two classes.
     """
-    check_target(logits, target)
-    if target.is_floating_point():
-        present = target > target.amin(1, keepdim=True)
-        target_index = target.argmax(1)
-    else:
-        target_index = target.long()
-        present = torch.zeros_like(logits, dtype=torch.bool).scatter(1, target_index[:, None], True)
-    confused_index = logits.detach().masked_fill(present, -torch.inf).argmax(1)
-    zeros = torch.zeros_like(logits)
-    return ClassPair(
-        target=zeros.scatter(1, target_index[:, None], 1.),
-        confused=zeros.scatter(1, confused_index[:, None], 1.),
-        valid=present.any(1),
-    )
+    name, score, activation = 'single', 'softmax', 'softmax(1)'
+    measures = {'top1': 'top-1', 'top5': 'top-5'}
+    eval_metrics = ('top1', 'top5')
+
+    def check(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        _check_logits(logits)
+        num_classes = logits.shape[1]
+        indices = not target.is_floating_point() and target.dtype != torch.bool
+        fits = target.shape == logits.shape[:1] if indices else target.shape == logits.shape
+        if not fits or target.dtype == torch.bool:
+            raise TargetError(
+                f'target must be class indices [B] or class probabilities [B, C] for logits {tuple(logits.shape)}, '
+                f'got {target.dtype} {tuple(target.shape)}.')
+        # On other devices the comparison would wait for the device at every step; the criterion checks there.
+        if indices and target.device.type == 'cpu' and target.numel():
+            low, high = int(target.min()), int(target.max())
+            if low < 0 or high >= num_classes:
+                raise TargetError(
+                    f'target holds class {low if low < 0 else high}, but the model has classes 0 to '
+                    f"{num_classes - 1}: set `num_classes` to the data set's number.")
+
+    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if target.is_floating_point():
+            present = target > target.amin(1, keepdim=True)
+        else:
+            present = torch.zeros_like(scores, dtype=torch.bool).scatter(1, target.long()[:, None], True)
+        return present, ~present
+
+    def cotangent(self, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        if not target.is_floating_point():
+            return present
+        return torch.zeros_like(present).scatter(1, target.argmax(1, keepdim=True), True)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.float().softmax(1)
+
+    def predicted(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return probabilities == probabilities.amax(1, keepdim=True)
+
+    def present(self, targets: torch.Tensor | np.ndarray) -> list[list[int]]:
+        return [[c] for c in targets.tolist()]
+
+    def contains(self, targets: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+        return targets == classes
+
+    def true_scores(self, scores: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return scores[rows, targets[rows]]
+
+    def known(self, targets: np.ndarray, outputs: int) -> int:
+        return outputs
 
 
-def check_multilabel_target(logits: torch.Tensor, target: torch.Tensor, ignored: bool = True) -> None:
-    """Raise what is wrong with multi-label targets.
+class _MultiLabel(LabelKind):
+    """Any number of classes per image: `[B, C]` in {1 present, 0 absent, -1 ignored}, floating point.
 
-    Args:
-        logits: Class scores, `[B, C]`.
-        target: `[B, C]` in {1 present, 0 absent, -1 ignored}, floating point.
-        ignored: Whether -1 is allowed.
-
-    Raises:
-        TargetError: Wrong shape, type or value, fewer than two classes.
+    All present classes together are the ground truth. An ignored class is on neither side. Samples without a present
+    or without an absent class are not valid.
     """
-    _check_logits(logits)
-    if target.shape != logits.shape or not target.is_floating_point():
-        raise TargetError(f'a multi-label target must be floating point, [B, C] = {tuple(logits.shape)}, with 1 for '
-                          f'present and 0 for absent classes, got {target.dtype} {tuple(target.shape)}.')
-    # On other devices the comparison would wait for the device at every step.
-    if target.device.type == 'cpu':
-        fits = (target == 0) | (target == 1) | ((target == -1) & ignored)
-        if not fits.all():
-            values = '1 (present), 0 (absent)' + ' or -1 (ignored)' * ignored
-            raise TargetError(f'a multi-label target must be {values}, got {target[~fits][0].item()}.')
+    name, score, activation = 'multi', 'sigmoid', 'sigmoid()'
+    measures = {'mAP': 'mAP', 'mAP_11point': 'mAP 11-point', 'mAP_sklearn': 'mAP sklearn', 'AUC': 'AUC'}
+    eval_metrics = ('mAP', 'AUC')
+
+    def check(self, logits: torch.Tensor, target: torch.Tensor, ignored: bool = True) -> None:
+        """As `LabelKind.check`; `ignored` says whether -1 is allowed."""
+        _check_logits(logits)
+        if target.shape != logits.shape or not target.is_floating_point():
+            raise TargetError(f'a multi-label target must be floating point, [B, C] = {tuple(logits.shape)}, with 1 '
+                              f'for present and 0 for absent classes, got {target.dtype} {tuple(target.shape)}.')
+        # On other devices the comparison would wait for the device at every step.
+        if target.device.type == 'cpu':
+            fits = (target == 0) | (target == 1) | ((target == -1) & ignored)
+            if not fits.all():
+                values = '1 (present), 0 (absent)' + ' or -1 (ignored)' * ignored
+                raise TargetError(f'a multi-label target must be {values}, got {target[~fits][0].item()}.')
+
+    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return target > 0, target == 0
+
+    def cotangent(self, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        return present
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.float().sigmoid()
+
+    def predicted(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return probabilities >= 0.5
+
+    def present(self, targets: torch.Tensor | np.ndarray) -> list[list[int]]:
+        return [row.nonzero().flatten().tolist() for row in torch.as_tensor(targets) > 0]
+
+    def contains(self, targets: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+        return targets[np.arange(len(targets)), classes] > 0
+
+    def true_scores(self, scores: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return scores[rows, :targets.shape[1]][targets[rows] > 0]
+
+    def known(self, targets: np.ndarray, outputs: int) -> int:
+        return targets.shape[1]
 
 
-def select_multilabel_classes(logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
-    """All present classes together, and the absent class of highest score.
+SINGLE, MULTI = _SingleLabel(), _MultiLabel()
 
-    An ignored class is on neither side. Samples without a present or without an absent class are not valid.
+# By timm's flag `multi_label`, the public `multilabel` of `icasc_forward`.
+KINDS: dict[bool, LabelKind] = {False: SINGLE, True: MULTI}
 
-    Args:
-        logits: Class scores, `[B, C]`.
-        target: `[B, C]` in {1 present, 0 absent, -1 ignored}, floating point.
 
-    Raises:
-        TargetError: Wrong shape, type or value, fewer than two classes.
-    """
-    check_multilabel_target(logits, target)
-    present, absent = target > 0, target == 0
-    confused_index = logits.detach().masked_fill(~absent, -torch.inf).argmax(1)
-    return ClassPair(
-        target=present.to(logits.dtype),
-        confused=torch.zeros_like(logits).scatter(1, confused_index[:, None], 1.),
-        valid=present.any(1) & absent.any(1),
-    )
+def kind_of(targets: torch.Tensor | np.ndarray) -> LabelKind:
+    """The kind of a data set's targets, class indices `[N]` or `[N, C]`, where nothing else tells."""
+    return KINDS[targets.ndim == 2]
 
 
 def class_indices(

@@ -20,8 +20,7 @@ from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.models import load_checkpoint
 
 from timm_icasc import ICASCConfig, icasc_forward, resolve_layers
-
-TERMS = {'as_inner': 'L_AS inner', 'as_last': 'L_AS last', 'ac': 'L_AC'}
+from timm_icasc.objective.config import TERMS
 
 
 def flat_gradient(value, parameters):
@@ -69,12 +68,12 @@ def main():
           + ' |\n' + '|---' * 9 + '|')
     for attention, order in (('ach', 1), ('ach', 2), ('grad_cam', 1), ('grad_cam', 2)):
         found = measure(model, batches, layers, ICASCConfig(attention=attention, order=order))
-        for term, title in TERMS.items():
+        for term in TERMS:
             cells = []
             for which in ('all', 'right', 'wrong'):
-                lengths, cosines = zip(*found.get((term, which), [(0., float('nan'))]), strict=True)
+                lengths, cosines = zip(*found.get((term.name, which), [(0., float('nan'))]), strict=True)
                 cells += [f'{statistics.fmean(lengths):.2f}', f'{statistics.fmean(cosines):+.2f}']
-            print(f"| {attention} | {order} | {title} | {' | '.join(cells)} |")
+            print(f"| {attention} | {order} | {term.title} | {' | '.join(cells)} |")
     print(f'\npositive weights of the classifier: {(model.get_classifier().weight > 0).float().mean():.0%}')
 
 

@@ -7,12 +7,11 @@ import timm
 import torch
 from helpers.fake_cuda_graph import OpRecorder
 
-from timm_icasc import labels as targets
 from timm_icasc.benchmark import cost, profile, scaling, steps
 from timm_icasc.benchmark import map_speed as maps
 from timm_icasc.benchmark.steps import PLAIN, VARIANTS, Setting, create_model, make_step
 from timm_icasc.cli import main
-from timm_icasc.task import icasc as task
+from timm_icasc.labels import SINGLE
 
 SMALL = Setting(batch_size=2)
 
@@ -168,8 +167,7 @@ def test_recorded_steps_are_measured_when_they_are_replayed(monkeypatch):
     """A stand-in records on the CPU what CUDA graphs record."""
     recorders, timed = [], []
     monkeypatch.setattr(steps, 'CudaRecorder', lambda device: recorders.append(OpRecorder()) or recorders[-1])
-    monkeypatch.setattr(targets, 'check_target', lambda *args: None)  # reads values, on the CPU alone
-    monkeypatch.setattr(task, 'check_target', lambda *args: None)
+    monkeypatch.setattr(SINGLE, 'check', lambda *args: None)  # reads values, on the CPU alone
 
     def clock():
         timed.append([recorder.replays for recorder in recorders])

@@ -1,6 +1,7 @@
 """`timm-icasc figure`: read back from SVG (texts are comments there), from pixels, and from the page's HTML."""
 import base64
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from helpers.runs import make_cub, make_packed_voc, make_run
 from PIL import Image
 
 from timm_icasc import attention_maps
+from timm_icasc.attention import METHODS
 from timm_icasc.cli import main
 from timm_icasc.data import DigitsDataset
 from timm_icasc.losses import attention_overlap
@@ -88,6 +90,14 @@ def test_several_methods_side_by_side(runs, tmp_path, capsys):
     assert both.shape[1] > 1.5 * one.shape[1]
     assert figure('html', runs[0], '--attention', *methods, '--output', tmp_path / 'f.html') == 2
     assert 'the page has one method' in capsys.readouterr().err
+
+
+def test_a_new_row_of_the_methods_is_drawn_before_the_papers_own(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, 'half', dataclasses.replace(METHODS['grad_cam'], title='Half'))
+    assert figure('layers', runs[0], '--indices', 7, '--output', tmp_path / 'f.svg') == 0
+    titles = {method.title for method in METHODS.values()}
+    assert [text for text in texts_of(tmp_path / 'f.svg') if text in titles] == [
+        'Grad-CAM (Eq. 1)', 'Grad-CAM++', 'Half', 'ach (Eq. 2)']
 
 
 def test_layers_by_method(runs, tmp_path):

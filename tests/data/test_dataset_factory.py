@@ -7,7 +7,8 @@ from timm.data import create_loader
 from torchvision import transforms
 
 from timm_icasc import DataError
-from timm_icasc.data import DigitsDataset, class_names, create_dataset, evenly_spaced, use_pad_crop
+from timm_icasc.data import DigitsDataset, class_names, create_dataset, evenly_spaced, labels_of, use_pad_crop
+from timm_icasc.labels import SINGLE
 
 
 @pytest.fixture
@@ -80,6 +81,15 @@ class TestClearErrors:
     def test_unknown_type(self, tmp_path):
         with pytest.raises(DataError, match='Cannot read split'):
             create_dataset('torch/nothing', str(tmp_path), 'train', is_training=True)
+
+
+def test_what_others_call_labels_is_no_kind_of_labels(image_folder):
+    """torchvision's SVHN and STL10 keep their targets under that name."""
+    class Elsewhere(torch.utils.data.Dataset):
+        labels = np.zeros((3, 2))
+
+    assert labels_of(Elsewhere()) is SINGLE
+    assert labels_of(create_dataset('', str(image_folder), 'test')) is SINGLE
 
 
 def test_evenly_spaced_reaches_every_class_of_a_sorted_set():

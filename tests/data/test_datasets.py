@@ -15,7 +15,8 @@ from timm.data import create_loader
 from torchvision.datasets import CIFAR100
 
 from timm_icasc import DataError
-from timm_icasc.data import VOC_CLASSES, Box, class_names, create_dataset, evenly_spaced, is_multilabel
+from timm_icasc.data import VOC_CLASSES, Box, class_names, create_dataset, evenly_spaced, labels_of
+from timm_icasc.labels import MULTI, SINGLE
 
 
 def picture(path, width=12, height=8, colour=(0, 0, 0)):
@@ -74,7 +75,7 @@ class TestVOCdevkit:
     def test_targets_are_those_of_the_challenges_label_files(self, place, root):
         for split, names in (('train', self.SPLITS['train']), ('validation', self.SPLITS['val'])):
             dataset = create_dataset('voc2012', str(root / place), split)
-            assert dataset.ids == names and is_multilabel(dataset) and class_names(dataset) == list(VOC_CLASSES)
+            assert dataset.ids == names and labels_of(dataset) is MULTI and class_names(dataset) == list(VOC_CLASSES)
             for c, label in enumerate(VOC_CLASSES):
                 name = 'val' if split == 'validation' else split
                 lines = (dataset.folder / 'ImageSets' / 'Main' / f'{label}_{name}.txt').read_text().splitlines()
@@ -181,7 +182,7 @@ class TestPackedVOC:
         dataset = create_dataset('voc2007-packed', str(root), 'trainval')
         for other in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
             assert other.boxes(0) == dataset.boxes(0) and torch.equal(other[2][1], dataset[2][1])
-        assert is_multilabel(evenly_spaced(dataset, 2))
+        assert labels_of(evenly_spaced(dataset, 2)) is MULTI
 
 
 class TestCIFAR100:
@@ -214,7 +215,7 @@ class TestCIFAR100:
         assert np.array_equal(np.asarray(dataset[3][0]), rows[3].reshape(3, 32, 32).transpose(1, 2, 0))
         for split in ('test', 'validation'):
             assert len(create_dataset('cifar100', str(root / place), split)) == 4
-        assert not hasattr(dataset, 'boxes') and not is_multilabel(dataset)
+        assert not hasattr(dataset, 'boxes') and labels_of(dataset) is SINGLE
 
     def test_grey(self, root):
         assert create_dataset('cifar100', str(root), 'test', input_img_mode='L')[0][0].mode == 'L'
@@ -429,7 +430,7 @@ class TestMultiLabelLists:
 
     def targets(self, root, **kwargs):
         dataset = create_dataset('multilabel', str(root), 'train', **kwargs)
-        assert is_multilabel(dataset)
+        assert labels_of(dataset) is MULTI
         return class_names(dataset), [dataset[i][1].tolist() for i in range(len(dataset))]
 
     def test_csv_with_names(self, root):

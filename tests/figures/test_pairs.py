@@ -25,6 +25,7 @@ from timm_icasc import (
 from timm_icasc.figures import attention_figure
 from timm_icasc.figures.canvas import CELL, COLORMAP, MARGIN, OPACITY, PAIR_GAP
 from timm_icasc.figures.pairs import CAPTION
+from timm_icasc.labels import SINGLE
 from timm_icasc.losses import attention_overlap
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -113,7 +114,7 @@ def test_names_probabilities_and_overlaps(draw, images, toy):
     }.items():
         assert texts.count(text) == count, text
     correct = texts_of(draw(toy, (0, 0), file='correct.svg'))
-    assert not any('\u2717' in text for text in correct if text not in CAPTION)
+    assert not any('\u2717' in text for text in correct if text not in CAPTION[SINGLE])
     for row, classes in enumerate([(0, 1), (2, 0)]):
         for index in classes:
             assert f'{toy(images).softmax(1)[row, index]:.1%}' in texts
@@ -139,7 +140,7 @@ def test_long_and_odd_names(draw, toy):
     texts = texts_of(draw({'a long label ' * 20: toy}, (3, 3), file='figure.svg'))
     assert any(re.fullmatch(r'a 4\$ by .*\u2026', text) for text in texts)
     assert any(text.startswith('a long label a long') and text.endswith('\u2026') for text in texts)
-    assert set(CAPTION) <= set(texts), 'fits the page of one model'
+    assert set(CAPTION[SINGLE]) <= set(texts), 'fits the page of one model'
     draw(toy, (2, 3), ['', '\n', '$\\frac{$', 'W' * 10_000])
 
 

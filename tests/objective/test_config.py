@@ -1,8 +1,12 @@
-"""The parameters of the objective, checked."""
+"""The parameters of the objective and the table of its terms, checked."""
+import dataclasses
 
 import pytest
+from helpers.objective import double_batch, layers_of
 
-from timm_icasc import ICASCConfig
+import timm_icasc.objective.forward as forward_module
+from timm_icasc import ICASCConfig, icasc_forward
+from timm_icasc.objective.config import TERMS
 
 
 @pytest.mark.parametrize('field, value', [
@@ -13,3 +17,33 @@ def test_bad_parameters_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         ICASCConfig(**{field: value})
 
+
+def test_every_term_has_a_weight_of_one():
+    weights = [name for name in ICASCConfig.names() if name.startswith('weight_')]
+    assert weights == [f'weight_{term.name}' for term in TERMS]
+    assert ICASCConfig().weights == {term.name: 1. for term in TERMS}
+
+
+def test_other_weights():
+    config = ICASCConfig(order=2)
+    assert config.with_weights(0.5) == dataclasses.replace(config, **{f'weight_{term.name}': 0.5 for term in TERMS})
+    assert list(config.with_weights(1., 2., 3.).weights.values()) == [1., 2., 3.]
+    with pytest.raises(ValueError):
+        config.with_weights(1., 2.)
+
+
+def test_a_row_of_the_table_is_all_that_a_term_is(monkeypatch, toy):
+    """A loss of one's own, of two maps of the last layer and two parameters."""
+    def loss(target, confused, mask, theta, sigma):
+        assert target.shape == confused.shape == mask.shape
+        return (target - confused).mean((1, 2)) * theta + sigma
+
+    row = dataclasses.replace(
+        TERMS[2], layer='last', classes=('target', 'confused'), loss=loss, parameters=('theta', 'sigma'))
+    monkeypatch.setattr(forward_module, 'TERMS', (row,))
+    images, target = double_batch()
+    model = toy.double()
+    output = icasc_forward(model, images, target, layers_of(model, images), ICASCConfig())
+    assert set(output.maps) == {'target_last', 'confused_last'} and set(output.terms) == {row.name}
+    expected = (output.maps['target_last'] - output.maps['confused_last']).mean((1, 2)) * 0.8 + 0.55
+    assert output.terms[row.name].tolist() == pytest.approx(expected.tolist())

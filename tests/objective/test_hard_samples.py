@@ -9,13 +9,13 @@ from helpers.objective import double_batch, layers_of
 from helpers.processes import in_two_processes, save_gradients_of_half
 
 from timm_icasc import ICASCConfig, ICASCError, ICASCTask, MultiLabelICASCTask, icasc_forward
-from timm_icasc.labels import select_classes, select_multilabel_classes
+from timm_icasc.labels import MULTI, SINGLE
 from timm_icasc.objective.hard_samples import forward_most_confused, most_confused
 
 
 def test_the_most_confused_have_the_smallest_lead():
     logits = torch.tensor([[5., 1., 0.], [0., 3., 2.5], [0., 1., 4.], [2., 1., 1.]])
-    classes = select_classes(logits, torch.tensor([0, 1, 1, 0]))
+    classes = SINGLE.select(logits, torch.tensor([0, 1, 1, 0]))
     leads = [5 - 1, 3 - 2.5, 1 - 4, 2 - 1]
     expected = sorted(range(4), key=leads.__getitem__)
     assert [most_confused(logits, classes, n).tolist() for n in range(1, 5)] == [expected[:n] for n in range(1, 5)]
@@ -23,7 +23,7 @@ def test_the_most_confused_have_the_smallest_lead():
 
 def test_samples_without_a_pair_come_last_and_several_present_classes_count_by_their_mean():
     logits = torch.tensor([[0., 9., 0.], [4., 2., 1.], [3., 0., 0.5]])
-    classes = select_multilabel_classes(logits, torch.tensor([[0., 0., 0.], [1., 1., 0.], [1., 0., 0.]]))
+    classes = MULTI.select(logits, torch.tensor([[0., 0., 0.], [1., 1., 0.], [1., 0., 0.]]))
     assert most_confused(logits, classes, 3).tolist() == [1, 2, 0]  # leads 3 - 1 and 3 - 0.5
 
 
@@ -64,8 +64,8 @@ def test_the_second_run_repeats_the_scores_of_the_first(name, kwargs, size):
     model(images)
     expected = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(state)
-    share = forward_most_confused(model, images, target, list(layers), 2, 0.5, select_classes)
-    chosen = most_confused(share.all_logits, select_classes(share.all_logits, target), 3)
+    share = forward_most_confused(model, images, target, list(layers), 2, 0.5, SINGLE)
+    chosen = most_confused(share.all_logits, SINGLE.select(share.all_logits, target), 3)
     torch.testing.assert_close(share.images, images[chosen])
     torch.testing.assert_close(share.logits, share.all_logits[chosen])
     for key, value in model.state_dict().items():
@@ -91,7 +91,7 @@ def test_at_least_one_sample_and_the_layout_of_the_images(toy):
     images, target = double_batch(batch=3)
     images = images.contiguous(memory_format=torch.channels_last)
     share = forward_most_confused(
-        toy.double(), images, target, list(layers_of(toy, images)), 1, 0.01, select_classes)
+        toy.double(), images, target, list(layers_of(toy, images)), 1, 0.01, SINGLE)
     assert share.images.shape[0] == 1 and share.images.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -108,8 +108,9 @@ class TestTable:
         mean = (90 + 92 + 97) / 3
         deviation = (sum((x - mean) ** 2 for x in (90, 92, 97)) / 2) ** 0.5
         row = card._rows(self.RUNS)[0]
-        assert row['measure'] == f'{mean:.2f} ± {deviation:.2f}' and row['ac'] == '0.250 ± 0.000'
-        assert row['overlap_last'] == '-' and row['each'] == ['90.00', '92.00', '97.00']
+        attention = dict(zip(card.ATTENTION, row['attention'], strict=True))
+        assert row['measure'] == f'{mean:.2f} ± {deviation:.2f}' and attention['L_AC'] == '0.250 ± 0.000'
+        assert attention['overlap last'] == '-' and row['each'] == ['90.00', '92.00', '97.00']
 
     def test_differences_are_paired_by_seed(self):
         row, = card._differences(self.RUNS)

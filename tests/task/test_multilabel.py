@@ -12,7 +12,7 @@ from timm.task import ClassificationTask
 
 from timm_icasc import ICASCConfig, MultiLabelICASCTask, TargetError, icasc_forward
 from timm_icasc.evaluation.separability import evaluate_attention
-from timm_icasc.labels import select_multilabel_classes
+from timm_icasc.labels import MULTI
 from timm_icasc.losses import MultiLabelSoftMarginLoss, multilabel_soft_margin
 
 TERMS = {'loss_as_inner', 'loss_as_last', 'loss_ac'}
@@ -35,7 +35,7 @@ class TestSelectClasses:
     logits = torch.tensor([[9., 1., 8., 2.], [0., 5., 9., 3.], [1., 2., 3., 0.], [1., 2., 3., 4.]])
 
     def test_all_present_classes_and_the_highest_absent_one(self):
-        pair = select_multilabel_classes(self.logits, torch.tensor(TARGET))
+        pair = MULTI.select(self.logits, torch.tensor(TARGET))
         assert pair.target.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 1]]
         # Class 2 of the second sample has the highest score of all, but is ignored.
         assert pair.confused[:3].argmax(1).tolist() == [3, 3, 1]
@@ -49,11 +49,11 @@ class TestSelectClasses:
     ])
     def test_bad_targets_are_named(self, target, message):
         with pytest.raises(TargetError, match=message):
-            select_multilabel_classes(self.logits, target)
+            MULTI.select(self.logits, target)
 
     def test_one_class_is_not_enough(self):
         with pytest.raises(TargetError, match='second class'):
-            select_multilabel_classes(torch.zeros(2, 1), torch.zeros(2, 1))
+            MULTI.select(torch.zeros(2, 1), torch.zeros(2, 1))
 
 
 class TestSoftMargin:
@@ -181,8 +181,8 @@ class TestTask:
 
 
 def test_attention_is_measured_on_samples_that_have_both_sides(toy, batch):
-    whole = evaluate_attention(toy, [batch], multilabel=True)
-    both = evaluate_attention(toy, [(batch[0][:2], batch[1][:2])], multilabel=True)
+    whole = evaluate_attention(toy, [batch], labels=MULTI)
+    both = evaluate_attention(toy, [(batch[0][:2], batch[1][:2])], labels=MULTI)
     assert whole == pytest.approx(both, rel=1e-5)
 
 

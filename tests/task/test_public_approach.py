@@ -6,8 +6,9 @@ import torch
 from helpers.models import create
 
 from timm_icasc import ICASCTask, resolve_layers
-from timm_icasc.attention import ATTENTION_METHODS
+from timm_icasc.attention import METHODS
 from timm_icasc.errors import ICASCError
+from timm_icasc.labels import MULTI, SINGLE
 from timm_icasc.task.public_approach import DEFECTS, PublicApproachTask
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.job import set_up_task
@@ -108,7 +109,7 @@ def reference_maps(model, images, target, summed_score):
             for b, c in enumerate(chosen):
                 gradient = torch.autograd.grad(logits[b, c], feature, retain_graph=True)[0][b]
                 maps[f'{which}_{place}'].append(
-                    ATTENTION_METHODS['ach'](feature[b].detach(), scale * gradient).tolist())
+                    METHODS['ach'].function(feature[b].detach(), scale * gradient).tolist())
     return maps
 
 
@@ -217,9 +218,9 @@ def test_a_share_of_the_batch_is_refused(model):
 
 def test_the_option_of_the_training_script(model):
     args = parse_args(['--icasc-defects', 'batch-sums', 'constant-weights', '--icasc-weights', '1', '0', '1'])
-    task = set_up_task(args, model, torch.device('cpu'), (3, 32, 32), 10, multilabel=False)
+    task = set_up_task(args, model, torch.device('cpu'), (3, 32, 32), 10, SINGLE)
     assert type(task) is PublicApproachTask and task.defects == ('batch-sums', 'constant-weights')
     assert task.config.weight_as_last == 0
-    assert type(set_up_task(parse_args([]), model, torch.device('cpu'), (3, 32, 32), 10, multilabel=False)) is ICASCTask
+    assert type(set_up_task(parse_args([]), model, torch.device('cpu'), (3, 32, 32), 10, SINGLE)) is ICASCTask
     with pytest.raises(ICASCError, match='--icasc-defects is for single-label data'):
-        set_up_task(args, model, torch.device('cpu'), (3, 32, 32), 10, multilabel=True)
+        set_up_task(args, model, torch.device('cpu'), (3, 32, 32), 10, MULTI)

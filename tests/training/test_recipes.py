@@ -10,6 +10,7 @@ from timm_icasc import ICASCTask, MultiLabelICASCTask, resolve_layers
 from timm_icasc.data import create_dataset
 from timm_icasc.data.dataset_factory import NAMES
 from timm_icasc.data.labelled_images import LabelledImages
+from timm_icasc.labels import KINDS, MULTI
 from timm_icasc.training.argument_files import RECIPES
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.job import set_up_model, set_up_optimizer, set_up_task
@@ -53,23 +54,24 @@ def built(recipe, *options):
     with torch.device('meta'):
         model = set_up_model(args)
     size = args.img_size or 32
-    task = set_up_task(args, model, torch.device('meta'), (3, size, size), UPDATES, args.dataset.startswith('voc'))
+    labels = KINDS[args.dataset.startswith('voc')]
+    task = set_up_task(args, model, torch.device('meta'), (3, size, size), UPDATES, labels)
     return args, model, task
 
 
 @pytest.mark.parametrize('recipe', sorted(RECIPES.glob('*.yaml')), ids=lambda p: p.stem)
 def test_recipes_build(recipe):
     args, model, task = built(recipe, '--icasc')
-    multilabel = args.dataset.startswith('voc')
-    assert type(task) is (MultiLabelICASCTask if multilabel else ICASCTask)
+    labels = KINDS[args.dataset.startswith('voc')]
+    assert type(task) is (MultiLabelICASCTask if labels is MULTI else ICASCTask)
     size = args.img_size or 32
     layers = resolve_layers(model, input_size=(3, size, size))
     assert abs(layers.inner.grid[0] - 2 * layers.last.grid[0]) <= 1
     optimizer, scheduler, epochs = set_up_optimizer(args, model, UPDATES)
     assert epochs == args.epochs and scheduler is not None and len(optimizer.param_groups[0]['params'])
     args.icasc = False
-    plain = set_up_task(args, model, torch.device('meta'), (3, size, size), UPDATES, multilabel)
-    assert type(plain) is (MultiLabelClassificationTask if multilabel else ClassificationTask)
+    plain = set_up_task(args, model, torch.device('meta'), (3, size, size), UPDATES, labels)
+    assert type(plain) is (MultiLabelClassificationTask if labels is MULTI else ClassificationTask)
 
 
 def test_every_recipe_of_the_paper_is_there():

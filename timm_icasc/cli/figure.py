@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..attention import ATTENTION_METHODS
+from ..attention import METHODS
 from ..data import evenly_spaced
 from ..errors import ICASCError
 from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoints
@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="even: at even distances; wrong: those whose highest-scoring class is wrong for the first "
                             'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
-    group.add_argument('--attention', nargs='+', default=['ach'], choices=list(ATTENTION_METHODS), metavar='NAME',
-                       help=f"attention maps of classes and html: {', '.join(ATTENTION_METHODS)}; of classes also "
-                            'several, side by side (default: ach)')
+    group.add_argument('--attention', nargs='+', default=['ach'], choices=list(METHODS), metavar='NAME',
+                       help=f"attention maps of classes and html: {', '.join(METHODS)}; of classes also several, "
+                            'side by side (default: ach)')
     group.add_argument('--layer', default='last', choices=('inner', 'last'),
                        help='layer of classes and html (default: %(default)s)')
     group.add_argument('--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure')
@@ -77,10 +77,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
 def _correct(checkpoint: Checkpoint, indices: list[int]) -> np.ndarray:
     """Whether the highest-scoring class is in the image, for each of `indices`."""
     records = score_images(checkpoint, indices)
-    best = records.scores.argmax(1)
-    if records.multilabel:
-        return records.targets[np.arange(len(best)), best] > 0
-    return best == records.targets
+    return records.labels.contains(records.targets, records.scores.argmax(1))
 
 
 def _choose(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list[int]:

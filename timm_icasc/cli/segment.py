@@ -22,7 +22,7 @@ from PIL import Image
 from timm.data import create_transform
 from tqdm import tqdm
 
-from ..attention import ATTENTION_METHODS
+from ..attention import METHODS
 from ..errors import DataError, ICASCError
 from ..evaluation.checkpoint import Checkpoint, load_checkpoint
 from ..evaluation.options import add_model_arguments
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--train-split', default='train', metavar='NAME',
                        help='list in ImageSets/Segmentation or /Main; SEC: trainaug of SBD (default: %(default)s)')
     group.add_argument('--test-split', default='val', metavar='NAME', help='list with masks (default: %(default)s)')
-    group.add_argument('--attention', default='ach', choices=list(ATTENTION_METHODS), help='default: %(default)s')
+    group.add_argument('--attention', default='ach', choices=list(METHODS), help='default: %(default)s')
     group.add_argument('--foreground', type=float, default=FOREGROUND, metavar='F',
                        help='cues of a class: attention of at least F of its maximum (default: %(default)s)')
     group.add_argument('--background', type=float, default=BACKGROUND, metavar='F',

@@ -5,6 +5,7 @@ import timm.data
 import torch
 
 from ..errors import DataError
+from ..labels import SINGLE, LabelKind
 from .caltech import Caltech256
 from .cifar import cifar100
 from .cub import CUB200
@@ -14,7 +15,7 @@ from .imagenet import ILSVRC2012
 from .streams import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
-__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'is_multilabel']
+__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'labels_of']
 
 # Name -> how to make it from root, split and the transform and Pillow mode that every data set takes.
 NAMES = {
@@ -125,9 +126,9 @@ def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
         return f'image {index}'
 
 
-def is_multilabel(dataset: torch.utils.data.Dataset) -> bool:
-    """Whether the targets are `[C]` in {1 present, 0 absent, -1 ignored} instead of a class index."""
-    return bool(getattr(getattr(dataset, 'dataset', dataset), 'multilabel', False))  # also inside a Subset
+def labels_of(dataset: torch.utils.data.Dataset) -> LabelKind:
+    """The kind of its targets; data sets that are not this package's own have a class index each."""
+    return getattr(getattr(dataset, 'dataset', dataset), 'label_kind', SINGLE)  # also inside a Subset
 
 
 def evenly_spaced(dataset: torch.utils.data.Dataset, count: int) -> torch.utils.data.Dataset:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ..errors import DataError
+from ..labels import MULTI, SINGLE, LabelKind
 
 __all__ = ['Box', 'LabelledImages', 'MultiLabelImages']
 
@@ -42,7 +43,7 @@ class LabelledImages(torch.utils.data.Dataset):
         mode: Pillow's image mode, 'RGB' or 'L'.
         boxes: The objects of each image, where known.
     """
-    multilabel = False
+    label_kind: LabelKind = SINGLE
 
     def __init__(
             self,
@@ -98,4 +99,4 @@ class MultiLabelImages(LabelledImages):
 
     `targets` is a float tensor `[N, C]`: 1 present, 0 absent, -1 ignored (neither counted as present nor as absent).
     """
-    multilabel = True
+    label_kind = MULTI

@@ -15,10 +15,11 @@ from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
-from ..data import class_names, create_dataset, is_multilabel, is_stream
+from ..data import class_names, create_dataset, is_stream, labels_of
 from ..errors import DataError, ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
+from ..labels import LabelKind
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
 from ..training.arguments import parse_args
 from ..training.job import set_up_model
@@ -62,8 +63,8 @@ class Checkpoint:
     args: argparse.Namespace
 
     @property
-    def multilabel(self) -> bool:
-        return is_multilabel(self.dataset)
+    def labels(self) -> LabelKind:
+        return labels_of(self.dataset)
 
     @property
     def device(self) -> torch.device:

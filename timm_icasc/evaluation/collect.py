@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..data import evenly_spaced, image_name
 from ..errors import DataError, TargetError
+from ..labels import MULTI, SINGLE
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
@@ -84,19 +85,11 @@ def _loader(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> DataLo
     return DataLoader(dataset, batch_size=batch_size, num_workers=checkpoint.args.workers)
 
 
-def _probabilities(logits: torch.Tensor, multilabel: bool) -> torch.Tensor:
-    logits = logits.float()
-    return logits.sigmoid() if multilabel else logits.softmax(1)
-
-
-def _present_classes(target: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
-    """The present classes of each image as `[B, K]`, rows filled up with a class of their own, and as lists."""
-    if target.ndim == 1:
-        return target[:, None], [[int(c)] for c in target]
-    present = [torch.nonzero(row > 0).flatten().tolist() for row in target]
+def _filled_up(present: list[list[int]], device: torch.device) -> torch.Tensor:
+    """The present classes of each image as `[B, K]`, rows filled up with a class of their own."""
     most = max(1, *map(len, present))
     filled = [(classes + [classes[0] if classes else 0] * most)[:most] for classes in present]
-    return torch.tensor(filled, device=target.device), present
+    return torch.tensor(filled, device=device)
 
 
 def _cooccurring_overlap(maps: torch.Tensor, present: list[list[int]]) -> torch.Tensor:
@@ -115,7 +108,7 @@ def _cooccurring_overlap(maps: torch.Tensor, present: list[list[int]]) -> torch.
 
 
 def _mean_over_present(values: dict[str, torch.Tensor], present: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Means over the present classes, `[B]`, of values `[B, K]` in the rows of `_present_classes`; NaN without one."""
+    """Means over the present classes, `[B]`, of values `[B, K]` in the rows of `_filled_up`; NaN without one."""
     return {name: torch.stack([row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
             for name, value in values.items()}
 
@@ -154,7 +147,7 @@ def _boxes_by_class(dataset: Dataset, index: int) -> dict[int, np.ndarray]:
 
 
 def _check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
-    if targets.ndim == 1 and int(targets.max()) >= checkpoint.num_classes:
+    if checkpoint.labels is SINGLE and int(targets.max()) >= checkpoint.num_classes:
         raise TargetError(f'the data set has class {int(targets.max())}, the model of {checkpoint.source} classes 0 '
                           f'to {checkpoint.num_classes - 1}.')
 
@@ -199,7 +192,7 @@ def collect_records(
     utils.random_seed(SEED)
     if checkpoint.device.type == 'cuda':
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    dataset, multilabel = checkpoint.dataset, checkpoint.multilabel
+    dataset, labels = checkpoint.dataset, checkpoint.labels
     indices = list(range(len(dataset))) if indices is None else list(indices)
     has_boxes = hasattr(dataset, 'boxes')
     geometries: dict[tuple[int, int], Geometry] = {}
@@ -217,17 +210,18 @@ def collect_records(
                 values = {}
             else:
                 logits, values = separability(
-                    checkpoint.model, images, target, checkpoint.layers, config, multilabel)
-                drawn, present = _present_classes(target)
+                    checkpoint.model, images, target, checkpoint.layers, config, labels)
+                present = labels.present(target)
+                drawn = _filled_up(present, target.device)
                 if robustness:
                     values.update(_mean_over_present(map_robustness(
                         checkpoint.model, images, drawn, checkpoint.layers, config.attention, layer, config.sigma),
                         present))
-                if multilabel or has_boxes:
+                if labels is MULTI or has_boxes:
                     maps = attention_maps(
                         checkpoint.model, images, drawn, method=config.attention, layer=layer,
                         layers=checkpoint.layers)
-                if multilabel:
+                if labels is MULTI:
                     values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
                 if has_boxes:
                     batch_sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
@@ -236,7 +230,7 @@ def collect_records(
                     pairs += _localise_batch(
                         maps, present, [_boxes_by_class(dataset, indices[row]) for row in rows],
                         [geometries[size] for size in batch_sizes], rows, config.sigma, tolerance)
-            scores.append(_probabilities(logits, multilabel).cpu())
+            scores.append(labels.probabilities(logits).cpu())
             targets.append(target.cpu())
             for name, column in values.items():
                 columns.setdefault(name, []).append(column.cpu().double())
@@ -269,7 +263,7 @@ def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> Records:
     loader = _loader(checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)), checkpoint.batch_size)
     for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
         _check_targets(target, checkpoint)
-        scores.append(_probabilities(checkpoint.model(images.to(checkpoint.device)), checkpoint.multilabel).cpu())
+        scores.append(checkpoint.labels.probabilities(checkpoint.model(images.to(checkpoint.device))).cpu())
         targets.append(target)
     return _records(checkpoint, indices, scores, targets)
 
@@ -281,5 +275,5 @@ def _ten_crop_scores(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarr
         loader = _loader(checkpoint, torch.utils.data.Subset(dataset, list(indices)), -(-checkpoint.batch_size // 10))
         for crops, _ in tqdm(loader, desc=f'{checkpoint.label}, ten crops', leave=False, disable=None):
             logits = checkpoint.model(crops.flatten(0, 1).to(checkpoint.device))
-            scores.append(_probabilities(logits, checkpoint.multilabel).unflatten(0, crops.shape[:2]).mean(1).cpu())
+            scores.append(checkpoint.labels.probabilities(logits).unflatten(0, crops.shape[:2]).mean(1).cpu())
     return torch.cat(scores).numpy()

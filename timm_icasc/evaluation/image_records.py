@@ -6,6 +6,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..errors import ICASCError
+from ..labels import LabelKind, kind_of
 
 __all__ = ['Records', 'load_records', 'save_records']
 
@@ -37,8 +38,13 @@ class Records:
     pairs: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def multilabel(self) -> bool:
-        return self.targets.ndim == 2
+    def labels(self) -> LabelKind:
+        return kind_of(self.targets)  # the file does not tell
+
+    @property
+    def known(self) -> int:
+        """Number of the classes that the targets know, the first ones of the model's outputs."""
+        return self.labels.known(self.targets, self.scores.shape[1])
 
 
 def save_records(path: Path, records: Records) -> None:

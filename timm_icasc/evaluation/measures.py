@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from ..labels import MULTI, SINGLE, LabelKind
 from ..metrics import (
     KolmogorovSmirnov,
     expected_calibration_error,
@@ -17,6 +18,7 @@ from ..metrics import (
     per_class_metrics,
     voc_average_precision,
 )
+from ..objective.config import TERMS
 from .image_records import Records
 
 __all__ = [
@@ -27,8 +29,8 @@ __all__ = [
 # Every measure, in the order of tables.
 ORDER = (
     'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'mAP_ten_crop',
-    'AUC_ten_crop', 'ks', 'ks_probability', 'ece', 'overlap_inner', 'overlap_last', 'overlap_cooccurring', 'as_inner',
-    'as_last', 'ac', 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
+    'AUC_ten_crop', 'ks', 'ks_probability', 'ece', 'overlap_inner', 'overlap_last', 'overlap_cooccurring',
+    *(term.name for term in TERMS), 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
     'pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area',
     'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
 
@@ -37,11 +39,7 @@ PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
 
 def confused_classes(records: Records) -> np.ndarray:
     """The class of highest score that is absent from the image, `[N]`; ignored classes are not considered."""
-    scores = records.scores.astype(np.float64)
-    if records.multilabel:
-        return np.where(records.targets == 0, scores[:, :records.targets.shape[1]], -np.inf).argmax(1)
-    scores[np.arange(len(scores)), records.targets] = -np.inf
-    return scores.argmax(1)
+    return records.labels.most_confusing(records.scores, records.targets)
 
 
 def ks_of(records: Records, rows: np.ndarray, confused: np.ndarray | None = None) -> KolmogorovSmirnov:
@@ -52,11 +50,9 @@ def ks_of(records: Records, rows: np.ndarray, confused: np.ndarray | None = None
     """
     confused = confused_classes(records) if confused is None else confused
     highest = records.scores[rows, confused[rows]]
-    if records.multilabel:
-        targets = records.targets[rows]
-        chosen = records.scores[rows, :targets.shape[1]]
-        return kolmogorov_smirnov(chosen[targets > 0], highest[(targets == 0).any(1)])
-    return kolmogorov_smirnov(records.scores[rows, records.targets[rows]], highest)
+    if records.labels is MULTI:
+        highest = highest[(records.targets[rows] == 0).any(1)]
+    return kolmogorov_smirnov(records.labels.true_scores(records.scores, records.targets, rows), highest)
 
 
 def _correct(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
@@ -87,7 +83,7 @@ def _mean_over_classes(score: Callable, records: Records, rows: np.ndarray) -> f
 def mean_measures(records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measures that are means: name -> numerator and weight of each image, `[N]` both; the value is sum over sum."""
     columns: dict[str, np.ndarray] = {}
-    if not records.multilabel:
+    if records.labels is SINGLE:
         several = [(1, 'top1'), (5, 'top5')] if records.scores.shape[1] > 5 else [(1, 'top1')]
         for k, name in several:
             columns[name] = 100 * _correct(records.scores, records.targets, k)
@@ -108,7 +104,7 @@ def curve_measures(records: Records) -> dict[str, Callable[[np.ndarray], float]]
     """Measures of the images together: name -> function of the rows that count (a row may occur several times)."""
     confused = confused_classes(records)
     result = {'ks': lambda rows: ks_of(records, rows, confused).margin}
-    if records.multilabel:
+    if records.labels is MULTI:
         result['mAP'] = lambda rows: _mean_over_classes(voc_average_precision, records, rows)
         result['AUC'] = lambda rows: _mean_over_classes(_auc, records, rows)
         if records.ten_crop_scores is not None:
@@ -131,7 +127,7 @@ def measures(records: Records) -> dict[str, float]:
         - 'ks', 'ks_probability': margin of the KS chart (Fig. 9) and the probability at which it occurs
         - 'ece' (one class per image): `metrics.expected_calibration_error`
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map
-        - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5) without training
+        - the loss terms, by their names in `objective.config.TERMS` (Eqs. 3 and 5), without training
         - 'zero_maps': share of images with a map of zeros
         - 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', where asked for: `robustness.map_robustness`
         - 'overlap_cooccurring': histogram intersection of the maps of classes in one image, by default the last layer's
@@ -140,8 +136,8 @@ def measures(records: Records) -> dict[str, float]:
     """
     rows = np.arange(len(records.indices))
     values = {}
-    if records.multilabel:
-        known = records.targets.shape[1]  # a head may have more outputs than the data set has classes
+    if records.labels is MULTI:
+        known = records.known  # a head may have more outputs than the data set has classes
         metrics = multilabel_metrics(records.scores[:, :known], records.targets, records.names[:known])
         values = {name: value for name, value in metrics.items() if not name.startswith('AP_')}
     values.update({name: f(rows) for name, f in curve_measures(records).items() if name not in values})
@@ -159,17 +155,17 @@ def class_table(records: Records) -> list[dict[str, object]]:
     """One row per class that occurs: number of images, accuracy or average precision, confusion, localisation."""
     table = []
     confused = confused_classes(records)
-    known = records.targets.shape[1] if records.multilabel else len(records.names)
-    if records.multilabel:
+    known, several = records.known, records.labels is MULTI
+    if several:
         curves = per_class_metrics(records.scores[:, :known], records.targets, records.names[:known])
     else:
         correct = correct_predictions(records)
     for c, name in enumerate(records.names[:known]):
-        chosen = records.targets[:, c] > 0 if records.multilabel else records.targets == c
+        chosen = records.labels.contains(records.targets, c)
         if not chosen.any():
             continue
         row: dict[str, object] = {'class': name, 'images': int(chosen.sum())}
-        if records.multilabel:
+        if several:
             row.update({key: curves[c][key] for key in ('AP', 'AP_11point', 'AP_sklearn', 'AUC')})
         else:
             row['top1'] = 100 * _mean_of(correct[chosen])
@@ -190,7 +186,7 @@ TITLES = {
     'ks': 'KS margin', 'ks_probability': 'KS at probability', 'ece': 'calibration error',
     'flip_overlap': 'overlap with the flipped', 'flip_iou': 'IoU with the flipped',
     'crop_overlap': 'overlap with the cropped', 'crop_iou': 'IoU with the cropped',
-    'as_inner': 'L_AS inner (Eq. 3)', 'as_last': 'L_AS last (Eq. 3)', 'ac': 'L_AC (Eq. 5)',
+    **{term.name: f'{term.title} (Eq. {term.equation})' for term in TERMS},
     'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last', 'zero_maps': 'zero maps',
     'overlap_cooccurring': 'overlap of co-occurring classes', 'pointing': 'pointing game',
     'energy': 'energy in the box', 'iou': 'box IoU', 'iou50': 'box IoU >= 0.5', 'no_map': 'no map',
@@ -201,17 +197,17 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Measure:
-    """What a classifier is judged by, in per cent: key in the metrics, name, name on the Hub, activation, meaning."""
+    """What a classifier is judged by, in per cent: key in the metrics, name, name on the Hub, labels, meaning."""
     key: str
     name: str
     hub_type: str
-    activation: str
+    labels: LabelKind
     meaning: str
 
 
 MEASURES = (
-    Measure('top1', 'Top-1 accuracy', 'accuracy', 'softmax(1)', 'the share of images whose true class scores highest'),
-    Measure('mAP', 'Mean average precision', 'mean_average_precision', 'sigmoid()',
+    Measure('top1', 'Top-1 accuracy', 'accuracy', SINGLE, 'the share of images whose true class scores highest'),
+    Measure('mAP', 'Mean average precision', 'mean_average_precision', MULTI,
             'the area under the interpolated precision-recall curve (VOC 2010 to 2012), averaged over the classes'),
 )
 

@@ -1,6 +1,8 @@
 """Options of `timm-icasc eval`, and those by which every command names checkpoints and images."""
 import argparse
 
+from ..attention import trainable_methods
+
 __all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments', 'default_options']
 
 
@@ -16,8 +18,10 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
                        help='also average the probabilities of ten crops (needs --crop-pct below 1 to differ much)')
     group.add_argument('--robustness', action='store_true',
                        help="also hold the true classes' maps against those of the flipped and of the cropped image")
-    group.add_argument('--attention', default='ach', choices=('ach', 'grad_cam'),
-                       help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
+    methods = trainable_methods()
+    group.add_argument(
+        '--attention', default='ach', choices=list(methods),
+        help=f"attention maps: {', '.join(method.title for method in methods.values())} (default: %(default)s)")
     group.add_argument('--layer', default='last', choices=('last', 'inner'),
                        help='whose maps are held against boxes and co-occurring classes (default: %(default)s)')
     group.add_argument('--sigma', type=float, default=0.55,

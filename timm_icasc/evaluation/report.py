@@ -2,8 +2,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..runs.folder import CLASSES, EVALUATED, IMAGES, PAIRS, RECORDS
 from ..runs.tables import text, write_csv, write_json
 from .image_records import Records, save_records
@@ -23,10 +21,9 @@ def print_measures(values: dict[str, dict[str, float]]) -> None:
 def image_rows(records: Records) -> list[dict[str, Any]]:
     """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`."""
     rows = []
-    confused = confused_classes(records)
+    confused, classes = confused_classes(records), records.labels.present(records.targets)
     for i, index in enumerate(records.indices):
-        target = records.targets[i]
-        present = np.flatnonzero(target > 0) if records.multilabel else np.array([target])
+        present = classes[i]
         row = {
             'index': int(index), 'file': records.files[i], 'target': ';'.join(records.names[c] for c in present),
             'predicted': records.names[records.scores[i].argmax()],

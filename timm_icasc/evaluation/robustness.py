@@ -76,7 +76,7 @@ def map_robustness(
         images: `[B, 3, H, W]`.
         classes: Whose maps, `[B, K]`.
         layers: From `resolve_layers`.
-        method: 'ach' or 'grad_cam'.
+        method: Of `attention.METHODS`.
         layer: 'last' or 'inner'.
         sigma: Threshold of the regions, as a fraction of a map's maximum.
 

@@ -1,6 +1,5 @@
 """How well attention maps tell classes apart, measured on held-out images."""
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn as nn
@@ -8,6 +7,7 @@ import torch.nn as nn
 from ..features.layout import ICASCLayers, input_size
 from ..features.module_state import evaluation_mode
 from ..features.resolve import resolve_layers
+from ..labels import MULTI, SINGLE, LabelKind
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
@@ -21,24 +21,24 @@ def separability(
         target: torch.Tensor,
         layers: ICASCLayers,
         config: ICASCConfig,
-        multilabel: bool = False,
+        labels: LabelKind = SINGLE,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Separability and consistency of one batch, image by image, in the mode that the model is in.
 
     Args:
         model: Classifier.
         images: `[B, 3, height, width]`.
-        target: Class indices `[B]`, or `[B, C]` if `multilabel`.
+        target: Class indices `[B]`, or `[B, C]` of `labels.MULTI`.
         layers: From `resolve_layers`.
         config: Attention method and mask; the weights of the terms do not matter.
-        multilabel: Whether the targets are multi-label (`icasc_forward`).
+        labels: The kind of the targets.
 
     Returns:
         Logits `[B, C]`, and the measures of `evaluate_attention`, `[B]` each, NaN where an image has no present or no
         absent class.
     """
-    config = replace(config, weight_as_inner=1., weight_as_last=1., weight_ac=1.)
-    output = icasc_forward(model, images, target, layers, config, inference=True, multilabel=multilabel)
+    config = config.with_weights(1.)
+    output = icasc_forward(model, images, target, layers, config, inference=True, multilabel=labels is MULTI)
     values = dict(output.terms)
     for place in ('inner', 'last'):
         values[f'overlap_{place}'] = attention_overlap(
@@ -53,7 +53,7 @@ def evaluate_attention(
         batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
         config: ICASCConfig | None = None,
         layers: ICASCLayers | Sequence[str] | None = None,
-        multilabel: bool = False,
+        labels: LabelKind = SINGLE,
 ) -> dict[str, float]:
     """Separability and consistency of a model's attention, without training: means over the images.
 
@@ -62,23 +62,23 @@ def evaluate_attention(
 
     Args:
         model: Classifier; put in evaluation mode for the time of the call, each module's flag is restored.
-        batches: Pairs of images `[B, 3, height, width]` and class indices `[B]`, or `[B, C]` if
-            `multilabel`.
+        batches: Pairs of images `[B, 3, height, width]` and class indices `[B]`, or `[B, C]` of
+            `labels.MULTI`.
         config: Attention method and mask; the weights of the terms do not matter.
         layers: From `resolve_layers`, or module paths (inner, last), instead of the automatic choice.
-        multilabel: Whether the targets are multi-label (`icasc_forward`).
+        labels: The kind of the targets.
 
     Returns:
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map in
           [0, 1], over images where both maps exist (`losses.attention_overlap`)
-        - 'as_inner', 'as_last', 'ac': the loss terms (Eqs. 3 and 5)
+        - the loss terms, by their names in `objective.config.TERMS` (Eqs. 3 and 5)
         - 'zero_maps': share of images in which one of the four maps is zero everywhere
     """
     columns: dict[str, list] = {}
     with evaluation_mode(model):
         for images, target in batches:
             resolved = resolve_layers(model, layers, input_size(images))
-            _, values = separability(model, images, target, resolved, config or ICASCConfig(), multilabel)
+            _, values = separability(model, images, target, resolved, config or ICASCConfig(), labels)
             for name, value in values.items():
                 columns.setdefault(name, []).append(value)
     return {name: torch.cat(values).nanmean().item() for name, values in columns.items()}

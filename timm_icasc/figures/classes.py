@@ -5,7 +5,7 @@ from pathlib import Path
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .canvas import CELL, DESCENT, LINE, MARGIN, PAIR_GAP, Grid, check_format, grey, overlay
-from .views import ClassView, colors_of, load_items, truth_of, view_classes
+from .views import ClassView, colors_of, load_items, view_classes
 
 __all__ = ['classes_figure']
 
@@ -40,7 +40,7 @@ def classes_figure(
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
         topk: Number of classes of each image; a ground truth below them takes the last place.
-        method: 'ach', 'grad_cam' or 'grad_cam_plus_plus', or several of them.
+        method: Of `attention.METHODS`, one or several.
         layer: 'inner' or 'last'.
     """
     check_format(path)
@@ -50,13 +50,13 @@ def classes_figure(
     images, targets = load_items(first, indices)
     colors = colors_of(first, images)
     topk = min(topk, *(c.num_classes for c in checkpoints)) if len(checkpoints) > 1 else min(topk, first.num_classes)
-    caption = [line.format(score='sigmoid' if first.multilabel else 'softmax') for line in CAPTION]
+    caption = [line.format(score=first.labels.score) for line in CAPTION]
     grid = Grid(colors.shape[1:3], len(indices), len(columns), topk * CELL + (topk - 1) * PAIR_GAP,
                 heading_lines=1, title_lines=2, caption=caption)
-    for row, index in enumerate(indices):
+    for row, (index, truth) in enumerate(zip(indices, first.labels.present(targets), strict=True)):
         grid.page.text(image_name(first.dataset, index), MARGIN + CELL / 2, grid.tops[row] - LINE - DESCENT, CELL,
                        style='italic')
-        grid.titles([', '.join(map(first.class_name, truth_of(targets[row])))], row, MARGIN)
+        grid.titles([', '.join(map(first.class_name, truth))], row, MARGIN)
         grid.picture(colors[row], row, MARGIN)
     for column, (checkpoint, name) in enumerate(columns):
         grid.label(checkpoint.label if len(methods) == 1 else f'{checkpoint.label}, {name}', column)

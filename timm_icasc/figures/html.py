@@ -12,7 +12,7 @@ from PIL import Image
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .canvas import FRAME, grey, overlay
-from .views import ClassView, colors_of, load_items, truth_of, view_classes
+from .views import ClassView, colors_of, load_items, view_classes
 
 __all__ = ['browsing_page']
 
@@ -118,7 +118,7 @@ def browsing_page(
         indices: Positions of the images in the data set.
         path: File to write, .html.
         topk: Classes of each image; a ground truth below them takes the last place.
-        method: 'ach', 'grad_cam' or 'grad_cam_plus_plus'.
+        method: Of `attention.METHODS`.
         layer: 'inner' or 'last'.
         batch_size: Images at a time.
     """
@@ -133,8 +133,8 @@ def browsing_page(
         colors = colors_of(first, images)
         greys = [grey(colors_of(c, load_items(c, batch)[0])) for c in checkpoints]
         views = [view_classes(c, batch, topk, method, layer) for c in checkpoints]
-        for row, index in enumerate(batch):
-            names = [first.class_name(c) for c in truth_of(targets[row])]
+        for row, (index, truth) in enumerate(zip(batch, first.labels.present(targets), strict=True)):
+            names = [first.class_name(c) for c in truth]
             seen.update(names)
             sections.append(_section(
                 checkpoints, image_name(first.dataset, index), names, colors[row], [gray[row] for gray in greys],

@@ -2,14 +2,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..attention import METHODS
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from .canvas import CELL, DESCENT, LAYER_GAP, MARGIN, PAIR_GAP, PAIR_WIDTH, Grid, check_format, grey, overlay
 from .views import colors_of, load_items, view_layers
 
 __all__ = ['layers_figure']
-
-TITLES = {'grad_cam': 'Grad-CAM (Eq. 1)', 'grad_cam_plus_plus': 'Grad-CAM++', 'ach': 'ach (Eq. 2)'}
 
 CAPTION = (
     'Attention for the ground truth, named with its {score} probability; each map from 0 to its own maximum.',
@@ -22,7 +21,7 @@ def layers_figure(
         checkpoints: Sequence[Checkpoint],
         indices: Sequence[int],
         path: Path,
-        methods: Sequence[str] = tuple(TITLES),
+        methods: Sequence[str] | None = None,
         sigma: float = 0.55,
 ) -> Path:
     """One row per image: the image, then for each checkpoint and method the inner and the last layer's map.
@@ -31,13 +30,14 @@ def layers_figure(
         checkpoints: Models side by side, on the same data set.
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
-        methods: Of 'grad_cam', 'grad_cam_plus_plus', 'ach'.
+        methods: Of `attention.METHODS`; all of them when None, the paper's own last.
         sigma: Threshold of the mask (Eq. 4).
     """
     check_format(path)
+    methods = methods or sorted(METHODS, key=lambda name: name == 'ach')
     first = checkpoints[0]
     colors = colors_of(first, load_items(first, indices)[0])
-    caption = [line.format(score='sigmoid' if first.multilabel else 'softmax') for line in CAPTION]
+    caption = [line.format(score=first.labels.score) for line in CAPTION]
     grid = Grid(colors.shape[1:3], len(indices), len(checkpoints),
                 len(methods) * PAIR_WIDTH + (len(methods) - 1) * LAYER_GAP,
                 heading_lines=3, title_lines=1, caption=caption)
@@ -49,7 +49,7 @@ def layers_figure(
         greys = grey(colors_of(checkpoint, load_items(checkpoint, indices)[0]))
         for m, method in enumerate(methods):
             left = grid.block_left(column) + m * (PAIR_WIDTH + LAYER_GAP)
-            grid.heading(TITLES[method], 1, left, PAIR_WIDTH)
+            grid.heading(METHODS[method].title, 1, left, PAIR_WIDTH)
             for k, place in enumerate(('inner', 'last')):
                 grid.heading(place, 2, left + k * (CELL + PAIR_GAP), style='italic')
             classes, views = view_layers(checkpoint, indices, method, sigma)

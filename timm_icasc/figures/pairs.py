@@ -3,7 +3,6 @@
 Shapes: `N` images, `C` classes, `H W` grid of a layer, `h w` image size.
 """
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.nn as nn
 from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.resolve import resolve_layers
+from ..labels import MULTI, SINGLE, LabelKind, kind_of
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.forward import ICASCOutput, icasc_forward
@@ -36,17 +36,17 @@ WHICH = ('target', 'confused')
 
 PLACES = {'last': 'Last layer', 'inner': 'Inner layer'}
 
-CAPTION = (
-    "Attention, 0 to the pair's maximum: a layer's two maps share one scale.",
+SCALE = "Attention, 0 to the pair's maximum: a layer's two maps share one scale."
+
+CAPTION = {SINGLE: (
+    SCALE,
     'Red frame: ground truth; beside it the most confusing class, with their softmax probabilities.',
     'Bold: predicted class, \u2717 if wrong. Overlap: histogram intersection of the two maps, 0 to 1.',
-)
-
-MULTILABEL_CAPTION = (
-    CAPTION[0],
+), MULTI: (
+    SCALE,
     'Red frame: all present classes; beside it the absent class of highest score. Sigmoid probabilities.',
     'Bold: a probability of at least 50%, \u2717 if wrong. Overlap: histogram intersection, 0 to 1.',
-)
+)}
 
 
 def _run(
@@ -55,7 +55,7 @@ def _run(
         targets: torch.Tensor,
         config: ICASCConfig,
         layers: ICASCLayers | Sequence[str] | None,
-        multilabel: bool,
+        labels: LabelKind,
 ) -> ICASCOutput:
     """The four maps of every image in evaluation mode; each module's training flag is restored."""
     # The images follow the model to its device and precision.
@@ -63,7 +63,7 @@ def _run(
     with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
         return icasc_forward(
-            model, images, targets.to(images.device), resolved, config, inference=True, multilabel=multilabel)
+            model, images, targets.to(images.device), resolved, config, inference=True, multilabel=labels is MULTI)
 
 
 def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -87,15 +87,15 @@ def _check(
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(
             f'images must be [N, channels, height, width] with N >= 1 and 1 or 3 channels, got {tuple(images.shape)}.')
-    multilabel = targets.ndim == 2 and targets.is_floating_point()
-    if not multilabel and (targets.ndim != 1 or targets.is_floating_point()) or len(targets) != len(images):
+    labels = kind_of(targets)
+    if targets.ndim not in (1, 2) or targets.is_floating_point() != (labels is MULTI) or len(targets) != len(images):
         raise ValueError(
             f'targets must be {len(images)} class indices, one per image, or floating point [{len(images)}, C] for '
             f'multi-label images, got {targets.dtype} {tuple(targets.shape)}.')
     if len(mean) != images.shape[1] or len(std) != images.shape[1]:
         raise ValueError(
             f'mean and std must have {images.shape[1]} values, one for each channel, got {len(mean)} and {len(std)}.')
-    if class_names is not None and not multilabel and not 0 <= targets.min() <= targets.max() < len(class_names):
+    if class_names is not None and labels is SINGLE and not 0 <= targets.min() <= targets.max() < len(class_names):
         raise ValueError(f'targets must lie in 0 to {len(class_names) - 1}, the classes named, got {targets.tolist()}.')
     check_format(path)
 
@@ -115,18 +115,17 @@ def _titles(
         output: ICASCOutput,
         present: list[list[int]],
         names: list[str],
-        multilabel: bool,
+        labels: LabelKind,
 ) -> dict[str, list[tuple[str, str, bool]]]:
     """By map and image: the classes of the map, their probabilities, and whether one of them is predicted."""
-    logits = output.logits.float().cpu()
-    probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
-    predicted = probabilities >= 0.5 if multilabel else probabilities == probabilities.amax(1, keepdim=True)
+    probabilities = labels.probabilities(output.logits.cpu())
+    predicted = labels.predicted(probabilities)
     titles = {which: [] for which in WHICH}
     for which, chosen in zip(WHICH, (present, output.classes.confused.argmax(1)[:, None].tolist()), strict=True):
         for row, classes in enumerate(chosen):
             hit = bool(predicted[row, classes].any())
             mark = '\u2717 ' if hit and which == 'confused' else ''
-            values = ', '.join(f'{probabilities[row, c]:.{0 if multilabel else 1}%}' for c in classes)
+            values = ', '.join(f'{probabilities[row, c]:.{0 if labels is MULTI else 1}%}' for c in classes)
             titles[which].append((mark + ', '.join(names[c] for c in classes), values, hit))
     return titles
 
@@ -202,21 +201,21 @@ def attention_figure(
     path = Path(path)
     _check(models, images, targets, class_names, mean, std, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = replace(config or ICASCConfig(), weight_as_inner=1., weight_as_last=1., weight_ac=1.)
-    multilabel = targets.ndim == 2
-    outputs = {label: _run(model, images, targets, config, layers, multilabel) for label, model in models.items()}
+    config = (config or ICASCConfig()).with_weights(1.)
+    labels = kind_of(targets)
+    outputs = {label: _run(model, images, targets, config, layers, labels) for label, model in models.items()}
     names = _names(outputs, class_names)
     colors = displayed(images, mean, std)
     greys = grey(colors)
     # The classes that a map stands for: one, or all that are present.
-    present = [t.eq(1).nonzero()[:, 0].tolist() for t in targets] if multilabel else [[t] for t in targets.tolist()]
+    present = labels.present(targets)
 
     grid = Grid(colors.shape[1:3], len(images), len(models), 2 * PAIR_WIDTH + LAYER_GAP, heading_lines=3,
-                title_lines=2, caption=MULTILABEL_CAPTION if multilabel else CAPTION)
+                title_lines=2, caption=CAPTION[labels])
     _draw_images(grid, colors, [', '.join(names[c] for c in classes) for classes in present])
     for column, (label, output) in enumerate(outputs.items()):
         grid.label(label, column)
-        titles, left = _titles(output, present, names, multilabel), grid.block_left(column)
+        titles, left = _titles(output, present, names, labels), grid.block_left(column)
         for k, place in enumerate(PLACES):
             _draw_pair(grid, left + k * (PAIR_WIDTH + LAYER_GAP), output, place, titles, greys)
     return grid.save(path)

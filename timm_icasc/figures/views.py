@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..data import is_multilabel
 from ..evaluation.checkpoint import Checkpoint
+from ..labels import MULTI
 from ..losses import attention_consistency, attention_overlap, resize_mask, target_mask
 from ..objective.maps import attention_maps
 from .canvas import displayed, to_size
 
-__all__ = ['ClassView', 'LayerView', 'load_items', 'truth_of', 'view_classes', 'view_layers']
+__all__ = ['ClassView', 'LayerView', 'load_items', 'view_classes', 'view_layers']
 
 
 @dataclass
@@ -64,11 +64,6 @@ def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> tuple[torch.Te
             torch.stack([torch.as_tensor(target) for _, target in items]))
 
 
-def truth_of(target: torch.Tensor) -> list[int]:
-    """The classes in an image, from a class index or from `[C]` in {1, 0, -1}."""
-    return torch.nonzero(target > 0).flatten().tolist() if target.ndim else [int(target)]
-
-
 def colors_of(checkpoint: Checkpoint, images: torch.Tensor) -> np.ndarray:
     return displayed(images, checkpoint.data_config['mean'], checkpoint.data_config['std'])
 
@@ -91,13 +86,12 @@ def view_classes(
     A ground-truth class below them takes the place of the last one, so that it is always shown.
     """
     images, targets = load_items(checkpoint, indices)
-    multilabel = is_multilabel(checkpoint.dataset)
     with torch.inference_mode():
         logits = checkpoint.model(images).float().cpu()
-    scores = logits.sigmoid() if multilabel else logits.softmax(1)
+    scores = checkpoint.labels.probabilities(logits)
     topk = min(topk, logits.shape[1])
     order = logits.sort(dim=1, descending=True, stable=True).indices
-    truths = [truth_of(target)[:topk] for target in targets]
+    truths = [classes[:topk] for classes in checkpoint.labels.present(targets)]
     chosen = []
     for row, truth in zip(order.tolist(), truths, strict=True):
         below = [c for c in row[topk:] if c in truth]
@@ -115,7 +109,7 @@ def view_classes(
         for k, c in enumerate(classes):
             others = [j for j in own if j != k]
             overlap = None
-            if others and (c not in truth or multilabel):
+            if others and (c not in truth or checkpoint.labels is MULTI):
                 overlap = attention_overlap(maps[n, [k] * len(others)], maps[n, others]).max().item()
             rows.append(ClassView(
                 c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1, c in truth,
@@ -138,9 +132,9 @@ def view_layers(
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
         logits = checkpoint.model(images).float().cpu()
-    scores = logits.sigmoid() if is_multilabel(checkpoint.dataset) else logits.softmax(1)
-    classes = [max(truth_of(target) or range(len(row)), key=lambda c, row=row: row[c])
-               for target, row in zip(targets, logits.tolist(), strict=True)]
+    scores = checkpoint.labels.probabilities(logits)
+    classes = [max(truth or range(len(row)), key=lambda c, row=row: row[c])
+               for truth, row in zip(checkpoint.labels.present(targets), logits.tolist(), strict=True)]
     drawn = torch.tensor(classes, device=images.device)[:, None]
     maps = {
         layer: attention_maps(

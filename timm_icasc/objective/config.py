@@ -1,10 +1,60 @@
 """The parameters of the ICASC objective, Eq. 6."""
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 
-from ..losses import MASK_SCALES
+import torch
 
-__all__ = ['ICASCConfig']
+from ..attention import trainable_methods
+from ..losses import MASK_SCALES, attention_consistency, attention_separation
+
+__all__ = ['TERMS', 'ICASCConfig', 'Term']
+
+
+@dataclass(frozen=True)
+class Term:
+    """A row of `TERMS`: a loss of the attention maps of one layer.
+
+    Attributes:
+        name: Its key in every output; 'loss_NAME' in a task's results, `weight_NAME` in `ICASCConfig`.
+        title: What tables call it.
+        equation: Its number in the paper.
+        layer: 'inner' or 'last': whose maps it is made of, and on whose grid its mask is.
+        classes: Whose maps it needs: 'target', 'confused'.
+        loss: Takes these maps, the mask, and the parameters; returns one value per sample, `[B]`.
+        parameters: Fields of `ICASCConfig` that the loss takes besides.
+    """
+    name: str
+    title: str
+    equation: int
+    layer: str
+    classes: tuple[str, ...]
+    loss: Callable[..., torch.Tensor]
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The maps that it needs, as `ICASCOutput.maps` names them."""
+        return tuple(f'{which}_{self.layer}' for which in self.classes)
+
+    def values(
+            self,
+            maps: Mapping[str, torch.Tensor],
+            masks: Mapping[str, torch.Tensor],
+            config: 'ICASCConfig',
+    ) -> torch.Tensor:
+        """The loss of each sample, from the maps and each layer's mask."""
+        parameters = (getattr(config, name) for name in self.parameters)
+        return self.loss(*(maps[name] for name in self.needs), masks[self.layer], *parameters)
+
+
+# Every term of the objective besides the classification loss, in the order of options and tables. A new one is a loss
+# in losses.py, a row here and a weight in ICASCConfig.
+TERMS = (
+    Term('as_inner', 'L_AS inner', 3, 'inner', ('target', 'confused'), attention_separation),
+    Term('as_last', 'L_AS last', 3, 'last', ('target', 'confused'), attention_separation),
+    Term('ac', 'L_AC', 5, 'inner', ('target',), attention_consistency, ('theta',)),
+)
 
 
 @dataclass(frozen=True)
@@ -14,7 +64,7 @@ class ICASCConfig:
     A term of weight 0 is not computed, nor is anything that it alone needs.
 
     Attributes:
-        attention: 'ach' (Eq. 2) or 'grad_cam' (Eq. 1).
+        attention: 'ach' (Eq. 2), 'grad_cam' (Eq. 1), or another trainable method of `attention.METHODS`.
         order: 1 takes the channel weights as constants, at about a third of the extra cost; 2 lets them carry gradient
             (double backward). The paper does not say which. There are three readings: order 1, which the paper's claim
             to avoid higher-order derivatives in training favours; order 2; order 2 with `mask_grad`, the derivative of
@@ -44,13 +94,13 @@ class ICASCConfig:
 
     def __post_init__(self):
         for name, choices in (
-                ('attention', ('ach', 'grad_cam')),
+                ('attention', tuple(trainable_methods())),
                 ('order', (1, 2)),
                 ('mask_scale', MASK_SCALES),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
-        for name in ('weight_as_inner', 'weight_as_last', 'weight_ac', 'theta', 'sigma', 'omega', 'share'):
+        for name in (*(f'weight_{term.name}' for term in TERMS), 'theta', 'sigma', 'omega', 'share'):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f'{name} must be a finite number, got {value!r}.')
@@ -63,7 +113,13 @@ class ICASCConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        return {'as_inner': self.weight_as_inner, 'as_last': self.weight_as_last, 'ac': self.weight_ac}
+        """Name of each term -> its weight."""
+        return {term.name: getattr(self, f'weight_{term.name}') for term in TERMS}
+
+    def with_weights(self, *weights: float) -> 'ICASCConfig':
+        """The same with other weights: one for all terms, or one for each in the order of `TERMS`."""
+        each = weights * len(TERMS) if len(weights) == 1 else weights
+        return replace(self, **{f'weight_{term.name}': w for term, w in zip(TERMS, each, strict=True)})
 
     @classmethod
     def names(cls) -> list[str]:

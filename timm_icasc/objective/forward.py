@@ -2,19 +2,20 @@
 
 Shapes: `B` batch, `C` classes, `K` channels, `H W` feature grid of a layer, `h w` grid of the last layer.
 """
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
 
 from ..errors import ICASCError
-from ..features.layout import FeatureLayer, ICASCLayers, Images, image_size_of
+from ..features.layout import ICASCLayers, Images, ImageSize, image_size_of
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, is_sharded
 from ..features.tap import capture_features
-from ..labels import ClassPair, select_classes, select_multilabel_classes
-from ..losses import attention_consistency, attention_separation, resize_mask, target_mask
-from .config import ICASCConfig
+from ..labels import KINDS, ClassPair
+from ..losses import resize_mask, target_mask
+from .config import TERMS, ICASCConfig
 from .hard_samples import forward_most_confused
 from .maps import class_attention, score_gradients
 
@@ -27,7 +28,7 @@ class ICASCOutput:
 
     Attributes:
         logits: Class scores `[B, C]`.
-        terms: 'as_inner', 'as_last', 'ac', those of non-zero weight: `[B]` each, unweighted.
+        terms: By their names in `config.TERMS`, those of non-zero weight: `[B]` each, unweighted.
         maps: 'target_inner', 'confused_inner', 'target_last', 'confused_last', those needed: `[B, H, W]` each.
         classes: The chosen class pair.
 
@@ -39,11 +40,52 @@ class ICASCOutput:
     classes: ClassPair | None = None
 
     def weighted_sum(self, config: ICASCConfig) -> torch.Tensor:
-        """`w_as_inner L_AS_inner + w_as_last L_AS_last + w_ac L_AC`, batch means of the terms; a scalar."""
+        """Sum of the terms' batch means, each times its weight; a scalar."""
         total = self.logits.new_zeros((), dtype=torch.float32 if self.logits.dtype != torch.float64 else None)
         for name, values in self.terms.items():
             total = total + config.weights[name] * values.mean()
         return total
+
+
+def _class_maps(
+        scores: torch.Tensor,
+        features: Mapping[str, torch.Tensor],
+        classes: ClassPair,
+        layers: ICASCLayers,
+        needed: Collection[str],
+        config: ICASCConfig,
+        image_size: ImageSize,
+        create_graph: bool,
+) -> dict[str, torch.Tensor]:
+    """The maps of `ICASCOutput` that are needed, one backward pass for each class of the pair."""
+    maps: dict[str, torch.Tensor] = {}
+    for which, cotangent in (('target', classes.target), ('confused', classes.confused)):
+        places = [place for place in ('last', 'inner') if f'{which}_{place}' in needed]
+        chosen = [getattr(layers, place) for place in places]
+        if not chosen:
+            continue
+        gradients = score_gradients(scores, cotangent, [features[layer.path] for layer in chosen], create_graph)
+        for place, layer, gradient in zip(places, chosen, gradients, strict=True):
+            maps[f'{which}_{place}'] = class_attention(
+                config.attention, layer, features[layer.path], gradient, image_size)
+    return maps
+
+
+def _target_masks(maps: Mapping[str, torch.Tensor], config: ICASCConfig) -> dict[str, torch.Tensor]:
+    """Eq. 4 on the grid of each layer that has a map of the target."""
+    source = maps['target_last'] if config.mask_grad else maps['target_last'].detach()
+    masks = {'last': target_mask(source, config.sigma, config.omega, config.mask_scale)}
+    if 'target_inner' in maps:
+        masks['inner'] = resize_mask(masks['last'], maps['target_inner'].shape[-2:])
+    return masks
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[None]:
+    """Gradients are recorded whatever the caller has switched off; recomputed BatchNorm updates nothing."""
+    with torch.inference_mode(False), torch.enable_grad(), (
+            hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext()):
+        yield
 
 
 def icasc_forward(
@@ -63,8 +105,8 @@ def icasc_forward(
     Args:
         model: Classifier, possibly wrapped in DistributedDataParallel.
         images: `[B, 3, height, width]`, or a dictionary of NaFlex patches.
-        target: Class indices `[B]` or probabilities `[B, C]`, see `select_classes`; with `multilabel` `[B, C]` in {1
-            present, 0 absent, -1 ignored}, see `select_multilabel_classes`.
+        target: Class indices `[B]` or probabilities `[B, C]`, see `labels.SINGLE`; with `multilabel` `[B, C]` in {1
+            present, 0 absent, -1 ignored}, see `labels.MULTI`.
         layers: The model's inner and last layer, from `resolve_layers`.
         config: Which terms, and how.
         inference: For evaluation: no graph before the first layer and constant channel weights (`capture_features`).
@@ -73,59 +115,30 @@ def icasc_forward(
     Returns:
         Logits, terms and maps, with their graph unless `inference`.
     """
-    on = {name for name, weight in config.weights.items() if weight}
-    if not on:
+    labels = KINDS[multilabel]
+    terms = [term for term in TERMS if config.weights[term.name]]
+    if not terms:
         return ICASCOutput(logits=model(images))
     order = 1 if inference else config.order
     if order == 2 and is_sharded(model):
         raise ICASCError(
             'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
             'needs: use `order=1`, or DistributedDataParallel.')
-    inner_target, inner_confused, last_confused = bool(on & {'as_inner', 'ac'}), 'as_inner' in on, 'as_last' in on
-    tapped = [layers.inner, layers.last] if inner_target else [layers.last]
-    select = select_multilabel_classes if multilabel else select_classes
+    needed = {'target_last', *(name for term in terms for name in term.needs)}  # the mask is the last layer's
+    tapped = [layers.inner, layers.last] if 'target_inner' in needed else [layers.last]
     if config.share < 1 and not inference:
         all_logits, images, logits, classes, features = forward_most_confused(
-            model, images, target, tapped, order, config.share, select)
+            model, images, target, tapped, order, config.share, labels)
     else:
         with capture_features(model, tapped, order=order, inference=inference) as features:
             all_logits = logits = model(images)
-        classes = select(logits, target)
-    image_size = image_size_of(images)
+        classes = labels.select(logits, target)
 
-    maps: dict[str, torch.Tensor] = {}
-
-    def add_maps(which: str, cotangent: torch.Tensor, places: dict[str, FeatureLayer]) -> None:
-        gradients = score_gradients(
-            logits, cotangent, [features[layer.path] for layer in places.values()], create_graph=order == 2)
-        for (place, layer), gradient in zip(places.items(), gradients, strict=True):
-            maps[f'{which}_{place}'] = class_attention(
-                config.attention, layer, features[layer.path], gradient, image_size)
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if is_checkpointing(model):
-            stack.enter_context(hold_batch_norm_statistics(model))
-        add_maps('target', classes.target, {
-            'last': layers.last, **({'inner': layers.inner} if inner_target else {})})
-        if inner_confused or last_confused:
-            add_maps('confused', classes.confused, {
-                **({'last': layers.last} if last_confused else {}),
-                **({'inner': layers.inner} if inner_confused else {})})
+    with _recording(model):
+        maps = _class_maps(logits, features, classes, layers, needed, config, image_size_of(images), order == 2)
         if inference:
             maps = {name: values.detach() for name, values in maps.items()}
-
-        mask_source = maps['target_last'] if config.mask_grad else maps['target_last'].detach()
-        mask = target_mask(mask_source, config.sigma, config.omega, config.mask_scale)
-        terms = {}
-        if inner_target:
-            inner_mask = resize_mask(mask, maps['target_inner'].shape[-2:])
-        if inner_confused:
-            terms['as_inner'] = attention_separation(maps['target_inner'], maps['confused_inner'], inner_mask)
-        if last_confused:
-            terms['as_last'] = attention_separation(maps['target_last'], maps['confused_last'], mask)
-        if 'ac' in on:
-            terms['ac'] = attention_consistency(maps['target_inner'], inner_mask, config.theta)
-        terms = {name: torch.where(classes.valid, values, 0) for name, values in terms.items()}
-    return ICASCOutput(logits=all_logits.detach() if inference else all_logits, terms=terms, maps=maps, classes=classes)
+        masks = _target_masks(maps, config)
+        values = {term.name: torch.where(classes.valid, term.values(maps, masks, config), 0) for term in terms}
+    return ICASCOutput(
+        logits=all_logits.detach() if inference else all_logits, terms=values, maps=maps, classes=classes)

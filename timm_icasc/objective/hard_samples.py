@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `C` classes, `S` chosen samples.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ..errors import ICASCError
 from ..features.layout import FeatureLayer, Images
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, unwrap_model
 from ..features.tap import capture_features
-from ..labels import ClassPair
+from ..labels import ClassPair, LabelKind
 
 __all__ = ['Share', 'forward_most_confused', 'most_confused']
 
@@ -88,7 +88,7 @@ def most_confused(logits: torch.Tensor, classes: ClassPair, count: int) -> torch
 
     Args:
         logits: Class scores, `[B, C]`.
-        classes: From `select_classes`; of several present classes the mean score counts. Samples that are not valid
+        classes: From `LabelKind.select`; of several present classes the mean score counts. Samples that are not valid
             come last.
         count: How many, at most `B`.
     """
@@ -111,7 +111,7 @@ def forward_most_confused(
         layers: Sequence[FeatureLayer],
         order: int,
         share: float,
-        select: Callable[[torch.Tensor, torch.Tensor], ClassPair],
+        labels: LabelKind,
 ) -> Share:
     """Run the model on the batch, and on its most confused samples again, with the features of `layers`.
 
@@ -123,11 +123,11 @@ def forward_most_confused(
     Args:
         model: Classifier, possibly wrapped in DistributedDataParallel.
         images: A batch of `B` images.
-        target: Its target, for `select`.
+        target: Its target, of the kind `labels`.
         layers: Layers to tap, in the order in which they run.
         order: As in `capture_features`.
         share: Share of the batch, in (0, 1]; at least one sample.
-        select: `select_classes` or `select_multilabel_classes`.
+        labels: `labels.SINGLE` or `labels.MULTI`.
 
     Raises:
         ICASCError: The model checkpoints activations: they would be computed again with other statistics.
@@ -137,7 +137,7 @@ def forward_most_confused(
     first, recorded = layers[0].path, _RecordStatistics()
     with capture_features(model, layers[:1], order=1, tail_mode=recorded) as first_run:
         all_logits = model(images)
-    classes = select(all_logits, target)
+    classes = labels.select(all_logits, target)
     chosen = most_confused(all_logits, classes, max(1, round(share * len(all_logits))))
     part = ({name: _take(x, chosen) for name, x in images.items()} if isinstance(images, dict)
             else _take(images, chosen))

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from .._precision import at_least_float32
-from ..attention import ATTENTION_METHODS
+from ..attention import METHODS
 from ..double_backward import features_only
 from ..features.layout import FeatureLayer, ICASCLayers, Images, ImageSize, PatchGrid, image_size_of, input_size
 from ..features.resolve import resolve_layers
@@ -43,8 +43,9 @@ def class_attention(
         image_size: ImageSize,
 ) -> torch.Tensor:
     """Map `[B, H, W]` of a feature and a gradient in the layer's own layout."""
-    maps = ATTENTION_METHODS[method](layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
-    if isinstance(image_size, PatchGrid) and method != 'grad_cam_plus_plus':  # whose weights are sums, not means
+    row = METHODS[method]
+    maps = row.function(layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
+    if isinstance(image_size, PatchGrid) and row.area_normalised:
         own_area = image_size.valid.sum(1)[:, None, None]
         maps = maps * (maps[0].numel() / own_area)  # Z counts the patches of the image, not of the largest in the batch
     return maps
@@ -70,7 +71,7 @@ def attention_maps(
         classes: Class indices: one for all, `[K]` for every image, or `[B, K]` (a label per image: `target[:, None]`);
             None for the `topk` predicted classes, highest first (`model(images).topk(topk).indices`).
         topk: Number of predicted classes where `classes` is None.
-        method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1) or 'grad_cam_plus_plus'.
+        method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1), 'grad_cam_plus_plus', or another of `attention.METHODS`.
         layer: 'inner' or 'last'.
         layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
         create_graph: Keep the graph to the parameters, channel weights included, for use in a loss.
@@ -82,8 +83,8 @@ def attention_maps(
         TargetError: `classes` of a wrong shape or out of range.
         LayerResolutionError: No such layer (`resolve_layers`).
     """
-    if method not in ATTENTION_METHODS:
-        raise ValueError(f'method must be one of {tuple(ATTENTION_METHODS)}, got {method!r}.')
+    if method not in METHODS:
+        raise ValueError(f'method must be one of {tuple(METHODS)}, got {method!r}.')
     if not isinstance(images, dict) and images.ndim != 4:
         raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
     if topk < 1:

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from ..labels import MULTI, SINGLE, LabelKind
 from ..runs.folder import INCIDENTAL, Run
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..training.argument_files import RECIPES
@@ -34,7 +35,7 @@ def _from_a_file(options: dict[str, Any]) -> bool:
     return bool(options.get('pretrained_path') or options.get('initial_checkpoint'))
 
 
-def _settled(options: dict[str, Any], multilabel: bool) -> dict[str, Any]:
+def _settled(options: dict[str, Any], labels: LabelKind) -> dict[str, Any]:
     """Options in one form: what is written in different ways, or left to a default, can be compared."""
     options = dict(options)
     if 'pretrained' in options:
@@ -45,15 +46,15 @@ def _settled(options: dict[str, Any], multilabel: bool) -> dict[str, Any]:
     if options.get('opt') == 'momentum':  # the paper does not say whether the momentum is Nesterov's, timm's 'sgd'
         options['opt'] = 'sgd'
     if 'icasc_weights' in options and options['icasc_weights'] is None:
-        task = MultiLabelICASCTask if multilabel else ICASCTask
+        task = MultiLabelICASCTask if labels is MULTI else ICASCTask
         options['icasc_weights'] = list(task.default_config.weights.values())
     return options
 
 
 def misfits_of(run: Run, options: dict[str, Any], experiment: dict[str, Any]) -> list[str]:
     """The options that keep a run out of the row of the paper that `options` make."""
-    multilabel = 'mAP' in experiment['metrics']
-    own, wanted = _settled({**_defaults(), **run.options}, multilabel), _settled(options, multilabel)
+    labels = MULTI if 'mAP' in experiment['metrics'] else SINGLE
+    own, wanted = _settled({**_defaults(), **run.options}, labels), _settled(options, labels)
     if 'model' in own and (not own.get('pretrained') or _from_a_file(own)):  # no weights that a tag would name
         own['model'], wanted['model'] = architecture(own['model']), architecture(wanted['model'])
     decides = [

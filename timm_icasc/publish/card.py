@@ -27,6 +27,7 @@ from ..evaluation.measures import Measure, measure_of, measures
 from ..evaluation.options import default_options
 from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config, tensors_sha256
 from ..hub.tags import CARDS, TEMPLATE
+from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
 from ..paper.rows import PAPER, abstract_gain
 from ..runs.folder import ARGUMENTS, Run
@@ -35,7 +36,8 @@ from .export import export, open_measured_runs
 
 __all__ = ['evaluate_runs', 'render', 'render_run', 'render_sources', 'write_results']
 
-COLUMNS = ('as_inner', 'as_last', 'ac', 'overlap_inner', 'overlap_last')
+ATTENTION = {  # column of the table -> key of the metrics
+    **{term.title: term.name for term in TERMS}, 'overlap inner': 'overlap_inner', 'overlap last': 'overlap_last'}
 
 WRITTEN = {'title', 'description', 'license', 'dataset', 'paper', 'shipped', 'shipped_run', 'figure', 'limits'}
 
@@ -59,7 +61,7 @@ def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             'method': method, 'seeds': [run['seed'] for run in group],
             'each': [f"{run['metrics'][key]:.2f}" for run in group],
             'measure': _mean([run['metrics'][key] for run in group], 2),
-            **{name: _mean([run['metrics'].get(name) for run in group], 3) for name in COLUMNS}})
+            'attention': [_mean([run['metrics'].get(key) for run in group], 3) for key in ATTENTION.values()]})
     return rows
 
 
@@ -165,7 +167,7 @@ def render(
             'plugin': defined_in if defined_in != 'timm' else None, 'load': load, 'by_tag': ':' not in load,
             'measure': measure, 'results': results,
             'published': _paper(config['architecture'], results['dataset'], measure),
-            'rows': _rows(results['runs']), 'differences': _differences(results['runs']),
+            'rows': _rows(results['runs']), 'attention': list(ATTENTION), 'differences': _differences(results['runs']),
             'several_seeds': len({run['seed'] for run in results['runs']}) > 1,
             'figure': written['figure'] if (folder / FIGURE).is_file() else None,
         }

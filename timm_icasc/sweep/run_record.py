@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ICASCError
 from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
+from ..labels import SINGLE
 from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, has_begun, open_run
 from ..runs.tables import write_json
 from .study import PlannedRun, Study, changed_options
@@ -84,7 +85,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
                           'arguments': list(study.evaluation)},
             'final': evaluation['measures'], 'curve': curve, 'options': run.options,
         }
-        if not images.multilabel:
+        if images.labels is SINGLE:
             record['correct'] = {'images': len(images.indices), 'bits': _pack(correct_predictions(images))}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)

@@ -12,7 +12,7 @@ from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, input_size
 from ..features.module_state import unwrap_model
 from ..features.resolve import resolve_layers
-from ..labels import check_multilabel_target, check_target
+from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig
 from ..objective.forward import ICASCOutput, icasc_forward
@@ -141,7 +141,7 @@ class ICASCTask(ClassificationTask):
 
     def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """Raise TargetError where the target does not fit the model's output."""
-        check_target(logits, target)
+        SINGLE.check(logits, target)
 
     def icasc_forward(self, input: Images, target: torch.Tensor) -> ICASCOutput:
         """Logits and per-sample terms of one batch (`objective.icasc_forward`)."""
@@ -208,7 +208,7 @@ class MultiLabelICASCTask(ICASCTask):
     """
     multi_label = True
     # The classification loss is a mean over the classes, beside which terms of weight 1 win by silencing the maps.
-    default_config = ICASCConfig(weight_as_inner=0.1, weight_as_last=0.1, weight_ac=0.1)
+    default_config = ICASCConfig().with_weights(0.1)
 
     def __init__(
             self,
@@ -223,7 +223,7 @@ class MultiLabelICASCTask(ICASCTask):
         super().__init__(model, criterion, criterion_kwargs=criterion_kwargs, **kwargs)
 
     def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
-        check_multilabel_target(logits, target, self.takes_ignored)
+        MULTI.check(logits, target, self.takes_ignored)
 
     def create_evaluator(
             self,

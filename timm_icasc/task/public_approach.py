@@ -13,14 +13,14 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ..attention import ATTENTION_METHODS
+from ..attention import METHODS
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, image_size_of, input_size
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
 from ..features.tap import capture_features
-from ..labels import select_classes
-from ..losses import attention_consistency, attention_separation, resize_mask, target_mask
-from ..objective.config import ICASCConfig
+from ..labels import SINGLE
+from ..losses import resize_mask, target_mask
+from ..objective.config import TERMS, ICASCConfig
 from ..objective.forward import ICASCOutput
 from .icasc import ICASCTask
 
@@ -68,7 +68,7 @@ def _over_the_batch(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _terms(maps: dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Eqs. 3 to 5 from the four maps: `[B]` each, or `[1]` where the sums run over the batch."""
+    """The terms in use from the four maps: `[B]` each, or `[1]` where the sums run over the batch."""
     inner_grid, last_shape = maps['target_inner'].shape[1:], maps['target_last'].shape
     if 'batch-sums' in defects:
         maps = {name: _over_the_batch(values) for name, values in maps.items()}
@@ -77,11 +77,8 @@ def _terms(maps: dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence
     inner_mask = resize_mask(mask.reshape(last_shape), inner_grid)
     if 'batch-sums' in defects:
         inner_mask = _as_one_sample(inner_mask)
-    return {
-        'as_inner': attention_separation(maps['target_inner'], maps['confused_inner'], inner_mask),
-        'as_last': attention_separation(maps['target_last'], maps['confused_last'], mask),
-        'ac': attention_consistency(maps['target_inner'], inner_mask, config.theta),
-    }
+    masks = {'inner': inner_mask, 'last': mask}
+    return {term.name: term.values(maps, masks, config) for term in TERMS if config.weights[term.name]}
 
 
 def _forward(
@@ -98,15 +95,15 @@ def _forward(
     with capture_features(model, list(places.values()), order=order) as taps:
         logits = model(images)
     features = [taps[layer.path] for layer in places.values()]
-    classes, image_size = select_classes(logits, target), image_size_of(images)
+    classes, image_size = SINGLE.select(logits, target), image_size_of(images)
     maps = {}
     with hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext():
         for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
             gradients = _score_gradients(model, logits, one_hot, features, order == 2, defects)
             for (place, layer), feature, gradient in zip(places.items(), features, gradients, strict=True):
-                maps[f'{which}_{place}'] = ATTENTION_METHODS[config.attention](
+                maps[f'{which}_{place}'] = METHODS[config.attention].function(
                     layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
-    terms = {name: values for name, values in _terms(maps, config, defects).items() if config.weights[name]}
+    terms = _terms(maps, config, defects)
     if 'batch-sums' not in defects:
         terms = {name: torch.where(classes.valid, values, 0) for name, values in terms.items()}
     return ICASCOutput(logits=logits, terms=terms, maps=maps, classes=classes)

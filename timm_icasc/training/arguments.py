@@ -7,9 +7,12 @@ from pathlib import Path
 
 from timm.utils import ParseKwargs
 
+from ..attention import trainable_methods
 from ..data.dataset_factory import NAMES
 from ..errors import ICASCError
+from ..labels import MULTI, SINGLE
 from ..losses import MASK_SCALES
+from ..objective.config import TERMS
 from ..runs.folder import ARGUMENTS, latest_run
 from ..task.public_approach import DEFECTS
 from .argument_files import RECIPES, load_config
@@ -217,7 +220,7 @@ def _add_misc(parser: argparse.ArgumentParser) -> None:
                             'checked before training')
     group.add_argument('--checkpoint-hist', type=int, default=2, metavar='N',
                        help='number of checkpoints to keep (default: %(default)s)')
-    group.add_argument('--eval-metric', choices=('top1', 'top5', 'mAP', 'AUC', 'loss'),
+    group.add_argument('--eval-metric', choices=(*SINGLE.eval_metrics, *MULTI.eval_metrics, 'loss'),
                        help='what makes a checkpoint the best (default: top1, of multi-label data mAP)')
     group.add_argument('--log-interval', type=int, default=50, metavar='N',
                        help='steps between checks for a finite loss on a GPU (default: %(default)s)')
@@ -231,15 +234,18 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                        help='train with ICASC, or with the classification loss alone (default: with)')
     group.add_argument('--icasc-compare', action='store_true',
                        help='train both, the plain loss first, with the same seed, and print them side by side')
-    group.add_argument('--icasc-attention', default='ach', choices=('ach', 'grad_cam'),
-                       help='attention maps: ach (Eq. 2) or grad_cam (Eq. 1) (default: %(default)s)')
+    methods = trainable_methods()
+    group.add_argument(
+        '--icasc-attention', default='ach', choices=list(methods),
+        help=f"attention maps: {', '.join(method.title for method in methods.values())} (default: %(default)s)")
     group.add_argument('--icasc-order', type=int, default=1, choices=(1, 2),
                        help='1: channel weights are constants (cheaper); 2: they carry gradient. The paper leaves it '
                             'open; the derivative of its formula as printed is 2 with --icasc-mask-grad (default: '
                             '%(default)s)')
     group.add_argument('--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
                        help='module paths of the two layers (default: found from the model)')
-    group.add_argument('--icasc-weights', type=float, nargs=3, metavar=('AS_INNER', 'AS_LAST', 'AC'),
+    group.add_argument('--icasc-weights', type=float, nargs=len(TERMS),
+                       metavar=tuple(term.name.upper() for term in TERMS),
                        help='weights of the terms (default: 1 1 1; where images have several classes 0.1 0.1 0.1, '
                             'since at 1 they cost average precision)')
     group.add_argument('--icasc-start-epoch', type=float, default=0., metavar='N',

@@ -6,18 +6,13 @@ from typing import Any
 from timm import utils
 from tqdm import tqdm
 
+from ..labels import LabelKind
+from ..objective.config import TERMS
 from ..runs.folder import RESULTS_TABLE
 from ..runs.tables import text, write_csv
 
-# Column -> key of the epoch's record.
-TRAINING = {'loss': 'train_loss', 'loss_cls': 'train_loss_cls', 'L_AS inner': 'train_loss_as_inner',
-            'L_AS last': 'train_loss_as_last', 'L_AC': 'train_loss_ac'}
-
-MEASURES = {False: {'top-1': 'eval_top1', 'top-5': 'eval_top5'},
-            True: {'mAP': 'eval_mAP', 'mAP 11-point': 'eval_mAP_11point', 'mAP sklearn': 'eval_mAP_sklearn',
-                   'AUC': 'eval_AUC'}}
-
-TERMS = {'L_AS inner': 'eval_as_inner', 'L_AS last': 'eval_as_last', 'L_AC': 'eval_ac'}
+# What the task's results say of an epoch's training: key -> column.
+LOSSES = {'loss': 'loss', 'loss_cls': 'loss_cls', **{f'loss_{term.name}': term.title for term in TERMS}}
 
 OVERLAP = {'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last'}
 
@@ -27,21 +22,26 @@ def say(args: argparse.Namespace, line: str = '') -> None:
         tqdm.write(line)
 
 
-def epoch_columns(multilabel: bool) -> dict[str, str]:
+def _measures(labels: LabelKind) -> dict[str, str]:
+    return {title: f'eval_{name}' for name, title in labels.measures.items()}
+
+
+def epoch_columns(labels: LabelKind) -> dict[str, str]:
     """Columns of the table of epochs: the losses, the first measure of accuracy, the overlaps."""
-    return {**TRAINING, **dict(list(MEASURES[multilabel].items())[:1]), **OVERLAP}
+    training = {title: f'train_{name}' for name, title in LOSSES.items()}
+    return {**training, **dict(list(_measures(labels).items())[:1]), **OVERLAP}
 
 
-def header(multilabel: bool) -> str:
-    names = epoch_columns(multilabel)
+def header(labels: LabelKind) -> str:
+    names = epoch_columns(labels)
     return f"{'epoch':>5} " + ' '.join(f'{name:>{max(len(name), 7)}}' for name in names) + f"{'time':>8}"
 
 
-def row(epoch: int, record: dict, multilabel: bool) -> str:
+def row(epoch: int, record: dict, labels: LabelKind) -> str:
     cells = []
-    for name, key in epoch_columns(multilabel).items():
+    for name, key in epoch_columns(labels).items():
         value = record.get(key)
-        digits = 2 if name in MEASURES[multilabel] else 4
+        digits = 2 if name in labels.measures.values() else 4
         cells.append(f"{'-' if value is None else f'{value:.{digits}f}':>{max(len(name), 7)}}")
     return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
 
@@ -56,7 +56,9 @@ def report(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
     """
     job = next(iter(runs.values()))['job']
     # The overlap is over images in which both maps exist: it says little where many maps are zero.
-    columns = {**MEASURES[job.multilabel], **TERMS, **OVERLAP, 'zero maps': 'eval_zero_maps', 's/epoch': 'time'}
+    columns = {
+        **_measures(job.labels), **{term.title: f'eval_{term.name}' for term in TERMS}, **OVERLAP,
+        'zero maps': 'eval_zero_maps', 's/epoch': 'time'}
     table = [{'method': run['result']['method'],
               **{name: run['result']['last'].get(key) for name, key in columns.items()}}
              for run in runs.values()]

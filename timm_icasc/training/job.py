@@ -20,11 +20,12 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, MultiLabelClassificationTask, evaluation_sample_limit
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import is_multilabel
+from ..data import labels_of
 from ..errors import HubError, ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..hub.tags import TAGGED
+from ..labels import MULTI, LabelKind
 from ..losses import MultiLabelSoftMarginLoss
 from ..metrics import MultiLabelEvaluator
 from ..objective.config import ICASCConfig
@@ -106,12 +107,11 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
 def icasc_config(args: argparse.Namespace) -> ICASCConfig:
     """The options of the group 'ICASC parameters'; before `set_up` has seen the data, weights not given are 1."""
     try:
-        as_inner, as_last, ac = args.icasc_weights or ICASCTask.default_config.weights.values()
         return ICASCConfig(
-            attention=args.icasc_attention, order=args.icasc_order, weight_as_inner=as_inner, weight_as_last=as_last,
-            weight_ac=ac, theta=args.icasc_theta, sigma=args.icasc_sigma, omega=args.icasc_omega,
-            mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
-            share=args.icasc_share)
+            attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta, sigma=args.icasc_sigma,
+            omega=args.icasc_omega, mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
+            share=args.icasc_share,
+        ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
     except ValueError as e:
         raise ICASCError(f'--icasc-*: {e}') from e
 
@@ -122,10 +122,10 @@ def set_up_task(
         device: torch.device,
         input_size: tuple[int, int, int],
         steps_per_epoch: int,
-        multilabel: bool,
+        labels: LabelKind,
 ) -> ClassificationTask:
     """`ICASCTask` or `MultiLabelICASCTask`, or timm's plain task where ICASC is off."""
-    if multilabel:
+    if labels is MULTI:
         plain_class, icasc_class = MultiLabelClassificationTask, MultiLabelICASCTask
         criterion: dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss()}
     else:
@@ -138,7 +138,7 @@ def set_up_task(
     if not args.icasc:
         return plain_class(model, **criterion, device=device, verbose=False)
     if args.icasc_defects:
-        if multilabel:
+        if labels is MULTI:
             raise ICASCError('--icasc-defects is for single-label data; leave it out.')
         icasc_class = partial(PublicApproachTask, defects=args.icasc_defects)
     return icasc_class(
@@ -185,13 +185,13 @@ class Job:
     train_set: Dataset
     val_set: Dataset
     names: list[str] | None
-    multilabel: bool
+    labels: LabelKind
     layers: ICASCLayers | None  # None: the plain loss on a model without usable layers
 
     def create_evaluator(self) -> Any:
         """What collects the predictions on the validation images: timm's, or that of several classes per image."""
         limit = evaluation_sample_limit(self.loader_val)
-        if self.multilabel:
+        if self.labels is MULTI:
             return MultiLabelEvaluator(limit, self.names)
         return self.task.create_evaluator(max_samples=limit)
 
@@ -211,7 +211,7 @@ def set_up(args: argparse.Namespace, device: torch.device) -> Job:
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.distributed and args.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
-    task = set_up_task(args, model, device, data_config['input_size'], len(loader_train), is_multilabel(train_set))
+    task = set_up_task(args, model, device, data_config['input_size'], len(loader_train), labels_of(train_set))
     try:
         layers = resolve_layers(model, args.icasc_layers, data_config['input_size'])
     except LayerResolutionError as e:
@@ -233,5 +233,4 @@ def set_up(args: argparse.Namespace, device: torch.device) -> Job:
         args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler, scaler=scaler,
         autocast=autocast, step=step, epochs=epochs, updates_per_epoch=updates_per_epoch, loader_train=loader_train,
         loader_val=loader_val, attention_loader=attention_loader, mixup=mixup, data_config=data_config,
-        train_set=train_set, val_set=val_set, names=names, multilabel=is_multilabel(train_set),
-        layers=layers)
+        train_set=train_set, val_set=val_set, names=names, labels=labels_of(train_set), layers=layers)

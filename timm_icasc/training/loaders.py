@@ -8,26 +8,27 @@ import torch.nn as nn
 from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ResidentLoader, check_shards, class_names, create_dataset, evenly_spaced, is_multilabel, use_pad_crop
+from ..data import ResidentLoader, check_shards, class_names, create_dataset, evenly_spaced, labels_of, use_pad_crop
 from ..errors import DataError, ICASCError
+from ..labels import SINGLE, LabelKind
 from .interrupt import ignore_signals
 
 __all__ = ['set_up_data', 'set_up_data_config', 'set_up_loaders']
 
 
-def _check_labels(args: argparse.Namespace, multilabel: bool, names: list[str] | None) -> None:
+def _check_labels(args: argparse.Namespace, labels: LabelKind, names: list[str] | None) -> None:
     """Settle what depends on whether images have one class or any number of them."""
-    measures = ('mAP', 'AUC') if multilabel else ('top1', 'top5')
-    args.eval_metric = args.eval_metric or measures[0]
-    if args.eval_metric not in (*measures, 'loss'):
-        kind = 'multi' if multilabel else 'single'
-        raise ICASCError(f'--eval-metric {args.eval_metric} does not fit {kind}-label data: it is '
-                         f"{', '.join(measures)} or loss.")
-    if multilabel and names and args.num_classes != len(names):
+    args.eval_metric = args.eval_metric or labels.eval_metrics[0]
+    if args.eval_metric not in (*labels.eval_metrics, 'loss'):
+        raise ICASCError(f'--eval-metric {args.eval_metric} does not fit {labels.name}-label data: it is '
+                         f"{', '.join(labels.eval_metrics)} or loss.")
+    if labels is SINGLE:
+        return
+    if names and args.num_classes != len(names):
         raise ICASCError(f'--num-classes {args.num_classes}: the multi-label data have {len(names)} classes.')
-    if multilabel and (args.mixup or args.cutmix):
+    if args.mixup or args.cutmix:
         raise ICASCError('--mixup and --cutmix are for single-label data; these images have any number of classes.')
-    if multilabel and args.loss != 'ce':
+    if args.loss != 'ce':
         raise ICASCError(f'--loss {args.loss} is for single-label data; multi-label data take the soft-margin loss.')
 
 
@@ -56,7 +57,7 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
         raise DataError(f'ICASC tells classes apart and needs two; the data set has {args.num_classes}.')
     if names and args.num_classes < len(names):
         raise DataError(f'--num-classes {args.num_classes} is fewer than the {len(names)} classes of the data set.')
-    _check_labels(args, is_multilabel(train), names)
+    _check_labels(args, labels_of(train), names)
     return train, val, names
 
 

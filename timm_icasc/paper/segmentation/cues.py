@@ -97,7 +97,7 @@ def make_cues(
         images: `[B, 3, H, W]`, normalised for it.
         labels: `[B, C]`, 1 for classes in the image.
         grid: Rows and columns of the cues.
-        method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1) or 'grad_cam_plus_plus'.
+        method: Of `attention.METHODS`.
         layers: From `resolve_layers`, or module paths (inner, last), instead of the automatic choice.
         foreground, background: See `seed_cues`.
 
