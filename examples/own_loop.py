@@ -6,7 +6,7 @@ optimiser and evaluation stay what they were. The data are scikit-learn's handwr
 nothing is downloaded.
 
     python examples/own_loop.py
-    python examples/own_loop.py --order 2 --epochs 10     # the terms as the paper writes them
+    python examples/own_loop.py --order 2 --epochs 10     # the channel weights carry gradient
     python examples/own_loop.py --baseline                # the same loop with cross-entropy alone
 """
 import argparse

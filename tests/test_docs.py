@@ -3,9 +3,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import train_timm
 from timm_icasc.cli import COMMANDS
+from timm_icasc.training.argument_files import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -133,3 +135,27 @@ def test_commands_exist(document):
 def test_readme_shows_every_command():
     readme = read('README.md')
     assert all(re.search(rf'timm-icasc {name}\b|`{name}`', readme) for name in COMMANDS)
+
+
+def test_every_recipe_is_in_the_table_of_training():
+    """With its network's data set, and whether it is from scratch and with ICASC, as its file says."""
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in read('docs/training.md').splitlines()
+            if line.startswith('| `') and '.yaml`' in line]
+    assert sorted(row[0].strip('`') for row in rows) == sorted(path.name for path in RECIPES.glob('*.yaml'))
+    for recipe, data, network, trained, _ in rows:
+        text = (RECIPES / recipe.strip('`')).read_text()
+        options = yaml.safe_load(text)
+        stem = recipe.strip('`').split('_')[0].replace('cub200', 'cub')
+        assert ''.join(filter(str.isalnum, data.lower())).replace('pascal', '').startswith(
+            {'digits': 'scikitlearn'}.get(stem, stem))
+        *_, depth = re.findall(r'\d+|Lite0', network.split(',')[0])
+        assert depth.lower() in options['model']
+        pretrained = options.get('pretrained') or '--pretrained-path' in text
+        assert trained.startswith('from ImageNet weights' if pretrained else 'from scratch')
+        assert ('alone' in trained and 'L_AS' not in trained) == (not options.get('icasc', True))
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_no_reading_is_called_the_papers_letter(document):
+    """The paper does not say what carries gradient."""
+    assert not re.search(r"(paper's|its|the) letter\b", read(document))

@@ -53,6 +53,15 @@ class TestSelectClasses:
             SINGLE.select(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
 
 
+def test_targets_one_by_one():
+    present = [[1., 0., 1., -1.], [0., 1., 0., 0.], [0., 0., 0., 0.]]
+    first, second = MULTI.select(torch.zeros(3, 4), torch.tensor(present)).one_by_one()
+    assert first.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert second.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    nothing, = MULTI.select(torch.zeros(3, 4), torch.zeros(3, 4)).one_by_one()
+    assert not nothing.any()
+
+
 class TestBothKinds:
     """On the same images: class indices, or the same classes and others besides."""
     scores = np.array([[0.9, 0.1, 0.6], [0.2, 0.7, 0.1], [0.3, 0.4, 0.8]], dtype=np.float32)

@@ -45,6 +45,16 @@ def run(images, tmp_path, monkeypatch, capsys):
         monkeypatch, capsys, '--data-dir', data, *TINY, '--output', tmp_path, *options)
 
 
+def test_one_map_per_class_is_another_training(run, tmp_path):
+    terms = {}
+    for maps in ('joint', 'per_class'):
+        assert run('--experiment', maps, '--icasc-multilabel-maps', maps)[0] == 0
+        result = json.loads((tmp_path / maps / 'results.json').read_text())
+        assert result['model']['icasc']['multilabel_maps'] == maps
+        terms[maps] = result['last']['train_loss_as_last']
+    assert terms['joint'] != terms['per_class']
+
+
 def test_comparison(run, tmp_path):
     code, out, err = run('--icasc-compare', '--experiment', 'both')
     assert code == 0, err
@@ -72,7 +82,8 @@ def test_comparison(run, tmp_path):
 
 
 @pytest.mark.parametrize('options', [
-    ['--icasc-order', 1, '--icasc-attention', 'grad_cam'], ['-j', 2], ['--no-prefetcher'],
+    ['--icasc-order', 1, '--icasc-attention', 'grad_cam'], ['--icasc-multilabel-maps', 'per_class'], ['-j', 2],
+    ['--no-prefetcher'],
     ['--model-ema', '--model-ema-decay', 0.5], ['--eval-metric', 'AUC'], ['--grad-accum-steps', 2, '--drop', 0.1],
 ], ids=str)
 def test_training_features(options, run, tmp_path):

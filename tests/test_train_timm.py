@@ -323,6 +323,8 @@ BAD_INPUT = {
     'augmentation': (['--aa', 'nonsense'], 'augmentation options do not fit'),
     'infinite loss': (['--lr', 1e30], 'lower --lr'),
     'recorded on a CPU': (['--icasc-fast', '--device', 'cpu'], 'leave it out (--no-icasc-fast)'),
+    'recorded maps of each class': (['--icasc-fast', '--icasc-multilabel-maps', 'per_class'],
+                                    'leave it out, or --icasc-multilabel-maps per_class'),
     'recorded accumulation': (['--icasc-fast', '--grad-accum-steps', 2], 'leave it out, or --grad-accum-steps'),
     'recorded checkpointing': (['--icasc-fast', '--grad-checkpointing'], 'leave it out, or --grad-checkpointing'),
     'recorded and compiled': (['--icasc-fast', '--no-icasc', '--torchcompile'], 'leave it out, or --torchcompile'),

@@ -25,6 +25,12 @@ class ClassPair(NamedTuple):
     confused: torch.Tensor
     valid: torch.Tensor
 
+    def one_by_one(self) -> list[torch.Tensor]:
+        """`target` taken apart: the k-th `[B, C]` picks the k-th class of each image, none where it has fewer."""
+        present = self.target > 0
+        rank = present.cumsum(1) * present
+        return [(rank == k).to(self.target.dtype) for k in range(1, max(1, int(rank.max())) + 1)]
+
 
 class LabelKind:
     """What follows from how many classes an image can have; its two objects are `SINGLE` and `MULTI`.

@@ -145,10 +145,16 @@ def test_both_runs_of_a_comparison_are_found(tmp_path, capsys):
     assert 'holds 2 runs, name one' in capsys.readouterr().err
 
 
-def test_boxes_of_one_class(tmp_path):
-    """CUB: the map of the bird's species against its box, after the resize and the crop."""
+@pytest.mark.parametrize('options, size, corner', [
+    ((), (45, 36), (6, 2)), (('--crop-mode', 'squash'), (36, 36), (2, 2))], ids=['center', 'squash'])
+def test_boxes_of_one_class(options, size, corner, tmp_path):
+    """CUB: the map of the bird's species against its box, after the resize, with its aspect or without, and the crop.
+
+    Images of 50 x 40 are brought to `size`, and 32 x 32 are cut from it at `corner`.
+    """
     run = make_run(tmp_path / 'run', num_classes=3, dataset='cub200', data_dir=str(make_cub(tmp_path / 'cub')))
-    assert evaluate(run, '--crop-pct', 0.875) == 0
+    options = ('--crop-pct', 0.875, *options)
+    assert evaluate(run, *options) == 0
     measures = read(run)['measures']
     model = timm.create_model('resnet20_cifar', num_classes=3).eval()
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
@@ -157,19 +163,19 @@ def test_boxes_of_one_class(tmp_path):
     for c, colour in enumerate(('red', 'green', 'blue')):
         for i in (0, 2):
             image = Image.open(tmp_path / 'cub' / 'images' / f'{c + 1:03d}.{colour}' / f'{i}.png')
-            image = image.resize((45, 36), Image.Resampling.BILINEAR).crop((6, 2, 38, 34))
+            image = image.resize(size, Image.Resampling.BILINEAR).crop((*corner, corner[0] + 32, corner[1] + 32))
             x = (torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
             heat = F.interpolate(attention_maps(model, x[None], [c]), (32, 32), mode='bilinear')[0, 0].numpy()
-            left, top = (5 + 3 * i) * 0.9 - 6, (10 + c) * 0.9 - 2
-            inside = sum(float(heat[y, x]) for y in range(32) for x in range(32)
-                         if left <= x + 0.5 < left + 14.4 and top <= y + 0.5 < top + 14.4)
-            energies.append(inside / float(heat.sum()))
-            areas.append(sum(left <= x + 0.5 < left + 14.4 and top <= y + 0.5 < top + 14.4
-                             for y in range(32) for x in range(32)) / 32 ** 2)
+            scale_x, scale_y = size[0] / 50, size[1] / 40
+            left, top = (5 + 3 * i) * scale_x - corner[0], (10 + c) * scale_y - corner[1]
+            in_box = [(y, x) for y in range(32) for x in range(32)
+                      if left <= x + 0.5 < left + 16 * scale_x and top <= y + 0.5 < top + 16 * scale_y]
+            energies.append(sum(float(heat[y, x]) for y, x in in_box) / float(heat.sum()))
+            areas.append(len(in_box) / 32 ** 2)
     assert measures['box_area'] == pytest.approx(np.mean(areas))
     assert measures['energy'] == pytest.approx(np.mean(energies), rel=1e-4)
     assert len(list(csv.DictReader(open(run / 'eval' / 'pairs.csv')))) == 6
-    assert evaluate(run, '--crop-pct', 0.875, '--layer', 'inner') == 0
+    assert evaluate(run, *options, '--layer', 'inner') == 0
     inner = read(run)['measures']
     assert inner['energy'] != measures['energy'] and inner['overlap_last'] == measures['overlap_last']
 

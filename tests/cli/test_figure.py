@@ -64,6 +64,25 @@ def test_classes_in_the_order_of_their_scores(runs, tmp_path):
         assert probabilities[0].argmax() == targets[0] or f'overlap {overlap:.2f}' in texts
 
 
+@pytest.mark.parametrize('options, size, corner', [
+    ((), (40, 32), (4, 0)), (('--crop-mode', 'squash'), (32, 32), (0, 0))], ids=['center', 'squash'])
+def test_images_without_their_aspect(options, size, corner, tmp_path):
+    """What a figure shows of an image of 50 x 40 is of the pixels that --crop-mode lets the model see."""
+    data = make_cub(tmp_path / 'cub')
+    run = make_run(tmp_path / 'run', num_classes=3, dataset='cub200', data_dir=str(data))
+    assert figure('classes', run, '--indices', 1, '--topk', 3, *options, '--output', tmp_path / 'f.svg') == 0
+    model, _, _ = model_and_images(run, (0,), num_classes=3)
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
+    image = Image.open(data / 'images' / '001.red' / '2.png').resize(size, Image.Resampling.BILINEAR)
+    image = image.crop((*corner, corner[0] + 32, corner[1] + 32))
+    images = ((torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - mean) / std)[None]
+    row, texts = model(images).softmax(1)[0], texts_of(tmp_path / 'f.svg')
+    assert all(f'{probability:.1%}' in texts for probability in row.tolist())
+    for c in (1, 2):
+        overlap = attention_overlap(*attention_maps(model, images, [0, c])[0][:, None]).item()
+        assert f'overlap {overlap:.2f}' in texts
+
+
 def test_the_ground_truth_is_framed(runs, tmp_path):
     assert figure('classes', *runs, '--images', 4, '--topk', 3, '--output', tmp_path / 'f.png') == 0
     pixels = np.asarray(Image.open(tmp_path / 'f.png').convert('RGB')).astype(int)

@@ -72,6 +72,20 @@ def test_boxes_are_scaled_moved_and_clipped():
     np.testing.assert_allclose(mapped, expected)
 
 
+def test_a_box_without_the_aspect():
+    """300 x 200 to 64 x 64, by 64/300 and 64/200: the box of a white rectangle is the rectangle of the result."""
+    transform = transform_of('squash', 1., 64)
+    pixels = np.zeros((200, 300, 3), dtype=np.uint8)
+    pixels[50:150, 75:225] = 255
+    mapped = transform_geometry(transform, (300, 200)).boxes(np.array([[75, 50, 225, 150]]))
+    np.testing.assert_allclose(mapped, [[16, 16, 48, 48]])
+    white = transform(Image.fromarray(pixels))[0] > 0.5
+    assert white.nonzero().amin(0).tolist() == [16, 16] and white.nonzero().amax(0).tolist() == [47, 47]
+    assert white.sum() == 32 * 32
+    kept = transform_geometry(transform_of('center', 1., 64), (300, 200)).boxes(np.array([[75, 50, 225, 150]]))
+    np.testing.assert_allclose(kept, [[8, 16, 56, 48]])  # 96 x 64, of which 16 are cut off at each side
+
+
 def test_a_step_that_cannot_be_followed_is_refused():
     transform = transforms.Compose([transforms.Resize(64), transforms.RandomRotation(10), transforms.ToTensor()])
     with pytest.raises(DataError, match='RandomRotation'):

@@ -1,9 +1,13 @@
 """docs/paper.md against a table of the paper's numbers that was typed apart from paper.yaml."""
+import re
 import statistics
 from pathlib import Path
 
 import pytest
 import yaml
+
+from timm_icasc import ICASCConfig
+from timm_icasc.training.arguments import build_parser
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = yaml.safe_load((Path(__file__).parent / 'paper_numbers.yaml').read_text())
@@ -130,3 +134,21 @@ def test_the_contradictions_stand_in_one_place():
     for words, sentence in zip(('+4.8', '5,823', 'quoted', 'ResNet-18 for CIFAR-100', '80 images', '15,000',
                                 'No repetitions'), sentences, strict=True):
         assert words in sentence
+
+
+def test_what_the_paper_gives_is_told_from_what_it_leaves_open():
+    """Given are the constants, which are the defaults here, and Eq. 6's weights, from the first step."""
+    rows = {row['choice']: row for row in TABLES['What the paper gives, and what it leaves open']}
+    given = {choice for choice, row in rows.items() if row['the paper'].startswith('given')}
+    assert given == {'theta of Eq. 5', 'sigma of Eq. 4', 'omega of Eq. 4', 'weights of the terms',
+                     'when the terms begin'}
+    for name in ('theta', 'sigma', 'omega'):
+        row, = [row for choice, row in rows.items() if choice.startswith(name)]
+        assert float(row['here (default)']) == getattr(ICASCConfig(), name)
+        assert str(float(row['here (default)'])).removesuffix('.0') in row['the paper']
+    assert all(row['the paper'].startswith(('given', 'open', 'ambiguous')) for row in rows.values())
+    parser = build_parser()
+    for row in rows.values():
+        options = re.findall(r'--[\w-]+', row['option'])
+        assert options or row['option'] == 'none'
+        assert all(option in parser.format_help() for option in options)

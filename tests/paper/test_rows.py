@@ -163,7 +163,8 @@ def test_the_papers_settings_give_a_run_its_row(recipe, extra, method, value, tm
 
 @pytest.mark.parametrize('method, extra, values', [
     ('multi-label soft margin', ['--no-icasc'], (77.44, 0.976)),
-    ('ICASC ach, order 1, multi-label soft margin', [], (83.17, 0.981))])
+    ('ICASC ach, order 1, multi-label soft margin', [], (83.17, 0.981)),
+    ('ICASC ach, order 1, multi-label soft margin', ['--icasc-multilabel-maps', 'per_class'], (83.17, 0.981))])
 def test_average_precision_and_auc_of_voc(method, extra, values, tmp_path):
     run_of(tmp_path, 'voc2012_resnet18.yaml', *extra, method=method)
     result = {'method': method, 'last': {'eval_mAP': 70.126, 'eval_AUC': 91.24, 'eval_AP_cow': 50., 'eval_AP_dog': 60.}}

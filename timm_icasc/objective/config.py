@@ -8,7 +8,9 @@ import torch
 from ..attention import trainable_methods
 from ..losses import MASK_SCALES, attention_consistency, attention_separation
 
-__all__ = ['TERMS', 'ICASCConfig', 'Term']
+__all__ = ['MULTILABEL_MAPS', 'TERMS', 'ICASCConfig', 'Term']
+
+MULTILABEL_MAPS = ('joint', 'per_class')
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class ICASCConfig:
         omega: Steepness of the target mask (Eq. 4).
         mask_scale: 'max' divides the map by its maximum inside the mask, 'raw' does not (`losses.target_mask`).
         mask_grad: Whether the mask carries gradient; if not, it is a pseudo-label made by the last layer.
+        multilabel_maps: Of images with several classes: 'joint' makes one map, of the sum of the present classes'
+            scores; 'per_class' makes one of each, and the terms are means over an image's classes. The paper leaves it
+            open. With 'per_class' a batch takes a backward pass for each class of the image that has most, and one for
+            the confused class, instead of two in all; measures and figures are of joint maps all the same.
         share: Share of the batch, in (0, 1], that the terms are made of: its most confused samples (`hard_samples.py`).
             They run through the network twice; with order 2 that pays below about a third, with order 1 hardly.
     """
@@ -90,6 +96,7 @@ class ICASCConfig:
     omega: float = 100.
     mask_scale: str = 'max'
     mask_grad: bool = False
+    multilabel_maps: str = 'joint'
     share: float = 1.
 
     def __post_init__(self):
@@ -97,6 +104,7 @@ class ICASCConfig:
                 ('attention', tuple(trainable_methods())),
                 ('order', (1, 2)),
                 ('mask_scale', MASK_SCALES),
+                ('multilabel_maps', MULTILABEL_MAPS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')

@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `C` classes, `K` channels, `H W` feature grid of a layer, `h w` grid of the last layer.
 """
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
 from ..features.tap import capture_features
 from ..labels import KINDS, ClassPair
 from ..losses import resize_mask, target_mask
-from .config import TERMS, ICASCConfig
+from .config import TERMS, ICASCConfig, Term
 from .hard_samples import forward_most_confused
 from .maps import class_attention, score_gradients
 
@@ -29,7 +29,9 @@ class ICASCOutput:
     Attributes:
         logits: Class scores `[B, C]`.
         terms: By their names in `config.TERMS`, those of non-zero weight: `[B]` each, unweighted.
-        maps: 'target_inner', 'confused_inner', 'target_last', 'confused_last', those needed: `[B, H, W]` each.
+        maps: 'target_inner', 'confused_inner', 'target_last', 'confused_last', those needed: `[B, H, W]` each; the
+            target's with `multilabel_maps='per_class'` `[B, P, H, W]`, one for each class of the image that has most
+            (`ClassPair.one_by_one`).
         classes: The chosen class pair.
 
     With `share` below 1 terms, maps and classes are of the most confused samples alone, most confused first.
@@ -50,16 +52,16 @@ class ICASCOutput:
 def _class_maps(
         scores: torch.Tensor,
         features: Mapping[str, torch.Tensor],
-        classes: ClassPair,
+        cotangents: Mapping[str, torch.Tensor],
         layers: ICASCLayers,
         needed: Collection[str],
         config: ICASCConfig,
         image_size: ImageSize,
         create_graph: bool,
 ) -> dict[str, torch.Tensor]:
-    """The maps of `ICASCOutput` that are needed, one backward pass for each class of the pair."""
+    """Of 'target' and 'confused', those in `cotangents`: the maps that are needed, by one backward pass for each."""
     maps: dict[str, torch.Tensor] = {}
-    for which, cotangent in (('target', classes.target), ('confused', classes.confused)):
+    for which, cotangent in cotangents.items():
         places = [place for place in ('last', 'inner') if f'{which}_{place}' in needed]
         chosen = [getattr(layers, place) for place in places]
         if not chosen:
@@ -78,6 +80,40 @@ def _target_masks(maps: Mapping[str, torch.Tensor], config: ICASCConfig) -> dict
     if 'target_inner' in maps:
         masks['inner'] = resize_mask(masks['last'], maps['target_inner'].shape[-2:])
     return masks
+
+
+def _term_values(
+        terms: Sequence[Term],
+        maps: Mapping[str, torch.Tensor],
+        config: ICASCConfig,
+) -> dict[str, torch.Tensor]:
+    masks = _target_masks(maps, config)
+    return {term.name: term.values(maps, masks, config) for term in terms}
+
+
+def _mean_over_classes(
+        values: Sequence[dict[str, torch.Tensor]],
+        targets: Sequence[torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Each term's mean over the classes of an image, `[B]`, from `values` and cotangents of the first class, ...."""
+    if len(values) == 1:
+        return values[0]
+    has = torch.stack([target.any(1) for target in targets])
+    return {name: torch.where(has, torch.stack([each[name] for each in values]), 0).sum(0) / has.sum(0).clamp(min=1)
+            for name in values[0]}
+
+
+def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
+    """Raise where a backward pass would lack parameters, or wait for passes that other processes do not make."""
+    if order == 2 and is_sharded(model):
+        raise ICASCError(
+            'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
+            'needs: use `order=1`, or DistributedDataParallel.')
+    if per_class and (is_sharded(model) or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())):
+        raise ICASCError(
+            "`multilabel_maps='per_class'` takes as many backward passes as an image of the batch has classes, another "
+            'number in each process: it does not work with SyncBatchNorm or fully_shard (FSDP2). Use '
+            "`multilabel_maps='joint'`, or DistributedDataParallel without SyncBatchNorm.")
 
 
 @contextmanager
@@ -110,7 +146,8 @@ def icasc_forward(
         layers: The model's inner and last layer, from `resolve_layers`.
         config: Which terms, and how.
         inference: For evaluation: no graph before the first layer and constant channel weights (`capture_features`).
-        multilabel: Whether the target is multi-label: `A^T` is the map of the sum of the present classes' scores.
+        multilabel: Whether the target is multi-label: `A^T` is the map of the sum of the present classes' scores, or
+            (`config.multilabel_maps`, but with `inference`) there is one for each of them.
 
     Returns:
         Logits, terms and maps, with their graph unless `inference`.
@@ -120,10 +157,8 @@ def icasc_forward(
     if not terms:
         return ICASCOutput(logits=model(images))
     order = 1 if inference else config.order
-    if order == 2 and is_sharded(model):
-        raise ICASCError(
-            'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
-            'needs: use `order=1`, or DistributedDataParallel.')
+    per_class = multilabel and config.multilabel_maps == 'per_class' and not inference
+    _check_processes(model, order, per_class)
     needed = {'target_last', *(name for term in terms for name in term.needs)}  # the mask is the last layer's
     tapped = [layers.inner, layers.last] if 'target_inner' in needed else [layers.last]
     if config.share < 1 and not inference:
@@ -135,10 +170,14 @@ def icasc_forward(
         classes = labels.select(logits, target)
 
     with _recording(model):
-        maps = _class_maps(logits, features, classes, layers, needed, config, image_size_of(images), order == 2)
-        if inference:
-            maps = {name: values.detach() for name, values in maps.items()}
-        masks = _target_masks(maps, config)
-        values = {term.name: torch.where(classes.valid, term.values(maps, masks, config), 0) for term in terms}
+        targets = classes.one_by_one() if per_class else [classes.target]
+        first = {'target': targets[0], 'confused': classes.confused}
+        sets = [_class_maps(logits, features, cotangents, layers, needed, config, image_size_of(images), order == 2)
+                for cotangents in (first, *({'target': target} for target in targets[1:]))]
+        maps = {name: values.detach() if inference else values for name, values in sets[0].items()}
+        values = _mean_over_classes([_term_values(terms, {**maps, **own}, config) for own in ({}, *sets[1:])], targets)
+        values = {name: torch.where(classes.valid, value, 0) for name, value in values.items()}
+        if per_class:
+            maps.update({name: torch.stack([own[name] for own in sets], 1) for name in maps if 'target' in name})
     return ICASCOutput(
         logits=all_logits.detach() if inference else all_logits, terms=values, maps=maps, classes=classes)

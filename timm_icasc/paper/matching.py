@@ -13,7 +13,8 @@ __all__ = ['architecture', 'recipe_options']
 
 # Options that the paper leaves open, or that say how a run is computed; every other one decides its row.
 OPEN = (
-    'icasc_order', 'icasc_mask_grad', 'icasc_mask_scale', 'icasc_fast', 'opt_kwargs', 'sched_on_updates', 'warmup_lr',
+    'icasc_order', 'icasc_mask_grad', 'icasc_mask_scale', 'icasc_multilabel_maps', 'icasc_fast', 'opt_kwargs',
+    'sched_on_updates', 'warmup_lr',
     'lr_base', 'lr_base_size', 'crop_pct', 'crop_mode', 'crop_padding', 'interpolation', 'train_interpolation',
     'train_crop_mode', 'scale', 'ratio', 'hflip', 'color_jitter', 'mean', 'std', 'amp', 'amp_dtype', 'channels_last',
     'grad_checkpointing', 'grad_accum_steps', 'sync_bn', 'dist_bn', 'resident_data', 'dataset', 'num_classes',

@@ -187,9 +187,10 @@ class MultiLabelICASCTask(ICASCTask):
     """ICASC for images with any number of classes each (PASCAL VOC).
 
     Targets are `[B, C]`, floating point: 1 present, 0 absent, -1 ignored. `A^T` is the map of the present classes
-    together (a multi-hot cotangent), `Conf` the absent class of highest score. An ignored class is neither, and has no
-    classification loss. A sample without a present or without an absent class has terms of 0. The weights of the terms
-    are 0.1 by default: at 1 they cost average precision.
+    together (a multi-hot cotangent), or there is one of each (`multilabel_maps='per_class'`); `Conf` is the absent
+    class of highest score. An ignored class is neither, and has no classification loss. A sample without a present or
+    without an absent class has terms of 0. The weights of the terms are 0.1 by default: at 1 they cost average
+    precision.
 
     Args:
         model: The model to train.

@@ -12,7 +12,7 @@ from ..data.dataset_factory import NAMES
 from ..errors import ICASCError
 from ..labels import MULTI, SINGLE
 from ..losses import MASK_SCALES
-from ..objective.config import TERMS
+from ..objective.config import MULTILABEL_MAPS, TERMS
 from ..runs.folder import ARGUMENTS, latest_run
 from ..task.public_approach import DEFECTS
 from .argument_files import RECIPES, load_config
@@ -41,6 +41,7 @@ RANGES = {
 FLAGS = {
     'defects': ('--icasc-defects',),
     'layers': ('--icasc-layers',),
+    'multilabel_maps': ('--icasc-multilabel-maps',),
     'name': ('--dataset',),
     'order': ('--icasc-order',),
     'padding': ('--crop-padding',),
@@ -260,6 +261,10 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
                        help='divide the map by its maximum in the mask, or take it raw (default: %(default)s)')
     group.add_argument('--icasc-mask-grad', action=argparse.BooleanOptionalAction, default=False,
                        help='let the mask carry gradient (default: it is a pseudo-label; the paper leaves it open)')
+    group.add_argument('--icasc-multilabel-maps', default='joint', choices=MULTILABEL_MAPS,
+                       help='where images have several classes: one joint map of an image, or one per class and the '
+                            'mean of the terms, at a backward pass for each class of the fullest image; the paper '
+                            'leaves it open (default: %(default)s)')
     group.add_argument('--icasc-share', type=float, default=1., metavar='P',
                        help='make the terms of this share of the batch only, its most confused images, which run '
                             'twice: with order 2 cheaper below about 0.4, with order 1 below 0.2 (default: 1)')
@@ -328,6 +333,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
 def _check_fast(args: argparse.Namespace) -> None:
     plain = not args.icasc or args.icasc_compare
     others = {'--grad-accum-steps': args.grad_accum_steps > 1, '--grad-checkpointing': args.grad_checkpointing,
+              '--icasc-multilabel-maps per_class (its passes depend on the batch)':
+                  args.icasc_multilabel_maps == 'per_class',
               '--torchcompile (it compiles the training of the plain loss)': args.torchcompile and plain}
     for option in (option for option, given in others.items() if given):
         raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')

@@ -110,7 +110,7 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
         return ICASCConfig(
             attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta, sigma=args.icasc_sigma,
             omega=args.icasc_omega, mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
-            share=args.icasc_share,
+            multilabel_maps=args.icasc_multilabel_maps, share=args.icasc_share,
         ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
     except ValueError as e:
         raise ICASCError(f'--icasc-*: {e}') from e
