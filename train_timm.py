@@ -42,29 +42,29 @@ from timm_icasc.runs.folder import (
 )
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.training.arguments import build_parser, name_options, parse_args
-from timm_icasc.training.console import LOSSES, header, report, row, say
+from timm_icasc.training.console import LOSSES, format_epoch, format_header, log, print_results
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
-from timm_icasc.training.job import Job, icasc_config, seed_epoch, set_up, set_up_device
+from timm_icasc.training.job import TrainingJob, icasc_config, seed_epoch, set_up, set_up_device
 from timm_icasc.training.model_record import model_record
 
 LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 
 
-def loss_name(job: Job) -> str:
+def loss_name(job: TrainingJob) -> str:
     return 'soft margin' if job.labels is MULTI else LOSS_NAMES[job.args.loss]
 
 
-def method_label(job: Job) -> str:
+def method_label(job: TrainingJob) -> str:
     """What is trained, as a heading."""
     name = loss_name(job)
     return 'ICASC' if job.args.icasc else name[0].upper() + name[1:]
 
 
-def progress(job: Job, loader, description: str) -> tqdm:
+def progress(job: TrainingJob, loader, description: str) -> tqdm:
     return tqdm(loader, desc=description, leave=False, disable=not utils.is_primary(job.args) or None)
 
 
-def update_weights(job: Job) -> None:
+def update_weights(job: TrainingJob) -> None:
     """Clip the gradients, and let the optimiser use them."""
     args = job.args
     parameters = list(job.model.parameters())[:-2 if args.clip_mode == 'agc' else None]  # AGC leaves the head out
@@ -84,7 +84,7 @@ def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
             f'--clip-grad, or let the ICASC terms set in later (--icasc-start-epoch). The last checkpoint is intact.')
 
 
-def make_batch(job: Job, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(job: TrainingJob, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the loader yields, as the step takes it."""
     args = job.args
     if args.no_prefetcher:
@@ -98,7 +98,7 @@ def make_batch(job: Job, images: torch.Tensor, target: torch.Tensor) -> tuple[to
     return images, target
 
 
-def train_one_epoch(epoch: int, job: Job, flag) -> dict[str, float]:
+def train_one_epoch(epoch: int, job: TrainingJob, flag) -> dict[str, float]:
     """One epoch; returns the sample means of every scalar in the task's results."""
     args, task, batches = job.args, job.task, len(job.loader_train)
     updates = epoch * job.updates_per_epoch
@@ -108,7 +108,7 @@ def train_one_epoch(epoch: int, job: Job, flag) -> dict[str, float]:
     job.optimizer.zero_grad()
     bar = progress(job, job.loader_train, f'epoch {epoch + 1}')
     for index, (images, target) in enumerate(bar):
-        flag.check()
+        flag.raise_if_set()
         images, target = make_batch(job, images, target)
         group_start = index // args.grad_accum_steps * args.grad_accum_steps
         group = min(args.grad_accum_steps, batches - group_start)  # the last group may be smaller
@@ -145,12 +145,12 @@ def train_one_epoch(epoch: int, job: Job, flag) -> dict[str, float]:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, job: Job, flag) -> dict[str, float]:
+def validate(model: nn.Module, job: TrainingJob, flag) -> dict[str, float]:
     """Loss, top-1 and top-5 on the validation images, or the measures of multi-label classification."""
     model.eval()
     evaluator = job.create_evaluator()
     for images, target in progress(job, job.loader_val, 'validation'):
-        flag.check()
+        flag.raise_if_set()
         images, target = images.to(job.device), target.to(job.device)
         if job.args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -160,24 +160,24 @@ def validate(model: nn.Module, job: Job, flag) -> dict[str, float]:
     return evaluator.compute(distributed=job.args.distributed)
 
 
-def evaluate(job: Job, flag) -> dict[str, float]:
+def evaluate(job: TrainingJob, flag) -> dict[str, float]:
     """Accuracy, and how well the attention maps tell classes apart; of the averaged weights where there are any."""
     args, ema = job.args, job.task.has_ema()
     if args.distributed and args.dist_bn:
         utils.distribute_bn(job.model, args.world_size, args.dist_bn == 'reduce')
     metrics = validate(job.task.get_eval_model(ema=ema), job, flag)
     if job.attention_loader is not None and utils.is_primary(args):
-        batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.check() is None)
+        batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.raise_if_set() is None)
         metrics.update(evaluate_attention(
             evaluated_model(job), batches, icasc_config(args), job.layers, job.labels))
     return metrics
 
 
-def evaluated_model(job: Job) -> nn.Module:
+def evaluated_model(job: TrainingJob) -> nn.Module:
     return unwrap_model(job.task.get_trainable_module(ema=True).module if job.task.has_ema() else job.model)
 
 
-def resume(job: Job, run_dir: Path) -> int:
+def resume(job: TrainingJob, run_dir: Path) -> int:
     """Load the checkpoint that --resume means, if there is one; returns the epoch to go on with."""
     args = job.args
     checkpoint = Path(args.resume) if args.resume not in ('', 'auto') else run_dir / LAST
@@ -199,7 +199,7 @@ def resume(job: Job, run_dir: Path) -> int:
     return start_epoch
 
 
-def prepare(job: Job) -> None:
+def prepare(job: TrainingJob) -> None:
     """Compile the task and spread it over the processes, as the options say."""
     args = job.args
     if args.torchcompile:
@@ -211,7 +211,7 @@ def prepare(job: Job) -> None:
         job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None)
 
 
-def create_saver(job: Job, run_dir: Path) -> utils.CheckpointSaver:
+def create_saver(job: TrainingJob, run_dir: Path) -> utils.CheckpointSaver:
     """timm's saver; an interrupt in the first epoch leaves a checkpoint to go on from."""
     args, last = job.args, run_dir / LAST
     saver = utils.CheckpointSaver(
@@ -224,24 +224,24 @@ def create_saver(job: Job, run_dir: Path) -> utils.CheckpointSaver:
     return saver
 
 
-def announce(job: Job, run_dir: Path, start_epoch: int) -> None:
+def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     """What is trained on what, and the head of the table of epochs."""
     args, device = job.args, job.device
     size, layers = job.data_config['input_size'], job.layers
-    say(args, f"\n{method_label(job)}: {args.model}, {args.num_classes} classes, {len(job.train_set)} + "
+    log(args, f"\n{method_label(job)}: {args.model}, {args.num_classes} classes, {len(job.train_set)} + "
               f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in {run_dir}')
     if layers is not None:
-        say(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
+        log(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
                   f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
     if args.icasc and args.icasc_start_epoch >= job.epochs:
-        say(args, f'warning: the terms of ICASC never start: --icasc-start-epoch {args.icasc_start_epoch:g}, but '
+        log(args, f'warning: the terms of ICASC never start: --icasc-start-epoch {args.icasc_start_epoch:g}, but '
                   f'--epochs {job.epochs}')
     if start_epoch:
-        say(args, f'resumed after epoch {start_epoch}')
-    say(args, header(job.labels))
+        log(args, f'resumed after epoch {start_epoch}')
+    log(args, format_header(job.labels))
 
 
-def run_epoch(epoch: int, job: Job, saver: utils.CheckpointSaver | None, run_dir: Path, flag) -> dict[str, Any]:
+def run_epoch(epoch: int, job: TrainingJob, saver: utils.CheckpointSaver | None, run_dir: Path, flag) -> dict[str, Any]:
     """Train, evaluate and save one epoch; returns what results.json tells of it."""
     args, started = job.args, time.monotonic()
     seed_epoch(args, epoch)
@@ -266,7 +266,7 @@ def run_epoch(epoch: int, job: Job, saver: utils.CheckpointSaver | None, run_dir
     return record
 
 
-def method_used(job: Job) -> str:
+def method_used(job: TrainingJob) -> str:
     """The method in words, for results.json."""
     args, loss = job.args, loss_name(job)
     if not args.icasc:
@@ -275,7 +275,7 @@ def method_used(job: Job) -> str:
     return f'ICASC {attention}, order {args.icasc_order}' + f', {loss}' * (args.loss != 'ce')
 
 
-def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) -> dict[str, Any]:
+def train(job: TrainingJob, given: dict[str, Any], command: str, run_dir: Path, flag) -> dict[str, Any]:
     """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
     args, device, started = job.args, job.device, time.monotonic()
     start_epoch = resume(job, run_dir)
@@ -289,13 +289,13 @@ def train(job: Job, given: dict[str, Any], command: str, run_dir: Path, flag) ->
     record = {}
     for epoch in range(start_epoch, job.epochs):
         record = run_epoch(epoch, job, saver, run_dir, flag)
-        say(args, row(epoch, record, job.labels))
+        log(args, format_epoch(epoch, record, job.labels))
         if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
-            say(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
+            log(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
                       f'--icasc-layers')
-        flag.check()
+        flag.raise_if_set()
     if not record:
-        say(args, f'all {job.epochs} epochs are done; evaluating')
+        log(args, f'all {job.epochs} epochs are done; evaluating')
         record = {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
     result = {
         'method': method_used(job), 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
@@ -313,9 +313,9 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
     job = next(iter(runs.values()))['job']
     if hasattr(job.val_set, '__len__') and job.layers is not None:
         try:
-            say(args, f"\nattention maps: {validation_figure(runs, run_dir / FIGURE)}")
+            log(args, f"\nattention maps: {validation_figure(runs, run_dir / FIGURE)}")
         except Exception as e:  # the run is done and saved; a missing font must not make it look failed
-            say(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
+            log(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
 
 
 def chosen_methods(args: argparse.Namespace) -> list[tuple[str, bool]]:
@@ -327,9 +327,9 @@ def chosen_methods(args: argparse.Namespace) -> list[tuple[str, bool]]:
 def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
     """Report, figure and upload."""
     if utils.is_primary(args):
-        report(args, run_dir, runs)
+        print_results(args, run_dir, runs)
         draw(args, run_dir, runs)
-        say(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
+        log(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
         if args.push_to_hub:
             push_finished(run_dir, args.push_to_hub)
     if args.distributed:
@@ -362,7 +362,7 @@ def main() -> int:
                     if utils.is_primary(args):
                         folder.mkdir(exist_ok=True)
                         save_args(given, run_dir, command)
-                flag.check()
+                flag.raise_if_set()
                 runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
         finish(args, run_dir, runs)
     except ICASCError as e:

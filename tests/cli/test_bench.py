@@ -9,11 +9,11 @@ from helpers.fake_cuda_graph import OpRecorder
 
 from timm_icasc.benchmark import cost, profile, scaling, steps
 from timm_icasc.benchmark import map_speed as maps
-from timm_icasc.benchmark.steps import PLAIN, VARIANTS, Setting, create_model, make_step
+from timm_icasc.benchmark.steps import PLAIN, VARIANTS, BenchmarkSetting, create_model, make_step
 from timm_icasc.cli import main
 from timm_icasc.labels import SINGLE
 
-SMALL = Setting(batch_size=2)
+SMALL = BenchmarkSetting(batch_size=2)
 
 
 def test_table_and_record_of_all_variants(tmp_path, capsys):

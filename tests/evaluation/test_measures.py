@@ -5,8 +5,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from timm_icasc import DataError
 from timm_icasc.evaluation.bootstrap import SEED, compare
-from timm_icasc.evaluation.image_records import Records
-from timm_icasc.evaluation.measures import class_table, confused_classes, ks_of, mean_measures, measures
+from timm_icasc.evaluation.image_records import ImageRecords
+from timm_icasc.evaluation.measures import class_table, confused_classes, ks_of, mean_measures, summarise
 from timm_icasc.metrics import expected_calibration_error
 
 NAMES = ['ant', 'bee', 'cow', 'dog', 'eel', 'fox', 'gnu']
@@ -29,23 +29,23 @@ def records(seed=0, count=40, classes=7, multilabel=False, label='a'):
     else:
         scores = scores / scores.sum(1, keepdims=True)
     files = [f'{i}.jpg' for i in range(count)]
-    return Records(label, NAMES[:classes], np.arange(count), files, scores, targets, images=images, pairs=pairs)
+    return ImageRecords(label, NAMES[:classes], np.arange(count), files, scores, targets, images=images, pairs=pairs)
 
 
 def test_accuracy():
     r = records()
-    values, n = measures(r), len(r.targets)
+    values, n = summarise(r), len(r.targets)
     for k, name in ((1, 'top1'), (5, 'top5')):
         hits = sum(t in sorted(range(7), key=lambda c: -s[c])[:k] for s, t in zip(r.scores, r.targets, strict=True))
         assert values[name] == pytest.approx(100 * hits / n)
-    assert 'mAP' not in values and 'top5' not in measures(records(classes=5)), 'the five best of five are no test'
+    assert 'mAP' not in values and 'top5' not in summarise(records(classes=5)), 'the five best of five are no test'
 
 
 def test_calibration_is_that_of_the_predicted_class():
     r = records()
     hits = np.array([s.argmax() == t for s, t in zip(r.scores, r.targets, strict=True)])
-    assert measures(r)['ece'] == expected_calibration_error(r.scores.max(1), hits)
-    assert 'ece' not in measures(records(multilabel=True))
+    assert summarise(r)['ece'] == expected_calibration_error(r.scores.max(1), hits)
+    assert 'ece' not in summarise(records(multilabel=True))
 
 
 def test_confused_class_and_ks_margin():
@@ -59,13 +59,13 @@ def test_confused_class_and_ks_margin():
         assert confused_classes(r)[len(target) - 1] == best
     margins = [np.mean(np.array(confused) <= p) - np.mean(np.array(target) <= p) for p in target + confused]
     best = max(margins, key=abs)
-    assert measures(r)['ks'] == pytest.approx(best)
-    assert ks_of(r, np.arange(40)).probability == measures(r)['ks_probability']
+    assert summarise(r)['ks'] == pytest.approx(best)
+    assert ks_of(r, np.arange(40)).probability == summarise(r)['ks_probability']
 
 
 def test_means_leave_undefined_images_out_and_pool_the_boxes():
     r = records()
-    values = measures(r)
+    values = summarise(r)
     defined = [v for v in r.images['overlap_last'] if v == v]
     assert values['overlap_last'] == pytest.approx(sum(defined) / len(defined)) and len(defined) < 40
     assert values['energy'] == pytest.approx(sum(r.pairs['energy']) / 60), 'over images and classes'
@@ -82,7 +82,7 @@ def test_several_classes_per_image():
         present += [s[c] for c in range(7) if t[c] == 1]
         if any(t == 0):
             absent.append(max(s[c] for c in range(7) if t[c] == 0))
-    values = measures(r)
+    values = summarise(r)
     assert values['mAP_sklearn'] == pytest.approx(100 * np.mean(precisions))
     assert values['AUC'] == pytest.approx(100 * np.mean(areas))
     margins = [np.mean(np.array(absent) <= p) - np.mean(np.array(present) <= p) for p in present + absent]
@@ -90,9 +90,9 @@ def test_several_classes_per_image():
     assert 'mAP_ten_crop' not in values
     crops = records(seed=1, multilabel=True)
     r.ten_crop_scores = crops.scores
-    assert {name: measures(r)[f'{name}_ten_crop'] for name in ('mAP', 'AUC')} == pytest.approx(
-        {name: measures(crops)[name] for name in ('mAP', 'AUC')})
-    assert {**measures(r), **values} == measures(r), 'the others stay as they are'
+    assert {name: summarise(r)[f'{name}_ten_crop'] for name in ('mAP', 'AUC')} == pytest.approx(
+        {name: summarise(crops)[name] for name in ('mAP', 'AUC')})
+    assert {**summarise(r), **values} == summarise(r), 'the others stay as they are'
     table = class_table(r)
     assert [row['AUC'] for row in table] == pytest.approx([100 * a for a in areas])
 
@@ -119,7 +119,7 @@ def test_paired_bootstrap_one_resample_at_a_time(multilabel):
         taken = [np.flatnonzero(r.pairs['image'] == row) for row in rows]
         pairs = {name: np.concatenate([column[t] for t in taken]) for name, column in r.pairs.items()}
         pairs['image'] = np.concatenate([np.full(len(t), i) for i, t in enumerate(taken)])
-        return Records(
+        return ImageRecords(
             r.label, r.names, np.arange(40), r.files, r.scores[rows], r.targets[rows],
             images={name: column[rows] for name, column in r.images.items()}, pairs=pairs)
 
@@ -127,12 +127,12 @@ def test_paired_bootstrap_one_resample_at_a_time(multilabel):
     assert 0 < mapped.sum() < 60
 
     def everything(r, rows):
-        chosen = Records(
+        chosen = ImageRecords(
             r.label, r.names, r.indices, r.files, r.scores, r.targets,
             pairs={name: column[mapped] for name, column in r.pairs.items()})
-        both = measures(resampled(chosen, rows))
+        both = summarise(resampled(chosen, rows))
         both = {f'{name}_both': both[name] for name in ('pointing', 'energy', 'iou', 'iou50')}
-        return {**measures(resampled(r, rows)), **both}
+        return {**summarise(resampled(r, rows)), **both}
 
     pairs = [(everything(a, rows), everything(b, rows)) for rows in drawn]
     whole = everything(a, np.arange(40)), everything(b, np.arange(40))

@@ -15,7 +15,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 import timm_icasc
 from timm_icasc import HubError
 from timm_icasc.hub import failures
-from timm_icasc.hub.failures import explained
+from timm_icasc.hub.failures import one_line_errors
 
 CARD = Path(__file__).parents[2] / 'hub_cards' / 'resnet20_cifar.icasc_digits'
 FILES = ('config.json', 'model.safetensors', 'README.md')
@@ -259,19 +259,19 @@ class TestWhatTheClientRaises:
         (OSError(28, 'No space left on device', '/cache'), 'me/x@main: No space left on device: /cache.'),
     ], ids=['transfer by Xet', 'no text', 'full disk'])
     def test_one_line(self, error, message):
-        with pytest.raises(HubError) as e, explained('me/x@main'):
+        with pytest.raises(HubError) as e, one_line_errors('me/x@main'):
             raise error
         assert str(e.value) == message
 
     def test_what_an_upload_hides(self):
-        with pytest.raises(HubError, match='^me/x@main: No space left on device'), explained('me/x@main'):
+        with pytest.raises(HubError, match='^me/x@main: No space left on device'), one_line_errors('me/x@main'):
             try:
                 raise OSError(28, 'No space left on device', '/cache')
             except OSError as e:
                 raise RuntimeError("Error while uploading 'x' to the Hub.") from e
 
     def test_a_mistake_of_this_package_is_not_dressed_up(self):
-        with pytest.raises(TypeError), explained('me/x@main'):
+        with pytest.raises(TypeError), one_line_errors('me/x@main'):
             raise TypeError
 
     @pytest.mark.parametrize('token, said', [
@@ -282,7 +282,7 @@ class TestWhatTheClientRaises:
         request = get_session().build_request('GET', 'https://huggingface.co/api/models/me/x')
         response = sys.modules[type(request).__module__.split('.')[0]].Response(
             401, headers={'X-Error-Message': 'User Access Token "x" is expired'}, request=request)
-        with pytest.raises(HubError, match=f'^me/x@main: {said}'), explained('me/x@main'):
+        with pytest.raises(HubError, match=f'^me/x@main: {said}'), one_line_errors('me/x@main'):
             hf_raise_for_status(response)
 
 

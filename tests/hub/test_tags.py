@@ -35,13 +35,13 @@ def restored():
     saved = {
         name: value.copy() for name, value in vars(_registry).items()
         if name.startswith('_model') and isinstance(value, (dict, set))}
-    known = dict(registry.TAGGED)
+    known = dict(registry.WEIGHT_TAGS)
     yield
     for name, value in saved.items():
         getattr(_registry, name).clear()
         getattr(_registry, name).update(value)
-    registry.TAGGED.clear()
-    registry.TAGGED.update(known)
+    registry.WEIGHT_TAGS.clear()
+    registry.WEIGHT_TAGS.update(known)
     for name, config in sys.modules['timm.models.resnet'].default_cfgs.items():
         if name in tags:
             config.tags.clear()
@@ -126,7 +126,7 @@ def test_the_default_weights_of_timms_architectures_stay():
     before = {name: timm.get_pretrained_cfg(name) for name in ('test_resnet', 'resnet18', 'resnet18.a1_in1k')}
     names = timm.list_pretrained('resnet18*')
     for architecture in ('test_resnet', 'resnet18'):
-        tagged = registry.Tagged(
+        tagged = registry.WeightTag(
             f'{architecture}.icasc_test', '0' * 64, {'num_classes': 7, 'tag': 'icasc_test'},
             hub={'repo_id': 'me/x', 'revision': '1' * 40})
         registry.register_tags({tagged.name: tagged})
@@ -147,7 +147,7 @@ def test_weights_of_ones_own_are_not_overridden(tmp_path):
 
 
 def test_damaged_shipped_weights_are_refused(tmp_path):
-    tagged = registry.TAGGED[NAME]
+    tagged = registry.WEIGHT_TAGS[NAME]
     content = bytearray((CARDS / NAME / 'model.safetensors').read_bytes())
     content[-1] ^= 1
     (tmp_path / 'model.safetensors').write_bytes(content)
@@ -240,8 +240,8 @@ class TestPublished:
         sha256 = sha256 or hub.repos['me/pinned'].commits[1]['files']['model.safetensors']['oid']
         return client(code=f'''
 import timm, torch
-from timm_icasc.hub.tags import Tagged, register_tags
-tagged = Tagged({PUBLISHED!r}, {sha256!r}, {{'num_classes': 7, 'tag': 'icasc_test', 'classifier': 'fc'}},
+from timm_icasc.hub.tags import WeightTag, register_tags
+tagged = WeightTag({PUBLISHED!r}, {sha256!r}, {{'num_classes': 7, 'tag': 'icasc_test', 'classifier': 'fc'}},
                 hub={{'repo_id': 'me/pinned', 'revision': {revision!r}}})
 register_tags({{tagged.name: tagged}})
 assert tagged.name in timm.list_pretrained('*icasc*')

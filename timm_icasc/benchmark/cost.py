@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from tqdm import tqdm
 
-from .steps import VARIANTS, Setting, make_step
+from .steps import VARIANTS, BenchmarkSetting, make_step
 
 __all__ = ['count_operations', 'interleaved_seconds', 'measure_memory', 'measure_time']
 
@@ -47,7 +47,7 @@ def interleaved_seconds(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_time(name: str, setting: Setting, repeats: int) -> dict[str, float]:
+def measure_time(name: str, setting: BenchmarkSetting, repeats: int) -> dict[str, float]:
     """Median seconds of a training step of each variant."""
     steps = {variant: make_step(name, variant, setting) for variant in VARIANTS}
     return interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: time', setting.warm_up)
@@ -62,7 +62,7 @@ def _resident(field: str) -> float | None:
         return None
 
 
-def _peak_memory(name: str, variant: str, setting: Setting, threads: int) -> float | None:
+def _peak_memory(name: str, variant: str, setting: BenchmarkSetting, threads: int) -> float | None:
     torch.set_num_threads(threads)
     step = make_step(name, variant, setting)
     if setting.device.startswith('cuda'):
@@ -88,7 +88,7 @@ def _peak_memory(name: str, variant: str, setting: Setting, threads: int) -> flo
     return _resident('VmHWM') - before
 
 
-def measure_memory(name: str, setting: Setting) -> dict[str, float | None]:
+def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | None]:
     """Peak memory of two training steps on top of model and data, in MiB; every variant in a process of its own.
 
     On the CPU by Linux's account of resident memory (glibc); None on other systems.
@@ -108,7 +108,7 @@ def _convolution_backward(gradient, x, weight, _0, _1, _2, _3, transposed, _4, _
     return conv_flop_count(list(x), list(weight), list(gradient), transposed=transposed) * sum(asked[:2])
 
 
-def count_operations(name: str, setting: Setting) -> dict[str, int]:
+def count_operations(name: str, setting: BenchmarkSetting) -> dict[str, int]:
     """Floating-point operations of a training step, by torch's counter: products of matrices and convolutions only.
 
     Counted on meta tensors. The ratio to the plain step is what the step would cost if nothing else took time.

@@ -9,7 +9,7 @@ import torch.nn as nn
 from ..features.resolve import resolve_layers
 from ..objective.maps import attention_maps
 from .cost import interleaved_seconds
-from .steps import Setting, create_model
+from .steps import BenchmarkSetting, create_model
 
 __all__ = ['FORWARD', 'measure_maps']
 
@@ -36,7 +36,7 @@ def _pytorch_grad_cam(model: nn.Module, path: str, images: torch.Tensor, topk: i
 PEERS = {'torchcam': _torchcam, 'pytorch_grad_cam': _pytorch_grad_cam}
 
 
-def measure_maps(name: str, setting: Setting, topk: int, repeats: int) -> dict[str, float]:
+def measure_maps(name: str, setting: BenchmarkSetting, topk: int, repeats: int) -> dict[str, float]:
     """Median seconds for the maps of the top classes of a batch at the last and the inner layer, Grad-CAM throughout.
 
     Returns:

@@ -7,7 +7,7 @@ from collections import defaultdict
 import torch
 from tqdm import tqdm
 
-from .steps import PLAIN, STEPS, Setting, make_step
+from .steps import PLAIN, STEPS, BenchmarkSetting, make_step
 
 __all__ = ['kind_of', 'profile_rows', 'profile_steps']
 
@@ -33,7 +33,7 @@ def kind_of(name: str) -> str:
     return kind + SECOND * bool(second and kind != OTHER)
 
 
-def profile_steps(name: str, setting: Setting, repeats: int) -> dict[str, dict[str, float]]:
+def profile_steps(name: str, setting: BenchmarkSetting, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds of a step by kind of operation; the steps take turns.
 
     What is counted are the outermost calls, of the forward pass or of a node of a backward pass, each with all that it

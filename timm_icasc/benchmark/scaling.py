@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..errors import ICASCError
 from .cost import interleaved_seconds
-from .steps import PLAIN, STEPS, Setting, create_model, make_step
+from .steps import PLAIN, STEPS, BenchmarkSetting, create_model, make_step
 
 __all__ = [
     'Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_lines', 'scaling_rows',
@@ -56,7 +56,7 @@ def _sides(side: int, unit: int) -> list[int]:
     return sorted({max(2, round(factor ** 0.5 * side / unit)) * unit for factor in AREAS})
 
 
-def _settings(name: str, setting: Setting) -> dict[str, list[Setting]]:
+def _settings(name: str, setting: BenchmarkSetting) -> dict[str, list[BenchmarkSetting]]:
     """What to measure, by series."""
     model, (_, height, width) = create_model(name, replace(setting, device='meta'))
     unit = max([int(entry.get('reduction', 1)) for entry in getattr(model, 'feature_info', None) or ()], default=32)
@@ -69,7 +69,7 @@ def _settings(name: str, setting: Setting) -> dict[str, list[Setting]]:
     return series
 
 
-def measure_scaling(name: str, setting: Setting, repeats: int) -> dict[str, dict[str, Any]]:
+def measure_scaling(name: str, setting: BenchmarkSetting, repeats: int) -> dict[str, dict[str, Any]]:
     """Median seconds of a step over the batch size, and over the area of the images, with the lines through them.
 
     All steps of a series take turns, so that what disturbs the machine falls on every size alike.

@@ -15,7 +15,7 @@ from ..task.public_approach import PublicApproachTask
 from ..training.cuda_graph import CudaRecorder, RecordedStep
 from ..training.step import TrainingStep
 
-__all__ = ['PLAIN', 'STEPS', 'Setting', 'VARIANTS', 'create_model', 'make_step']
+__all__ = ['PLAIN', 'STEPS', 'BenchmarkSetting', 'VARIANTS', 'create_model', 'make_step']
 
 PLAIN = 'cross-entropy'
 
@@ -25,7 +25,7 @@ VARIANTS = (*STEPS, 'public approach')
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSetting:
     """What a step is measured under."""
     batch_size: int = 8
     img_size: int | None = None  # the model's own when None
@@ -47,7 +47,7 @@ class Setting:
             *[f'terms of {self.share:g} of it'] * (self.share < 1)])
 
 
-def create_model(name: str, setting: Setting) -> tuple[nn.Module, tuple[int, int, int]]:
+def create_model(name: str, setting: BenchmarkSetting) -> tuple[nn.Module, tuple[int, int, int]]:
     """The model in training mode with seeded weights, and its images' channels, height and width."""
     torch.manual_seed(0)
     size = setting.img_size
@@ -62,7 +62,12 @@ def create_model(name: str, setting: Setting) -> tuple[nn.Module, tuple[int, int
     return model.train(), (channels, size or height, size or width)
 
 
-def create_task(model: nn.Module, variant: str, size: tuple[int, int, int], setting: Setting) -> ClassificationTask:
+def create_task(
+        model: nn.Module,
+        variant: str,
+        size: tuple[int, int, int],
+        setting: BenchmarkSetting,
+) -> ClassificationTask:
     """The timm task of one of `VARIANTS`."""
     shared = {'device': torch.device(setting.device), 'verbose': False}
     if variant == PLAIN:
@@ -72,7 +77,7 @@ def create_task(model: nn.Module, variant: str, size: tuple[int, int, int], sett
     return PublicApproachTask(model, input_size=size, **shared)
 
 
-def make_step(name: str, variant: str, setting: Setting) -> Callable[[], None]:
+def make_step(name: str, variant: str, setting: BenchmarkSetting) -> Callable[[], None]:
     """A training step on random images: forward, backward, SGD."""
     device = torch.device(setting.device)
     model, size = create_model(name, setting)

@@ -23,7 +23,7 @@ from ..benchmark.cost import count_operations, measure_memory, measure_time
 from ..benchmark.map_speed import FORWARD, measure_maps
 from ..benchmark.profile import profile_rows, profile_steps
 from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, scaling_rows
-from ..benchmark.steps import PLAIN, VARIANTS, Setting
+from ..benchmark.steps import PLAIN, VARIANTS, BenchmarkSetting
 from ..errors import ICASCError
 from ..figures.canvas import check_format, save
 from ..runs.provenance import installed_versions
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
 
 
-def _measure_steps(name: str, setting: Setting, repeats: int) -> dict[str, dict[str, Any]]:
+def _measure_steps(name: str, setting: BenchmarkSetting, repeats: int) -> dict[str, dict[str, Any]]:
     seconds, memory = measure_time(name, setting, repeats), measure_memory(name, setting)
     operations = count_operations(name, setting)
     results = {}
@@ -98,7 +98,7 @@ def _check_scaling(path: Path) -> None:
         raise ICASCError(f"--scaling: there is no folder '{path.parent}'.")
 
 
-def _check(args: argparse.Namespace) -> Setting:
+def _check(args: argparse.Namespace) -> BenchmarkSetting:
     for name in args.models:
         if not timm.is_model(name):
             raise ICASCError(f"unknown architecture '{name}'; timm.list_models() lists them.")
@@ -120,7 +120,7 @@ def _check(args: argparse.Namespace) -> Setting:
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
     if args.scaling:
         _check_scaling(Path(args.scaling))
-    return Setting(
+    return BenchmarkSetting(
         args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
         args.share)
 

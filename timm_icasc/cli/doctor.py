@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import HubError, ICASCError
-from ..hub.failures import LOG_IN, check_reachable, explained, patience
+from ..hub.failures import LOG_IN, check_reachable, one_line_errors, request_timeout
 from ..runs.provenance import installed_versions
 from ..task.icasc import ICASCTask
 
@@ -75,7 +75,7 @@ def _check_token() -> tuple[bool | None, str]:
         return None, f'none; only push and private repos need one: {LOG_IN}'
     try:
         check_reachable('the Hub')
-        with explained('the Hub'), patience(ANSWER_SECONDS):
+        with one_line_errors('the Hub'), request_timeout(ANSWER_SECONDS):
             return True, f"valid, of {HfApi().whoami()['name']}"
     except HubError as e:
         refused = isinstance(e.__cause__, HfHubHTTPError) and e.__cause__.response.status_code == 401

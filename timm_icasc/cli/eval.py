@@ -18,8 +18,8 @@ from ..errors import ICASCError
 from ..evaluation.bootstrap import compare
 from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoints
 from ..evaluation.collect import evaluate_checkpoint
-from ..evaluation.image_records import Records, load_records
-from ..evaluation.measures import TITLES, class_table, measures
+from ..evaluation.image_records import ImageRecords, load_records
+from ..evaluation.measures import TITLES, class_table, summarise
 from ..evaluation.options import add_evaluation_arguments as add_arguments
 from ..evaluation.report import print_measures, write_evaluation
 from ..runs.folder import COMPARISON, EVALUATION, RECORDS, SUMMARY, find_runs
@@ -56,14 +56,14 @@ def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
     return (checkpoint.run.folder if checkpoint.run else Path('.')) / EVALUATION
 
 
-def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
+def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> ImageRecords:
     records, folder = evaluate_checkpoint(checkpoint, args), _folder(args, checkpoint)
     layers = checkpoint.layers
     try:
         write_evaluation(folder, records, {
             'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
             'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
-            'images': len(records.indices), 'measures': measures(records), 'attention': args.attention,
+            'images': len(records.indices), 'measures': summarise(records), 'attention': args.attention,
             'sigma': args.sigma, 'tolerance': args.tolerance,
             'layers': layers and [layers.inner.path, layers.last.path], 'localised': args.layer,
             **{name: checkpoint.data_config[name] for name in ('input_size', 'crop_pct')},
@@ -76,7 +76,7 @@ def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> Records:
     return records
 
 
-def _print_classes(records: Records, everything: bool) -> None:
+def _print_classes(records: ImageRecords, everything: bool) -> None:
     table = class_table(records)
     if everything or len(table) <= CLASSES_PRINTED:
         print(f'\n{records.label}, by class:\n{text(table)}')
@@ -84,7 +84,7 @@ def _print_classes(records: Records, everything: bool) -> None:
         print(f'\n{records.label}: the table of its {len(table)} classes is in classes.csv (--per-class prints it)')
 
 
-def _print_comparison(a: Records, b: Records, result: dict[str, dict[str, float]], resamples: int) -> None:
+def _print_comparison(a: ImageRecords, b: ImageRecords, result: dict[str, dict[str, float]], resamples: int) -> None:
     print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
     print(text([
         {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
@@ -94,7 +94,7 @@ def _print_comparison(a: Records, b: Records, result: dict[str, dict[str, float]
     print('* the interval leaves 0 out; the chance of another training seed is not in it')
 
 
-def _compare(args: argparse.Namespace, a: Records, b: Records, folder: Path, sources: Sequence[str]) -> None:
+def _compare(args: argparse.Namespace, a: ImageRecords, b: ImageRecords, folder: Path, sources: Sequence[str]) -> None:
     result = compare(a, b, args.resamples)
     _print_comparison(a, b, result, args.resamples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.compare and not args.checkpoints and all((Path(path) / RECORDS).is_file() for path in args.compare):
         a, b = (load_records(Path(path) / RECORDS) for path in args.compare)
-        print_measures({r.label: measures(r) for r in (a, b)})
+        print_measures({r.label: summarise(r) for r in (a, b)})
         _compare(args, a, b, Path(args.output or args.compare[1]), args.compare)
         return 0
     compared = args.compare or []
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         records.append(_evaluate(args, checkpoint))
         checkpoint.model.cpu()  # one model on the device at a time
     print()
-    values = {r.label: measures(r) for r in records}
+    values = {r.label: summarise(r) for r in records}
     print_measures(values)
     for r in records:
         _print_classes(r, args.per_class)

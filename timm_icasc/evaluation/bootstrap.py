@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
-from .image_records import Records
+from .image_records import ImageRecords
 from .measures import ORDER, curve_measures, mean_measures
 
 __all__ = ['compare']
@@ -26,7 +26,7 @@ def _mean(counts: np.ndarray, numerator: np.ndarray, weight: np.ndarray) -> np.n
     return np.divide(counts @ numerator, total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
-def _where_both_have_maps(own: Records, other: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _where_both_have_maps(own: ImageRecords, other: ImageRecords) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Localisation over those classes of the images of which neither checkpoint's map is zero, names with '_both'."""
     if not own.pairs or not other.pairs:
         return {}
@@ -36,8 +36,8 @@ def _where_both_have_maps(own: Records, other: Records) -> dict[str, tuple[np.nd
 
 
 def compare(
-        a: Records,
-        b: Records,
+        a: ImageRecords,
+        b: ImageRecords,
         resamples: int = 1000,
         only: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:

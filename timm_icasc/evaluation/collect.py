@@ -24,7 +24,7 @@ from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
 from .boxes import Geometry, localise, transform_geometry
 from .checkpoint import Checkpoint
-from .image_records import Records
+from .image_records import ImageRecords
 from .robustness import map_robustness
 from .separability import separability
 
@@ -157,9 +157,9 @@ def _records(
         indices: Sequence[int],
         scores: list[torch.Tensor],
         targets: list[torch.Tensor],
-) -> Records:
+) -> ImageRecords:
     """What every pass over the images gives, from its batches."""
-    return Records(
+    return ImageRecords(
         label=checkpoint.label, names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
         indices=np.array(indices), files=[image_name(checkpoint.dataset, i) for i in indices],
         scores=torch.cat(scores).numpy(), targets=torch.cat(targets).numpy())
@@ -173,7 +173,7 @@ def collect_records(
         tolerance: float = 0.,
         layer: str = 'last',
         robustness: bool = False,
-) -> Records:
+) -> ImageRecords:
     """Run a checkpoint over its test images and keep what is measured of each.
 
     The result depends on the checkpoint and the images alone: no shuffling, no augmentation, every value per image
@@ -243,7 +243,7 @@ def collect_records(
     return records
 
 
-def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> Records:
+def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> ImageRecords:
     """The one evaluation, of `timm-icasc eval` and of the cards.
 
     Args:
@@ -257,7 +257,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> 
 
 
 @torch.inference_mode()
-def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> Records:
+def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> ImageRecords:
     """Only the class probabilities of the images, without attention: one plain forward pass."""
     scores, targets = [], []
     loader = _loader(checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)), checkpoint.batch_size)

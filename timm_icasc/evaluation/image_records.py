@@ -8,11 +8,11 @@ import numpy as np
 from ..errors import ICASCError
 from ..labels import LabelKind, kind_of
 
-__all__ = ['Records', 'load_records', 'save_records']
+__all__ = ['ImageRecords', 'load_records', 'save_records']
 
 
 @dataclass
-class Records:
+class ImageRecords:
     """What was measured, by image.
 
     Attributes:
@@ -47,7 +47,7 @@ class Records:
         return self.labels.known(self.targets, self.scores.shape[1])
 
 
-def save_records(path: Path, records: Records) -> None:
+def save_records(path: Path, records: ImageRecords) -> None:
     """Everything that a comparison needs, as one .npz file."""
     arrays = {'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
               'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names)}
@@ -58,7 +58,7 @@ def save_records(path: Path, records: Records) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def load_records(path: Path) -> Records:
+def load_records(path: Path) -> ImageRecords:
     """What `save_records` wrote.
 
     Raises:
@@ -70,7 +70,7 @@ def load_records(path: Path) -> Records:
         groups = {
             group: {name.split('/', 1)[1]: column for name, column in arrays.items() if name.startswith(f'{group}/')}
             for group in ('images', 'pairs')}
-        return Records(
+        return ImageRecords(
             str(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
             arrays['scores'], arrays['targets'], arrays.get('ten_crop_scores'), **groups)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:

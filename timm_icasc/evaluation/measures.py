@@ -19,11 +19,11 @@ from ..metrics import (
     voc_average_precision,
 )
 from ..objective.config import TERMS
-from .image_records import Records
+from .image_records import ImageRecords
 
 __all__ = [
     'MEASURES', 'Measure', 'ORDER', 'class_table', 'confused_classes', 'correct_predictions',
-    'curve_measures', 'ks_of', 'mean_measures', 'measure_of', 'measures',
+    'curve_measures', 'ks_of', 'mean_measures', 'measure_of', 'summarise',
 ]
 
 # Every measure, in the order of tables.
@@ -37,12 +37,12 @@ ORDER = (
 PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
 
 
-def confused_classes(records: Records) -> np.ndarray:
+def confused_classes(records: ImageRecords) -> np.ndarray:
     """The class of highest score that is absent from the image, `[N]`; ignored classes are not considered."""
     return records.labels.most_confusing(records.scores, records.targets)
 
 
-def ks_of(records: Records, rows: np.ndarray, confused: np.ndarray | None = None) -> KolmogorovSmirnov:
+def ks_of(records: ImageRecords, rows: np.ndarray, confused: np.ndarray | None = None) -> KolmogorovSmirnov:
     """KS statistic over the images `rows`: probabilities of the true classes, and of the image's most confusing one.
 
     Where an image has several classes, each present one is an observation, and so is its highest-scoring absent one.
@@ -61,7 +61,7 @@ def _correct(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     return ((scores >= own).sum(1) <= k).astype(np.float64)
 
 
-def correct_predictions(records: Records) -> np.ndarray:
+def correct_predictions(records: ImageRecords) -> np.ndarray:
     """Whether the class of highest score is the true one, `[N]`; single-label records."""
     return _correct(records.scores, records.targets, 1)
 
@@ -70,7 +70,7 @@ def _auc(scores: np.ndarray, present: np.ndarray) -> float:
     return float(roc_auc_score(present, scores)) if present.any() and not present.all() else np.nan
 
 
-def _mean_over_classes(score: Callable, records: Records, rows: np.ndarray) -> float:
+def _mean_over_classes(score: Callable, records: ImageRecords, rows: np.ndarray) -> float:
     """Mean over the classes of `score(scores, present)` on the images `rows`, in percent; ignored ones are left out."""
     scores, targets = records.scores[rows], records.targets[rows]
     values = []
@@ -80,7 +80,7 @@ def _mean_over_classes(score: Callable, records: Records, rows: np.ndarray) -> f
     return 100 * _mean_of(np.array(values))
 
 
-def mean_measures(records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def mean_measures(records: ImageRecords) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measures that are means: name -> numerator and weight of each image, `[N]` both; the value is sum over sum."""
     columns: dict[str, np.ndarray] = {}
     if records.labels is SINGLE:
@@ -100,7 +100,7 @@ def mean_measures(records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return result
 
 
-def curve_measures(records: Records) -> dict[str, Callable[[np.ndarray], float]]:
+def curve_measures(records: ImageRecords) -> dict[str, Callable[[np.ndarray], float]]:
     """Measures of the images together: name -> function of the rows that count (a row may occur several times)."""
     confused = confused_classes(records)
     result = {'ks': lambda rows: ks_of(records, rows, confused).margin}
@@ -117,7 +117,7 @@ def curve_measures(records: Records) -> dict[str, Callable[[np.ndarray], float]]
     return result
 
 
-def measures(records: Records) -> dict[str, float]:
+def summarise(records: ImageRecords) -> dict[str, float]:
     """All measures of a checkpoint.
 
     Returns:
@@ -151,7 +151,7 @@ def _mean_of(column: np.ndarray) -> float:
     return float(np.nanmean(column)) if len(column) and not np.isnan(column).all() else np.nan
 
 
-def class_table(records: Records) -> list[dict[str, object]]:
+def class_table(records: ImageRecords) -> list[dict[str, object]]:
     """One row per class that occurs: number of images, accuracy or average precision, confusion, localisation."""
     table = []
     confused = confused_classes(records)

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..runs.folder import CLASSES, EVALUATED, IMAGES, PAIRS, RECORDS
 from ..runs.tables import text, write_csv, write_json
-from .image_records import Records, save_records
+from .image_records import ImageRecords, save_records
 from .measures import TITLES, class_table, confused_classes
 
 __all__ = ['image_rows', 'print_measures', 'write_evaluation']
@@ -18,7 +18,7 @@ def print_measures(values: dict[str, dict[str, float]]) -> None:
         for name in names]))
 
 
-def image_rows(records: Records) -> list[dict[str, Any]]:
+def image_rows(records: ImageRecords) -> list[dict[str, Any]]:
     """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`."""
     rows = []
     confused, classes = confused_classes(records), records.labels.present(records.targets)
@@ -35,7 +35,7 @@ def image_rows(records: Records) -> list[dict[str, Any]]:
     return rows
 
 
-def write_evaluation(folder: Path, records: Records, content: dict[str, Any]) -> None:
+def write_evaluation(folder: Path, records: ImageRecords, content: dict[str, Any]) -> None:
     """eval.json (measures, classes, provenance), classes.csv, images.csv, pairs.csv with boxes, and records.npz."""
     folder.mkdir(parents=True, exist_ok=True)
     table = class_table(records)

@@ -34,7 +34,7 @@ __all__ = ['attention_figure']
 
 WHICH = ('target', 'confused')
 
-PLACES = {'last': 'Last layer', 'inner': 'Inner layer'}
+LAYER_TITLES = {'last': 'Last layer', 'inner': 'Inner layer'}
 
 SCALE = "Attention, 0 to the pair's maximum: a layer's two maps share one scale."
 
@@ -146,7 +146,7 @@ def _draw_pair(
         greys: np.ndarray,
 ) -> None:
     """The two maps of every image at one layer, and their overlap."""
-    grid.heading(PLACES[place], 1, left, PAIR_WIDTH)
+    grid.heading(LAYER_TITLES[place], 1, left, PAIR_WIDTH)
     maps = [output.maps[f'{which}_{place}'] for which in WHICH]
     for row, overlap in enumerate(attention_overlap(*maps).tolist()):
         note = 'no overlap: a map is zero' if overlap != overlap else f'overlap {overlap:.2f}'
@@ -216,6 +216,6 @@ def attention_figure(
     for column, (label, output) in enumerate(outputs.items()):
         grid.label(label, column)
         titles, left = _titles(output, present, names, labels), grid.block_left(column)
-        for k, place in enumerate(PLACES):
+        for k, place in enumerate(LAYER_TITLES):
             _draw_pair(grid, left + k * (PAIR_WIDTH + LAYER_GAP), output, place, titles, greys)
     return grid.save(path)

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_
 
 from ..errors import HubError
 from ..version import __version__
-from .failures import check_reachable, explained, patience, repo_at
+from .failures import check_reachable, one_line_errors, repo_at, request_timeout
 from .model_folder import CONFIG, FILES, WEIGHTS, check_folder
 
-__all__ = ['Fetched', 'fetch', 'split_source']
+__all__ = ['Download', 'fetch', 'split_source']
 
 PICKLES = ('.bin', '.pt', '.pth', '.pth.tar', '.pkl', '.ckpt')
 
@@ -22,7 +22,7 @@ ANSWER_SECONDS = 30  # without a byte from the Hub
 
 
 @dataclass
-class Fetched:
+class Download:
     """Weights in the local cache, whole and fitting.
 
     Attributes:
@@ -76,7 +76,7 @@ def _download(
     """The snapshot of what `revision` means on the Hub now, and the Hub's own sha256 of the weights."""
     check_reachable(where)
     api = HfApi(library_name='timm_icasc', library_version=__version__)
-    with explained(where), patience(ANSWER_SECONDS):
+    with one_line_errors(where), request_timeout(ANSWER_SECONDS):
         info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
         files = {file.rfilename: file for file in info.siblings}
         if CONFIG not in files:
@@ -97,7 +97,7 @@ def fetch(
         revision: str | None = None,
         sha256: str | None = None,
         cache_dir: Path | None = None,
-) -> Fetched:
+) -> Download:
     """Bring a model's files into the cache and check them.
 
     A full commit that the cache holds needs no network, nor a token. With HF_HUB_OFFLINE, a branch or tag means the
@@ -114,7 +114,7 @@ def fetch(
             installation cannot use: in one line, as `repo@revision: cause; remedy`.
     """
     where = repo_at(repo_id, revision)
-    with explained(where):
+    with one_line_errors(where):
         snapshot = _cached(repo_id, revision, cache_dir)
     hub_sha256 = None
     if snapshot is None or not constants.HF_HUB_OFFLINE and not COMMIT.fullmatch(revision or ''):
@@ -126,4 +126,4 @@ def fetch(
             raise HubError(f'{e} The cache holds commit {snapshot.name[:12]}; HF_HUB_OFFLINE=1 uses it.') from e
     where = repo_at(repo_id, snapshot.name)
     config, found = check_folder(snapshot, where, {'the pinned one': sha256, "the Hub's": hub_sha256})
-    return Fetched(snapshot, where, snapshot.name, found, config)
+    return Download(snapshot, where, snapshot.name, found, config)

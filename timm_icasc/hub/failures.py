@@ -22,7 +22,7 @@ from huggingface_hub.utils import get_session
 
 from ..errors import HubError
 
-__all__ = ['check_reachable', 'explained', 'patience', 'repo_at']
+__all__ = ['check_reachable', 'one_line_errors', 'request_timeout', 'repo_at']
 
 CONNECT_SECONDS = 5
 
@@ -72,7 +72,7 @@ def check_reachable(where: str) -> None:
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
+def request_timeout(seconds: float) -> Iterator[None]:
     """Inside, give up a connection that brings or takes no byte for so long; the Hub's client would wait for ever."""
     session = get_session()
     before, session.timeout = getattr(session, 'timeout', None), seconds
@@ -181,7 +181,7 @@ def _cause_and_remedy(error: BaseException) -> str | None:
 
 
 @contextmanager
-def explained(where: str) -> Iterator[None]:
+def one_line_errors(where: str) -> Iterator[None]:
     """Turn what the Hub's client raises inside into a `HubError` of one line.
 
     Args:

@@ -14,7 +14,7 @@ import timm
 from ..errors import HubError
 from .download import fetch, split_source
 from .model_folder import WEIGHTS, check_folder
-from .tags import TAGGED
+from .tags import WEIGHT_TAGS
 
 __all__ = ['pull']
 
@@ -36,12 +36,12 @@ def pull(source: str) -> tuple:
         if not (folder / WEIGHTS).is_file():
             raise HubError(f"'{folder}' holds no {WEIGHTS}.")
         return folder, str(folder), *check_folder(folder, str(folder))
-    if source in TAGGED:
-        folder, where = TAGGED[source].folder()
+    if source in WEIGHT_TAGS:
+        folder, where = WEIGHT_TAGS[source].folder()
         return folder, where, *check_folder(folder, where)
     if '/' not in source and timm.is_model(source):
         raise HubError(
             f"'{source}' is no weight tag of timm_icasc; its tags are "
-            f"{', '.join(sorted(TAGGED)) or 'none'}. A repo is OWNER/NAME.")
+            f"{', '.join(sorted(WEIGHT_TAGS)) or 'none'}. A repo is OWNER/NAME.")
     fetched = fetch(*split_source(source))
     return fetched.folder, fetched.where, fetched.config, fetched.sha256

@@ -17,7 +17,7 @@ import timm
 from timm.models import register_model
 
 __all__ = [
-    'CARDS', 'TAGGED', 'TEMPLATE', 'Tagged', 'find_cards', 'find_tags', 'record_path',
+    'CARDS', 'WEIGHT_TAGS', 'TEMPLATE', 'WeightTag', 'find_cards', 'find_tags', 'record_path',
     'register_tags',
 ]
 
@@ -36,7 +36,7 @@ CARDS = find_cards(Path(__file__).parent.parent)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tagged:
+class WeightTag:
     """One set of weights.
 
     Attributes:
@@ -80,7 +80,7 @@ class Tagged:
         return kind(**{name: value for name, value in entries.items() if name in known and 'hub' not in name}, **source)
 
 
-TAGGED: dict[str, Tagged] = {}
+WEIGHT_TAGS: dict[str, WeightTag] = {}
 
 
 def record_path(folder: Path) -> Path:
@@ -88,7 +88,7 @@ def record_path(folder: Path) -> Path:
     return folder.parent / f'{folder.name}.hub.json'
 
 
-def find_tags(cards: Path = CARDS) -> dict[str, Tagged]:
+def find_tags(cards: Path = CARDS) -> dict[str, WeightTag]:
     """The models of a hub_cards folder that are shipped or published.
 
     Raises:
@@ -106,7 +106,7 @@ def find_tags(cards: Path = CARDS) -> dict[str, Tagged]:
             continue
         entries = {**config['pretrained_cfg'], 'label_names': config.get('label_names')}
         sha256 = config['timm_icasc']['sha256'] if shipped else hub['sha256']
-        found[folder.name] = Tagged(folder.name, sha256, entries, shipped, hub)
+        found[folder.name] = WeightTag(folder.name, sha256, entries, shipped, hub)
     return found
 
 
@@ -115,7 +115,7 @@ def _checked(original: Callable) -> Callable:
     @functools.wraps(original)
     def entrypoint(pretrained: bool = False, **kwargs):
         tag, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
-        ours = TAGGED.get(f'{original.__name__}.{tag}') if isinstance(tag, str) else None
+        ours = WEIGHT_TAGS.get(f'{original.__name__}.{tag}') if isinstance(tag, str) else None
         if pretrained and ours is not None and not {'file', 'url', 'state_dict', 'hf_hub_id'} & set(overlay):
             folder, _ = ours.folder(kwargs.get('cache_dir'))
             kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': str(folder / 'model.safetensors')}
@@ -124,7 +124,7 @@ def _checked(original: Callable) -> Callable:
     return entrypoint
 
 
-def _register(tagged: Tagged) -> None:
+def _register(tagged: WeightTag) -> None:
     architecture, _, tag = tagged.name.partition('.')
     current = timm.models.model_entrypoint(architecture)
     original = getattr(current, MARK, current)
@@ -137,15 +137,15 @@ def _register(tagged: Tagged) -> None:
         register_model(_checked(original))
 
 
-def register_tags(tags: dict[str, Tagged] | None = None) -> None:
+def register_tags(tags: dict[str, WeightTag] | None = None) -> None:
     """Register weight tags with timm, again and again if need be; where timm has changed, warn and go without."""
     try:
         tags = find_tags() if tags is None else tags
-        TAGGED.update(tags)
+        WEIGHT_TAGS.update(tags)
         for tagged in tags.values():
             _register(tagged)
     except Exception as e:  # timm's internals are no interface: whatever they have become, the import must go on
-        remedy = '; `timm-icasc pull TAG` gets their weights' if TAGGED else ''
+        remedy = '; `timm-icasc pull TAG` gets their weights' if WEIGHT_TAGS else ''
         warnings.warn(
             f'timm_icasc: its weight tags are not registered with timm {timm.__version__} '
             f'({type(e).__name__}: {e}){remedy}.', stacklevel=2)

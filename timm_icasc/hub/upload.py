@@ -10,16 +10,16 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, validate_rep
 from ..errors import DamagedError, HubError
 from ..version import __version__
 from .download import PICKLES, fetch
-from .failures import check_reachable, explained, patience, repo_at
+from .failures import check_reachable, one_line_errors, repo_at, request_timeout
 from .model_folder import CONFIG, README, WEIGHTS, file_sha256
 
-__all__ = ['Published', 'publish', 'repo_name']
+__all__ = ['Upload', 'publish', 'repo_name']
 
 ANSWER_SECONDS = 120  # joining the parts of a large file takes the Hub a while
 
 
 @dataclass
-class Published:
+class Upload:
     """What stands on the Hub now.
 
     Attributes:
@@ -43,15 +43,15 @@ def repo_name(repo_id: str) -> str:
         HubError: No repo name, no network, no token, or an invalid one.
     """
     where = repo_at(repo_id, None)
-    with explained(where):
+    with one_line_errors(where):
         validate_repo_id(repo_id)
     check_reachable(where)
-    with explained(where), patience(ANSWER_SECONDS):
+    with one_line_errors(where), request_timeout(ANSWER_SECONDS):
         user = HfApi().whoami()['name']
     return repo_id if '/' in repo_id else f'{user}/{repo_id}'
 
 
-def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Published:
+def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Upload:
     """Upload files in one commit on top of the commit seen at the start; check; tag.
 
     What a killed attempt has uploaded is not sent again, and what the repo already holds makes no new commit; so the
@@ -79,7 +79,7 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Publ
         raise HubError(f"'{files[pickles[0]]}' is a pickle; only {WEIGHTS} is published. Remove it.")
     check_reachable(where)
     api = HfApi(library_name='timm_icasc', library_version=__version__)
-    with explained(where), patience(ANSWER_SECONDS):
+    with one_line_errors(where), request_timeout(ANSWER_SECONDS):
         _validate(files[README], where)  # before anything is left on the Hub
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         before = api.model_info(repo_id)
@@ -93,9 +93,9 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Publ
     hashes = {name: file_sha256(path) for name, path in files.items()}
     _compare(repo_id, commit, hashes)
     tag = 'verified-' + hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:12]
-    with explained(repo_at(repo_id, commit)), patience(ANSWER_SECONDS):
+    with one_line_errors(repo_at(repo_id, commit)), request_timeout(ANSWER_SECONDS):
         api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
-    return Published(
+    return Upload(
         repo_id, commit, tag, hashes[WEIGHTS],
         [file.rfilename for file in before.siblings if file.rfilename.endswith(PICKLES)])
 
@@ -119,7 +119,7 @@ def _compare(repo_id: str, commit: str, hashes: dict[str, str]) -> None:
             fetch(repo_id, commit, hashes[WEIGHTS], Path(cache))
         except DamagedError as e:
             raise HubError(different.format(where, WEIGHTS)) from e
-        with explained(where), patience(ANSWER_SECONDS):
+        with one_line_errors(where), request_timeout(ANSWER_SECONDS):
             for name in hashes.keys() - {WEIGHTS}:
                 if file_sha256(hf_hub_download(repo_id, name, revision=commit, cache_dir=cache)) != hashes[name]:
                     raise HubError(different.format(where, name))

@@ -17,7 +17,7 @@ from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
 from ..features.tap import capture_features
 from ..labels import ClassPair, LabelKind
 
-__all__ = ['Share', 'forward_most_confused', 'most_confused']
+__all__ = ['HardSamples', 'forward_most_confused', 'most_confused']
 
 
 class _BatchNormMode(TorchFunctionMode):
@@ -66,7 +66,7 @@ class _RepeatStatistics(_BatchNormMode):
         return mean, var, False
 
 
-class Share(NamedTuple):
+class HardSamples(NamedTuple):
     """One forward pass of the whole batch, and of the chosen samples behind the first layer.
 
     Attributes:
@@ -112,7 +112,7 @@ def forward_most_confused(
         order: int,
         share: float,
         labels: LabelKind,
-) -> Share:
+) -> HardSamples:
     """Run the model on the batch, and on its most confused samples again, with the features of `layers`.
 
     The second run takes the feature of the first layer from the first run, with its graph: what stands before that
@@ -146,4 +146,4 @@ def forward_most_confused(
             model, layers, order=order, tail_mode=_RepeatStatistics(recorded.statistics),
             first_feature=_take(first_run[first], chosen)) as features:
         logits = model(part)
-    return Share(all_logits, part, logits, ClassPair(*(x[chosen] for x in classes)), features)
+    return HardSamples(all_logits, part, logits, ClassPair(*(x[chosen] for x in classes)), features)

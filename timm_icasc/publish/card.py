@@ -23,7 +23,7 @@ from timm.models import model_entrypoint
 from ..errors import HubError
 from ..evaluation.checkpoint import load_checkpoint
 from ..evaluation.collect import evaluate_checkpoint
-from ..evaluation.measures import Measure, measure_of, measures
+from ..evaluation.measures import Measure, measure_of, summarise
 from ..evaluation.options import default_options
 from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config, tensors_sha256
 from ..hub.tags import CARDS, TEMPLATE
@@ -226,7 +226,7 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
 def _evaluate(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """One run's part of NAME.json, and what it says of the images: what `timm-icasc eval` measures of the run."""
     checkpoint = load_checkpoint(str(run.folder), options)
-    values = measures(evaluate_checkpoint(checkpoint, options))
+    values = summarise(evaluate_checkpoint(checkpoint, options))
     results, images = run.results, len(checkpoint.dataset)
     return {
         'dataset': run.model['dataset'], 'split': checkpoint.args.val_split, 'images': images,

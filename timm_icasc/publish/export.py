@@ -20,7 +20,7 @@ from ..hub.model_folder import (
     file_sha256,
     write_weights,
 )
-from ..runs.folder import ARGUMENTS, PLACES, Run, open_runs
+from ..runs.folder import ARGUMENTS, LOCATION_OPTIONS, Run, open_runs
 
 __all__ = ['export', 'open_measured_runs']
 
@@ -75,7 +75,7 @@ def _write_options(run: Run, folder: Path) -> None:
     """All options of the run, without those that say where its files went."""
     if not run.arguments:
         raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was trained.")
-    kept = {name: value for name, value in run.arguments.items() if name not in PLACES}
+    kept = {name: value for name, value in run.arguments.items() if name not in LOCATION_OPTIONS}
     (folder / OPTIONS).write_text(yaml.safe_dump(kept), encoding='utf-8')
 
 

@@ -18,14 +18,14 @@ from huggingface_hub import constants
 from ..errors import HubError, ICASCError
 from ..hub.model_folder import CONFIG, FILES, README, WEIGHTS, check_folder
 from ..hub.tags import record_path
-from ..hub.upload import Published, publish, repo_name
+from ..hub.upload import Upload, publish, repo_name
 from .card import render_run, render_sources
 from .export import export, open_measured_runs
 
 __all__ = ['push', 'push_finished']
 
 
-def push(source: Path, repo_id: str, license: str | None = None, private: bool = False) -> Published:
+def push(source: Path, repo_id: str, license: str | None = None, private: bool = False) -> Upload:
     """Publish `source`; see the command's description.
 
     Args:
@@ -72,7 +72,7 @@ def push(source: Path, repo_id: str, license: str | None = None, private: bool =
     return published
 
 
-def report(published: Published) -> None:
+def report(published: Upload) -> None:
     print(
         f'{constants.ENDPOINT}/{published.repo_id}/tree/{published.tag}\n'
         f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'

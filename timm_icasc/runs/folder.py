@@ -21,7 +21,8 @@ from ..errors import HubError, ICASCError
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION', 'FIGURE',
-    'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PLACES', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run', 'SEGMENTATION',
+    'IMAGES', 'INCIDENTAL', 'LAST', 'LOCATION_OPTIONS', 'PAIRS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run',
+    'SEGMENTATION',
     'SUMMARY', 'check_folders', 'collect_runs', 'collect_segmentations', 'command_of', 'find_runs', 'find_weights',
     'group_runs', 'has_begun', 'latest_run', 'open_run', 'open_run_dir', 'open_runs', 'save_args',
 ]
@@ -48,7 +49,7 @@ INCIDENTAL = (
     'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
     'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub')
 
-PLACES = ('output', 'experiment', 'push_to_hub')  # options that say where the files of a run go
+LOCATION_OPTIONS = ('output', 'experiment', 'push_to_hub')  # options that say where the files of a run go
 
 COMMAND = '# '  # before the command, in the first line of args.yaml
 
@@ -361,7 +362,7 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     if not text.startswith(COMMAND):
         return command
     first = text.partition('\n')[0].removeprefix(COMMAND)
-    same = all(given.get(name) == value for name, value in yaml.safe_load(text).items() if name not in PLACES)
+    same = all(given.get(name) == value for name, value in yaml.safe_load(text).items() if name not in LOCATION_OPTIONS)
     return first if same else f"{first} && {'python ' if world == 1 else ''}{command}"
 
 

@@ -17,7 +17,7 @@ LOSSES = {'loss': 'loss', 'loss_cls': 'loss_cls', **{f'loss_{term.name}': term.t
 OVERLAP = {'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_last'}
 
 
-def say(args: argparse.Namespace, line: str = '') -> None:
+def log(args: argparse.Namespace, line: str = '') -> None:
     if utils.is_primary(args):
         tqdm.write(line)
 
@@ -32,12 +32,12 @@ def epoch_columns(labels: LabelKind) -> dict[str, str]:
     return {**training, **dict(list(_measures(labels).items())[:1]), **OVERLAP}
 
 
-def header(labels: LabelKind) -> str:
+def format_header(labels: LabelKind) -> str:
     names = epoch_columns(labels)
     return f"{'epoch':>5} " + ' '.join(f'{name:>{max(len(name), 7)}}' for name in names) + f"{'time':>8}"
 
 
-def row(epoch: int, record: dict, labels: LabelKind) -> str:
+def format_epoch(epoch: int, record: dict, labels: LabelKind) -> str:
     cells = []
     for name, key in epoch_columns(labels).items():
         value = record.get(key)
@@ -46,7 +46,7 @@ def row(epoch: int, record: dict, labels: LabelKind) -> str:
     return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
 
 
-def report(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
+def print_results(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
     """The results as a table to read, and as results.csv.
 
     Args:
@@ -63,5 +63,5 @@ def report(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
               **{name: run['result']['last'].get(key) for name, key in columns.items()}}
              for run in runs.values()]
     write_csv(run_dir / RESULTS_TABLE, table)
-    say(args, '\nResults after the last epoch, on the validation images:')
-    say(args, text(table))
+    log(args, '\nResults after the last epoch, on the validation images:')
+    log(args, text(table))

@@ -15,19 +15,19 @@ class Interrupted(Exception):
         self.exit_code = 128 + signal_number
 
 
-class _Flag:
+class StopSignal:
     signal_number = 0
 
-    def check(self) -> None:
+    def raise_if_set(self) -> None:
         """Raise `Interrupted` if a signal has arrived."""
         if self.signal_number:
             raise Interrupted(self.signal_number)
 
 
 @contextmanager
-def interruptible() -> Iterator[_Flag]:
-    """Turn SIGINT and SIGTERM into a flag for `check()`; the second one acts at once, as without this context."""
-    flag = _Flag()
+def interruptible() -> Iterator[StopSignal]:
+    """Turn SIGINT and SIGTERM into a flag for `raise_if_set()`; the second one acts at once, as without it."""
+    flag = StopSignal()
     previous = {}
 
     def restore() -> None:

@@ -24,7 +24,7 @@ from ..data import labels_of
 from ..errors import HubError, ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
-from ..hub.tags import TAGGED
+from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI, LabelKind
 from ..losses import MultiLabelSoftMarginLoss
 from ..metrics import MultiLabelEvaluator
@@ -79,7 +79,7 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
         # Position embeddings are made for one size.
         kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
-    if args.pretrained and args.model not in TAGGED or args.model.startswith(('hf-hub:', 'hf_hub:')):
+    if args.pretrained and args.model not in WEIGHT_TAGS or args.model.startswith(('hf-hub:', 'hf_hub:')):
         go_offline_unless_the_hub_answers()
     try:
         if args.pretrained_path:
@@ -164,7 +164,7 @@ def set_up_optimizer(args: argparse.Namespace, model: nn.Module, updates_per_epo
 
 
 @dataclass
-class Job:
+class TrainingJob:
     """Everything that one training run works with."""
     args: argparse.Namespace
     device: torch.device
@@ -196,7 +196,7 @@ class Job:
         return self.task.create_evaluator(max_samples=limit)
 
 
-def set_up(args: argparse.Namespace, device: torch.device) -> Job:
+def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     """Make everything a run needs, from its options; weights and optimiser state are at their start.
 
     Raises:
@@ -229,7 +229,7 @@ def set_up(args: argparse.Namespace, device: torch.device) -> Job:
         step = RecordedStep(TrainingStep(task, uncached, scaler), CudaRecorder(device))
     else:
         step = TrainingStep(task, autocast, scaler)
-    return Job(
+    return TrainingJob(
         args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler, scaler=scaler,
         autocast=autocast, step=step, epochs=epochs, updates_per_epoch=updates_per_epoch, loader_train=loader_train,
         loader_val=loader_val, attention_loader=attention_loader, mixup=mixup, data_config=data_config,

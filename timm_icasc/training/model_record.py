@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..features.module_state import unwrap_model
-from .job import Job, icasc_config
+from .job import TrainingJob, icasc_config
 
 __all__ = ['model_record']
 
@@ -29,7 +29,7 @@ def _source(args, config: dict[str, Any]) -> dict[str, Any] | None:
     return {'name': name, 'license': config.get('license')}
 
 
-def model_record(job: Job) -> dict[str, Any]:
+def model_record(job: TrainingJob) -> dict[str, Any]:
     """Everything that `config.json` of a published model says, from the run itself and not from its source weights.
 
     Args:
