@@ -61,7 +61,8 @@ def method_label(job: TrainingJob) -> str:
 
 
 def progress(job: TrainingJob, loader, description: str) -> tqdm:
-    return tqdm(loader, desc=description, leave=False, disable=not utils.is_primary(job.args) or None)
+    return tqdm(
+        loader, desc=description, leave=False, disable=not utils.is_primary(job.args) or None)
 
 
 def update_weights(job: TrainingJob) -> None:
@@ -84,7 +85,11 @@ def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
             f'--clip-grad, or let the ICASC terms set in later (--icasc-start-epoch). The last checkpoint is intact.')
 
 
-def make_batch(job: TrainingJob, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(
+        job: TrainingJob,
+        images: torch.Tensor,
+        target: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the loader yields, as the step takes it."""
     args = job.args
     if args.no_prefetcher:
@@ -136,10 +141,13 @@ def train_one_epoch(epoch: int, job: TrainingJob, flag) -> dict[str, float]:
             if job.scheduler is not None:
                 job.scheduler.step_update(num_updates=updates, metric=None)
     if not sums:  # of a stream, whose reader passes over what it cannot read
-        raise DataError(f"--train-split {args.train_split} of '{args.data_dir}' has no image that can be read; the "
-                        f'warnings above say why.')
+        raise DataError(
+            f"--train-split {args.train_split} of '{args.data_dir}' has no image that can be read; the "
+            f'warnings above say why.')
     if args.distributed:
-        means = {name: utils.reduce_tensor(sums[name] / counts[name], args.world_size).item() for name in sums}
+        means = {
+            name: utils.reduce_tensor(sums[name] / counts[name], args.world_size).item()
+            for name in sums}
         check_finite(means, epoch, batches - 1)
     return means
 
@@ -174,7 +182,8 @@ def evaluate(job: TrainingJob, flag) -> dict[str, float]:
 
 
 def evaluated_model(job: TrainingJob) -> nn.Module:
-    return unwrap_model(job.task.get_trainable_module(ema=True).module if job.task.has_ema() else job.model)
+    return unwrap_model(
+        job.task.get_trainable_module(ema=True).module if job.task.has_ema() else job.model)
 
 
 def resume(job: TrainingJob, run_dir: Path) -> int:
@@ -186,7 +195,8 @@ def resume(job: TrainingJob, run_dir: Path) -> int:
     if not args.resume or not checkpoint.is_file():
         return 0
     try:
-        start_epoch = resume_task_checkpoint(job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
+        start_epoch = resume_task_checkpoint(
+            job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
         if args.model_ema:
             load_task_ema_checkpoint(job.task, str(checkpoint))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
@@ -215,7 +225,8 @@ def create_saver(job: TrainingJob, run_dir: Path) -> utils.CheckpointSaver:
     """timm's saver; an interrupt in the first epoch leaves a checkpoint to go on from."""
     args, last = job.args, run_dir / LAST
     saver = utils.CheckpointSaver(
-        job.model, job.optimizer, args=args, task=job.task, amp_scaler=job.scaler, checkpoint_dir=str(run_dir),
+        job.model, job.optimizer, args=args, task=job.task, amp_scaler=job.scaler,
+        checkpoint_dir=str(run_dir),
         recovery_dir=str(run_dir), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
     if last.is_file():
         saver.load_state_dict_from_checkpoint(str(last))
@@ -241,7 +252,13 @@ def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     log(args, format_header(job.labels))
 
 
-def run_epoch(epoch: int, job: TrainingJob, saver: utils.CheckpointSaver | None, run_dir: Path, flag) -> dict[str, Any]:
+def run_epoch(
+        epoch: int,
+        job: TrainingJob,
+        saver: utils.CheckpointSaver | None,
+        run_dir: Path,
+        flag,
+) -> dict[str, Any]:
     """Train, evaluate and save one epoch; returns what results.json tells of it."""
     args, started = job.args, time.monotonic()
     seed_epoch(args, epoch)
@@ -254,9 +271,10 @@ def run_epoch(epoch: int, job: TrainingJob, saver: utils.CheckpointSaver | None,
     eval_metrics = evaluate(job, flag)
     if job.scheduler is not None:
         job.scheduler.step(epoch + 1, eval_metrics[args.eval_metric])
-    record = {'time': time.monotonic() - started,
-              **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
-              **{f'eval_{name}': value for name, value in eval_metrics.items()}}
+    record = {
+        'time': time.monotonic() - started,
+        **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
+        **{f'eval_{name}': value for name, value in eval_metrics.items()}}
     if saver is not None:
         utils.update_summary(
             epoch, {name: train_metrics.get(name) for name in LOSSES},
@@ -275,7 +293,13 @@ def method_used(job: TrainingJob) -> str:
     return f'ICASC {attention}, order {args.icasc_order}' + f', {loss}' * (args.loss != 'ce')
 
 
-def train(job: TrainingJob, given: dict[str, Any], command: str, run_dir: Path, flag) -> dict[str, Any]:
+def train(
+        job: TrainingJob,
+        given: dict[str, Any],
+        command: str,
+        run_dir: Path,
+        flag,
+) -> dict[str, Any]:
     """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
     args, device, started = job.args, job.device, time.monotonic()
     start_epoch = resume(job, run_dir)
@@ -321,7 +345,8 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
 def chosen_methods(args: argparse.Namespace) -> list[tuple[str, bool]]:
     """Name, and whether it trains with ICASC, of each run that the options ask for."""
     methods = list(zip(COMPARED, (False, True), strict=True))
-    return methods if args.icasc_compare else [method for method in methods if method[1] == args.icasc]
+    return methods if args.icasc_compare else [
+        method for method in methods if method[1] == args.icasc]
 
 
 def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
@@ -377,8 +402,9 @@ def main() -> int:
         if run_dir is None:
             print(f'\ninterrupted ({e}) before the first step', file=sys.stderr)
             return e.exit_code
-        print(f'\ninterrupted ({e}); {run_dir} holds the last whole epoch. Go on with: train_timm.py --resume auto '
-              f'--output {run_dir.parent} --experiment {run_dir.name}', file=sys.stderr)
+        print(
+            f'\ninterrupted ({e}); {run_dir} holds the last whole epoch. Go on with: train_timm.py --resume auto '
+            f'--output {run_dir.parent} --experiment {run_dir.name}', file=sys.stderr)
         return e.exit_code
     return 0
 

@@ -5,7 +5,14 @@ Importing this package registers its architectures and weight tags with timm.
 from . import attention as attention
 from . import losses as losses
 from . import models as models
-from .errors import DataError, HubError, ICASCError, LayerResolutionError, NonFiniteLossError, TargetError
+from .errors import (
+    DataError,
+    HubError,
+    ICASCError,
+    LayerResolutionError,
+    NonFiniteLossError,
+    TargetError,
+)
 from .features.layout import FeatureLayer, ICASCLayers
 from .features.resolve import resolve_layers
 from .hub.tags import register_tags as _register_tags

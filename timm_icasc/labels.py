@@ -60,7 +60,11 @@ class LabelKind:
         """
         raise NotImplementedError
 
-    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sides(
+            self,
+            scores: torch.Tensor,
+            target: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The classes that are in the image, and those that may be its most confusing one: bool `[B, C]` both."""
         raise NotImplementedError
 
@@ -129,8 +133,9 @@ def _highest(scores: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
 def _check_logits(logits: torch.Tensor) -> None:
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise TargetError(f'ICASC needs one score per class, [B, C]; the model returned {got} (a distilled head in '
-                          f'training mode?).')
+        raise TargetError(
+            f'ICASC needs one score per class, [B, C]; the model returned {got} (a distilled head in '
+            f'training mode?).')
     if logits.shape[1] < 2:
         raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {logits.shape[1]}.')
 
@@ -164,11 +169,16 @@ class _SingleLabel(LabelKind):
                     f'target holds class {low if low < 0 else high}, but the model has classes 0 to '
                     f"{num_classes - 1}: set `num_classes` to the data set's number.")
 
-    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sides(
+            self,
+            scores: torch.Tensor,
+            target: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if target.is_floating_point():
             present = target > target.amin(1, keepdim=True)
         else:
-            present = torch.zeros_like(scores, dtype=torch.bool).scatter(1, target.long()[:, None], True)
+            present = torch.zeros_like(scores, dtype=torch.bool).scatter(
+                1, target.long()[:, None], True)
         return present, ~present
 
     def cotangent(self, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -209,8 +219,9 @@ class _MultiLabel(LabelKind):
         """As `LabelKind.check`; `ignored` says whether -1 is allowed."""
         _check_logits(logits)
         if target.shape != logits.shape or not target.is_floating_point():
-            raise TargetError(f'a multi-label target must be floating point, [B, C] = {tuple(logits.shape)}, with 1 '
-                              f'for present and 0 for absent classes, got {target.dtype} {tuple(target.shape)}.')
+            raise TargetError(
+                f'a multi-label target must be floating point, [B, C] = {tuple(logits.shape)}, with 1 '
+                f'for present and 0 for absent classes, got {target.dtype} {tuple(target.shape)}.')
         # On other devices the comparison would wait for the device at every step.
         if target.device.type == 'cpu':
             fits = (target == 0) | (target == 1) | ((target == -1) & ignored)
@@ -218,7 +229,11 @@ class _MultiLabel(LabelKind):
                 values = '1 (present), 0 (absent)' + ' or -1 (ignored)' * ignored
                 raise TargetError(f'a multi-label target must be {values}, got {target[~fits][0].item()}.')
 
-    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sides(
+            self,
+            scores: torch.Tensor,
+            target: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return target > 0, target == 0
 
     def cotangent(self, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -264,7 +279,8 @@ def class_indices(
     if classes is None:
         return logits.detach().topk(min(topk, num_classes), dim=1).indices
     classes = torch.as_tensor(classes, device=logits.device)
-    if classes.is_floating_point() or classes.ndim > 2 or (classes.ndim == 2 and classes.shape[0] != batch):
+    if classes.is_floating_point() or classes.ndim > 2 or (
+        classes.ndim == 2 and classes.shape[0] != batch):
         raise TargetError(
             f'classes must be a class index, indices [K] for every image or [B, K] per image (B = {batch}), '
             f'got {classes.dtype} {tuple(classes.shape)}.')

@@ -55,7 +55,8 @@ def target_mask(
     target_map = at_least_float32(target_map)
     maximum = target_map.amax((-2, -1), keepdim=True)
     if scale == 'max':
-        return torch.sigmoid(omega * (_ratio(target_map, maximum) - sigma * _exists(maximum).to(target_map.dtype)))
+        return torch.sigmoid(
+            omega * (_ratio(target_map, maximum) - sigma * _exists(maximum).to(target_map.dtype)))
     return torch.sigmoid(omega * (target_map - sigma * maximum))
 
 
@@ -94,7 +95,11 @@ def attention_separation(
     return _ratio(overlap, (target_map + confused_map).sum((-2, -1)))
 
 
-def attention_consistency(inner_map: torch.Tensor, mask: torch.Tensor, theta: float = 0.8) -> torch.Tensor:
+def attention_consistency(
+        inner_map: torch.Tensor,
+        mask: torch.Tensor,
+        theta: float = 0.8,
+) -> torch.Tensor:
     """Attention consistency loss, Eq. 5: `L_AC = theta - sum_ij(A^T_inner M) / sum_ij A^T_inner`.
 
     Args:

@@ -18,7 +18,11 @@ __all__ = [
 ]
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+def expected_calibration_error(
+        confidence: np.ndarray,
+        correct: np.ndarray,
+        bins: int = 15,
+) -> float:
     """`sum_b n_b / N |accuracy_b - confidence_b|` over bins of equal width (Guo et al., ICML 2017).
 
     Args:
@@ -62,7 +66,8 @@ def kolmogorov_smirnov(target: np.ndarray, confused: np.ndarray) -> KolmogorovSm
         result = stats.ks_2samp(target, confused, method='asymp')
     # scipy: +1 where the first sample's distribution function is the larger one there, so its values are smaller.
     return KolmogorovSmirnov(
-        margin=float(-result.statistic_sign * result.statistic), probability=float(result.statistic_location),
+        margin=float(-result.statistic_sign * result.statistic),
+        probability=float(result.statistic_location),
         target=np.sort(target), confused=np.sort(confused))
 
 
@@ -91,10 +96,15 @@ def voc_average_precision(scores: np.ndarray, present: np.ndarray, definition: s
     if definition == 'area':
         return float(np.sum(np.diff(recall, prepend=0.) * precision))
     # A recall of 0.3 may come out as 0.30000000000000004 or 0.2999...
-    return float(np.mean([precision[recall >= t - 1e-9].max(initial=0.) for t in np.linspace(0, 1, 11)]))
+    return float(
+        np.mean([precision[recall >= t - 1e-9].max(initial=0.) for t in np.linspace(0, 1, 11)]))
 
 
-def per_class_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def per_class_metrics(
+        scores: np.ndarray,
+        targets: np.ndarray,
+        class_names: Sequence[str],
+) -> list[dict[str, Any]]:
     """The measures of each class, in percent.
 
     Args:
@@ -122,7 +132,11 @@ def per_class_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequ
     return rows
 
 
-def multilabel_metrics(scores: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+def multilabel_metrics(
+        scores: np.ndarray,
+        targets: np.ndarray,
+        class_names: Sequence[str],
+) -> dict[str, float]:
     """Means over the classes, in percent, and each class's average precision; arguments as `per_class_metrics`.
 
     Returns:

@@ -7,7 +7,14 @@ from timm.data import create_loader
 from torchvision import transforms
 
 from timm_icasc import DataError
-from timm_icasc.data import DigitsDataset, class_names, create_dataset, evenly_spaced, labels_of, use_pad_crop
+from timm_icasc.data import (
+    DigitsDataset,
+    class_names,
+    create_dataset,
+    evenly_spaced,
+    labels_of,
+    use_pad_crop,
+)
 from timm_icasc.labels import SINGLE
 
 

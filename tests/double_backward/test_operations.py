@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from timm_icasc.double_backward import activation, attention, batch_norm, convolution, features_only, layer_norm
+from timm_icasc.double_backward import (
+    activation,
+    attention,
+    batch_norm,
+    convolution,
+    features_only,
+    layer_norm,
+)
 from timm_icasc.double_backward.mode import TwiceDifferentiable
 
 

@@ -6,7 +6,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from timm_icasc import DataError
 from timm_icasc.evaluation.bootstrap import SEED, compare
 from timm_icasc.evaluation.image_records import ImageRecords
-from timm_icasc.evaluation.measures import class_table, confused_classes, ks_of, mean_measures, summarise
+from timm_icasc.evaluation.measures import (
+    class_table,
+    confused_classes,
+    ks_of,
+    mean_measures,
+    summarise,
+)
 from timm_icasc.metrics import expected_calibration_error
 
 NAMES = ['ant', 'bee', 'cow', 'dog', 'eel', 'fox', 'gnu']

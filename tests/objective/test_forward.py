@@ -4,7 +4,13 @@ import dataclasses
 import pytest
 import torch
 from helpers.models import create
-from helpers.objective import directional_derivatives, double_batch, layers_of, objective_value, reference_terms
+from helpers.objective import (
+    directional_derivatives,
+    double_batch,
+    layers_of,
+    objective_value,
+    reference_terms,
+)
 
 import timm_icasc.objective.forward as forward_module
 from timm_icasc import ICASCConfig, attention_maps, icasc_forward

@@ -10,7 +10,13 @@ import torch
 from safetensors import safe_open
 
 from timm_icasc import HubError
-from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, file_sha256, tensors_sha256, write_weights
+from timm_icasc.hub.model_folder import (
+    METADATA_KEY,
+    check_folder,
+    file_sha256,
+    tensors_sha256,
+    write_weights,
+)
 from timm_icasc.publish.export import export
 from timm_icasc.runs.folder import open_runs
 

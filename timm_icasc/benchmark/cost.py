@@ -96,16 +96,32 @@ def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | No
     peaks = {}
     for variant in tqdm(VARIANTS, desc=f'{name}: memory', leave=False, disable=None):
         with multiprocessing.get_context('spawn').Pool(1) as pool:
-            peaks[variant] = pool.apply(_peak_memory, (name, variant, setting, torch.get_num_threads()))
+            peaks[variant] = pool.apply(
+                _peak_memory, (name, variant, setting, torch.get_num_threads()))
     return peaks
 
 
-def _convolution_backward(gradient, x, weight, _0, _1, _2, _3, transposed, _4, _5, asked, out_shape=None, **_) -> int:
+def _convolution_backward(
+        gradient,
+        x,
+        weight,
+        _0,
+        _1,
+        _2,
+        _3,
+        transposed,
+        _4,
+        _5,
+        asked,
+        out_shape=None,
+        **_,
+) -> int:
     """Each gradient of a convolution takes as many operations as the convolution.
 
     Torch's own count of the weight's gradient is too high by the number of groups.
     """
-    return conv_flop_count(list(x), list(weight), list(gradient), transposed=transposed) * sum(asked[:2])
+    return conv_flop_count(list(x), list(weight), list(gradient), transposed=transposed) * sum(
+        asked[:2])
 
 
 def count_operations(name: str, setting: BenchmarkSetting) -> dict[str, int]:

@@ -30,7 +30,9 @@ def _pytorch_grad_cam(model: nn.Module, path: str, images: torch.Tensor, topk: i
     with torch.no_grad():
         classes = model(images).topk(topk).indices.T.tolist()
     with GradCAM(model, [model.get_submodule(path)]) as cam:
-        return [cam(images, [ClassifierOutputTarget(index) for index in indices]) for indices in classes]
+        return [
+            cam(images, [ClassifierOutputTarget(index) for index in indices])
+            for indices in classes]
 
 
 PEERS = {'torchcam': _torchcam, 'pytorch_grad_cam': _pytorch_grad_cam}

@@ -27,13 +27,18 @@ SECOND = ', second derivatives'
 def kind_of(name: str) -> str:
     """The kind of an operation, by the name that torch's profiler gives it."""
     name = name.removeprefix('autograd::engine::evaluate_function: ')
-    kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), OTHER)
+    kind = next(
+        (kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), OTHER)
     # Torch's second derivatives, and our own: a node of a backward pass that is a backward pass itself.
     second = re.search('BackwardBackward|InputBackward|GradientBackward', name)
     return kind + SECOND * bool(second and kind != OTHER)
 
 
-def profile_steps(name: str, setting: BenchmarkSetting, repeats: int) -> dict[str, dict[str, float]]:
+def profile_steps(
+        name: str,
+        setting: BenchmarkSetting,
+        repeats: int,
+) -> dict[str, dict[str, float]]:
     """Median seconds of a step by kind of operation; the steps take turns.
 
     What is counted are the outermost calls, of the forward pass or of a node of a backward pass, each with all that it
@@ -44,7 +49,8 @@ def profile_steps(name: str, setting: BenchmarkSetting, repeats: int) -> dict[st
     """
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # each start and stop would be a line
     on_gpu = setting.device.startswith('cuda')
-    activities = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_gpu]
+    activities = [
+        torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_gpu]
     steps = {variant: make_step(name, variant, setting) for variant in STEPS}
     rounds = {variant: [] for variant in STEPS}
     for repeat in tqdm(range(-setting.warm_up, repeats), desc=f'{name}: profile', leave=False, disable=None):
@@ -54,7 +60,8 @@ def profile_steps(name: str, setting: BenchmarkSetting, repeats: int) -> dict[st
             seconds = defaultdict(float)
             for event in recorded.events():
                 if event.cpu_parent is None and event.device_type == torch.autograd.DeviceType.CPU:
-                    seconds[kind_of(event.name)] += (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
+                    microseconds = event.device_time_total if on_gpu else event.cpu_time_total
+                    seconds[kind_of(event.name)] += microseconds / 1e6
             if repeat >= 0:
                 rounds[variant].append(seconds)
     return {

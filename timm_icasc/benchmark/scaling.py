@@ -42,7 +42,8 @@ def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
     residuals = y - (intercept + slope * x)
     variance = ((y - y.mean()) ** 2).sum()
     return Line(
-        float(intercept), float(slope), float(1 - (residuals ** 2).sum() / variance) if variance else 1.,
+        float(intercept), float(slope),
+        float(1 - (residuals ** 2).sum() / variance) if variance else 1.,
         float(np.abs(residuals / y).max()))
 
 
@@ -69,7 +70,11 @@ def _settings(name: str, setting: BenchmarkSetting) -> dict[str, list[BenchmarkS
     return series
 
 
-def measure_scaling(name: str, setting: BenchmarkSetting, repeats: int) -> dict[str, dict[str, Any]]:
+def measure_scaling(
+        name: str,
+        setting: BenchmarkSetting,
+        repeats: int,
+) -> dict[str, dict[str, Any]]:
     """Median seconds of a step over the batch size, and over the area of the images, with the lines through them.
 
     All steps of a series take turns, so that what disturbs the machine falls on every size alike.
@@ -128,7 +133,8 @@ def scaling_figure(models: dict[str, dict[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(9., 3.4 * len(models)), facecolor='white', layout='constrained')
     FigureCanvasAgg(figure)
-    for row, (name, results) in zip(figure.subplots(len(models), 2, squeeze=False), models.items(), strict=True):
+    for row, (name, results) in zip(
+        figure.subplots(len(models), 2, squeeze=False), models.items(), strict=True):
         for axis, (series, result) in zip(row, results.items(), strict=True):
             sizes = np.asarray(_sizes(series, result['points']))
             first = result['points'][0]

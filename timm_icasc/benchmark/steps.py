@@ -58,7 +58,9 @@ def create_model(name: str, setting: BenchmarkSetting) -> tuple[nn.Module, tuple
     except (AssertionError, ValueError) as e:
         raise ICASCError(f'`img_size={size}` does not fit {name}: {" ".join(str(e).split())[:200]}') from e
     channels, height, width = model.pretrained_cfg['input_size']
-    model.to(setting.device, memory_format=torch.channels_last if setting.channels_last else torch.preserve_format)
+    model.to(
+        setting.device,
+        memory_format=torch.channels_last if setting.channels_last else torch.preserve_format)
     return model.train(), (channels, size or height, size or width)
 
 
@@ -73,7 +75,8 @@ def create_task(
     if variant == PLAIN:
         return ClassificationTask(model, **shared)
     if variant.startswith('ICASC'):
-        return ICASCTask(model, order=int(variant[-1]), share=setting.share, input_size=size, **shared)
+        return ICASCTask(
+            model, order=int(variant[-1]), share=setting.share, input_size=size, **shared)
     return PublicApproachTask(model, input_size=size, **shared)
 
 
@@ -89,7 +92,8 @@ def make_step(name: str, variant: str, setting: BenchmarkSetting) -> Callable[[]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     autocast = nullcontext
     if setting.amp:
-        autocast = partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=not setting.fast)
+        autocast = partial(
+            torch.autocast, device.type, torch.bfloat16, cache_enabled=not setting.fast)
     gradients = TrainingStep(task, autocast)
     if setting.fast:
         gradients = RecordedStep(gradients, CudaRecorder(device))

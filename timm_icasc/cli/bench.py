@@ -47,12 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ICASC's terms of this share of the batch only (train_timm.py --icasc-share)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
-    what.add_argument('--scaling', metavar='FILE',
-                      help='measure steps over a series of batch sizes and one of image areas, both around the given '
-                           'ones, and draw them with lines through them')
-    what.add_argument('--profile', action='store_true',
-                      help='on which operations a step with ICASC spends more than a plain one: milliseconds, and '
-                           'percent of the whole plain step')
+    what.add_argument(
+        '--scaling', metavar='FILE',
+        help='measure steps over a series of batch sizes and one of image areas, both around the given '
+             'ones, and draw them with lines through them')
+    what.add_argument(
+        '--profile', action='store_true',
+        help='on which operations a step with ICASC spends more than a plain one: milliseconds, and '
+             'percent of the whole plain step')
     parser.add_argument(
         '--topk', type=int, default=5, metavar='N',
         help='with --maps: maps of this many classes an image (default: %(default)s)')

@@ -19,9 +19,10 @@ from ..publish.card import render_sources, write_results
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('cards', nargs='+', type=Path, metavar='YAML', help='hub_cards/NAME.yaml')
     parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 where a card is out of date')
-    parser.add_argument('--runs', nargs='+', type=Path, metavar='DIR',
-                        help='run directories of train_timm.py: evaluate them into NAME.json, and export the weights '
-                             'of the run that the YAML names (shipped_run) into NAME/')
+    parser.add_argument(
+        '--runs', nargs='+', type=Path, metavar='DIR',
+        help='run directories of train_timm.py: evaluate them into NAME.json, and export the weights '
+             'of the run that the YAML names (shipped_run) into NAME/')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -78,7 +78,8 @@ def _check_token() -> tuple[bool | None, str]:
         with one_line_errors('the Hub'), request_timeout(ANSWER_SECONDS):
             return True, f"valid, of {HfApi().whoami()['name']}"
     except HubError as e:
-        refused = isinstance(e.__cause__, HfHubHTTPError) and e.__cause__.response.status_code == 401
+        refused = isinstance(
+            e.__cause__, HfHubHTTPError) and e.__cause__.response.status_code == 401
         return (False, e.line) if refused else (None, f'there is one, not checked: {e.line}')
 
 

@@ -84,7 +84,12 @@ def _print_classes(records: ImageRecords, everything: bool) -> None:
         print(f'\n{records.label}: the table of its {len(table)} classes is in classes.csv (--per-class prints it)')
 
 
-def _print_comparison(a: ImageRecords, b: ImageRecords, result: dict[str, dict[str, float]], resamples: int) -> None:
+def _print_comparison(
+        a: ImageRecords,
+        b: ImageRecords,
+        result: dict[str, dict[str, float]],
+        resamples: int,
+) -> None:
     print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
     print(text([
         {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
@@ -94,7 +99,13 @@ def _print_comparison(a: ImageRecords, b: ImageRecords, result: dict[str, dict[s
     print('* the interval leaves 0 out; the chance of another training seed is not in it')
 
 
-def _compare(args: argparse.Namespace, a: ImageRecords, b: ImageRecords, folder: Path, sources: Sequence[str]) -> None:
+def _compare(
+        args: argparse.Namespace,
+        a: ImageRecords,
+        b: ImageRecords,
+        folder: Path,
+        sources: Sequence[str],
+) -> None:
     result = compare(a, b, args.resamples)
     _print_comparison(a, b, result, args.resamples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,14 +116,16 @@ def _compare(args: argparse.Namespace, a: ImageRecords, b: ImageRecords, folder:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    if args.compare and not args.checkpoints and all((Path(path) / RECORDS).is_file() for path in args.compare):
+    if args.compare and not args.checkpoints and all(
+        (Path(path) / RECORDS).is_file() for path in args.compare):
         a, b = (load_records(Path(path) / RECORDS) for path in args.compare)
         print_measures({r.label: summarise(r) for r in (a, b)})
         _compare(args, a, b, Path(args.output or args.compare[1]), args.compare)
         return 0
     compared = args.compare or []
     # The two that are compared come last, in their order.
-    checkpoints = load_checkpoints([*(c for c in args.checkpoints if c not in compared), *compared], args)
+    checkpoints = load_checkpoints(
+        [*(c for c in args.checkpoints if c not in compared), *compared], args)
     if compared and len(checkpoints) < 2:
         raise ICASCError('--compare needs two different checkpoints.')
     if compared:
@@ -130,5 +143,6 @@ def run(args: argparse.Namespace) -> int:
         write_csv(Path(args.output) / SUMMARY, [{'checkpoint': label, **v} for label, v in values.items()])
     if args.compare:
         folder = Path(args.output) if args.output else _folder(args, checkpoints[-1])
-        _compare(args, *records[-2:], folder, [checkpoint.source for checkpoint in checkpoints[-2:]])
+        _compare(
+            args, *records[-2:], folder, [checkpoint.source for checkpoint in checkpoints[-2:]])
     return 0

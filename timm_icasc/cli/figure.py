@@ -38,19 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('kind', choices=list(KINDS), help='what to draw')
     add_checkpoint_arguments(parser, nargs='+')
     group = parser.add_argument_group('Figure')
-    group.add_argument('--output', metavar='FILE',
-                       help='.png, .pdf, .svg, .jpg or .webp; .html for the page (default: KIND.png, images.html)')
+    group.add_argument(
+        '--output', metavar='FILE',
+        help='.png, .pdf, .svg, .jpg or .webp; .html for the page (default: KIND.png, images.html)')
     group.add_argument('--images', type=int, metavar='N', help='number of images (default: 6, 4, all, 60)')
     group.add_argument('--indices', type=int, nargs='+', metavar='I', help='positions of the images in the data set')
-    group.add_argument('--choose', default='even', choices=CHOICES,
-                       help="even: at even distances; wrong: those whose highest-scoring class is wrong for the first "
-                            'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
+    group.add_argument(
+        '--choose', default='even', choices=CHOICES,
+        help="even: at even distances; wrong: those whose highest-scoring class is wrong for the first "
+             'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
-    group.add_argument('--attention', nargs='+', default=['ach'], choices=list(METHODS), metavar='NAME',
-                       help=f"attention maps of classes and html: {', '.join(METHODS)}; of classes also several, "
-                            'side by side (default: ach)')
-    group.add_argument('--layer', default='last', choices=('inner', 'last'),
-                       help='layer of classes and html (default: %(default)s)')
+    group.add_argument(
+        '--attention', nargs='+', default=['ach'], choices=list(METHODS), metavar='NAME',
+        help=f"attention maps of classes and html: {', '.join(METHODS)}; of classes also several, "
+             'side by side (default: ach)')
+    group.add_argument(
+        '--layer', default='last', choices=('inner', 'last'),
+        help='layer of classes and html (default: %(default)s)')
     group.add_argument('--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure')
 
 

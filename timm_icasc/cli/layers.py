@@ -53,7 +53,8 @@ def _select(patterns: Sequence[str], everything: bool) -> list[str]:
         raise ICASCError('name architectures or filters (resnet50, \'vit_*\'), or pass --all.')
     names = timm.list_models() if everything else []
     for pattern in patterns:
-        found = [pattern] if timm.is_model(pattern) else timm.list_models(pattern) if pattern else []
+        found = [pattern] if timm.is_model(pattern) else timm.list_models(
+            pattern) if pattern else []
         if not found:
             raise ICASCError(f"no architecture matches '{pattern}'; timm.list_models() lists them.")
         names += [name for name in found if name not in names]

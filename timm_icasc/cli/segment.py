@@ -48,29 +48,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, nargs=1)
     group = parser.add_argument_group('Segmentation')
     group.add_argument('--data-dir', required=True, metavar='DIR', help='folder that holds VOCdevkit')
-    group.add_argument('--year', default='2012', choices=[str(year) for year in range(2007, 2013)],
-                       help='of VOC (default: %(default)s)')
-    group.add_argument('--train-split', default='train', metavar='NAME',
-                       help='list in ImageSets/Segmentation or /Main; SEC: trainaug of SBD (default: %(default)s)')
+    group.add_argument(
+        '--year', default='2012', choices=[str(year) for year in range(2007, 2013)],
+        help='of VOC (default: %(default)s)')
+    group.add_argument(
+        '--train-split', default='train', metavar='NAME',
+        help='list in ImageSets/Segmentation or /Main; SEC: trainaug of SBD (default: %(default)s)')
     group.add_argument('--test-split', default='val', metavar='NAME', help='list with masks (default: %(default)s)')
     group.add_argument('--attention', default='ach', choices=list(METHODS), help='default: %(default)s')
-    group.add_argument('--foreground', type=float, default=FOREGROUND, metavar='F',
-                       help='cues of a class: attention of at least F of its maximum (default: %(default)s)')
-    group.add_argument('--background', type=float, default=BACKGROUND, metavar='F',
-                       help='cues of the background: the F least salient pixels (default: %(default)s)')
+    group.add_argument(
+        '--foreground', type=float, default=FOREGROUND, metavar='F',
+        help='cues of a class: attention of at least F of its maximum (default: %(default)s)')
+    group.add_argument(
+        '--background', type=float, default=BACKGROUND, metavar='F',
+        help='cues of the background: the F least salient pixels (default: %(default)s)')
     group.add_argument('--cues-only', action='store_true', help='make and measure the cues, train nothing')
     group.add_argument('--network', default=DEFAULTS.network, metavar='NAME', help='default: %(default)s')
-    group.add_argument('--backbone-weights', type=Path, metavar='FILE',
-                       help="torchvision's weights of the backbone (default: random)")
+    group.add_argument(
+        '--backbone-weights', type=Path, metavar='FILE',
+        help="torchvision's weights of the backbone (default: random)")
     group.add_argument('--image-size', type=int, default=DEFAULTS.image_size, metavar='N', help='default: %(default)s')
     group.add_argument('--iterations', type=int, default=DEFAULTS.iterations, metavar='N', help='default: %(default)s')
-    group.add_argument('--train-batch-size', type=int, default=DEFAULTS.batch_size, metavar='N',
-                       help='default: %(default)s')
+    group.add_argument(
+        '--train-batch-size', type=int, default=DEFAULTS.batch_size, metavar='N',
+        help='default: %(default)s')
     group.add_argument('--lr', type=float, default=DEFAULTS.lr, help='default: %(default)s')
-    group.add_argument('--lr-step', type=int, default=DEFAULTS.lr_step, metavar='N',
-                       help='updates after which the rate falls to a tenth (default: %(default)s)')
-    group.add_argument('--weights', type=float, nargs=3, default=(1., 1., 1.),
-                       metavar=('SEED', 'EXPAND', 'BOUNDARY'), help='weights of the losses (default: 1 1 1)')
+    group.add_argument(
+        '--lr-step', type=int, default=DEFAULTS.lr_step, metavar='N',
+        help='updates after which the rate falls to a tenth (default: %(default)s)')
+    group.add_argument(
+        '--weights', type=float, nargs=3, default=(1., 1., 1.),
+        metavar=('SEED', 'EXPAND', 'BOUNDARY'), help='weights of the losses (default: 1 1 1)')
     group.add_argument('--seed', type=int, default=0, metavar='S', help='default: %(default)s')
     group.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder of cues, network and results')
 
@@ -88,12 +96,19 @@ def _check(args: argparse.Namespace) -> SegmentationConfig:
         raise ICASCError('--weights and --lr must not be negative.')
     seed, expand, boundary = args.weights
     return SegmentationConfig(
-        network=args.network, image_size=args.image_size, iterations=args.iterations, batch_size=args.train_batch_size,
-        lr=args.lr, lr_step=args.lr_step, weight_seed=seed, weight_expand=expand, weight_boundary=boundary,
+        network=args.network, image_size=args.image_size, iterations=args.iterations,
+        batch_size=args.train_batch_size,
+        lr=args.lr, lr_step=args.lr_step, weight_seed=seed, weight_expand=expand,
+        weight_boundary=boundary,
         seed=args.seed)
 
 
-def _make_all_cues(args: argparse.Namespace, classifier: Checkpoint, images: VOCSegmentation, grid: tuple) -> Path:
+def _make_all_cues(
+        args: argparse.Namespace,
+        classifier: Checkpoint,
+        images: VOCSegmentation,
+        grid: tuple,
+) -> Path:
     """Write the cues of every training image to `cues/NAME.png`: class + 1, 0 background, 255 no cue."""
     folder = args.output / 'cues'
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +121,8 @@ def _make_all_cues(args: argparse.Namespace, classifier: Checkpoint, images: VOC
         labels = torch.stack([item.labels for item in items])
         batch = torch.stack([transform(item.image) for item in items]).to(classifier.device)
         cues = make_cues(
-            classifier.model, batch, labels.to(classifier.device), grid, args.attention, classifier.layers,
+            classifier.model, batch, labels.to(classifier.device), grid, args.attention,
+            classifier.layers,
             args.foreground, args.background).cpu()
         # The network classes of a head that has more than VOC's twenty are never present.
         index = torch.where(cues.any(1), cues.argmax(1), 255).to(torch.uint8).numpy()
@@ -137,9 +153,10 @@ def _measure_cues(folder: Path, images: VOCSegmentation) -> dict[str, Any]:
     right = np.diag(counts)[:none]
     with np.errstate(invalid='ignore'):  # NaN for a class that does not occur
         precision, recall = right / counts.sum(0)[:none], right / counts.sum(1)[:none]
-    return {'cue_precision': float(np.nanmean(precision)), 'cue_recall': float(np.nanmean(recall)),
-            'cue_coverage': float(1 - counts[:none, none].sum() / counts[:none].sum()),
-            'cue_images': len(images) - without}
+    return {
+        'cue_precision': float(np.nanmean(precision)), 'cue_recall': float(np.nanmean(recall)),
+        'cue_coverage': float(1 - counts[:none, none].sum() / counts[:none].sum()),
+        'cue_images': len(images) - without}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,34 +169,41 @@ def run(args: argparse.Namespace) -> int:
     if classifier.layers is None:
         raise ICASCError('the classifier has no attention maps: name its layers with --layers INNER LAST.')
     torch.manual_seed(config.seed)
-    network = create_network(config.network, len(images.class_names) + 1, args.backbone_weights).to(classifier.device)
+    network = create_network(config.network, len(images.class_names) + 1, args.backbone_weights).to(
+        classifier.device)
     grid = score_grid(network, config.image_size)
     try:
         folder = _make_all_cues(args, classifier, images, grid)
     except OSError as e:
         raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
-    result: dict[str, Any] = {'attention': args.attention, 'classifier': classifier.source,
-                              'classifier_model': classifier.args.model,
-                              'classifier_icasc': classifier.args.icasc if classifier.run else None, 'grid': grid,
-                              'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
-                              'foreground': args.foreground, 'background': args.background,
-                              **_measure_cues(folder, images)}
+    result: dict[str, Any] = {
+        'attention': args.attention, 'classifier': classifier.source,
+        'classifier_model': classifier.args.model,
+        'classifier_icasc': classifier.args.icasc if classifier.run else None, 'grid': grid,
+        'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
+        'foreground': args.foreground, 'background': args.background,
+        **_measure_cues(folder, images)}
     if 'cue_precision' in result:
-        print(f"cues of {args.attention}: precision {result['cue_precision']:.3f}, recall {result['cue_recall']:.3f}, "
-              f"coverage {result['cue_coverage']:.3f}, {result['cue_images']} images with masks")
+        print(
+            f"cues of {args.attention}: precision {result['cue_precision']:.3f}, recall {result['cue_recall']:.3f}, "
+            f"coverage {result['cue_coverage']:.3f}, {result['cue_images']} images with masks")
     if not args.cues_only:
-        losses = train(network, images, lambda i: _load_cue(folder, images.ids[i], len(images.class_names) + 1),
-                       config, args.output / f'{SEGMENTATION}{CHECKPOINT}')
+        losses = train(
+            network, images,
+            lambda i: _load_cue(folder, images.ids[i], len(images.class_names) + 1),
+            config, args.output / f'{SEGMENTATION}{CHECKPOINT}')
         iou = intersection_over_union(evaluate(network, test, config.image_size))
         mean_iou = 100 * float(np.nanmean(iou))
         names = ['background', *images.class_names]
-        table = [{'class': name, 'IoU %': 100 * value} for name, value in zip(names, iou.tolist(), strict=True)
-                 if value == value]
+        table = [
+            {'class': name, 'IoU %': 100 * value} for name, value in zip(names, iou.tolist(), strict=True)
+            if value == value]
         print(text(table))
         print(f'mIoU {mean_iou:.2f} % on {len(test)} images; written to {args.output}')
         write_csv(args.output / 'iou.csv', table)
-        result.update({'mIoU': mean_iou, 'test_split': args.test_split, 'test_images': len(test),
-                       'iou': {row['class']: row['IoU %'] for row in table}, 'losses': losses, **asdict(config)})
+        result.update({
+            'mIoU': mean_iou, 'test_split': args.test_split, 'test_images': len(test),
+            'iou': {row['class']: row['IoU %'] for row in table}, 'losses': losses, **asdict(config)})
     classifier.args.seed = config.seed
     write_json(args.output / f'{SEGMENTATION}.json', {**result, **provenance(classifier.args)})
     return 0

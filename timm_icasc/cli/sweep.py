@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ICASCError(f'--{name} must be more than 0, got {value}.')
-    if len(args.files) > 1 and not (args.report and args.data_dir is args.output is args.records is None):
+    if len(args.files) > 1 and not (
+        args.report and args.data_dir is args.output is args.records is None):
         raise ICASCError('several studies take --report and no other option: their data and folders differ.')
     for file in args.files:
         study = load_study(file, args.data_dir, args.records)
@@ -84,10 +85,16 @@ def _report(study: Study, records: dict[str, dict[str, Any]]) -> None:
     print(f'\nwritten to {write_page(study, records, summarise(study, records))}')
 
 
-def _carry_out(args: argparse.Namespace, study: Study, records: dict[str, dict[str, Any]], output: Path) -> int:
+def _carry_out(
+        args: argparse.Namespace,
+        study: Study,
+        records: dict[str, dict[str, Any]],
+        output: Path,
+) -> int:
     todo = [run for run in study.runs if run.name not in records]
     print(f'{study.name}: {len(study.runs)} runs, {len(records)} done; logs in {output}')
-    with interruptible() as flag, tqdm(total=len(study.runs), initial=len(records), disable=None) as bar:
+    with interruptible() as flag, tqdm(
+        total=len(study.runs), initial=len(records), disable=None) as bar:
         told: list[str] = []
 
         def on_change(under_way: list[str], outcome: Outcome) -> None:

@@ -76,8 +76,9 @@ def create_dataset(
         DataError: The folder, its split, its classes or its images are missing, or timm cannot read the data.
     """
     if name == 'digits':
-        return DigitsDataset('train' if is_training else 'validation', kwargs.get('transform'),
-                             kwargs.get('input_img_mode', 'RGB'))
+        return DigitsDataset(
+            'train' if is_training else 'validation', kwargs.get('transform'),
+            kwargs.get('input_img_mode', 'RGB'))
     if name in NAMES:
         if not Path(root).is_dir():
             raise DataError(f"`root`: no folder '{root}'.")
@@ -89,13 +90,15 @@ def create_dataset(
             raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
         return dataset
     if name and not name.startswith(TYPES):
-        raise DataError(f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
-                        f"{', '.join(TYPES)}.")
+        raise DataError(
+            f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
+            f"{', '.join(TYPES)}.")
     check_package(name)
     if not name:
         _check_folder(Path(root), split.split('[')[0])
     try:
-        dataset = timm.data.create_dataset(name, root=root, split=split, is_training=is_training, **kwargs)
+        dataset = timm.data.create_dataset(
+            name, root=root, split=split, is_training=is_training, **kwargs)
     except (RuntimeError, AssertionError, OSError, ValueError, ImportError, KeyError) as e:
         raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {e or type(e).__name__}") from e
     if hasattr(dataset, '__len__') and not len(dataset):
@@ -109,7 +112,9 @@ def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:
         if getattr(holder, 'class_names', None):
             return list(holder.class_names)
         if getattr(holder, 'class_to_idx', None):
-            return [str(name) for name, _ in sorted(holder.class_to_idx.items(), key=lambda item: item[1])]
+            return [
+                str(name) for name,
+                _ in sorted(holder.class_to_idx.items(), key=lambda item: item[1])]
         if getattr(holder, 'classes', None):
             return [str(name) for name in holder.classes]
     return None

@@ -29,7 +29,8 @@ class DigitsDataset(torch.utils.data.Dataset):
             raise ValueError(f"split must be 'train' or 'validation', got '{split}'.")
         digits = load_digits()
         indices = train_test_split(
-            np.arange(len(digits.target)), test_size=TEST_FRACTION, random_state=SPLIT_SEED, stratify=digits.target)
+            np.arange(len(digits.target)), test_size=TEST_FRACTION, random_state=SPLIT_SEED,
+            stratify=digits.target)
         self.indices = np.sort(indices[split == 'validation'])
         # Ink levels 0 to 16 become 0 to 255; four times the size leaves a grid of 8 x 8 at stride 4.
         self.images = np.rint(digits.images[self.indices] * (255 / 16)).astype(np.uint8)
@@ -41,7 +42,8 @@ class DigitsDataset(torch.utils.data.Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image = Image.fromarray(self.images[index]).resize((32, 32), Image.Resampling.BILINEAR).convert(self.mode)
+        image = Image.fromarray(self.images[index]).resize(
+            (32, 32), Image.Resampling.BILINEAR).convert(self.mode)
         if self.transform is not None:
             image = self.transform(image)
         return image, int(self.targets[index])

@@ -97,8 +97,8 @@ class MultiLabelList(MultiLabelImages):
                 [Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]
                 for record in records]
         except (
-                json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError,
-                ValueError) as e:
+                json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError,
+                AttributeError, ValueError) as e:
             raise DataError(f"'{path}': {' '.join(str(e).split()) or type(e).__name__}; expected {FORMATS}.") from e
         targets = torch.zeros(len(images), len(names))
         index = {name: i for i, name in enumerate(names)}
@@ -115,7 +115,8 @@ class MultiLabelList(MultiLabelImages):
         file = Path(class_map) if class_map else folder / 'classes.txt'
         if class_map or file.is_file():
             try:
-                names: Sequence[str] = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+                names: Sequence[str] = [
+                    line.strip() for line in file.read_text().splitlines() if line.strip()]
             except OSError as e:
                 raise DataError(f"`class_map`: cannot read '{file}': {e.strerror}.") from e
         else:

@@ -54,7 +54,8 @@ class ILSVRC2012(LabelledImages):
             samples = self._flat(folder, [root, base / '..' / '..' / '..'], class_to_idx)
         self.annotations = base / '..' / '..' / 'Annotations' / 'CLS-LOC' / split
         super().__init__(
-            [path for path, _ in samples], [target for _, target in samples], names, transform, mode,
+            [path for path, _ in samples], [target for _, target in samples], names, transform,
+            mode,
             boxes=() if self.annotations.is_dir() else None)
 
     @staticmethod

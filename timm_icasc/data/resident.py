@@ -2,7 +2,14 @@
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+)
 from torchvision import transforms
 from tqdm import tqdm
 
@@ -13,9 +20,14 @@ __all__ = ['ResidentLoader']
 MAX_BYTES = 8 * 2 ** 30
 
 
-def _read(dataset: Dataset, image_size: tuple[int, int], num_workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _read(
+        dataset: Dataset,
+        image_size: tuple[int, int],
+        num_workers: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """All images, uint8 `[N, C, H, W]`, resized where they are of another size, and their targets."""
-    dataset.transform = transforms.Compose([transforms.Resize(image_size), transforms.PILToTensor()])
+    dataset.transform = transforms.Compose(
+        [transforms.Resize(image_size), transforms.PILToTensor()])
     loader = DataLoader(dataset, batch_size=256, num_workers=num_workers)
     images, targets = zip(*tqdm(loader, desc='reading images', leave=False, disable=None), strict=True)
     return torch.cat(images), torch.cat(targets)
@@ -64,11 +76,13 @@ class ResidentLoader:
             raise DataError(
                 f'`resident_data`: {len(dataset)} images of {image_size[0]} x {image_size[1]} take '
                 f'{size / 2 ** 30:.1f} GiB, more than {MAX_BYTES / 2 ** 30:.0f}: leave it out.')
-        self.dataset, self.image_size, self.padding, self.hflip = dataset, tuple(image_size), padding, hflip
+        self.dataset, self.image_size = dataset, tuple(image_size)
+        self.padding, self.hflip = padding, hflip
         images, targets = _read(dataset, image_size, num_workers)
         self.images = torch.nn.functional.pad(images, [padding] * 4).to(device)
         self.targets = targets.to(device)
-        self.mean, self.std = (255 * torch.tensor(x, device=device)[:, None, None] for x in (mean, std))
+        self.mean, self.std = (
+            255 * torch.tensor(x, device=device)[:, None, None] for x in (mean, std))
         self.sampler = DistributedSampler(dataset) if distributed else RandomSampler(dataset)
         self.batches = BatchSampler(self.sampler, batch_size, drop_last=True)
 
@@ -81,12 +95,15 @@ class ResidentLoader:
         generator = torch.Generator(device).manual_seed(int(torch.randint(2 ** 31, ())))
         for batch in self.batches:
             index = torch.tensor(batch, device=device)
-            yield self._augmented(index, generator).sub_(self.mean).div_(self.std), self.targets[index]
+            yield self._augmented(index, generator).sub_(self.mean).div_(self.std), self.targets[
+                index]
 
     def _augmented(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         (height, width), batch, device = self.image_size, len(index), index.device
-        top, left = torch.randint(2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
-        rows, columns = top + torch.arange(height, device=device), left + torch.arange(width, device=device)
+        top, left = torch.randint(
+            2 * self.padding + 1, (2, batch, 1), generator=generator, device=device)
+        rows, columns = top + torch.arange(height, device=device), left + torch.arange(
+            width, device=device)
         mirrored = torch.rand(batch, 1, generator=generator, device=device) < self.hflip
         columns = torch.where(mirrored, columns.flip(1), columns)
         crops = self.images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]

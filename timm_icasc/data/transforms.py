@@ -9,7 +9,11 @@ from ..errors import DataError
 __all__ = ['use_pad_crop']
 
 
-def use_pad_crop(dataset: torch.utils.data.Dataset, image_size: tuple[int, int], padding: int) -> None:
+def use_pad_crop(
+        dataset: torch.utils.data.Dataset,
+        image_size: tuple[int, int],
+        padding: int,
+) -> None:
     """Replace the random resized crop in a timm training transform by zero-padding and a random crop, in place.
 
     The augmentation of He et al. (2016, section 4.2) for CIFAR; flips and what else the transform holds stay. Images
@@ -24,7 +28,8 @@ def use_pad_crop(dataset: torch.utils.data.Dataset, image_size: tuple[int, int],
         DataError: The transform has no random resized crop (augmentation switched off?).
     """
     steps = list(dataset.transform.transforms)
-    places = [i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation)]
+    places = [
+        i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation)]
     if not places:
         raise DataError(
             '`padding` replaces the random resized crop of training; remove `no_aug` and '

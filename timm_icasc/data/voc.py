@@ -109,7 +109,8 @@ class VOCDevkit(MultiLabelImages):
         if missing is not None:
             raise DataError(f"No image '{missing}', which split '{split}' lists.")
         boxes = [read_boxes(self.folder / 'Annotations' / f'{name}.xml', VOC_CLASSES) for name in self.ids]
-        super().__init__(images, targets_of(boxes, len(VOC_CLASSES)), VOC_CLASSES, transform, mode, boxes)
+        super().__init__(
+            images, targets_of(boxes, len(VOC_CLASSES)), VOC_CLASSES, transform, mode, boxes)
 
 
 class PackedVOC(MultiLabelImages):

@@ -42,7 +42,17 @@ def _by_math_kernel(function: Callable) -> Callable:
     return call
 
 
-def _attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, *, scale=None, enable_gqa=False):
+def _attention(
+        query,
+        key,
+        value,
+        attn_mask=None,
+        dropout_p=0.,
+        is_causal=False,
+        *,
+        scale=None,
+        enable_gqa=False,
+):
     if attn_mask is not None or dropout_p or is_causal or enable_gqa:
         return _by_math_kernel(F.scaled_dot_product_attention)(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -62,7 +72,16 @@ def _hardsigmoid(input, inplace=False):
     return F.relu6(input + 3) / 6
 
 
-def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+def _batch_norm(
+        x,
+        running_mean,
+        running_var,
+        weight=None,
+        bias=None,
+        training=False,
+        momentum=0.1,
+        eps=1e-5,
+):
     # Of one value a channel torch says what is wrong.
     if _made(weight, bias) or (training and x.numel() == x.shape[1]):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -92,7 +111,8 @@ EQUIVALENTS = {
     F.hardsigmoid: _hardsigmoid,
 }
 
-ONCE_DIFFERENTIABLE = (F.scaled_dot_product_attention, F.multi_head_attention_forward, F.hardsigmoid)
+ONCE_DIFFERENTIABLE = (
+    F.scaled_dot_product_attention, F.multi_head_attention_forward, F.hardsigmoid)
 
 
 class TwiceDifferentiable(TorchFunctionMode):

@@ -43,7 +43,8 @@ class _BatchNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, running_mean, running_var, training, momentum, eps):
         # What torch.batch_norm calls: it chooses between torch's own kernel, cuDNN's and MIOpen's.
         output, *kept, kernel = aten._batch_norm_impl_index(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled)
+            x, weight, bias, running_mean, running_var, training, momentum, eps,
+            torch.backends.cudnn.enabled)
         running = (None, None) if training else (running_mean, running_var)
         ctx.save_for_backward(x, weight, *running, *kept)
         ctx.options = training, eps, kernel
@@ -52,7 +53,8 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         if is_features_only():
-            to_x = _BatchNormInput.apply(gradient, *ctx.saved_tensors, ctx.options) if ctx.needs_input_grad[0] else None
+            to_x = _BatchNormInput.apply(
+                gradient, *ctx.saved_tensors, ctx.options) if ctx.needs_input_grad[0] else None
             return to_x, *[None] * 7
         # With create_graph this is torch's own double backward.
         asked = list(ctx.needs_input_grad[:3])
@@ -70,7 +72,8 @@ def _batch_norm_input(gradient, x, weight, mean, var, batch_mean, r, reserve, op
 
 def _sum_of_products(v, g, mean, r):
     """Sum of `r v (g - mean)` over the values of a channel: the weight's gradient, if `g` were the input."""
-    return aten.native_batch_norm_backward(v, g, r, None, None, mean, r, True, 0., [False, True, False])[1]
+    return aten.native_batch_norm_backward(
+        v, g, r, None, None, mean, r, True, 0., [False, True, False])[1]
 
 
 class _BatchNormInput(torch.autograd.Function):
@@ -78,7 +81,8 @@ class _BatchNormInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, gradient, x, weight, mean, var, batch_mean, r, reserve, options):
-        to_x, *sums = _batch_norm_input(gradient, x, weight, mean, var, batch_mean, r, reserve, options)
+        to_x, *sums = _batch_norm_input(
+            gradient, x, weight, mean, var, batch_mean, r, reserve, options)
         ctx.save_for_backward(gradient, x, weight, mean, var, batch_mean, r, reserve, *sums)
         ctx.options = options
         return to_x
@@ -93,9 +97,11 @@ class _BatchNormInput(torch.autograd.Function):
         training, eps, _ = ctx.options
         if training:
             if any(ctx.needs_input_grad[1:3]):
-                to_x, to_weight = _batch_norm_second(gradient, cotangent, x, weight, batch_mean, r, *sums, *sums_of_v)
+                to_x, to_weight = _batch_norm_second(
+                    gradient, cotangent, x, weight, batch_mean, r, *sums, *sums_of_v)
         elif ctx.needs_input_grad[2]:
-            to_weight = _sum_of_products(cotangent, gradient, torch.zeros_like(mean), (var + eps).rsqrt_())
+            to_weight = _sum_of_products(
+                cotangent, gradient, torch.zeros_like(mean), (var + eps).rsqrt_())
         return to_gradient, to_x, to_weight, *[None] * 6
 
 
@@ -106,11 +112,13 @@ def _batch_norm_second(g, v, x, weight, mean, r, sum_gx, sum_g, sum_vx, sum_v):
     mean, r, sum_gx, sum_g, sum_vx, sum_v, sum_vg = (
         at_least_float32(t) for t in (mean, r, sum_gx, sum_g, sum_vx, sum_v, sum_vg))
     product = sum_vx * r
-    to_weight = None if weight is None else torch.addcmul(sum_vg, product, sum_gx, value=-1 / count).to(weight.dtype)
+    to_weight = None if weight is None else torch.addcmul(
+        sum_vg, product, sum_gx, value=-1 / count).to(weight.dtype)
     scale = (r.square() if weight is None else r.square() * weight).mul_(-1 / count)
     of_x = sum_vg.addcmul_(product, sum_gx, value=-3 / count).mul_(scale)
     of_v, of_g = scale * sum_gx, scale * sum_vx
-    rest = (of_x * mean).addcmul_(of_v, sum_v, value=1 / count).addcmul_(of_g, sum_g, value=1 / count)
+    rest = (of_x * mean).addcmul_(of_v, sum_v, value=1 / count).addcmul_(
+        of_g, sum_g, value=1 / count)
     of_x, of_v, of_g, rest = (t.view(-1, *[1] * (x.ndim - 2)) for t in (of_x, of_v, of_g, rest))
     return (x * of_x).addcmul_(v, of_v).addcmul_(g, of_g).sub_(rest).to(x.dtype), to_weight
 
@@ -144,7 +152,8 @@ class _LayerNorm(torch.autograd.Function):
             return _LayerNormInput.apply(gradient, x, weight, mean, r, ctx.shape), *[None] * 4
         # With create_graph this is torch's own double backward.
         asked = list(ctx.needs_input_grad[:3])
-        return *aten.native_layer_norm_backward(gradient, x, ctx.shape, mean, r, weight, bias, asked), None, None
+        return *aten.native_layer_norm_backward(
+            gradient, x, ctx.shape, mean, r, weight, bias, asked), None, None
 
 
 class _LayerNormInput(torch.autograd.Function):
@@ -154,7 +163,8 @@ class _LayerNormInput(torch.autograd.Function):
     def forward(ctx, gradient, x, weight, mean, r, shape):
         ctx.save_for_backward(gradient, x, weight, mean, r)
         ctx.shape = shape
-        return aten.native_layer_norm_backward(gradient, x, shape, mean, r, weight, None, [True, False, False])[0]
+        return aten.native_layer_norm_backward(
+            gradient, x, shape, mean, r, weight, None, [True, False, False])[0]
 
     @staticmethod
     @once_differentiable
@@ -174,7 +184,8 @@ def _layer_norm_second(g, v, x, weight, mean, r, shape):
     """Gradients of the input's gradient with respect to `g`, input and weight, given its cotangent `v`."""
     def backward(gradient, x, mean, r, weight, which):
         asked = [which == 'input', which == 'weight', False]
-        return aten.native_layer_norm_backward(gradient, x, shape, mean, r, weight, None, asked)[asked.index(True)]
+        return aten.native_layer_norm_backward(gradient, x, shape, mean, r, weight, None, asked)[
+            asked.index(True)]
 
     jv, jh = backward(v, x, mean, r, None, 'input'), backward(g, x, mean, r, weight, 'input')
     to_g, h, to_weight = jv, g, None
@@ -186,8 +197,10 @@ def _layer_norm_second(g, v, x, weight, mean, r, shape):
     scale = r / -(jv.numel() // r.numel())
 
     def scaled_mean(x, y):
-        return torch.linalg.vecdot(x.flatten(-len(shape)), y.flatten(-len(shape))).view_as(r).mul_(scale)
-    of_jv, of_jh, of_normalised = scaled_mean(h, normalised), scaled_mean(v, normalised), scaled_mean(h, jv)
+        return torch.linalg.vecdot(x.flatten(-len(shape)), y.flatten(-len(shape))).view_as(r).mul_(
+            scale)
+    of_jv, of_jh = scaled_mean(h, normalised), scaled_mean(v, normalised)
+    of_normalised = scaled_mean(h, jv)
     to_x = normalised.mul_(of_normalised).addcmul_(jv, of_jv).addcmul_(jh, of_jh)
     return to_g, to_x, to_weight
 

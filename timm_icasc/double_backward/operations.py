@@ -28,10 +28,12 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         if is_features_only():
-            return _ConvolutionInput.apply(gradient, weight, x.detach(), ctx.options), None, None, None
+            return _ConvolutionInput.apply(
+                gradient, weight, x.detach(), ctx.options), None, None, None
         # With create_graph this is torch's own double backward.
         asked = list(ctx.needs_input_grad[:3])
-        return *aten.convolution_backward(gradient, x, weight, ctx.bias_size, *ctx.options, asked), None
+        return *aten.convolution_backward(
+            gradient, x, weight, ctx.bias_size, *ctx.options, asked), None
 
 
 class _ConvolutionInput(torch.autograd.Function):
@@ -41,7 +43,8 @@ class _ConvolutionInput(torch.autograd.Function):
     def forward(ctx, gradient, weight, x, options):
         ctx.save_for_backward(gradient, weight)
         ctx.options = options
-        return aten.convolution_backward(gradient, x, weight, None, *options, [True, False, False])[0]
+        return aten.convolution_backward(gradient, x, weight, None, *options, [True, False, False])[
+            0]
 
     @staticmethod
     @once_differentiable
@@ -139,7 +142,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         query, key, value, output, *inputs = ctx.saved_tensors
-        return *_AttentionGradient.apply(gradient, query, key, value, ctx.scale, (output, inputs)), None
+        return *_AttentionGradient.apply(
+            gradient, query, key, value, ctx.scale, (output, inputs)), None
 
 
 class _AttentionGradient(torch.autograd.Function):

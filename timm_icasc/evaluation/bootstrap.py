@@ -26,7 +26,10 @@ def _mean(counts: np.ndarray, numerator: np.ndarray, weight: np.ndarray) -> np.n
     return np.divide(counts @ numerator, total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
-def _where_both_have_maps(own: ImageRecords, other: ImageRecords) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _where_both_have_maps(
+        own: ImageRecords,
+        other: ImageRecords,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Localisation over those classes of the images of which neither checkpoint's map is zero, names with '_both'."""
     if not own.pairs or not other.pairs:
         return {}
@@ -63,7 +66,8 @@ def compare(
     Raises:
         DataError: The two were not evaluated on the same images.
     """
-    if a.files != b.files or not np.array_equal(a.indices, b.indices) or not np.array_equal(a.targets, b.targets):
+    if a.files != b.files or not np.array_equal(a.indices, b.indices) or not np.array_equal(
+        a.targets, b.targets):
         raise DataError(
             f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared "
             f'in pairs.')
@@ -78,7 +82,8 @@ def compare(
         drawn = np.array([(f(r), g(r)) for r in tqdm(rows, desc=f'bootstrap of {name}', leave=False, disable=None)])
         result[name] = _interval(f(everything), drawn[:, 0], g(everything), drawn[:, 1])
     means_a, means_b = (
-        {**mean_measures(own), **_where_both_have_maps(own, other)} for own, other in ((a, b), (b, a)))
+        {**mean_measures(own), **_where_both_have_maps(own, other)} for own,
+        other in ((a, b), (b, a)))
     counts = np.stack([np.bincount(r, minlength=count) for r in rows]).astype(np.float64)
     for name in [name for name in means_a if name in means_b and (only is None or name in only)]:
         if name == 'box_area':  # of the data, not of a model
@@ -92,7 +97,8 @@ def compare(
 def _interval(a: float, drawn_a: np.ndarray, b: float, drawn_b: np.ndarray) -> dict[str, float]:
     difference = drawn_b - drawn_a
     difference = difference[~np.isnan(difference)]
-    low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(difference) else (np.nan, np.nan)
+    low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(
+        difference) else (np.nan, np.nan)
     above = (difference > 0).mean() + (difference == 0).mean() / 2 if len(difference) else np.nan
     return {
         'a': float(a), 'b': float(b), 'difference': float(b - a), 'low': float(low), 'high': float(high),

@@ -20,7 +20,9 @@ __all__ = [
     'pointing_game', 'transform_geometry',
 ]
 
-COLOUR_ONLY = (MaybeToTensor, MaybePILToTensor, transforms.ToTensor, transforms.PILToTensor, transforms.Normalize)
+COLOUR_ONLY = (
+    MaybeToTensor, MaybePILToTensor, transforms.ToTensor, transforms.PILToTensor,
+    transforms.Normalize)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,10 @@ def transform_geometry(transform: Any, size: tuple[int, int]) -> Geometry:
             x, y = image.size[0] / width, image.size[1] / height
             scale_x, scale_y, left, top = scale_x * x, scale_y * y, left * x, top * y
         elif isinstance(step, (transforms.CenterCrop, CenterCropOrPad)):
-            crop_height, crop_width = (step.size, step.size) if isinstance(step.size, int) else step.size
-            left, top = left + _crop_offset(width, crop_width), top + _crop_offset(height, crop_height)
+            crop_height, crop_width = (step.size, step.size) if isinstance(
+                step.size, int) else step.size
+            left, top = left + _crop_offset(width, crop_width), top + _crop_offset(
+                height, crop_height)
             image = Image.new('L', (crop_width, crop_height))
         else:
             raise DataError(f'boxes cannot be followed through {type(step).__name__} of the evaluation transform.')
@@ -140,7 +144,12 @@ def largest_component_box(region: np.ndarray) -> np.ndarray:
     return np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float64)
 
 
-def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance: float = 0.) -> dict[str, float]:
+def localise(
+        heat: np.ndarray,
+        boxes: np.ndarray,
+        sigma: float = 0.55,
+        tolerance: float = 0.,
+) -> dict[str, float]:
     """Every measure of one map.
 
     Args:
@@ -162,7 +171,8 @@ def localise(heat: np.ndarray, boxes: np.ndarray, sigma: float = 0.55, tolerance
     iou = 0.
     if heat.any():
         region = largest_component_box(heat >= sigma * heat.max())
-        iou = box_iou(torch.from_numpy(region)[None], torch.as_tensor(boxes, dtype=torch.float64)).max().item()
+        truth = torch.as_tensor(boxes, dtype=torch.float64)
+        iou = box_iou(torch.from_numpy(region)[None], truth).max().item()
     return {
         'pointing': pointing_game(heat, boxes, tolerance), 'energy': energy_in_boxes(heat, mask),
         'iou': iou, 'iou50': float(iou >= 0.5), 'no_map': float(not heat.any()), 'box_area': float(mask.mean())}

@@ -127,7 +127,8 @@ def _load_model(
     if weights is None:
         return set_up_model(args)
     state_dict = _read_weights(weights, run)
-    args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (len(names) if names else None)
+    args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (
+        len(names) if names else None)
     model = set_up_model(args)
     # Another image size than in training: position embeddings are resampled as timm does for its own weights.
     resample = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
@@ -136,8 +137,9 @@ def _load_model(
             state_dict = resample(state_dict, model)
         model.load_state_dict(state_dict)
     except (RuntimeError, TypeError) as e:
-        raise ICASCError(f"the weights of '{weights}' do not fit `model={args.model}`: "
-                         f"{' '.join(str(e).split())[:200]}") from e
+        raise ICASCError(
+            f"the weights of '{weights}' do not fit `model={args.model}`: "
+            f"{' '.join(str(e).split())[:200]}") from e
     return model
 
 
@@ -195,8 +197,9 @@ def load_checkpoint(
     if names and len(names) > num_classes:
         raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
     if names and len(names) < num_classes:
-        warnings.warn(f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
-                      f'(`class_map` says otherwise)', stacklevel=2)
+        warnings.warn(
+            f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
+            f'(`class_map` says otherwise)', stacklevel=2)
     config = set_up_data_config(args, model)
     if with_data:
         dataset.transform = create_transform(
@@ -210,8 +213,10 @@ def load_checkpoint(
             raise
         warnings.warn(f'attention is not measured: {e}', stacklevel=2)
     return Checkpoint(
-        label=label or (run.folder.name if run else Path(source).name), source=str(weights or source), run=run,
-        model=model, dataset=dataset, names=names, num_classes=num_classes, data_config=config, layers=layers,
+        label=label or (run.folder.name if run else Path(source).name),
+        source=str(weights or source), run=run,
+        model=model, dataset=dataset, names=names, num_classes=num_classes, data_config=config,
+        layers=layers,
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 
 
@@ -219,7 +224,8 @@ def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[
     """`load_checkpoint` for each, the folder of --icasc-compare standing for its two runs; labels are made unique."""
     expanded: list[str] = []
     for source in sources:
-        runs = find_runs(Path(source)) if not source.startswith(HUB) and Path(source).is_dir() else []
+        runs = find_runs(Path(source)) if not source.startswith(HUB) and Path(
+            source).is_dir() else []
         expanded += [str(run) for run in runs] or [source]
     expanded = list(dict.fromkeys(expanded))
     checkpoints = [load_checkpoint(source, given) for source in expanded]
@@ -238,5 +244,6 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     first = checkpoints[0]
     for other in checkpoints[1:]:
         if len(other.dataset) != len(first.dataset) or other.names != first.names:
-            raise DataError(f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
-                            f'`data_dir` and `dataset`.')
+            raise DataError(
+                f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
+                f'`data_dir` and `dataset`.')

@@ -74,7 +74,8 @@ class _TenCrop:
         places = [i for i, step in enumerate(steps) if isinstance(step, transforms.CenterCrop)]
         if len(places) != 1:
             raise DataError('`ten_crop` needs the crop mode center.')
-        self.before = transforms.Compose([*steps[:places[0]], transforms.TenCrop(steps[places[0]].size)])
+        self.before = transforms.Compose(
+            [*steps[:places[0]], transforms.TenCrop(steps[places[0]].size)])
         self.after = transforms.Compose(steps[places[0] + 1:])
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -107,10 +108,15 @@ def _cooccurring_overlap(maps: torch.Tensor, present: list[list[int]]) -> torch.
     return values
 
 
-def _mean_over_present(values: dict[str, torch.Tensor], present: list[list[int]]) -> dict[str, torch.Tensor]:
+def _mean_over_present(
+        values: dict[str, torch.Tensor],
+        present: list[list[int]],
+) -> dict[str, torch.Tensor]:
     """Means over the present classes, `[B]`, of values `[B, K]` in the rows of `_filled_up`; NaN without one."""
-    return {name: torch.stack([row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
-            for name, value in values.items()}
+    return {
+        name: torch.stack([
+            row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
+        for name, value in values.items()}
 
 
 def _localise_batch(
@@ -148,8 +154,9 @@ def _boxes_by_class(dataset: Dataset, index: int) -> dict[int, np.ndarray]:
 
 def _check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
     if checkpoint.labels is SINGLE and int(targets.max()) >= checkpoint.num_classes:
-        raise TargetError(f'the data set has class {int(targets.max())}, the model of {checkpoint.source} classes 0 '
-                          f'to {checkpoint.num_classes - 1}.')
+        raise TargetError(
+            f'the data set has class {int(targets.max())}, the model of {checkpoint.source} classes 0 '
+            f'to {checkpoint.num_classes - 1}.')
 
 
 def _records(
@@ -160,9 +167,96 @@ def _records(
 ) -> ImageRecords:
     """What every pass over the images gives, from its batches."""
     return ImageRecords(
-        label=checkpoint.label, names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
+        label=checkpoint.label,
+        names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
         indices=np.array(indices), files=[image_name(checkpoint.dataset, i) for i in indices],
         scores=torch.cat(scores).numpy(), targets=torch.cat(targets).numpy())
+
+
+class _Collector:
+    """What is measured of each image, batch by batch."""
+
+    def __init__(
+            self,
+            checkpoint: Checkpoint,
+            config: ICASCConfig,
+            indices: Sequence[int],
+            tolerance: float,
+            layer: str,
+            robustness: bool,
+    ):
+        self.checkpoint, self.config, self.indices = checkpoint, config, indices
+        self.tolerance, self.layer, self.robustness = tolerance, layer, robustness
+        self.transform = checkpoint.dataset.transform
+        self.has_boxes = hasattr(checkpoint.dataset, 'boxes')
+        self.geometries: dict[tuple[int, int], Geometry] = {}
+        self.scores: list[torch.Tensor] = []
+        self.targets: list[torch.Tensor] = []
+        self.columns: dict[str, list[torch.Tensor]] = {}
+        self.pairs: list[dict[str, float]] = []
+
+    def add(
+            self,
+            images: torch.Tensor,
+            sizes: Sequence[torch.Tensor],
+            target: torch.Tensor,
+            rows: list[int],
+    ) -> None:
+        """Measure a batch; `sizes` are the widths and the heights of its images as loaded."""
+        checkpoint, labels = self.checkpoint, self.checkpoint.labels
+        values: dict[str, torch.Tensor] = {}
+        if checkpoint.layers is None:
+            with torch.inference_mode():
+                logits = checkpoint.model(images)
+        else:
+            logits, values = separability(
+                checkpoint.model, images, target, checkpoint.layers, self.config, labels)
+            values.update(self._of_present_classes(images, sizes, labels.present(target), rows))
+        self.scores.append(labels.probabilities(logits).cpu())
+        self.targets.append(target.cpu())
+        for name, column in values.items():
+            self.columns.setdefault(name, []).append(column.cpu().double())
+
+    def _of_present_classes(
+            self,
+            images: torch.Tensor,
+            sizes: Sequence[torch.Tensor],
+            present: list[list[int]],
+            rows: list[int],
+    ) -> dict[str, torch.Tensor]:
+        """Measures of the maps of the present classes, `[B]` each; those of the boxes go to `pairs`."""
+        checkpoint, config = self.checkpoint, self.config
+        several = checkpoint.labels is MULTI
+        drawn, values = _filled_up(present, images.device), {}
+        if self.robustness:
+            values.update(_mean_over_present(map_robustness(
+                checkpoint.model, images, drawn, checkpoint.layers, config.attention, self.layer,
+                config.sigma), present))
+        if several or self.has_boxes:
+            maps = attention_maps(
+                checkpoint.model, images, drawn, method=config.attention, layer=self.layer,
+                layers=checkpoint.layers)
+        if several:
+            values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
+        if self.has_boxes:
+            boxes = [_boxes_by_class(checkpoint.dataset, self.indices[row]) for row in rows]
+            self.pairs += _localise_batch(
+                maps, present, boxes, self._geometries_of(sizes), rows, config.sigma,
+                self.tolerance)
+        return values
+
+    def _geometries_of(self, sizes: Sequence[torch.Tensor]) -> list[Geometry]:
+        batch_sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
+        for size in set(batch_sizes) - set(self.geometries):
+            self.geometries[size] = transform_geometry(self.transform, size)
+        return [self.geometries[size] for size in batch_sizes]
+
+    def records(self) -> ImageRecords:
+        names = self.pairs[0] if self.pairs else ()
+        return replace(
+            _records(self.checkpoint, self.indices, self.scores, self.targets),
+            images={name: torch.cat(parts).numpy() for name, parts in self.columns.items()},
+            pairs={name: np.array([pair[name] for pair in self.pairs]) for name in names})
 
 
 def collect_records(
@@ -188,56 +282,20 @@ def collect_records(
         layer: 'last' or 'inner': whose maps are held against boxes and against those of co-occurring classes.
         robustness: Also hold the present classes' maps against those of the flipped and of the cropped image.
     """
-    config = config or ICASCConfig()
     utils.random_seed(SEED)
-    if checkpoint.device.type == 'cuda':
+    device, dataset = checkpoint.device, checkpoint.dataset
+    if device.type == 'cuda':
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    dataset, labels = checkpoint.dataset, checkpoint.labels
     indices = list(range(len(dataset))) if indices is None else list(indices)
-    has_boxes = hasattr(dataset, 'boxes')
-    geometries: dict[tuple[int, int], Geometry] = {}
-    scores, targets, pairs = [], [], []
-    columns: dict[str, list[torch.Tensor]] = {}
-    transform = dataset.transform
-    with _transformed_by(dataset, _Sized(transform)):
+    collector = _Collector(
+        checkpoint, config or ICASCConfig(), indices, tolerance, layer, robustness)
+    with _transformed_by(dataset, _Sized(dataset.transform)):
         loader = _loader(checkpoint, _Numbered(dataset, indices), checkpoint.batch_size)
-        for (images, sizes), target, rows in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
+        for (images, sizes), target, rows in tqdm(
+                loader, desc=checkpoint.label, leave=False, disable=None):
             _check_targets(target, checkpoint)
-            images, target, rows = images.to(checkpoint.device), target.to(checkpoint.device), rows.tolist()
-            if checkpoint.layers is None:
-                with torch.inference_mode():
-                    logits = checkpoint.model(images)
-                values = {}
-            else:
-                logits, values = separability(
-                    checkpoint.model, images, target, checkpoint.layers, config, labels)
-                present = labels.present(target)
-                drawn = _filled_up(present, target.device)
-                if robustness:
-                    values.update(_mean_over_present(map_robustness(
-                        checkpoint.model, images, drawn, checkpoint.layers, config.attention, layer, config.sigma),
-                        present))
-                if labels is MULTI or has_boxes:
-                    maps = attention_maps(
-                        checkpoint.model, images, drawn, method=config.attention, layer=layer,
-                        layers=checkpoint.layers)
-                if labels is MULTI:
-                    values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
-                if has_boxes:
-                    batch_sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
-                    for size in set(batch_sizes) - set(geometries):
-                        geometries[size] = transform_geometry(transform, size)
-                    pairs += _localise_batch(
-                        maps, present, [_boxes_by_class(dataset, indices[row]) for row in rows],
-                        [geometries[size] for size in batch_sizes], rows, config.sigma, tolerance)
-            scores.append(labels.probabilities(logits).cpu())
-            targets.append(target.cpu())
-            for name, column in values.items():
-                columns.setdefault(name, []).append(column.cpu().double())
-    records = replace(
-        _records(checkpoint, indices, scores, targets),
-        images={name: torch.cat(parts).numpy() for name, parts in columns.items()},
-        pairs={name: np.array([pair[name] for pair in pairs]) for name in (pairs[0] if pairs else ())})
+            collector.add(images.to(device), sizes, target.to(device), rows.tolist())
+    records = collector.records()
     if ten_crop:
         records.ten_crop_scores = _ten_crop_scores(checkpoint, indices)
     return records
@@ -253,17 +311,21 @@ def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> 
     config = ICASCConfig(attention=options.attention, sigma=options.sigma)
     indices = evenly_spaced(checkpoint.dataset, options.images or len(checkpoint.dataset)).indices
     return collect_records(
-        checkpoint, config, indices, options.ten_crop, options.tolerance, options.layer, options.robustness)
+        checkpoint, config, indices, options.ten_crop, options.tolerance, options.layer,
+        options.robustness)
 
 
 @torch.inference_mode()
 def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> ImageRecords:
     """Only the class probabilities of the images, without attention: one plain forward pass."""
     scores, targets = [], []
-    loader = _loader(checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)), checkpoint.batch_size)
+    loader = _loader(
+        checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)),
+        checkpoint.batch_size)
     for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
         _check_targets(target, checkpoint)
-        scores.append(checkpoint.labels.probabilities(checkpoint.model(images.to(checkpoint.device))).cpu())
+        scores.append(
+            checkpoint.labels.probabilities(checkpoint.model(images.to(checkpoint.device))).cpu())
         targets.append(target)
     return _records(checkpoint, indices, scores, targets)
 
@@ -272,8 +334,11 @@ def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> ImageRecords
 def _ten_crop_scores(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarray:
     dataset, scores = checkpoint.dataset, []
     with _transformed_by(dataset, _TenCrop(dataset.transform)):
-        loader = _loader(checkpoint, torch.utils.data.Subset(dataset, list(indices)), -(-checkpoint.batch_size // 10))
+        loader = _loader(
+            checkpoint, torch.utils.data.Subset(dataset, list(indices)),
+            -(-checkpoint.batch_size // 10))
         for crops, _ in tqdm(loader, desc=f'{checkpoint.label}, ten crops', leave=False, disable=None):
             logits = checkpoint.model(crops.flatten(0, 1).to(checkpoint.device))
-            scores.append(checkpoint.labels.probabilities(logits).unflatten(0, crops.shape[:2]).mean(1).cpu())
+            scores.append(
+                checkpoint.labels.probabilities(logits).unflatten(0, crops.shape[:2]).mean(1).cpu())
     return torch.cat(scores).numpy()

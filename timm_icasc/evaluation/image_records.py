@@ -49,8 +49,9 @@ class ImageRecords:
 
 def save_records(path: Path, records: ImageRecords) -> None:
     """Everything that a comparison needs, as one .npz file."""
-    arrays = {'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
-              'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names)}
+    arrays = {
+        'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
+        'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names)}
     if records.ten_crop_scores is not None:
         arrays['ten_crop_scores'] = records.ten_crop_scores
     for group in ('images', 'pairs'):

@@ -42,7 +42,11 @@ def confused_classes(records: ImageRecords) -> np.ndarray:
     return records.labels.most_confusing(records.scores, records.targets)
 
 
-def ks_of(records: ImageRecords, rows: np.ndarray, confused: np.ndarray | None = None) -> KolmogorovSmirnov:
+def ks_of(
+        records: ImageRecords,
+        rows: np.ndarray,
+        confused: np.ndarray | None = None,
+) -> KolmogorovSmirnov:
     """KS statistic over the images `rows`: probabilities of the true classes, and of the image's most confusing one.
 
     Where an image has several classes, each present one is an observation, and so is its highest-scoring absent one.
@@ -52,7 +56,8 @@ def ks_of(records: ImageRecords, rows: np.ndarray, confused: np.ndarray | None =
     highest = records.scores[rows, confused[rows]]
     if records.labels is MULTI:
         highest = highest[(records.targets[rows] == 0).any(1)]
-    return kolmogorov_smirnov(records.labels.true_scores(records.scores, records.targets, rows), highest)
+    return kolmogorov_smirnov(
+        records.labels.true_scores(records.scores, records.targets, rows), highest)
 
 
 def _correct(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
@@ -90,8 +95,9 @@ def mean_measures(records: ImageRecords) -> dict[str, tuple[np.ndarray, np.ndarr
             if records.ten_crop_scores is not None:
                 columns[f'{name}_ten_crop'] = 100 * _correct(records.ten_crop_scores, records.targets, k)
     columns.update(records.images)
-    result = {name: (np.nan_to_num(column), (~np.isnan(column)).astype(np.float64))
-              for name, column in columns.items()}
+    result = {
+        name: (np.nan_to_num(column), (~np.isnan(column)).astype(np.float64))
+        for name, column in columns.items()}
     for name in PAIR_MEASURES if records.pairs else ():
         numerator, weight = np.zeros(len(records.indices)), np.zeros(len(records.indices))
         np.add.at(numerator, records.pairs['image'], records.pairs[name])
@@ -138,9 +144,11 @@ def summarise(records: ImageRecords) -> dict[str, float]:
     values = {}
     if records.labels is MULTI:
         known = records.known  # a head may have more outputs than the data set has classes
-        metrics = multilabel_metrics(records.scores[:, :known], records.targets, records.names[:known])
+        metrics = multilabel_metrics(
+            records.scores[:, :known], records.targets, records.names[:known])
         values = {name: value for name, value in metrics.items() if not name.startswith('AP_')}
-    values.update({name: f(rows) for name, f in curve_measures(records).items() if name not in values})
+    values.update(
+        {name: f(rows) for name, f in curve_measures(records).items() if name not in values})
     values['ks_probability'] = ks_of(records, rows).probability
     for name, (numerator, weight) in mean_measures(records).items():
         values[name] = float(numerator.sum() / weight.sum()) if weight.sum() else np.nan
@@ -157,7 +165,8 @@ def class_table(records: ImageRecords) -> list[dict[str, object]]:
     confused = confused_classes(records)
     known, several = records.known, records.labels is MULTI
     if several:
-        curves = per_class_metrics(records.scores[:, :known], records.targets, records.names[:known])
+        curves = per_class_metrics(
+            records.scores[:, :known], records.targets, records.names[:known])
     else:
         correct = correct_predictions(records)
     for c, name in enumerate(records.names[:known]):
@@ -207,8 +216,9 @@ class Measure:
 
 MEASURES = (
     Measure('top1', 'Top-1 accuracy', 'accuracy', SINGLE, 'the share of images whose true class scores highest'),
-    Measure('mAP', 'Mean average precision', 'mean_average_precision', MULTI,
-            'the area under the interpolated precision-recall curve (VOC 2010 to 2012), averaged over the classes'),
+    Measure(
+        'mAP', 'Mean average precision', 'mean_average_precision', MULTI,
+        'the area under the interpolated precision-recall curve (VOC 2010 to 2012), averaged over the classes'),
 )
 
 

@@ -9,25 +9,32 @@ __all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_ar
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_arguments(parser)
     group = parser.add_argument_group('Evaluation')
-    group.add_argument('--compare', nargs=2, metavar=('A', 'B'),
-                       help='evaluate two checkpoints; differences B - A with 95 %% paired bootstrap intervals')
-    group.add_argument('--resamples', type=int, default=1000, metavar='N',
-                       help='bootstrap resamples (default: %(default)s)')
+    group.add_argument(
+        '--compare', nargs=2, metavar=('A', 'B'),
+        help='evaluate two checkpoints; differences B - A with 95 %% paired bootstrap intervals')
+    group.add_argument(
+        '--resamples', type=int, default=1000, metavar='N',
+        help='bootstrap resamples (default: %(default)s)')
     group.add_argument('--images', type=int, metavar='N', help='only N images, evenly spaced (default: all)')
-    group.add_argument('--ten-crop', action='store_true',
-                       help='also average the probabilities of ten crops (needs --crop-pct below 1 to differ much)')
-    group.add_argument('--robustness', action='store_true',
-                       help="also hold the true classes' maps against those of the flipped and of the cropped image")
+    group.add_argument(
+        '--ten-crop', action='store_true',
+        help='also average the probabilities of ten crops (needs --crop-pct below 1 to differ much)')
+    group.add_argument(
+        '--robustness', action='store_true',
+        help="also hold the true classes' maps against those of the flipped and of the cropped image")
     methods = trainable_methods()
     group.add_argument(
         '--attention', default='ach', choices=list(methods),
         help=f"attention maps: {', '.join(method.title for method in methods.values())} (default: %(default)s)")
-    group.add_argument('--layer', default='last', choices=('last', 'inner'),
-                       help='whose maps are held against boxes and co-occurring classes (default: %(default)s)')
-    group.add_argument('--sigma', type=float, default=0.55,
-                       help='mask threshold, fraction of the maximum, Eq. 4; also of the box (default: %(default)s)')
-    group.add_argument('--tolerance', type=float, default=0., metavar='PIXELS',
-                       help='margin of the pointing game around the boxes (default: %(default)s)')
+    group.add_argument(
+        '--layer', default='last', choices=('last', 'inner'),
+        help='whose maps are held against boxes and co-occurring classes (default: %(default)s)')
+    group.add_argument(
+        '--sigma', type=float, default=0.55,
+        help='mask threshold, fraction of the maximum, Eq. 4; also of the box (default: %(default)s)')
+    group.add_argument(
+        '--tolerance', type=float, default=0., metavar='PIXELS',
+        help='margin of the pointing game around the boxes (default: %(default)s)')
     group.add_argument('--per-class', action='store_true', help='print the table of classes, however long')
     group.add_argument('--output', metavar='DIR', help="folder to write to (default: eval/ in each run's folder)")
 
@@ -50,15 +57,19 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int =
     group.add_argument('--crop-mode', choices=('center', 'squash', 'border'), help='as in train_timm.py')
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, nargs: str | int) -> argparse._ArgumentGroup:
+def add_model_arguments(
+        parser: argparse.ArgumentParser,
+        nargs: str | int,
+) -> argparse._ArgumentGroup:
     """Which checkpoints, and how to run them; returns the group for further options."""
     parser.add_argument(
         'checkpoints', nargs=nargs, metavar='CHECKPOINT',
         help='folder of a run of train_timm.py (of --icasc-compare: both its runs), a checkpoint file (one outside a '
              "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
     group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
-    group.add_argument('--best', action='store_true',
-                       help='the weights of the best epoch, which the validation images have chosen, not of the last')
+    group.add_argument(
+        '--best', action='store_true',
+        help='the weights of the best epoch, which the validation images have chosen, not of the last')
     group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
     group.add_argument('--layers', nargs=2, metavar=('INNER', 'LAST'), help='module paths of the two layers')
     group.add_argument('--img-size', type=int, metavar='N', help='image size')

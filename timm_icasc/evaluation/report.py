@@ -43,8 +43,9 @@ def write_evaluation(folder: Path, records: ImageRecords, content: dict[str, Any
     write_csv(folder / CLASSES, table)
     write_csv(folder / IMAGES, image_rows(records))
     if records.pairs:
-        named = [{'index': int(records.indices[row]), 'file': records.files[row], 'class_name': records.names[c]}
-                 for row, c in zip(records.pairs['image'], records.pairs['class'], strict=True)]
+        named = [
+            {'index': int(records.indices[row]), 'file': records.files[row], 'class_name': records.names[c]}
+            for row, c in zip(records.pairs['image'], records.pairs['class'], strict=True)]
         columns = {name: column for name, column in records.pairs.items() if name not in ('image', 'class')}
         write_csv(folder / PAIRS, [
             {**head, **{name: f'{column[p]:.6g}' for name, column in columns.items()}} for p, head in enumerate(named)])

@@ -17,7 +17,8 @@ CROP = 0.75  # side of the crop as a share of the image's
 
 def central_crop(x: torch.Tensor, share: float = CROP) -> torch.Tensor:
     """The middle of images or maps `[B, K, H, W]`, brought back to their size (bilinear)."""
-    theta = torch.tensor([[share, 0., 0.], [0., share, 0.]], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+    theta = torch.tensor([[share, 0., 0.], [0., share, 0.]], dtype=x.dtype, device=x.device).expand(
+        len(x), -1, -1)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=False)
 
@@ -56,8 +57,9 @@ def transformed_maps(
         return attention_maps(model, x, classes, method=method, layer=layer, layers=layers)
 
     maps = maps_of(images)
-    return {'flip': (maps_of(images.flip(-1)).flip(-1), maps),
-            'crop': (maps_of(central_crop(images)), central_crop(maps))}
+    return {
+        'flip': (maps_of(images.flip(-1)).flip(-1), maps),
+        'crop': (maps_of(central_crop(images)), central_crop(maps))}
 
 
 def map_robustness(
@@ -84,6 +86,7 @@ def map_robustness(
         'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou': `[B, K]` each, likeness of the pairs of
         `transformed_maps`: histogram intersection (`losses.attention_overlap`) and `region_iou`, 1 for equal maps.
     """
-    return {f'{name}_{measure}': value
-            for name, (a, b) in transformed_maps(model, images, classes, layers, method, layer).items()
-            for measure, value in (('overlap', attention_overlap(a, b)), ('iou', region_iou(a, b, sigma)))}
+    return {
+        f'{name}_{measure}': value
+        for name, (a, b) in transformed_maps(model, images, classes, layers, method, layer).items()
+        for measure, value in (('overlap', attention_overlap(a, b)), ('iou', region_iou(a, b, sigma)))}

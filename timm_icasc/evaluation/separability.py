@@ -38,14 +38,16 @@ def separability(
         absent class.
     """
     config = config.with_weights(1.)
-    output = icasc_forward(model, images, target, layers, config, inference=True, multilabel=labels is MULTI)
+    output = icasc_forward(
+        model, images, target, layers, config, inference=True, multilabel=labels is MULTI)
     values = dict(output.terms)
     for place in ('inner', 'last'):
         values[f'overlap_{place}'] = attention_overlap(
             output.maps[f'target_{place}'], output.maps[f'confused_{place}'])
     values['zero_maps'] = torch.stack([m.sum((1, 2)) == 0 for m in output.maps.values()]).any(0).float()
     valid = output.classes.valid
-    return output.logits, {name: torch.where(valid, value, torch.nan) for name, value in values.items()}
+    return output.logits, {
+        name: torch.where(valid, value, torch.nan) for name, value in values.items()}
 
 
 def evaluate_attention(
@@ -78,7 +80,8 @@ def evaluate_attention(
     with evaluation_mode(model):
         for images, target in batches:
             resolved = resolve_layers(model, layers, input_size(images))
-            _, values = separability(model, images, target, resolved, config or ICASCConfig(), labels)
+            _, values = separability(
+                model, images, target, resolved, config or ICASCConfig(), labels)
             for name, value in values.items():
                 columns.setdefault(name, []).append(value)
     return {name: torch.cat(values).nanmean().item() for name, values in columns.items()}

@@ -31,7 +31,8 @@ class PatchGrid(NamedTuple):
         height, width = (int(n) + 1 for n in coordinates.amax((0, 1)))
         index = (coordinates[..., 0] * width + coordinates[..., 1])[:, :, None].expand_as(tokens)
         grid = tokens.new_zeros(len(tokens), height * width, tokens.shape[2])
-        return grid.scatter_add(1, index, tokens * valid).transpose(1, 2).unflatten(2, (height, width))
+        return grid.scatter_add(1, index, tokens * valid).transpose(1, 2).unflatten(
+            2, (height, width))
 
 
 # A batch `[B, 3, height, width]`, or timm's NaFlex dictionary of 'patches', 'patch_coord' and 'patch_valid'.
@@ -102,7 +103,8 @@ class FeatureLayer:
 
     def get(self, output: Any) -> torch.Tensor:
         """The feature in the output of the tapped module."""
-        return output if isinstance(output, torch.Tensor) else tree_flatten(output)[0][self.output_index]
+        return output if isinstance(output, torch.Tensor) else tree_flatten(output)[0][
+            self.output_index]
 
     def replace(self, output: Any, feature: torch.Tensor) -> Any:
         """The output of the tapped module with `feature` in place of its own."""

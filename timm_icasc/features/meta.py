@@ -79,7 +79,9 @@ class RememberShapes(TorchDispatchMode):
             result = func(*args, **kwargs)
             leaves = [result] if isinstance(result, torch.Tensor) else list(result)
             if all(x is None or x.is_meta for x in leaves):
-                shapes = [None if x is None else _Shape(tuple(x.shape), x.stride(), x.dtype) for x in leaves]
+                shapes = [
+                    None if x is None else _Shape(tuple(x.shape), x.stride(), x.dtype)
+                    for x in leaves]
                 self._answers[key] = shapes if leaves[0] is not result else shapes[0]
             return result
         if kind == 'in place':

@@ -37,7 +37,8 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and torch.compile wrappers."""
     while True:
         inner = getattr(model, '_orig_mod', None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if inner is None:
             return model

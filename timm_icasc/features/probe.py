@@ -61,7 +61,8 @@ class Probe:
         parameter = next(model.parameters(), torch.empty(0))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
-        self._images = random_tensor((2, *input_size), generator).to(parameter.device, parameter.dtype)
+        self._images = random_tensor((2, *input_size), generator).to(
+            parameter.device, parameter.dtype)
         # Heads and norms that start at zero (timm's zero_init_last) would hide every gradient; the probe sees random
         # values in their place.
         self._random_weights = {} if self.on_meta else {
@@ -84,17 +85,25 @@ class Probe:
                 leaves, structure = tree_flatten(output)
                 features = [_is_feature(x) for x in leaves]
                 # An alias tells what is used once the module has returned from what is used inside it alone.
-                leaves = [x.view_as(x) if feature else x for x, feature in zip(leaves, features, strict=True)]
+                leaves = [
+                    x.view_as(x) if feature else x for x,
+                    feature in zip(leaves, features, strict=True)]
                 number = self.calls[path].number + 1 if path in self.calls else 0
                 self.calls[path] = Call(
                     path, began[path].pop(), self._clock, number,
                     [x if feature else None for x, feature in zip(leaves, features, strict=True)],
-                    [x._version if feature else 0 for x, feature in zip(leaves, features, strict=True)])
+                    [
+                        x._version if feature else 0
+                        for x, feature in zip(leaves, features, strict=True)])
                 return tree_unflatten(leaves, structure)
             return hook
 
-        handles = [module.register_forward_pre_hook(before(path)) for path, module in model.named_modules() if path]
-        handles += [module.register_forward_hook(after(path)) for path, module in model.named_modules() if path]
+        handles = [
+            module.register_forward_pre_hook(before(path)) for path,
+            module in model.named_modules() if path]
+        handles += [
+            module.register_forward_hook(after(path)) for path,
+            module in model.named_modules() if path]
         try:
             self.logits = self._forward(self._images.requires_grad_(), self._random_weights)
         finally:
@@ -120,16 +129,23 @@ class Probe:
                 f'{type(model).__name__} does not return class logits [B, C] but {got}; '
                 f'create it with num_classes >= 2 and without features_only.')
 
-    def candidates(self, path: str, channels: int | None = None, prefix_tokens: int = 0) -> list[FeatureLayer]:
+    def candidates(
+            self,
+            path: str,
+            channels: int | None = None,
+            prefix_tokens: int = 0,
+    ) -> list[FeatureLayer]:
         """The features with a spatial grid that the module puts out, on the path to the logits or not."""
         candidates = []
-        for index, (x, version) in enumerate(zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
+        for index, (x, version) in enumerate(
+            zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
             if x is not None:
                 layer = read_layout(path, x.shape, self.image_size, channels, prefix_tokens, index)
             if layer is not None:
                 candidates.append(replace(
-                    layer, modified_in_place=x._version != version, **self._own_order(layer, self.calls[path])))
+                    layer, modified_in_place=x._version != version,
+                    **self._own_order(layer, self.calls[path])))
         return candidates
 
     def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any]:
@@ -141,7 +157,8 @@ class Probe:
             if re.fullmatch(r'blocks\.\d+', path) and block.began <= call.ended]
         num_tokens = call.outputs[layer.output_index].shape[1]
         try:
-            order = self.model.reroll(torch.arange(num_tokens)[None, :, None], max(blocks, default=0))[0, ..., 0]
+            order = self.model.reroll(
+                torch.arange(num_tokens)[None, :, None], max(blocks, default=0))[0, ..., 0]
         except RuntimeError:  # not the tokens that this block hands on
             return {}
         return {'prefix_tokens': 0, 'grid': tuple(order.shape), 'token_order': tuple(order.flatten().tolist())}
@@ -162,10 +179,12 @@ class Probe:
     def _gradient(self, layer: FeatureLayer) -> torch.Tensor | None:
         """Gradient of the logits, weighted at random, with respect to the feature; None where it is off the path."""
         if not self._gradients:
-            features = {id(x): x for call in self.calls.values() for x in call.outputs if x is not None}
+            features = {
+                id(x): x for call in self.calls.values() for x in call.outputs if x is not None}
             with evaluation_mode(self.model):  # gradient checkpointing runs modules again
                 self._gradients = dict(zip(features, torch.autograd.grad(
-                    self.logits, list(features.values()), self._cotangent, allow_unused=True), strict=True))
+                    self.logits, list(features.values()), self._cotangent, allow_unused=True),
+                    strict=True))
         return self._gradients[id(self._feature(layer))]
 
     def nonzero_share(self, layer: FeatureLayer) -> float:
@@ -173,7 +192,8 @@ class Probe:
         if layer not in self._shares:
             gradient = None
             if self.is_on_path(layer):
-                gradient = self._materialized_gradient(layer) if self.on_meta else self._gradient(layer)
+                gradient = self._materialized_gradient(layer) if self.on_meta else self._gradient(
+                    layer)
             self._shares[layer] = 0. if gradient is None else (
                 layer.to_nchw(gradient, self.image_size) != 0).any(1).float().mean().item()
         return self._shares[layer]

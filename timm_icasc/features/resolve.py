@@ -60,7 +60,8 @@ class _Resolver:
         ends = [f for f in blocks if f.grid == blocks[0].grid]
         pairs = []
         for last in ends:
-            finer = next((f for f in blocks if _is_finer(f, last) and self._is_stage_before(f, last)), None)
+            finer = next(
+                (f for f in blocks if _is_finer(f, last) and self._is_stage_before(f, last)), None)
             pairs += [ICASCLayers(finer, last)] if finer is not None else []
         for inner, last in sorted(pairs, key=lambda pair: math.prod(pair.inner.grid)):
             if self.probe.nonzero_share(last) and self.probe.is_reached(inner):
@@ -100,7 +101,8 @@ class _Resolver:
         """`path`, if it was called, then the child that ended last inside it, that one's child, and so on."""
         children = self._called_children(path)
         here = [path] if path in self.probe.calls else []
-        return here + (self._tails(max(children, key=lambda c: self.probe.calls[c].ended)) if children else [])
+        return here + (
+            self._tails(max(children, key=lambda c: self.probe.calls[c].ended)) if children else [])
 
     def _latest_first(self) -> list[str]:
         return sorted(self.probe.calls, key=lambda path: self.probe.calls[path].ended, reverse=True)
@@ -117,7 +119,8 @@ class _Resolver:
             candidates = [r for p in inside for r in self.probe.candidates(p, entry.get('num_chs'), self.prefix_tokens)]
             # What is off the path (the patches of a head that reads the class token) still says where to step back.
             features.append(min(candidates, default=None, key=lambda r: (
-                math.prod(r.grid) == 1, self._scale_mismatch(r, entry), not self.probe.is_on_path(r))))
+                math.prod(r.grid) == 1, self._scale_mismatch(r, entry),
+                not self.probe.is_on_path(r))))
         if not features or features[-1] is None:
             return []
         # A single point is no map: small images leave the last stages of common networks without a grid.
@@ -132,7 +135,7 @@ class _Resolver:
         """Every feature that a block (a module with children) puts out, the deepest first."""
         for path in self._latest_first():
             if any(self.modules[path].children()):
-                yield from (candidate for candidate in self._candidates(path) if math.prod(candidate.grid) > 1)
+                yield from (c for c in self._candidates(path) if math.prod(c.grid) > 1)
 
     def _series(self, layer: FeatureLayer) -> list[FeatureLayer]:
         """The blocks of one kind, one after the other, that end in `layer` (itself last): a stage, seen from inside."""
@@ -141,9 +144,10 @@ class _Resolver:
             kin = [
                 p for p, call in self.probe.calls.items() if p.rpartition('.')[0] == parent and call.ended <= ended
                 and type(self.modules[p]) is type(self.modules[path])]
+            wanted = (layer.grid, layer.output_index, layer.channels)
             series = [
-                r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended) for r in self._candidates(p)
-                if (r.grid, r.output_index, r.channels) == (layer.grid, layer.output_index, layer.channels)]
+                r for p in sorted(kin, key=lambda p: self.probe.calls[p].ended)
+                for r in self._candidates(p) if (r.grid, r.output_index, r.channels) == wanted]
             if len(series) > 1:
                 return series
         return []
@@ -151,7 +155,8 @@ class _Resolver:
     def _before(self, last: FeatureLayer) -> Iterator[FeatureLayer]:
         """Features to step back to from `last`, at its resolution, the nearest first."""
         yield from self._series(last)[-2::-1]
-        yield from (f for f in self._ended_last() if self._precedes(f, last) and f.grid == last.grid)
+        yield from (
+            f for f in self._ended_last() if self._precedes(f, last) and f.grid == last.grid)
 
     def _precedes(self, layer: FeatureLayer, other: FeatureLayer) -> bool:
         return self.probe.calls[layer.path].ended < self.probe.calls[other.path].began
@@ -161,7 +166,8 @@ class _Resolver:
         parents = [layer.path[:i] for i, letter in enumerate(layer.path) if letter == '.']
         began = self.probe.calls[last.path].began
         return self._precedes(layer, last) and not any(
-            parent in self.probe.calls and self.probe.calls[parent].ended < began for parent in parents)
+            parent in self.probe.calls and self.probe.calls[parent].ended < began
+            for parent in parents)
 
     def _inner(self, stages: list[FeatureLayer], last: FeatureLayer) -> FeatureLayer | None:
         for feature in (f for f in stages[::-1] if _is_finer(f, last)):
@@ -174,7 +180,8 @@ class _Resolver:
         """The inner layer of an isotropic model, whose features are `series`."""
         depth = math.ceil(ISOTROPIC_INNER_DEPTH * len(series)) - 1
         # By the end, not by the beginning: a container that ends in `last` has the whole series inside.
-        earlier = [f for f in series[:depth + 1] if self.probe.calls[f.path].ended < self.probe.calls[last.path].ended]
+        end = self.probe.calls[last.path].ended
+        earlier = [f for f in series[:depth + 1] if self.probe.calls[f.path].ended < end]
         return next(filter(self.probe.is_reached, earlier[::-1]), None)
 
 
@@ -208,7 +215,8 @@ def _resolve_explicit(
         paths: Sequence[str],
         input_size: tuple[int, int, int],
 ) -> ICASCLayers:
-    if not (isinstance(paths, (list, tuple)) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
+    is_pair = isinstance(paths, (list, tuple)) and len(paths) == 2
+    if not is_pair or not all(isinstance(path, str) for path in paths):
         raise LayerResolutionError(
             f'layers must be two module paths, (inner, last), or the answer of resolve_layers, got {paths!r}.')
     modules = _check_paths(model, paths)

@@ -17,7 +17,11 @@ from .module_state import is_checkpointing, unwrap_model
 __all__ = ['capture_features']
 
 
-def _check_called(model: nn.Module, layers: Sequence[FeatureLayer], features: dict[str, torch.Tensor]) -> None:
+def _check_called(
+        model: nn.Module,
+        layers: Sequence[FeatureLayer],
+        features: dict[str, torch.Tensor],
+) -> None:
     for layer in layers:
         if layer.path not in features:
             raise LayerResolutionError(

@@ -50,7 +50,8 @@ class Page:
     def __init__(self, width: int, height: int):
         self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor='white')
         self.renderer = FigureCanvasAgg(self.figure).get_renderer()
-        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        self.axes = self.figure.add_axes(
+            (0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         self.axes.set_axis_off()
 
     def image(self, rgb: np.ndarray, left: int, top: int, width: int, height: int) -> None:
@@ -134,7 +135,8 @@ class Grid:
     ):
         self.block_width, self.caption = block_width, caption
         self.cell_height = max(1, round(CELL * size[0] / size[1]))
-        self.header = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE][:heading_lines]
+        self.header = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE][
+            :heading_lines]
         first = self.header[-1] + 2 * ROW_GAP + title_lines * LINE
         row_height = title_lines * LINE + self.cell_height + SMALL_LINE + ROW_GAP
         self.tops = [first + row * row_height for row in range(rows)]
@@ -158,7 +160,8 @@ class Grid:
     def titles(self, lines: Sequence[str], row: int, left: int, **style: str) -> None:
         """The lines of text above a picture."""
         for above, text in enumerate(reversed(lines)):
-            self.page.text(text, left + CELL / 2, self.tops[row] - above * LINE - DESCENT, CELL, **style)
+            self.page.text(
+                text, left + CELL / 2, self.tops[row] - above * LINE - DESCENT, CELL, **style)
 
     def picture(self, rgb: np.ndarray, row: int, left: int, framed: bool = False) -> None:
         self.page.image(rgb, left, self.tops[row], CELL, self.cell_height)
@@ -191,8 +194,10 @@ def check_format(path: Path) -> None:
 
 def displayed(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Undo the normalisation of images `[N, 1 or 3, h, w]`: `[N, h, w, 3]` in [0, 1]."""
-    mean, std = (torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-    return (images.detach().float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    mean, std = (
+        torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    return (images.detach().float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1).permute(
+        0, 2, 3, 1).numpy()
 
 
 def grey(colors: np.ndarray) -> np.ndarray:

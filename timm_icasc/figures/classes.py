@@ -49,13 +49,17 @@ def classes_figure(
     columns = [(checkpoint, name) for checkpoint in checkpoints for name in methods]
     images, targets = load_items(first, indices)
     colors = colors_of(first, images)
-    topk = min(topk, *(c.num_classes for c in checkpoints)) if len(checkpoints) > 1 else min(topk, first.num_classes)
+    topk = min(topk, *(c.num_classes for c in checkpoints)) if len(checkpoints) > 1 else min(
+        topk, first.num_classes)
     caption = [line.format(score=first.labels.score) for line in CAPTION]
-    grid = Grid(colors.shape[1:3], len(indices), len(columns), topk * CELL + (topk - 1) * PAIR_GAP,
-                heading_lines=1, title_lines=2, caption=caption)
+    grid = Grid(
+        colors.shape[1:3], len(indices), len(columns), topk * CELL + (topk - 1) * PAIR_GAP,
+        heading_lines=1, title_lines=2, caption=caption)
     for row, (index, truth) in enumerate(zip(indices, first.labels.present(targets), strict=True)):
-        grid.page.text(image_name(first.dataset, index), MARGIN + CELL / 2, grid.tops[row] - LINE - DESCENT, CELL,
-                       style='italic')
+        grid.page.text(
+            image_name(first.dataset, index), MARGIN + CELL / 2, grid.tops[row] - LINE - DESCENT,
+            CELL,
+            style='italic')
         grid.titles([', '.join(map(first.class_name, truth))], row, MARGIN)
         grid.picture(colors[row], row, MARGIN)
     for column, (checkpoint, name) in enumerate(columns):
@@ -65,8 +69,9 @@ def classes_figure(
             for k, view in enumerate(views):
                 left = grid.block_left(column) + k * (CELL + PAIR_GAP)
                 mark = '\u2717 ' if view.rank == 1 and not view.truth else ''
-                grid.titles([f'{mark}{view.name}', f'{view.probability:.1%}'], row, left,
-                            weight='bold' if view.rank == 1 else 'normal')
+                grid.titles(
+                    [f'{mark}{view.name}', f'{view.probability:.1%}'], row, left,
+                    weight='bold' if view.rank == 1 else 'normal')
                 grid.picture(overlay(greys[row], view.heat), row, left, framed=view.truth)
                 grid.note(_note(view, topk), row, left)
     return grid.save(path)

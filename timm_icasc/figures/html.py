@@ -67,8 +67,9 @@ def _picture(pixels: np.ndarray) -> str:
 
 def _figure(picture: str, caption: Sequence[str], classes: Sequence[str] = ()) -> str:
     lines = '<br>'.join(html.escape(line) for line in caption)
-    return (f'<figure class="{" ".join(classes)}"><img alt="{html.escape(", ".join(caption), quote=True)}" '
-            f'loading="lazy" src="{picture}"><figcaption>{lines}</figcaption></figure>')
+    return (
+        f'<figure class="{" ".join(classes)}"><img alt="{html.escape(", ".join(caption), quote=True)}" '
+        f'loading="lazy" src="{picture}"><figcaption>{lines}</figcaption></figure>')
 
 
 def _class_figure(view: ClassView, gray: np.ndarray) -> str:
@@ -133,14 +134,17 @@ def browsing_page(
         colors = colors_of(first, images)
         greys = [grey(colors_of(c, load_items(c, batch)[0])) for c in checkpoints]
         views = [view_classes(c, batch, topk, method, layer) for c in checkpoints]
-        for row, (index, truth) in enumerate(zip(batch, first.labels.present(targets), strict=True)):
+        for row, (index, truth) in enumerate(
+            zip(batch, first.labels.present(targets), strict=True)):
             names = [first.class_name(c) for c in truth]
             seen.update(names)
             sections.append(_section(
-                checkpoints, image_name(first.dataset, index), names, colors[row], [gray[row] for gray in greys],
+                checkpoints, image_name(first.dataset, index), names, colors[row],
+                [gray[row] for gray in greys],
                 [v[row] for v in views]))
     options = ''.join(f'<option>{html.escape(name)}</option>' for name in sorted(seen))
-    scale = _picture(np.repeat(overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None]), 12, axis=0))
+    colors = overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None])
+    scale = _picture(np.repeat(colors, 12, axis=0))
     title = html.escape(' and '.join(c.label for c in checkpoints))
     page = f'''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Attention of {title}</title><style>{STYLE}</style></head><body>

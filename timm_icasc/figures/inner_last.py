@@ -5,7 +5,18 @@ from pathlib import Path
 from ..attention import METHODS
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
-from .canvas import CELL, DESCENT, LAYER_GAP, MARGIN, PAIR_GAP, PAIR_WIDTH, Grid, check_format, grey, overlay
+from .canvas import (
+    CELL,
+    DESCENT,
+    LAYER_GAP,
+    MARGIN,
+    PAIR_GAP,
+    PAIR_WIDTH,
+    Grid,
+    check_format,
+    grey,
+    overlay,
+)
 from .views import colors_of, load_items, view_layers
 
 __all__ = ['layers_figure']
@@ -38,9 +49,10 @@ def layers_figure(
     first = checkpoints[0]
     colors = colors_of(first, load_items(first, indices)[0])
     caption = [line.format(score=first.labels.score) for line in CAPTION]
-    grid = Grid(colors.shape[1:3], len(indices), len(checkpoints),
-                len(methods) * PAIR_WIDTH + (len(methods) - 1) * LAYER_GAP,
-                heading_lines=3, title_lines=1, caption=caption)
+    grid = Grid(
+        colors.shape[1:3], len(indices), len(checkpoints),
+        len(methods) * PAIR_WIDTH + (len(methods) - 1) * LAYER_GAP,
+        heading_lines=3, title_lines=1, caption=caption)
     for row, index in enumerate(indices):
         grid.titles([image_name(first.dataset, index)], row, MARGIN, style='italic')
         grid.picture(colors[row], row, MARGIN)
@@ -55,8 +67,9 @@ def layers_figure(
             classes, views = view_layers(checkpoint, indices, method, sigma)
             for row, (index, view) in enumerate(zip(classes, views, strict=True)):
                 if not m:
-                    grid.page.text(f'{checkpoint.class_name(index)}, {view.probability:.1%}', left,
-                                   grid.tops[row] - DESCENT, grid.block_width, align='left')
+                    grid.page.text(
+                        f'{checkpoint.class_name(index)}, {view.probability:.1%}', left,
+                        grid.tops[row] - DESCENT, grid.block_width, align='left')
                 for k, heat in enumerate((view.inner, view.last)):
                     grid.picture(overlay(greys[row], heat), row, left + k * (CELL + PAIR_GAP))
                 missing = view.overlap != view.overlap

@@ -63,10 +63,15 @@ def _run(
     with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
         return icasc_forward(
-            model, images, targets.to(images.device), resolved, config, inference=True, multilabel=labels is MULTI)
+            model, images, targets.to(images.device), resolved, config, inference=True,
+            multilabel=labels is MULTI)
 
 
-def _shared_scale(target_map: torch.Tensor, confused_map: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def _shared_scale(
+        target_map: torch.Tensor,
+        confused_map: torch.Tensor,
+        size: tuple[int, int],
+) -> np.ndarray:
     """Two maps `[N, H, W]` at image size, divided by the larger of their maxima: `[2, N, h, w]` in [0, 1]."""
     pair = to_size(torch.stack([target_map, confused_map]), size)
     maximum = pair.amax((0, 2, 3))[:, None, None]
@@ -88,14 +93,16 @@ def _check(
         raise ValueError(
             f'images must be [N, channels, height, width] with N >= 1 and 1 or 3 channels, got {tuple(images.shape)}.')
     labels = kind_of(targets)
-    if targets.ndim not in (1, 2) or targets.is_floating_point() != (labels is MULTI) or len(targets) != len(images):
+    if targets.ndim not in (1, 2) or targets.is_floating_point() != (labels is MULTI) or len(
+        targets) != len(images):
         raise ValueError(
             f'targets must be {len(images)} class indices, one per image, or floating point [{len(images)}, C] for '
             f'multi-label images, got {targets.dtype} {tuple(targets.shape)}.')
     if len(mean) != images.shape[1] or len(std) != images.shape[1]:
         raise ValueError(
             f'mean and std must have {images.shape[1]} values, one for each channel, got {len(mean)} and {len(std)}.')
-    if class_names is not None and labels is SINGLE and not 0 <= targets.min() <= targets.max() < len(class_names):
+    if class_names is not None and labels is SINGLE and not (
+            0 <= targets.min() <= targets.max() < len(class_names)):
         raise ValueError(f'targets must lie in 0 to {len(class_names) - 1}, the classes named, got {targets.tolist()}.')
     check_format(path)
 
@@ -121,7 +128,8 @@ def _titles(
     probabilities = labels.probabilities(output.logits.cpu())
     predicted = labels.predicted(probabilities)
     titles = {which: [] for which in WHICH}
-    for which, chosen in zip(WHICH, (present, output.classes.confused.argmax(1)[:, None].tolist()), strict=True):
+    for which, chosen in zip(
+        WHICH, (present, output.classes.confused.argmax(1)[:, None].tolist()), strict=True):
         for row, classes in enumerate(chosen):
             hit = bool(predicted[row, classes].any())
             mark = '\u2717 ' if hit and which == 'confused' else ''
@@ -203,15 +211,18 @@ def attention_figure(
     path.parent.mkdir(parents=True, exist_ok=True)
     config = (config or ICASCConfig()).with_weights(1.)
     labels = kind_of(targets)
-    outputs = {label: _run(model, images, targets, config, layers, labels) for label, model in models.items()}
+    outputs = {
+        label: _run(model, images, targets, config, layers, labels) for label,
+        model in models.items()}
     names = _names(outputs, class_names)
     colors = displayed(images, mean, std)
     greys = grey(colors)
     # The classes that a map stands for: one, or all that are present.
     present = labels.present(targets)
 
-    grid = Grid(colors.shape[1:3], len(images), len(models), 2 * PAIR_WIDTH + LAYER_GAP, heading_lines=3,
-                title_lines=2, caption=CAPTION[labels])
+    grid = Grid(
+        colors.shape[1:3], len(images), len(models), 2 * PAIR_WIDTH + LAYER_GAP, heading_lines=3,
+        title_lines=2, caption=CAPTION[labels])
     _draw_images(grid, colors, [', '.join(names[c] for c in classes) for classes in present])
     for column, (label, output) in enumerate(outputs.items()):
         grid.label(label, column)

@@ -60,8 +60,9 @@ class LayerView:
 def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Images `[N, channels, h, w]` on the model's device, and their targets."""
     items = [checkpoint.dataset[i] for i in indices]
-    return (torch.stack([image for image, _ in items]).to(checkpoint.device),
-            torch.stack([torch.as_tensor(target) for _, target in items]))
+    return (
+        torch.stack([image for image, _ in items]).to(checkpoint.device),
+        torch.stack([torch.as_tensor(target) for _, target in items]))
 
 
 def colors_of(checkpoint: Checkpoint, images: torch.Tensor) -> np.ndarray:
@@ -99,7 +100,8 @@ def view_classes(
         others = [c for c in row[:topk] if c not in truth][:topk - len(below) - len(kept)]
         chosen.append(sorted(kept + others, key=row.index) + below)
     maps = attention_maps(
-        checkpoint.model, images, torch.tensor(chosen, device=images.device), method=method, layer=layer,
+        checkpoint.model, images, torch.tensor(chosen, device=images.device), method=method,
+        layer=layer,
         layers=checkpoint.layers).cpu()
     heats = _own_scale(maps, tuple(images.shape[-2:]))
     views = []
@@ -110,9 +112,11 @@ def view_classes(
             others = [j for j in own if j != k]
             overlap = None
             if others and (c not in truth or checkpoint.labels is MULTI):
-                overlap = attention_overlap(maps[n, [k] * len(others)], maps[n, others]).max().item()
+                overlap = attention_overlap(
+                    maps[n, [k] * len(others)], maps[n, others]).max().item()
             rows.append(ClassView(
-                c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1, c in truth,
+                c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1,
+                c in truth,
                 heats[n, k], overlap))
         views.append(rows)
     return views
@@ -133,16 +137,19 @@ def view_layers(
     with torch.inference_mode():
         logits = checkpoint.model(images).float().cpu()
     scores = checkpoint.labels.probabilities(logits)
-    classes = [max(truth or range(len(row)), key=lambda c, row=row: row[c])
-               for truth, row in zip(checkpoint.labels.present(targets), logits.tolist(), strict=True)]
+    classes = [
+        max(truth or range(len(row)), key=lambda c, row=row: row[c])
+        for truth, row in zip(checkpoint.labels.present(targets), logits.tolist(), strict=True)]
     drawn = torch.tensor(classes, device=images.device)[:, None]
     maps = {
         layer: attention_maps(
-            checkpoint.model, images, drawn, method=method, layer=layer, layers=checkpoint.layers).cpu()
+            checkpoint.model, images, drawn, method=method, layer=layer,
+            layers=checkpoint.layers).cpu()
         for layer in ('inner', 'last')}
     heats = {layer: _own_scale(values, tuple(images.shape[-2:])) for layer, values in maps.items()}
     inner, last = maps['inner'][:, 0], maps['last'][:, 0]
-    inside = -attention_consistency(inner, resize_mask(target_mask(last, sigma), inner.shape[-2:]), theta=0.)
+    inside = -attention_consistency(
+        inner, resize_mask(target_mask(last, sigma), inner.shape[-2:]), theta=0.)
     overlap = attention_overlap(inner, resize_mask(last, inner.shape[-2:]))
     return classes, [
         LayerView(scores[n, c].item(), heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())

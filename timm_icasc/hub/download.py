@@ -77,7 +77,8 @@ def _download(
     check_reachable(where)
     api = HfApi(library_name='timm_icasc', library_version=__version__)
     with one_line_errors(where), request_timeout(ANSWER_SECONDS):
-        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
+        info = api.model_info(
+            repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
         files = {file.rfilename: file for file in info.siblings}
         if CONFIG not in files:
             _refuse_without_safetensors(files, where)

@@ -193,7 +193,8 @@ def one_line_errors(where: str) -> Iterator[None]:
         raise
     except Exception as e:
         # 'Error while uploading', from the thread of the upload, hides what went wrong.
-        said = _cause_and_remedy(e.__cause__ if isinstance(e, RuntimeError) and e.__cause__ is not None else e)
+        said = _cause_and_remedy(
+            e.__cause__ if isinstance(e, RuntimeError) and e.__cause__ is not None else e)
         if said is None:
             raise
         raise HubError(f"{where}: {said.rstrip('.')}.") from e

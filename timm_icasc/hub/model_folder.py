@@ -73,7 +73,11 @@ class _OnDisk(Mapping):
         return len(self.names)
 
 
-def write_weights(state_dict: Mapping[str, torch.Tensor], provenance: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def write_weights(
+        state_dict: Mapping[str, torch.Tensor],
+        provenance: Mapping[str, Any],
+        path: Path,
+) -> dict[str, Any]:
     """Write a safetensors file; equal weights and provenance make equal bytes.
 
     Args:
@@ -204,13 +208,16 @@ def check_folder(
     except SafetensorError as e:
         raise DamagedError(f'{where}: {WEIGHTS} is damaged or no safetensors file ({e}); fetch it again.') from e
     try:
-        wanted = {name: tuple(tensor.shape) for name, tensor in build_model(Path(folder)).state_dict().items()}
+        wanted = {
+            name: tuple(tensor.shape) for name,
+            tensor in build_model(Path(folder)).state_dict().items()}
     except Exception as e:  # whatever an architecture says to arguments that are not its own
         raise HubError(
             f"{where}: timm {timm.__version__} cannot build '{config['architecture']}' as {CONFIG} asks "
             f"({' '.join(str(e).split())[:200]}); {_other_timm(ours)}.") from e
     if shapes != wanted:
-        wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+        wrong = sorted(
+            name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
         raise HubError(
             f"{where}: the weights do not fit '{config['architecture']}' of timm {timm.__version__}: "
             f"{len(wrong)} differ, first {wrong[0]} (file: {shapes.get(wrong[0])}, model: "

@@ -74,7 +74,9 @@ class WeightTag:
         """As timm's registry takes it."""
         kind = type(timm.get_pretrained_cfg('resnet18'))
         known = {field.name for field in dataclasses.fields(kind)}
-        entries = {name: tuple(value) if isinstance(value, list) else value for name, value in self.config.items()}
+        entries = {
+            name: tuple(value) if isinstance(value, list) else value for name,
+            value in self.config.items()}
         source = {'file': str(self.shipped / 'model.safetensors')} if self.shipped is not None else \
             {'hf_hub_id': f"{self.hub['repo_id']}@{self.hub['revision']}", 'hf_hub_filename': 'model.safetensors'}
         return kind(**{name: value for name, value in entries.items() if name in known and 'hub' not in name}, **source)

@@ -88,7 +88,8 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Uplo
                 f'{where}: the repo is there, and public; make it private on its page, or leave `private` '
                 f'out.')
         commit = api.create_commit(
-            repo_id, [CommitOperationAdd(name, files[name]) for name in sorted(files)], parent_commit=before.sha,
+            repo_id, [CommitOperationAdd(name, files[name]) for name in sorted(files)],
+            parent_commit=before.sha,
             commit_message=f'Weights, configuration and card (timm_icasc {__version__})').oid
     hashes = {name: file_sha256(path) for name, path in files.items()}
     _compare(repo_id, commit, hashes)
@@ -121,5 +122,6 @@ def _compare(repo_id: str, commit: str, hashes: dict[str, str]) -> None:
             raise HubError(different.format(where, WEIGHTS)) from e
         with one_line_errors(where), request_timeout(ANSWER_SECONDS):
             for name in hashes.keys() - {WEIGHTS}:
-                if file_sha256(hf_hub_download(repo_id, name, revision=commit, cache_dir=cache)) != hashes[name]:
+                fetched = hf_hub_download(repo_id, name, revision=commit, cache_dir=cache)
+            if file_sha256(fetched) != hashes[name]:
                     raise HubError(different.format(where, name))

@@ -152,7 +152,12 @@ class PreActResNetCifar(ResNetV2):
         return take_indices
 
 
-def _create_preact_resnet_cifar(variant: str, depth: int, pretrained: bool = False, **kwargs) -> PreActResNetCifar:
+def _create_preact_resnet_cifar(
+        variant: str,
+        depth: int,
+        pretrained: bool = False,
+        **kwargs,
+) -> PreActResNetCifar:
     num_blocks, remainder = divmod(depth - 2, 9)
     assert remainder == 0, 'The depth of a pre-activation bottleneck ResNet for CIFAR is 9n+2.'
     return build_model_with_cfg(

@@ -113,7 +113,8 @@ class ResNetCifar(nn.Module):
 
         # Head (pooling and classifier)
         self.num_features = prev_chs
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
         self.init_weights()
@@ -151,7 +152,8 @@ class ResNetCifar(nn.Module):
         self.num_classes = num_classes
         if global_pool is None:
             global_pool = self.global_pool.pool_type
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.global_pool.train(self.training)
         self.fc.train(self.training)
@@ -253,7 +255,12 @@ class ResNetCifar(nn.Module):
         return x
 
 
-def _create_resnet_cifar(variant: str, depth: int, pretrained: bool = False, **kwargs) -> ResNetCifar:
+def _create_resnet_cifar(
+        variant: str,
+        depth: int,
+        pretrained: bool = False,
+        **kwargs,
+) -> ResNetCifar:
     num_blocks, remainder = divmod(depth - 2, 6)
     assert remainder == 0, 'The depth of a ResNet for CIFAR is 6n+2.'
     return build_model_with_cfg(

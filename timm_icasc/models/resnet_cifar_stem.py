@@ -40,7 +40,8 @@ class ResNetCifarStem(ResNet):
         dd = {'device': device, 'dtype': dtype}
         # passing the fixed arguments by name makes them a TypeError in kwargs, not options without effect
         super().__init__(block, layers, in_chans=in_chans, stem_type='', replace_stem_pool=False, **kwargs, **dd)
-        self.conv1 = nn.Conv2d(in_chans, self.conv1.out_channels, kernel_size=3, padding=1, bias=False, **dd)
+        self.conv1 = nn.Conv2d(
+            in_chans, self.conv1.out_channels, kernel_size=3, padding=1, bias=False, **dd)
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         self.maxpool = nn.Identity()
         for info in self.feature_info:

@@ -110,7 +110,8 @@ class ICASCConfig:
                 raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
         for name in (*(f'weight_{term.name}' for term in TERMS), 'theta', 'sigma', 'omega', 'share'):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(
+                value):
                 raise ValueError(f'{name} must be a finite number, got {value!r}.')
             if value < 0:
                 raise ValueError(f'{name} must be >= 0, got {value}.')

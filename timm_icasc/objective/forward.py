@@ -43,7 +43,8 @@ class ICASCOutput:
 
     def weighted_sum(self, config: ICASCConfig) -> torch.Tensor:
         """Sum of the terms' batch means, each times its weight; a scalar."""
-        total = self.logits.new_zeros((), dtype=torch.float32 if self.logits.dtype != torch.float64 else None)
+        total = self.logits.new_zeros(
+            (), dtype=torch.float32 if self.logits.dtype != torch.float64 else None)
         for name, values in self.terms.items():
             total = total + config.weights[name] * values.mean()
         return total
@@ -66,7 +67,8 @@ def _class_maps(
         chosen = [getattr(layers, place) for place in places]
         if not chosen:
             continue
-        gradients = score_gradients(scores, cotangent, [features[layer.path] for layer in chosen], create_graph)
+        gradients = score_gradients(
+            scores, cotangent, [features[layer.path] for layer in chosen], create_graph)
         for place, layer, gradient in zip(places, chosen, gradients, strict=True):
             maps[f'{which}_{place}'] = class_attention(
                 config.attention, layer, features[layer.path], gradient, image_size)
@@ -99,8 +101,9 @@ def _mean_over_classes(
     if len(values) == 1:
         return values[0]
     has = torch.stack([target.any(1) for target in targets])
-    return {name: torch.where(has, torch.stack([each[name] for each in values]), 0).sum(0) / has.sum(0).clamp(min=1)
-            for name in values[0]}
+    return {
+        name: torch.where(has, torch.stack([each[name] for each in values]), 0).sum(0)
+        / has.sum(0).clamp(min=1) for name in values[0]}
 
 
 def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
@@ -109,7 +112,8 @@ def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
         raise ICASCError(
             'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
             'needs: use `order=1`, or DistributedDataParallel.')
-    if per_class and (is_sharded(model) or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())):
+    synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    if per_class and (synchronised or is_sharded(model)):
         raise ICASCError(
             "`multilabel_maps='per_class'` takes as many backward passes as an image of the batch has classes, another "
             'number in each process: it does not work with SyncBatchNorm or fully_shard (FSDP2). Use '
@@ -172,12 +176,17 @@ def icasc_forward(
     with _recording(model):
         targets = classes.one_by_one() if per_class else [classes.target]
         first = {'target': targets[0], 'confused': classes.confused}
-        sets = [_class_maps(logits, features, cotangents, layers, needed, config, image_size_of(images), order == 2)
-                for cotangents in (first, *({'target': target} for target in targets[1:]))]
+        sets = [
+            _class_maps(
+                logits, features, cotangents, layers, needed, config, image_size_of(images),
+                order == 2)
+            for cotangents in (first, *({'target': target} for target in targets[1:]))]
         maps = {name: values.detach() if inference else values for name, values in sets[0].items()}
-        values = _mean_over_classes([_term_values(terms, {**maps, **own}, config) for own in ({}, *sets[1:])], targets)
+        values = _mean_over_classes(
+            [_term_values(terms, {**maps, **own}, config) for own in ({}, *sets[1:])], targets)
         values = {name: torch.where(classes.valid, value, 0) for name, value in values.items()}
         if per_class:
             maps.update({name: torch.stack([own[name] for own in sets], 1) for name in maps if 'target' in name})
     return ICASCOutput(
-        logits=all_logits.detach() if inference else all_logits, terms=values, maps=maps, classes=classes)
+        logits=all_logits.detach() if inference else all_logits, terms=values, maps=maps,
+        classes=classes)

@@ -26,7 +26,17 @@ class _BatchNormMode(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
-    def _batch_norm(self, x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    def _batch_norm(
+            self,
+            x,
+            mean,
+            var,
+            weight=None,
+            bias=None,
+            training=False,
+            momentum=0.1,
+            eps=1e-5,
+    ):
         if training:
             mean, var, training = self.statistics_of(x, mean, var)
         return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
@@ -139,8 +149,9 @@ def forward_most_confused(
         all_logits = model(images)
     classes = labels.select(all_logits, target)
     chosen = most_confused(all_logits, classes, max(1, round(share * len(all_logits))))
-    part = ({name: _take(x, chosen) for name, x in images.items()} if isinstance(images, dict)
-            else _take(images, chosen))
+    part = (
+        {name: _take(x, chosen) for name, x in images.items()} if isinstance(images, dict)
+        else _take(images, chosen))
     model = unwrap_model(model)
     with hold_batch_norm_statistics(model), capture_features(
             model, layers, order=order, tail_mode=_RepeatStatistics(recorded.statistics),

@@ -10,7 +10,15 @@ import torch.nn as nn
 from .._precision import at_least_float32
 from ..attention import METHODS
 from ..double_backward import features_only
-from ..features.layout import FeatureLayer, ICASCLayers, Images, ImageSize, PatchGrid, image_size_of, input_size
+from ..features.layout import (
+    FeatureLayer,
+    ICASCLayers,
+    Images,
+    ImageSize,
+    PatchGrid,
+    image_size_of,
+    input_size,
+)
 from ..features.resolve import resolve_layers
 from ..features.tap import capture_features
 from ..labels import class_indices
@@ -92,7 +100,8 @@ def attention_maps(
     if layer not in ('inner', 'last'):
         raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
     chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
-    with capture_features(model, [chosen], order=2 if create_graph else 1, inference=not create_graph) as features:
+    with capture_features(
+        model, [chosen], order=2 if create_graph else 1, inference=not create_graph) as features:
         logits = model(images)
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False):

@@ -74,7 +74,10 @@ def departures(run: Run, options: dict[str, Any]) -> str:
         if _counts(run, k) and k in options and v != options[k])
 
 
-def distinguish(groups: Sequence[Sequence[Run]], misfits: Sequence[Sequence[str]] | None = None) -> list[str]:
+def distinguish(
+        groups: Sequence[Sequence[Run]],
+        misfits: Sequence[Sequence[str]] | None = None,
+) -> list[str]:
     """For each group, the options in which it differs from others of the same model, and its misfits."""
     notes = []
     for i, group in enumerate(groups):
@@ -99,7 +102,11 @@ def parsed_recipe(recipe: str, data_dir: str, extra: tuple[str, ...]) -> dict[st
     return vars(parse_args(['--data-dir', data_dir, '--config', str(RECIPES / recipe), *extra]))
 
 
-def recipe_options(experiment: dict[str, Any], method: str, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def recipe_options(
+        experiment: dict[str, Any],
+        method: str,
+        row: dict[str, Any],
+) -> tuple[dict[str, Any], str]:
     """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
     extra = [
         word for name, value in row.get('options', {}).items()

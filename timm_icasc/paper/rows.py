@@ -34,7 +34,9 @@ DIGITS = {'AUC': 3}
 
 def _mean(group: Sequence[Run], metric: str) -> str | None:
     """Mean and deviation of a group's runs in the paper's unit; None where no run has the metric."""
-    values = [run.measures[metric] * SCALE.get(metric, 1) for run in group if run.measures.get(metric) is not None]
+    values = [
+        run.measures[metric] * SCALE.get(metric, 1) for run in group
+        if run.measures.get(metric) is not None]
     return mean_sd(*mean_and_deviation(values), DIGITS.get(metric, 2)) if values else None
 
 
@@ -75,7 +77,10 @@ def abstract_gain(experiment: dict[str, Any]) -> dict[str, Any]:
         'own': _difference_of(row, rows[row['baseline']], metric)}
 
 
-def segmentation_rows(results: Sequence[dict[str, Any]], content: dict[str, Any]) -> list[dict[str, Any]]:
+def segmentation_rows(
+        results: Sequence[dict[str, Any]],
+        content: dict[str, Any],
+) -> list[dict[str, Any]]:
     """Table 2: one row per attention method and setting, mean and deviation over the segmentation's seeds."""
     table = title_of(content)
     groups: dict[tuple, dict[int, dict[str, Any]]] = {}
@@ -105,11 +110,16 @@ def segmentation_rows(results: Sequence[dict[str, Any]], content: dict[str, Any]
     return rows
 
 
-def _difference(group: Sequence[Run], baselines: Sequence[Sequence[Run]], metric: str) -> str | None:
+def _difference(
+        group: Sequence[Run],
+        baselines: Sequence[Sequence[Run]],
+        metric: str,
+) -> str | None:
     """Mean difference to the classification loss alone with the same options, seed by seed."""
     for baseline in baselines:
         if baseline[0].signature(True) == group[0].signature(True):
-            values = [{run.seed: run.measures.get(metric) for run in runs} for runs in (group, baseline)]
+            values = [
+                {run.seed: run.measures.get(metric) for run in runs} for runs in (group, baseline)]
             pairs = [SCALE.get(metric, 1) * value for value in paired_difference(*values).values()]
             if not pairs:
                 return None
@@ -156,7 +166,11 @@ def _quoted(experiment: dict[str, Any], row: dict[str, Any], metric: str) -> str
     return 'quoted' if row.get('quoted') and metric not in experiment.get('places', {}) else None
 
 
-def _experiment_rows(experiment: dict[str, Any], runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, Any]]:
+def _experiment_rows(
+        experiment: dict[str, Any],
+        runs: Sequence[Run],
+        content: dict[str, Any],
+) -> list[dict[str, Any]]:
     table, metrics = title_of(experiment), experiment['metrics']
     groups, result, placed = group_runs(runs), [], []
     baselines = [group for group in groups if group[0].is_baseline]
@@ -222,8 +236,10 @@ def class_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, A
         own = {}
         for row in experiment['rows']:
             options, _ = recipe_options(experiment, content['methods'][row['method']], row)
-            own[row['id']] = next((group for group in groups if is_rows(group, row)
-                                   and not misfits_of(group[0], options, experiment)), ())
+            fitting = (
+                group for group in groups if is_rows(group, row)
+                and not misfits_of(group[0], options, experiment))
+            own[row['id']] = next(fitting, ())
         metrics = [name for name in experiment['rows'][0]['values'] if name.startswith('AP_')]
         for metric in (*metrics, 'mAP'):
             line = {'table': experiment['classes'], 'class': metric.removeprefix('AP_')}
@@ -291,5 +307,6 @@ def setting_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def figure_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The figures: what each shows, whether there is one of other models or data here, what the paper's takes."""
-    return [{'table': FIGURES, 'figure': figure['figure'], 'shows': figure['shows'], 'needs': figure['needs'],
-             'of VOC 2007': figure['here'], 'command': figure['command']} for figure in content['figures']]
+    return [{
+        'table': FIGURES, 'figure': figure['figure'], 'shows': figure['shows'], 'needs': figure['needs'],
+        'of VOC 2007': figure['here'], 'command': figure['command']} for figure in content['figures']]

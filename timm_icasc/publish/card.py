@@ -80,9 +80,10 @@ def _differences(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
         signs = [f'{word} in {count}' for word, count in (
             ('higher', sum(d > 0 for d in deltas)), ('equal', sum(d == 0 for d in deltas)),
             ('lower', sum(d < 0 for d in deltas))) if count]
-        rows.append({'method': method, 'baseline': baseline,
-                     'measure': mean_sd(*mean_and_deviation(deltas), sign='+'),
-                     'verdict': f" ({', '.join(signs)} of {len(deltas)} runs)"})
+        rows.append({
+            'method': method, 'baseline': baseline,
+            'measure': mean_sd(*mean_and_deviation(deltas), sign='+'),
+            'verdict': f" ({', '.join(signs)} of {len(deltas)} runs)"})
     return rows
 
 
@@ -92,21 +93,29 @@ def _paper(model: str, dataset: str, measure: Measure) -> dict[str, Any]:
     found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
     if found is None:
         return {'rows': [], 'gain': None}
-    known = [row for row in found['rows'] if measure.key in row['values'] and row['method'] in content['methods']
-             and architecture(recipe_options(found, content['methods'][row['method']], row)[0]['model'])
-             == architecture(model)]
+    known = [
+        row for row in found['rows'] if measure.key in row['values'] and row['method'] in content['methods']
+        and architecture(recipe_options(found, content['methods'][row['method']], row)[0]['model'])
+        == architecture(model)]
     told = abstract_gain(found)
     row, against = told['row'], told['against']
     return {
-        'rows': [{'method': ', '.join(filter(None, [row['method'].replace('baseline', 'cross-entropy'),
-                                                    row.get('label')])),
-                  'tables': row['tables'], 'quoted': bool(row.get('quoted')),
-                  'measure': f"{row['values'][measure.key]:.2f}"} for row in known],
+        'rows': [{
+            'method': ', '.join(filter(None, [
+                row['method'].replace('baseline', 'cross-entropy'), row.get('label')])),
+            'tables': row['tables'], 'quoted': bool(row.get('quoted')),
+            'measure': f"{row['values'][measure.key]:.2f}"} for row in known],
         'gain': f"{told['gain']:+.2f} on {found['title']}: {row['network']} with {row['method']} against "
                 f"{against['network']} with {against['method'].replace('baseline', 'cross-entropy')}"}
 
 
-def _metadata(name: str, written: dict[str, Any], config: dict[str, Any], results: dict[str, Any], method: str) -> str:
+def _metadata(
+        name: str,
+        written: dict[str, Any],
+        config: dict[str, Any],
+        results: dict[str, Any],
+        method: str,
+) -> str:
     """The YAML block that the Hub reads; its model-index fills the leaderboards."""
     dataset, runs = written['dataset'], [run for run in results['runs'] if run['method'] == method]
     measure = measure_of(runs[0]['metrics'])
@@ -143,14 +152,16 @@ def render(
     """
     unknown, lacking = sorted(written.keys() - WRITTEN), sorted(WRITTEN - written.keys())
     if unknown or lacking:
-        raise HubError(f"{name}: the card's YAML "
-                       f"{f'lacks {lacking[0]!r}' if lacking else f'has the unknown key {unknown[0]!r}'}; "
-                       f"its keys are {', '.join(sorted(WRITTEN))}.")
+        raise HubError(
+            f"{name}: the card's YAML "
+            f"{f'lacks {lacking[0]!r}' if lacking else f'has the unknown key {unknown[0]!r}'}; "
+            f"its keys are {', '.join(sorted(WRITTEN))}.")
     config = read_config(folder, name)
     ours, pretrained = config[METADATA_KEY], config['pretrained_cfg']
     defined_in = model_entrypoint(config['architecture']).__module__.split('.')[0]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
         keep_trailing_newline=True)
     try:
         measure = measure_of(results['runs'][0]['metrics'])
@@ -159,8 +170,9 @@ def render(
                 'method', 'icasc', 'layers', 'command', 'commit', 'seed', 'epochs', 'versions', 'source', 'sha256',
                 'tensors_sha256')},
             **{key: pretrained[key] for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
-            **written, 'dataset': {'train_images': ours['train_images'], 'val_images': ours['val_images'],
-                                   **written['dataset']},
+            **written, 'dataset': {
+                'train_images': ours['train_images'], 'val_images': ours['val_images'],
+                **written['dataset']},
             'architecture': config['architecture'], 'num_classes': config['num_classes'],
             'parameters': sum(p.numel() for p in build_model(folder).parameters()),
             'topk': min(3, config['num_classes']),
@@ -185,8 +197,9 @@ def _read_sources(path: Path) -> tuple:
         written = yaml.safe_load(path.read_text(encoding='utf-8'))
         results = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, yaml.YAMLError) as e:
-        raise HubError(f"'{path}': {' '.join(str(e).split())}; timm-icasc card {path} --runs ... makes the "
-                       f'results.') from e
+        raise HubError(
+            f"'{path}': {' '.join(str(e).split())}; timm-icasc card {path} --runs ... makes the "
+            f'results.') from e
     return written, results
 
 
@@ -216,10 +229,12 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
             ['One run: how much its results depend on the seed is not known.'] if len(siblings) < 3 else []),
         'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',
     }
-    results = {'dataset': data['name'], 'split': run.model['val_split'], 'images': run.model['val_images'],
-               'attention_images': run.model['attention_images'],
-               'runs': [{'method': sibling.method, 'seed': sibling.results['seed'], 'metrics': sibling.metrics}
-                        for sibling in siblings]}
+    results = {
+        'dataset': data['name'], 'split': run.model['val_split'], 'images': run.model['val_images'],
+        'attention_images': run.model['attention_images'],
+        'runs': [
+            {'method': sibling.method, 'seed': sibling.results['seed'], 'metrics': sibling.metrics}
+            for sibling in siblings]}
     return render(folder, written, results, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
 
 
@@ -231,10 +246,11 @@ def _evaluate(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     return {
         'dataset': run.model['dataset'], 'split': checkpoint.args.val_split, 'images': images,
         'attention_images': images if checkpoint.layers else 0,
-        'run': {'method': run.method, 'icasc': run.model['icasc'],
-                **{name: results[name] for name in ('seed', 'epochs', 'command', 'commit', 'versions', 'device')},
-                'tensors_sha256': tensors_sha256(checkpoint.model.state_dict()),
-                'metrics': {name: round(value, 6) for name, value in sorted(values.items()) if math.isfinite(value)}},
+        'run': {
+            'method': run.method, 'icasc': run.model['icasc'],
+            **{name: results[name] for name in ('seed', 'epochs', 'command', 'commit', 'versions', 'device')},
+            'tensors_sha256': tensors_sha256(checkpoint.model.state_dict()),
+            'metrics': {name: round(value, 6) for name, value in sorted(values.items()) if math.isfinite(value)}},
     }
 
 
@@ -261,8 +277,9 @@ def evaluate_runs(runs: list[Run]) -> dict[str, Any]:
     shared = [{name: value for name, value in result.items() if name != 'run'} for result in evaluated]
     for run, values in zip(runs, shared, strict=True):
         if values != shared[0]:
-            raise HubError(f"'{run.folder}' and '{runs[0].folder}' have other validation images ({values} and "
-                           f'{shared[0]}); one table cannot hold both.')
+            raise HubError(
+                f"'{run.folder}' and '{runs[0].folder}' have other validation images ({values} and "
+                f'{shared[0]}); one table cannot hold both.')
     return {**shared[0], 'runs': [result['run'] for result in evaluated]}
 
 

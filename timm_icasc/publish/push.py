@@ -57,7 +57,8 @@ def push(source: Path, repo_id: str, license: str | None = None, private: bool =
             text = render_run(run, runs, folder, repo_id)
         if text is not None:
             (folder / README).write_text(text, encoding='utf-8')
-        found = [place / name for place in ((source, folder) if ready else (folder,)) for name in FILES]
+        found = [
+            place / name for place in ((source, folder) if ready else (folder,)) for name in FILES]
         files = {path.name: path for path in found if path.is_file()}
         published = publish(files, repo_id, private)
     if ready and card.is_file():

@@ -93,7 +93,9 @@ class Run:
         """`metrics`, and what `timm-icasc eval` has added."""
         evaluated = self.folder / EVALUATION / EVALUATED
         added = json.loads(evaluated.read_text())['measures'] if evaluated.is_file() else {}
-        return {**self.metrics, **{name: value for name, value in added.items() if name not in self.metrics}}
+        return {
+            **self.metrics,
+            **{name: value for name, value in added.items() if name not in self.metrics}}
 
     @property
     def method(self) -> str:
@@ -278,7 +280,8 @@ def open_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise HubError(f"no run directory '{folder}'.")
     compared = [folder / name for name in COMPARED]
-    runs = [_open_finished(path) for path in (compared if all(path.is_dir() for path in compared) else [folder])]
+    folders = compared if all(path.is_dir() for path in compared) else [folder]
+    runs = [_open_finished(path) for path in folders]
     for run in runs:
         if not run.checkpoint.is_file():
             raise HubError(f"'{run.folder}' has no {LAST}; its weights are gone.")
@@ -362,7 +365,9 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     if not text.startswith(COMMAND):
         return command
     first = text.partition('\n')[0].removeprefix(COMMAND)
-    same = all(given.get(name) == value for name, value in yaml.safe_load(text).items() if name not in LOCATION_OPTIONS)
+    same = all(
+        given.get(name) == value for name,
+        value in yaml.safe_load(text).items() if name not in LOCATION_OPTIONS)
     return first if same else f"{first} && {'python ' if world == 1 else ''}{command}"
 
 

@@ -93,7 +93,10 @@ def mean_sd(mean: float, deviation: float | None, digits: int = 2, sign: str = '
     return f'{mean:{sign}.{digits}f}' + (f' ± {deviation:.{digits}f}' if deviation is not None else '')
 
 
-def paired_difference(own: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> dict[int, float]:
+def paired_difference(
+        own: Mapping[int, float | None],
+        baseline: Mapping[int, float | None],
+) -> dict[int, float]:
     """Seed -> own value minus the baseline's, for the seeds that have both."""
     return {
         seed: value - baseline[seed] for seed, value in sorted(own.items())

@@ -23,7 +23,12 @@ def _describe(layer: FeatureLayer) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in ('path', 'layout', 'channels', 'grid') or value}
 
 
-def _reached_share(model: nn.Module, layers: ICASCLayers, input_size: tuple[int, int, int], order: int) -> float:
+def _reached_share(
+        model: nn.Module,
+        layers: ICASCLayers,
+        input_size: tuple[int, int, int],
+        order: int,
+) -> float:
     """Share of the parameter tensors that the gradient of the ICASC terms reaches in a training step.
 
     The backward pass runs down to the inner layer; what lies before it is an ordinary backward pass, whose graph is
@@ -71,7 +76,8 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
             layers, nonzero = inspect_layers(model, input_size)
         except LayerResolutionError as e:
             return {**record, 'error': str(e)}
-        record.update(inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4))
+        record.update(
+            inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4))
         model.train()
         for order in (1, 2):
             try:

@@ -86,7 +86,12 @@ def _versions(records: dict[str, dict[str, Any]]) -> str:
         f"threads {several([r['machine']['threads'] for r in own])}.")
 
 
-def _body(study: Study, records: dict[str, dict[str, Any]], summaries: list[VariantSummary], figure: Path) -> str:
+def _body(
+        study: Study,
+        records: dict[str, dict[str, Any]],
+        summaries: list[VariantSummary],
+        figure: Path,
+) -> str:
     missing: dict[str, list[str]] = {}
     for run in study.runs:
         if run.name not in records:
@@ -130,7 +135,8 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
         plain = variant == study.baseline
         style = {'color': 'black' if plain else f'C{i % 10}', 'linestyle': ('-', '--', ':')[i // 10 % 3]}
         axis.plot(
-            epochs, [statistics.fmean(c) for c in columns], label=variant, linewidth=2.4 if plain else 1.3,
+            epochs, [statistics.fmean(c) for c in columns], label=variant,
+            linewidth=2.4 if plain else 1.3,
             **style)
         axis.fill_between(
             epochs, [min(c) for c in columns], [max(c) for c in columns], color=style['color'],
@@ -145,7 +151,11 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
     return path
 
 
-def write_page(study: Study, records: dict[str, dict[str, Any]], summaries: list[VariantSummary]) -> Path:
+def write_page(
+        study: Study,
+        records: dict[str, dict[str, Any]],
+        summaries: list[VariantSummary],
+) -> Path:
     """Put tables and figure of the study between its two marks in the page; the rest of the page stays.
 
     Raises:

@@ -37,8 +37,9 @@ def _number(text: str) -> float | None:
 
 def _curve(folder: Path) -> list[dict[str, Any]]:
     with open(folder / SUMMARY, newline='') as file:
-        return [{name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
-                for row in csv.DictReader(file)]
+        return [
+            {name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
+            for row in csv.DictReader(file)]
 
 
 def _processor() -> str:
@@ -78,11 +79,13 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
             'study': study.name, 'variant': run.variant, 'seed': run.seed, 'command': result['command'],
             'method': result['method'], 'commit': commit.removesuffix('-dirty') or None,
             'dirty': commit.endswith('-dirty'), 'versions': result['versions'],
-            'machine': {'processor': _processor(), 'cores': os.cpu_count(), 'device': result['device'],
-                        'threads': environment['OMP_NUM_THREADS'], 'system': platform.platform()},
+            'machine': {
+                'processor': _processor(), 'cores': os.cpu_count(), 'device': result['device'],
+                'threads': environment['OMP_NUM_THREADS'], 'system': platform.platform()},
             'wall_time': sum(row['eval_seconds'] for row in curve),  # of all epochs, interrupted or not
-            'evaluated': {**{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
-                          'arguments': list(study.evaluation)},
+            'evaluated': {
+                **{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
+                'arguments': list(study.evaluation)},
             'final': evaluation['measures'], 'curve': curve, 'options': run.options,
         }
         if images.labels is SINGLE:

@@ -38,8 +38,16 @@ class Outcome:
 class _Work:
     """One run: its training, then its evaluation, then its record."""
 
-    def __init__(self, study: Study, run: PlannedRun, output: Path, environment: dict[str, str], lock: int):
-        self.study, self.run, self.output, self.environment, self.lock = study, run, output, environment, lock
+    def __init__(
+            self,
+            study: Study,
+            run: PlannedRun,
+            output: Path,
+            environment: dict[str, str],
+            lock: int,
+    ):
+        self.study, self.run, self.output = study, run, output
+        self.environment, self.lock = environment, lock
         self.folder, self.log = output / run.name, output / f'{run.name}.log'
         self.process: subprocess.Popen | None = None
         self.trained = (self.folder / RESULTS).is_file()
@@ -60,7 +68,8 @@ class _Work:
         with open(self.log, 'ab') as log:
             # A session of its own: Ctrl-C is the sweep's to answer, which then stops its runs.
             self.process = subprocess.Popen(
-                [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
+                [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=self.environment,
                 start_new_session=True, pass_fds=[self.lock])
 
     def advance(self) -> bool | None:

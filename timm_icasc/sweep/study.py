@@ -138,7 +138,12 @@ def _without(given: dict[str, Any], reserved: tuple[str, ...], where: str) -> di
     return own
 
 
-def _options(given: dict[str, Any], parser: argparse.ArgumentParser, folder: Path, where: str) -> dict[str, Any]:
+def _options(
+        given: dict[str, Any],
+        parser: argparse.ArgumentParser,
+        folder: Path,
+        where: str,
+) -> dict[str, Any]:
     """Options of one mapping of the study, those of its 'config' before its own."""
     own = _without(given, RESERVED, where)
     recipe = _path(own, 'config', where)
@@ -204,8 +209,8 @@ def load_study(file: Path, data_dir: str | None = None, records: Path | None = N
     if baseline not in names:
         raise ICASCError(f"{where}: the baseline '{baseline}' is not among the variants: {', '.join(names)}.")
     seeds = content.get('seeds')
-    if (not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds)
-            or len(set(seeds)) < len(seeds)):
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise ICASCError(f"{where}: 'seeds' must be a list of different whole numbers, got {seeds!r}.")
     evaluation = argparse.ArgumentParser()
     add_evaluation_arguments(evaluation)

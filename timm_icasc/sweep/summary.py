@@ -112,7 +112,8 @@ def difference(
         measure: Name of a measure.
     """
     differences = paired_difference(*(
-        {seed: _measures(record).get(measure) for seed, record in records.items()} for records in (own, baseline)))
+        {seed: _measures(record).get(measure) for seed, record in records.items()}
+        for records in (own, baseline)))
     if not differences:
         return None
     mean, deviation = mean_and_deviation(list(differences.values()))

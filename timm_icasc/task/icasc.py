@@ -88,7 +88,8 @@ class ICASCTask(ClassificationTask):
         if min(start_steps, ramp_steps) < 0:
             raise ValueError(f'start_steps and ramp_steps must be >= 0, got {start_steps} and {ramp_steps}.')
         super().__init__(
-            model, criterion, criterion_kwargs=criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
+            model, criterion, criterion_kwargs=criterion_kwargs, device=device, dtype=dtype,
+            verbose=verbose)
         self.config = replace(config or self.default_config, **parameters)
         self.layers = layers
         self.start_steps = start_steps
@@ -146,7 +147,8 @@ class ICASCTask(ClassificationTask):
     def icasc_forward(self, input: Images, target: torch.Tensor) -> ICASCOutput:
         """Logits and per-sample terms of one batch (`objective.icasc_forward`)."""
         return icasc_forward(
-            self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config,
+            self.trainable_module, input, target, self.resolve_layers(input_size(input)),
+            self.config,
             multilabel=self.multi_label)
 
     def forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:

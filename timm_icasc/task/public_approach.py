@@ -53,7 +53,8 @@ def _score_gradients(
     # To ask for them and drop them is what a backward pass and zero_grad() cost; .grad is left to the trainer.
     dropped = [p for p in model.parameters() if p.requires_grad] if 'whole-backward' in defects else []
     gradients = torch.autograd.grad(
-        logits, [*features, *dropped], one_hot, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        logits, [*features, *dropped], one_hot, retain_graph=True, create_graph=create_graph,
+        allow_unused=True)
     return list(gradients[:len(features)])
 
 
@@ -67,7 +68,11 @@ def _over_the_batch(maps: torch.Tensor) -> torch.Tensor:
     return _as_one_sample(maps / torch.where(maximum > 0, maximum, 1))
 
 
-def _terms(maps: dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence[str]) -> dict[str, torch.Tensor]:
+def _terms(
+        maps: dict[str, torch.Tensor],
+        config: ICASCConfig,
+        defects: Sequence[str],
+) -> dict[str, torch.Tensor]:
     """The terms in use from the four maps: `[B]` each, or `[1]` where the sums run over the batch."""
     inner_grid, last_shape = maps['target_inner'].shape[1:], maps['target_last'].shape
     if 'batch-sums' in defects:
@@ -78,7 +83,8 @@ def _terms(maps: dict[str, torch.Tensor], config: ICASCConfig, defects: Sequence
     if 'batch-sums' in defects:
         inner_mask = _as_one_sample(inner_mask)
     masks = {'inner': inner_mask, 'last': mask}
-    return {term.name: term.values(maps, masks, config) for term in TERMS if config.weights[term.name]}
+    return {
+        term.name: term.values(maps, masks, config) for term in TERMS if config.weights[term.name]}
 
 
 def _forward(
@@ -100,7 +106,8 @@ def _forward(
     with hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext():
         for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
             gradients = _score_gradients(model, logits, one_hot, features, order == 2, defects)
-            for (place, layer), feature, gradient in zip(places.items(), features, gradients, strict=True):
+            for (place, layer), feature, gradient in zip(
+                places.items(), features, gradients, strict=True):
                 maps[f'{which}_{place}'] = METHODS[config.attention].function(
                     layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
     terms = _terms(maps, config, defects)
@@ -119,16 +126,24 @@ class PublicApproachTask(ICASCTask):
         **kwargs: As `ICASCTask`.
     """
 
-    def __init__(self, model: nn.Module, *args: Any, defects: Sequence[str] = tuple(DEFECTS), **kwargs: Any):
+    def __init__(
+            self,
+            model: nn.Module,
+            *args: Any,
+            defects: Sequence[str] = tuple(DEFECTS),
+            **kwargs: Any,
+    ):
         unknown = set(defects) - set(DEFECTS)
         if unknown:
             raise ValueError(f'defects are among {tuple(DEFECTS)}, got {sorted(unknown)}.')
         super().__init__(model, *args, **kwargs)
         if self.config.share < 1:
-            raise ICASCError('the public approach makes the terms of the whole batch: leave `share` out, or '
-                             '`defects`.')
+            raise ICASCError(
+                'the public approach makes the terms of the whole batch: leave `share` out, or '
+                '`defects`.')
         self.defects = tuple(defects)
 
     def icasc_forward(self, input: torch.Tensor, target: torch.Tensor) -> ICASCOutput:
         return _forward(
-            self.trainable_module, input, target, self.resolve_layers(input_size(input)), self.config, self.defects)
+            self.trainable_module, input, target, self.resolve_layers(input_size(input)),
+            self.config, self.defects)

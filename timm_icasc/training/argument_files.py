@@ -28,7 +28,8 @@ def _checked(action: argparse.Action, value: Any, where: str) -> Any:
     if action.nargs == 0 and not isinstance(value, bool):
         raise ICASCError(f"{where}: '{action.dest}' must be true or false, got {value!r}.")
     try:
-        values = [action.type(str(v)) if action.type else v for v in (value if several else [value])]
+        values = [
+            action.type(str(v)) if action.type else v for v in (value if several else [value])]
     except (TypeError, ValueError) as e:
         raise ICASCError(f"{where}: '{action.dest}' must be {action.type.__name__}, got {value!r}.") from e
     if action.choices is not None and not set(values) <= set(action.choices):
@@ -55,7 +56,11 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     return check_options(config, parser, f"--config: '{path}'")
 
 
-def check_options(config: dict[str, Any], parser: argparse.ArgumentParser, where: str) -> dict[str, Any]:
+def check_options(
+        config: dict[str, Any],
+        parser: argparse.ArgumentParser,
+        where: str,
+) -> dict[str, Any]:
     """The options of a mapping as the command line would have parsed them; keys with '-' or '_'.
 
     Raises:

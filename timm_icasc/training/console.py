@@ -59,9 +59,10 @@ def print_results(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[
     columns = {
         **_measures(job.labels), **{term.title: f'eval_{term.name}' for term in TERMS}, **OVERLAP,
         'zero maps': 'eval_zero_maps', 's/epoch': 'time'}
-    table = [{'method': run['result']['method'],
-              **{name: run['result']['last'].get(key) for name, key in columns.items()}}
-             for run in runs.values()]
+    table = [
+        {'method': run['result']['method'],
+         **{name: run['result']['last'].get(key) for name, key in columns.items()}}
+        for run in runs.values()]
     write_csv(run_dir / RESULTS_TABLE, table)
     log(args, '\nResults after the last epoch, on the validation images:')
     log(args, text(table))

@@ -56,8 +56,9 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
         raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
     if args.icasc_fast and (utils.is_distributed_env() or not args.device.startswith('cuda')):
         where = 'several processes' if utils.is_distributed_env() else f'--device {args.device}'
-        raise ICASCError(f'--icasc-fast records the steps of one process on a CUDA device, not of {where}: leave it '
-                         f'out (--no-icasc-fast).')
+        raise ICASCError(
+            f'--icasc-fast records the steps of one process on a CUDA device, not of {where}: leave it '
+            f'out (--no-icasc-fast).')
     if args.device.startswith('cuda'):
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -69,13 +70,15 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     local = ('hf-hub:', 'hf_hub:', 'local-dir:')
     if not args.model.startswith(local) and not timm.is_model(args.model):
         close = difflib.get_close_matches(args.model, timm.list_models(), 3)
-        raise ICASCError(f"--model: unknown architecture '{args.model}'"
-                         f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
+        raise ICASCError(
+            f"--model: unknown architecture '{args.model}'"
+            f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
     kwargs = dict(args.model_kwargs)
     for option in ('pretrained_path', 'initial_checkpoint'):
         if getattr(args, option) and not Path(getattr(args, option)).is_file():
             raise ICASCError(f"--{option.replace('_', '-')}: no file '{getattr(args, option)}'.")
-    config = None if args.model.startswith(local) else timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+    config = None if args.model.startswith(local) else timm.get_pretrained_cfg(
+        args.model, allow_unregistered=True)
     if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
         # Position embeddings are made for one size.
         kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
@@ -85,8 +88,10 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
         if args.pretrained_path:
             kwargs['pretrained_cfg_overlay'] = pretrained_source(args.pretrained_path)
         model = timm.create_model(
-            args.model, pretrained=args.pretrained or bool(args.pretrained_path), num_classes=args.num_classes,
-            in_chans=args.in_chans, global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path,
+            args.model, pretrained=args.pretrained or bool(args.pretrained_path),
+            num_classes=args.num_classes,
+            in_chans=args.in_chans, global_pool=args.gp, drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
             checkpoint_path=args.initial_checkpoint, **kwargs)
     except HubError:  # says repo, cause and remedy already
         raise
@@ -108,8 +113,10 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
     """The options of the group 'ICASC parameters'; before `set_up` has seen the data, weights not given are 1."""
     try:
         return ICASCConfig(
-            attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta, sigma=args.icasc_sigma,
-            omega=args.icasc_omega, mask_scale=args.icasc_mask_scale, mask_grad=args.icasc_mask_grad,
+            attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta,
+            sigma=args.icasc_sigma,
+            omega=args.icasc_omega, mask_scale=args.icasc_mask_scale,
+            mask_grad=args.icasc_mask_grad,
             multilabel_maps=args.icasc_multilabel_maps, share=args.icasc_share,
         ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
     except ValueError as e:
@@ -142,15 +149,21 @@ def set_up_task(
             raise ICASCError('--icasc-defects is for single-label data; leave it out.')
         icasc_class = partial(PublicApproachTask, defects=args.icasc_defects)
     return icasc_class(
-        model, **criterion, config=icasc_config(args), layers=args.icasc_layers, input_size=input_size,
+        model, **criterion, config=icasc_config(args), layers=args.icasc_layers,
+        input_size=input_size,
         start_steps=round(args.icasc_start_epoch * steps_per_epoch),
         ramp_steps=round(args.icasc_ramp_epochs * steps_per_epoch), device=device, verbose=False)
 
 
-def set_up_optimizer(args: argparse.Namespace, model: nn.Module, updates_per_epoch: int) -> tuple[Any, Any, int]:
+def set_up_optimizer(
+        args: argparse.Namespace,
+        model: nn.Module,
+        updates_per_epoch: int,
+) -> tuple[Any, Any, int]:
     """Optimiser, schedule (None for a constant rate) and number of epochs, cooldown included."""
     if not args.lr:
-        args.lr = args.lr_base * args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+        update = args.batch_size * args.world_size * args.grad_accum_steps
+        args.lr = args.lr_base * update / args.lr_base_size
     try:
         optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
@@ -206,9 +219,12 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     seed_epoch(args, -1)
     model = set_up_model(args)
     data_config = set_up_data_config(args, model)
-    loader_train, loader_val, attention_loader, mixup = set_up_loaders(args, data_config, train_set, val_set, device)
+    loader_train, loader_val, attention_loader, mixup = set_up_loaders(
+        args, data_config, train_set, val_set, device)
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
-    model.to(device=device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+    model.to(
+        device=device,
+        memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.distributed and args.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
     task = set_up_task(args, model, device, data_config['input_size'], len(loader_train), labels_of(train_set))
@@ -222,7 +238,8 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     optimizer, scheduler, epochs = set_up_optimizer(args, model, updates_per_epoch)
     autocast, scaler = nullcontext, None
     if args.amp:
-        autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+        autocast = partial(
+            torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
         scaler = Scaler(device=device.type) if args.amp_dtype == 'float16' else None
     if args.icasc_fast:
         uncached = partial(autocast, cache_enabled=False) if args.amp else autocast
@@ -230,7 +247,11 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     else:
         step = TrainingStep(task, autocast, scaler)
     return TrainingJob(
-        args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler, scaler=scaler,
-        autocast=autocast, step=step, epochs=epochs, updates_per_epoch=updates_per_epoch, loader_train=loader_train,
-        loader_val=loader_val, attention_loader=attention_loader, mixup=mixup, data_config=data_config,
-        train_set=train_set, val_set=val_set, names=names, labels=labels_of(train_set), layers=layers)
+        args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler,
+        scaler=scaler,
+        autocast=autocast, step=step, epochs=epochs, updates_per_epoch=updates_per_epoch,
+        loader_train=loader_train,
+        loader_val=loader_val, attention_loader=attention_loader, mixup=mixup,
+        data_config=data_config,
+        train_set=train_set, val_set=val_set, names=names, labels=labels_of(train_set),
+        layers=layers)

@@ -8,7 +8,15 @@ import torch.nn as nn
 from timm.data import FastCollateMixup, Mixup, create_loader, resolve_data_config
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ResidentLoader, check_shards, class_names, create_dataset, evenly_spaced, labels_of, use_pad_crop
+from ..data import (
+    ResidentLoader,
+    check_shards,
+    class_names,
+    create_dataset,
+    evenly_spaced,
+    labels_of,
+    use_pad_crop,
+)
 from ..errors import DataError, ICASCError
 from ..labels import SINGLE, LabelKind
 from .interrupt import ignore_signals
@@ -20,8 +28,9 @@ def _check_labels(args: argparse.Namespace, labels: LabelKind, names: list[str] 
     """Settle what depends on whether images have one class or any number of them."""
     args.eval_metric = args.eval_metric or labels.eval_metrics[0]
     if args.eval_metric not in (*labels.eval_metrics, 'loss'):
-        raise ICASCError(f'--eval-metric {args.eval_metric} does not fit {labels.name}-label data: it is '
-                         f"{', '.join(labels.eval_metrics)} or loss.")
+        raise ICASCError(
+            f'--eval-metric {args.eval_metric} does not fit {labels.name}-label data: it is '
+            f"{', '.join(labels.eval_metrics)} or loss.")
     if labels is SINGLE:
         return
     if names and args.num_classes != len(names):
@@ -38,8 +47,9 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     if channels not in (1, 3):
         raise ICASCError(f'--in-chans (or --input-size) must be 1, for grey images, or 3, got {channels}.')
     args.in_chans = channels
-    shared = {'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
-              'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed}
+    shared = {
+        'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
+        'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed}
     train = create_dataset(args.dataset, split=args.train_split, is_training=True, **shared)
     val = create_dataset(args.dataset, split=args.val_split, **shared)
     check_shards(train, f'--train-split {args.train_split}', args.workers, args.world_size)
@@ -47,8 +57,9 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     names, val_names = class_names(train), class_names(val)
     if names and val_names and names != val_names:
         different = sorted(set(names) ^ set(val_names))[:5]
-        raise DataError(f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split '
-                        f'{args.val_split} ({len(val_names)}) differ: {", ".join(different)}; pass --class-map.')
+        raise DataError(
+            f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split '
+            f'{args.val_split} ({len(val_names)}) differ: {", ".join(different)}; pass --class-map.')
     if args.num_classes is None:
         if not names:
             raise DataError(f"--num-classes is missing: data set '{args.dataset}' does not tell its classes.")
@@ -64,7 +75,8 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
 def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     """Input size, normalisation and crop: the options, and the model's own where they are silent."""
     try:
-        config = resolve_data_config({k: v for k, v in vars(args).items() if v is not None}, model=model)
+        config = resolve_data_config(
+            {k: v for k, v in vars(args).items() if v is not None}, model=model)
     except AssertionError as e:
         raise ICASCError('--mean and --std need one value, or one per input channel.') from e
     config['input_size'] = (args.in_chans, *config['input_size'][1:])
@@ -82,14 +94,16 @@ def set_up_loaders(
         device: torch.device,
 ) -> tuple[DataLoader, DataLoader, DataLoader | None, Mixup | None]:
     """Training and validation loader, the loader of the attention images, and mixup for plain loaders."""
-    mixup_args = {'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'prob': args.mixup_prob,
-                  'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode, 'label_smoothing': args.smoothing,
-                  'num_classes': args.num_classes}
+    mixup_args = {
+        'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'prob': args.mixup_prob,
+        'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode, 'label_smoothing': args.smoothing,
+        'num_classes': args.num_classes}
     mixes = args.mixup > 0 or args.cutmix > 0
     collate = FastCollateMixup(**mixup_args) if mixes and not args.no_prefetcher else None
     shared = dict(
         input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
-        use_prefetcher=not args.no_prefetcher, num_workers=args.workers, pin_memory=args.pin_mem, device=device,
+        use_prefetcher=not args.no_prefetcher, num_workers=args.workers, pin_memory=args.pin_mem,
+        device=device,
         # Workers that outlive an epoch would carry random state into the next, which a resumed run cannot repeat.
         persistent_workers=False)
     evaluation = dict(
@@ -97,10 +111,14 @@ def set_up_loaders(
         crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'])
     try:
         loader_train = create_loader(
-            train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,
-            re_mode=args.remode, train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio,
-            hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa,
-            interpolation=args.train_interpolation, distributed=args.distributed, collate_fn=collate, **shared)
+            train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
+            re_prob=args.reprob,
+            re_mode=args.remode, train_crop_mode=args.train_crop_mode, scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
+            auto_augment=args.aa,
+            interpolation=args.train_interpolation, distributed=args.distributed,
+            collate_fn=collate, **shared)
         loader_val = create_loader(val, distributed=args.distributed, **evaluation, **shared)
     except (AssertionError, ValueError, KeyError) as e:
         raise ICASCError(f'The augmentation options do not fit: {e or type(e).__name__}') from e
@@ -118,5 +136,7 @@ def set_up_loaders(
         raise DataError(f'--batch-size {args.batch_size} is more than the {len(train)} training images of a process.')
     attention_loader = None
     if args.icasc_eval_images and hasattr(val, '__len__'):
-        attention_loader = create_loader(evenly_spaced(val, args.icasc_eval_images), **evaluation, **shared)
-    return loader_train, loader_val, attention_loader, Mixup(**mixup_args) if mixes and collate is None else None
+        attention_loader = create_loader(
+            evenly_spaced(val, args.icasc_eval_images), **evaluation, **shared)
+    return loader_train, loader_val, attention_loader, Mixup(
+        **mixup_args) if mixes and collate is None else None

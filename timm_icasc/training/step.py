@@ -46,7 +46,12 @@ class TrainingStep:
     ):
         self.task, self.autocast, self.scaler = task, autocast, scaler
 
-    def __call__(self, images: torch.Tensor, target: torch.Tensor, parts: int = 1) -> dict[str, torch.Tensor]:
+    def __call__(
+            self,
+            images: torch.Tensor,
+            target: torch.Tensor,
+            parts: int = 1,
+    ) -> dict[str, torch.Tensor]:
         """One step.
 
         Args:

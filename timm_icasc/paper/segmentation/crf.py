@@ -63,7 +63,8 @@ def pairwise_kernel(images: torch.Tensor, parameters: CRFParameters) -> torch.Te
     position = torch.stack([y, x], -1).reshape(1, -1, 2).to(images)
     distance = torch.cdist(position, position).square()
     color = images.flatten(2).transpose(1, 2) / parameters.color_width
-    appearance = _normalised(distance / parameters.appearance_width ** 2 + torch.cdist(color, color).square())
+    appearance = _normalised(
+        distance / parameters.appearance_width ** 2 + torch.cdist(color, color).square())
     smoothness = _normalised(distance / parameters.smoothness_width ** 2)
     return parameters.appearance_weight * appearance + parameters.smoothness_weight * smoothness
 

@@ -21,7 +21,11 @@ BACKGROUND = 0.1  # least salient share of the pixels
 MEDIAN = 3
 
 
-def background_saliency(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def background_saliency(
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+) -> torch.Tensor:
     """`max_channel |d sum_(c present) Y^c / d image|` (Simonyan et al., 2014): what no class in the image depends on.
 
     Args:
@@ -72,10 +76,12 @@ def seed_cues(
     claims = (heats >= foreground * maximum) & (maximum > 0) & (labels > 0)[:, :, None, None]
     size = claims.sum((2, 3)).masked_fill(labels <= 0, grid[0] * grid[1] + 1)
     winner = torch.where(claims, size[:, :, None, None], grid[0] * grid[1] + 1).argmin(1)
-    owned = claims & (torch.arange(classes, device=maps.device).view(1, -1, 1, 1) == winner[:, None])
+    owned = claims & (
+        torch.arange(classes, device=maps.device).view(1, -1, 1, 1) == winner[:, None])
     low = F.interpolate(saliency[:, None].float(), size=grid, mode='area').flatten(1)
     count = max(1, round(background * low.shape[1]))
-    least = torch.zeros_like(low, dtype=torch.bool).scatter(1, low.topk(count, largest=False).indices, True)
+    least = torch.zeros_like(low, dtype=torch.bool).scatter(
+        1, low.topk(count, largest=False).indices, True)
     least = least.view(batch, 1, *grid) & ~claims.any(1, keepdim=True)
     return torch.cat([least, owned], 1).to(maps.dtype)
 

@@ -96,7 +96,8 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
 def network_input(image, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An image squashed to a square: normalised for the network, and its colours 0 to 255; `[3, size, size]` both."""
     colors = pil_to_tensor(resize(image, [size, size])).float()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return (colors / 255 - mean) / std, colors
 
 
@@ -110,7 +111,8 @@ def score_grid(network: nn.Module, image_size: int) -> tuple[int, int]:
     """Rows and columns of the scores of an image of `image_size`."""
     training = network.training
     device = next(network.parameters()).device
-    shape = _scores(network.eval(), torch.zeros(1, 3, image_size, image_size, device=device)).shape[-2:]
+    shape = _scores(network.eval(), torch.zeros(1, 3, image_size, image_size, device=device)).shape[
+        -2:]
     network.train(training)
     return tuple(shape)
 
@@ -174,11 +176,13 @@ def _make_batch(
 
 
 def _load_checkpoint(
-        checkpoint: Path, config: SegmentationConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        checkpoint: Path, config: SegmentationConfig, network: nn.Module,
+        optimizer: torch.optim.Optimizer) -> int:
     """Take up a training where its checkpoint left it; returns the updates that are done."""
     if not checkpoint.is_file():
         return 0
-    state = torch.load(checkpoint, map_location=next(network.parameters()).device, weights_only=True)
+    state = torch.load(
+        checkpoint, map_location=next(network.parameters()).device, weights_only=True)
     if state['config'] != asdict(config):
         raise ICASCError(f"'{checkpoint}' belongs to a training with other options: remove it, or write elsewhere.")
     network.load_state_dict(state['network'])
@@ -230,7 +234,8 @@ def train(
         raise ICASCError('every loss has weight 0: there is nothing to train.')
     device = next(network.parameters()).device
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        network.parameters(), lr=config.lr, momentum=config.momentum,
+        weight_decay=config.weight_decay)
     start = _load_checkpoint(checkpoint, config, network, optimizer)
     history: list[dict[str, float]] = []
     network.train()
@@ -240,7 +245,8 @@ def train(
     for iteration in bar:
         for group in optimizer.param_groups:
             group['lr'] = config.lr * 0.1 ** (iteration // config.lr_step)
-        inputs, colors, seeds, labels = (x.to(device) for x in _make_batch(dataset, cues, config, iteration))
+        inputs, colors, seeds, labels = (
+            x.to(device) for x in _make_batch(dataset, cues, config, iteration))
         torch.manual_seed(config.seed * 1_000_003 + iteration)  # dropout
         scores = _scores(network, inputs)
         small = F.interpolate(colors, size=scores.shape[-2:], mode='area')
@@ -258,7 +264,8 @@ def train(
         if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == config.iterations:
             _save_checkpoint(checkpoint, config, network, optimizer, iteration + 1)
     last = history[-100:]
-    return {name: float(np.mean([values[name] for values in last])) for name in last[0]} if last else {}
+    return {
+        name: float(np.mean([values[name] for values in last])) for name in last[0]} if last else {}
 
 
 @torch.no_grad()
@@ -293,5 +300,6 @@ def evaluate(network: nn.Module, dataset: VOCSegmentation, image_size: int) -> n
     network.eval()
     for index in tqdm(range(len(dataset)), desc='mIoU', leave=False, disable=None):
         item = dataset[index]
-        counts = counts + count_pixels(predict(network, item.image, image_size), item.mask, num_classes)
+        counts = counts + count_pixels(
+            predict(network, item.image, image_size), item.mask, num_classes)
     return counts

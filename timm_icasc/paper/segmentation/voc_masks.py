@@ -46,7 +46,8 @@ class VOCSegmentation:
         file = next((path for path in lists if path.is_file()), None)
         if file is None:
             raise DataError(f"No split '{split}': neither '{lists[0]}' nor '{lists[1]}' exists.")
-        self.ids: list[str] = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+        self.ids: list[str] = [
+            line.split()[0] for line in file.read_text().splitlines() if line.strip()]
         for name in self.ids:
             needed = [self._path('JPEGImages', name, 'jpg'), self._path('Annotations', name, 'xml')]
             for path in needed + ([self._path('SegmentationClass', name, 'png')] if masks else []):
