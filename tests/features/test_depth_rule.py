@@ -1,6 +1,6 @@
 """Where the inner layer of isotropic models lies: what their maps show at each depth once they have learned.
 
-`pytest -m slow tests/test_depth_rule.py -s` prints the table of docs/layers.md.
+`pytest -n 0 -s -m slow tests/features/test_depth_rule.py` prints the table of docs/layers.md.
 """
 import pytest
 import torch

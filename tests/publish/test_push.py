@@ -58,7 +58,7 @@ print(sorted(files), asked.lfs.sha256)''', token='hf_owner')
             hashlib.sha256(b'weights').hexdigest(), result.err
 
     def test_its_list_of_endpoints_is_whole(self):
-        print(hub_server.__doc__)  # for pytest -s
+        print(hub_server.__doc__)  # for pytest -n 0 -s
         listed = re.findall(r'^    (GET|HEAD|POST|PUT) +/', hub_server.__doc__, re.M)
         assert sorted(listed) == sorted(method for method, *_ in ROUTES)
 
