@@ -7,6 +7,7 @@ import timm
 import torch
 from helpers.models import ToyNet, create
 from helpers.processes import in_two_processes, save_gradients_of_half
+from safetensors.torch import load_file, save_file
 from timm.data import Mixup
 from timm.loss import LOSS_TYPES, MULTI_LABEL_LOSS_TYPES
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
@@ -189,6 +190,26 @@ class TestTrainingFeatures:
         assert other.step == 2 and other.term_scale == 0
         for ours, theirs in zip(task.state_dict().values(), other.state_dict().values(), strict=True):
             assert torch.equal(ours, theirs)
+
+    @pytest.mark.parametrize('save, load', [
+        (torch.save, lambda path: torch.load(path, weights_only=True)), (save_file, load_file)])
+    def test_the_steps_go_with_the_tasks_own_state_dict(self, save, load, toy, batch, tmp_path):
+        """As Lightning and Accelerate save it, in a module of their own: the terms do not start anew."""
+        task, other = make_task(toy, start_steps=3), make_task(ToyNet(), start_steps=3)
+        for _ in range(4):
+            task(*batch)
+        save(torch.nn.ModuleDict({'task': task}).state_dict(), tmp_path / 'checkpoint')
+        torch.nn.ModuleDict({'task': other}).load_state_dict(load(tmp_path / 'checkpoint'))
+        assert other.step == 4 and other.term_scale == 1 and set(other(*batch)) > TERMS
+
+    def test_a_state_dict_without_the_steps_is_loaded(self, toy):
+        """Of an earlier version, or of timm's own task."""
+        task = make_task(ToyNet())
+        task.step = 7
+        task.load_state_dict(ClassificationTask(toy, verbose=False).state_dict())
+        assert task.step == 7
+        with pytest.raises(RuntimeError, match='Missing key'):
+            task.load_state_dict({})
 
     def test_clipping_with_the_amp_scaler(self, toy, batch):
         task = make_task(toy)

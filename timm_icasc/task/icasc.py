@@ -140,6 +140,22 @@ class ICASCTask(ClassificationTask):
         if state and not ema:
             self.step = state['step']
 
+    # timm keeps the step beside the model's weights (above); whoever saves `task.state_dict()`, as Lightning and
+    # Accelerate do, finds it in there: as a tensor, which is all that safetensors can hold.
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.step)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.step = int(state)
+
+    def _load_from_state_dict(
+            self, state_dict, prefix, local_metadata, strict, missing_keys, *args) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *args)
+        # A file of before the step was kept, or of another task: the step stays where it is.
+        if f'{prefix}_extra_state' in missing_keys:
+            missing_keys.remove(f'{prefix}_extra_state')
+
     def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """Raise TargetError where the target does not fit the model's output."""
         SINGLE.check(logits, target)
