@@ -69,7 +69,7 @@ class Client:
     def finish(self) -> Result:
         result = Result(**json.loads(self.process.stdout.readline()), seconds=time.monotonic() - self.started)
         if result.code:
-            print(f"\n{result.seconds:.1f} s: {(result.err.strip() or 'killed').splitlines()[-1]}")  # for pytest -n 0 -s
+            print(f"\n{result.seconds:.1f} s: {(result.err.strip() or 'killed').splitlines()[-1]}")  # pytest -n 0 -s
         return result
 
     def __call__(self, *argv, **kwargs) -> Result:
