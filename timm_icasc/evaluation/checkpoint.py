@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn as nn
 import yaml
@@ -23,7 +24,6 @@ from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, o
 from ..training.arguments import parse_args
 from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
-from ..training.pretrained import classifier_size
 
 __all__ = ['Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints']
 
@@ -97,6 +97,15 @@ def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> a
     return args
 
 
+def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> int | None:
+    """Number of logits, read from the weights of the head that the architecture names."""
+    config = timm.get_pretrained_cfg(model_name, allow_unregistered=True)
+    classifier = getattr(config, 'classifier', None)
+    classifier = classifier[0] if isinstance(classifier, (list, tuple)) else classifier
+    weight = state_dict.get(f'{classifier}.weight')
+    return None if weight is None else len(weight)
+
+
 def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
     """The averaged weights where the file has any; timm reads what no run has written."""
     if run is not None and file.name.endswith(CHECKPOINT):
@@ -118,7 +127,7 @@ def _load_model(
     if weights is None:
         return set_up_model(args)
     state_dict = _read_weights(weights, run)
-    args.num_classes = classifier_size(state_dict, args.model) or args.num_classes or (
+    args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (
         len(names) if names else None)
     model = set_up_model(args)
     # Another image size than in training: position embeddings are resampled as timm does for its own weights.

@@ -21,7 +21,7 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask, evaluati
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import labels_of
-from ..errors import ICASCError, LayerResolutionError
+from ..errors import HubError, ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..hub.tags import WEIGHT_TAGS
@@ -31,10 +31,9 @@ from ..metrics import MultiLabelEvaluator
 from ..objective.config import ICASCConfig
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
-from .console import log
 from .cuda_graph import CudaRecorder, RecordedStep
 from .loaders import set_up_data, set_up_data_config, set_up_loaders
-from .pretrained import checked_loading, go_offline_unless_the_hub_answers, pretrained_source
+from .pretrained import go_offline_unless_the_hub_answers, pretrained_source
 from .step import Scaler, TrainingStep
 
 
@@ -66,24 +65,6 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     return utils.init_distributed_device(args)
 
 
-def _create_model(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
-    """The model that the options name, with `kwargs` of its own; tells what a file of weights gave."""
-    loading = nullcontext([])
-    if args.pretrained_path:
-        kwargs['pretrained_cfg_overlay'] = pretrained_source(
-            args.pretrained_path, args.model, args.num_classes)
-        loading = checked_loading(args.pretrained_path)
-    with loading as told:
-        model = timm.create_model(
-            args.model, pretrained=args.pretrained or bool(args.pretrained_path),
-            num_classes=args.num_classes, in_chans=args.in_chans, global_pool=args.gp,
-            drop_rate=args.drop, drop_path_rate=args.drop_path,
-            checkpoint_path=args.initial_checkpoint, **kwargs)
-    for line in told:
-        log(args, line)
-    return model
-
-
 def set_up_model(args: argparse.Namespace) -> nn.Module:
     """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
     local = ('hf-hub:', 'hf_hub:', 'local-dir:')
@@ -104,14 +85,19 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     if args.pretrained and args.model not in WEIGHT_TAGS or args.model.startswith(('hf-hub:', 'hf_hub:')):
         go_offline_unless_the_hub_answers()
     try:
-        model = _create_model(args, kwargs)
-    except ICASCError:  # says cause and remedy already
+        if args.pretrained_path:
+            kwargs['pretrained_cfg_overlay'] = pretrained_source(args.pretrained_path)
+        model = timm.create_model(
+            args.model, pretrained=args.pretrained or bool(args.pretrained_path),
+            num_classes=args.num_classes,
+            in_chans=args.in_chans, global_pool=args.gp, drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            checkpoint_path=args.initial_checkpoint, **kwargs)
+    except HubError:  # says repo, cause and remedy already
         raise
     except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
         remedy = ''
-        if args.initial_checkpoint:
-            remedy = ' (another head? --pretrained-path FILE takes all weights but those of a head that does not fit)'
-        elif args.pretrained or ':' in args.model:
+        if args.pretrained or ':' in args.model:
             remedy = ' (weights cannot be fetched? Train with --pretrained-path FILE; elsewhere, name a checkpoint)'
         message = ' '.join(str(e).split())[:300] or type(e).__name__
         raise ICASCError(f'--model {args.model}: {message}{remedy}') from e
