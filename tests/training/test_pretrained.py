@@ -1,9 +1,15 @@
 """Weights in other libraries' names."""
+import argparse
+
+import pytest
 import timm
 import torch
 from timm.utils import ModelEmaV3
 
-from timm_icasc.training.pretrained import pretrained_source, rename_to_timm
+from timm_icasc.errors import ICASCError
+from timm_icasc.training.arguments import parse_args
+from timm_icasc.training.job import set_up_model
+from timm_icasc.training.pretrained import rename_to_timm
 
 # timm's name of a block's layer -> EfficientNet-PyTorch's, for inverted residuals and for the first, unexpanded block.
 LAYERS = {
@@ -29,6 +35,14 @@ def foreign(model):
     return renamed
 
 
+def set_up(model, path, num_classes=3, *options):
+    """set_up_model as train_timm.py calls it."""
+    args = parse_args([
+        '--data-dir', 'x', '--model', model, '--pretrained-path', str(path), '--num-classes', str(num_classes),
+        *map(str, options)])
+    return set_up_model(argparse.Namespace(**{**vars(args), 'in_chans': args.in_chans or 3, 'rank': 0}))
+
+
 def check(name, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).eval()
@@ -36,9 +50,7 @@ def check(name, tmp_path):
     renamed = rename_to_timm(foreign(model))
     assert renamed.keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in renamed.items())
-    other = timm.create_model(
-        name, num_classes=3, pretrained=True,
-        pretrained_cfg_overlay=pretrained_source(tmp_path / 'foreign.pth'))
+    other = set_up(name, tmp_path / 'foreign.pth')
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(other.eval().forward_features(images), model.forward_features(images))
 
@@ -51,22 +63,105 @@ def test_efficientnet_with_squeeze_and_excitation(tmp_path):
     check('tf_efficientnet_b0', tmp_path)
 
 
-def test_timms_own_names_stay_as_they_are(tmp_path):
+def test_timms_own_names_stay_as_they_are():
     state_dict = timm.create_model('resnet18', num_classes=2).state_dict()
     assert rename_to_timm(state_dict) is state_dict
-    torch.save(state_dict, tmp_path / 'timm.pth')
-    assert pretrained_source(tmp_path / 'timm.pth') == {'file': str(tmp_path / 'timm.pth'), 'num_classes': -1}
 
 
 def test_the_model_does_not_carry_the_weights_along(tmp_path):
     """set_up_model takes them out of pretrained_cfg again, which EMA and deepcopy would copy."""
-    import argparse
-
-    from timm_icasc.training.arguments import parse_args
-    from timm_icasc.training.job import set_up_model
     torch.save(foreign(timm.create_model('tf_efficientnet_lite0', num_classes=2)), tmp_path / 'foreign.pth')
-    args = parse_args([
-        '--data-dir', 'x', '--model', 'tf_efficientnet_lite0', '--pretrained-path',
-        str(tmp_path / 'foreign.pth'), '--num-classes', '3'])
-    model = set_up_model(argparse.Namespace(**{**vars(args), 'in_chans': 3}))
+    model = set_up('tf_efficientnet_lite0', tmp_path / 'foreign.pth')
     assert 'state_dict' not in model.pretrained_cfg and 'state_dict' not in ModelEmaV3(model).module.pretrained_cfg
+
+
+def behind(prefix, **others):
+    return lambda weights: {**{f'{prefix}{name}': value for name, value in weights.items()}, **others}
+
+
+LAYOUTS = {
+    'plain': behind(''),
+    'backbone': behind('backbone.', **{'projector.0.weight': torch.zeros(2, 2)}),
+    'two prefixes': behind('module.encoder.'),
+    'of this package\'s task': behind('trainable_module.'),
+    'lightning': lambda weights: {'state_dict': behind('model.')(weights), 'epoch': 3, 'optimizer_states': []},
+    'model_state_dict': lambda weights: {'model_state_dict': weights, 'optimizer': {'state': {}}},
+    'net': lambda weights: {'net': weights, 'acc': 91.},
+    'student': lambda weights: {'student': behind('module.backbone.')(weights)},
+    'unknown name': lambda weights: {'my_weights': weights},
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_weights_are_found_where_training_scripts_put_them(layout, tmp_path, capsys):
+    weights = timm.create_model('resnet20_cifar', num_classes=5).state_dict()
+    torch.save(LAYOUTS[layout](weights), tmp_path / 'weights.pth')
+    state = set_up('resnet20_cifar', tmp_path / 'weights.pth').state_dict()
+    heads = [name for name in state if not torch.equal(state[name], weights[name])]
+    assert sorted(heads) == ['fc.bias', 'fc.weight']
+    out = capsys.readouterr().out
+    assert f'{len(weights) - 2} of {len(weights)} tensors loaded, head new (5 -> 3 classes)' in out
+
+
+def test_a_head_of_as_many_classes_is_kept(tmp_path, capsys):
+    weights = timm.create_model('resnet20_cifar', num_classes=3).state_dict()
+    torch.save(weights, tmp_path / 'weights.pth')
+    state = set_up('resnet20_cifar', tmp_path / 'weights.pth').state_dict()
+    assert all(torch.equal(state[name], weights[name]) for name in weights)
+    assert f'{len(weights)} of {len(weights)} tensors loaded, head loaded' in capsys.readouterr().out
+
+
+def test_a_new_head_is_the_same_behind_a_prefix(tmp_path):
+    heads = []
+    for prefix in ('', 'backbone.'):
+        torch.save(behind(prefix)(timm.create_model('resnet20_cifar', num_classes=5).state_dict()), tmp_path / 'w.pth')
+        torch.manual_seed(1)
+        heads.append(set_up('resnet20_cifar', tmp_path / 'w.pth').fc.weight)
+    assert torch.equal(*heads)
+
+
+def test_vision_transformer_of_another_size_and_pooling(tmp_path, capsys):
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=5)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    other = set_up('vit_tiny_patch16_224', tmp_path / 'weights.pth', 3, '--img-size', 96, '--gp', 'avg')
+    assert torch.equal(other.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
+    assert other.pos_embed.shape[1] == 37 and not torch.equal(other.pos_embed, torch.zeros_like(other.pos_embed))
+    assert 'head new (5 -> 3 classes)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('make', [
+    lambda: {'conv1.weight': timm.create_model('resnet20_cifar').state_dict()['conv1.weight']},
+    lambda: timm.create_model('vit_tiny_patch16_224').state_dict(),
+    lambda: timm.create_model('resnet18').state_dict(),
+    lambda: behind('backbone.')(timm.create_model('resnet18').state_dict()),
+    lambda: {'a': torch.zeros(2)}], ids=['one layer', 'vit', 'wider', 'wider, prefix', 'foreign'])
+def test_weights_that_do_not_fit_are_refused(make, tmp_path):
+    weights = make()
+    torch.save(weights, tmp_path / 'weights.pth')
+    with pytest.raises(ICASCError, match='--pretrained-path: .*weights.pth. does not fit --model') as e:
+        set_up('resnet20_cifar', tmp_path / 'weights.pth')
+    assert 'conv1.weight' in str(e.value) or 'conv1 weight' in str(e.value)
+    assert len(str(e.value)) < 700
+
+
+@pytest.mark.parametrize('content, message', [
+    ({'epoch': 3}, 'holds no tensors .it has: epoch'),
+    ({'a': {'x': torch.zeros(1)}, 'b': {'x': torch.zeros(1)}}, 'several sets of tensors .it has: a, b'),
+    (b'', 'cannot be read')])
+def test_a_file_without_one_state_dict(content, message, tmp_path):
+    if content:
+        torch.save(content, tmp_path / 'w.pth')
+    else:
+        (tmp_path / 'w.pth').write_bytes(b'no weights')
+    with pytest.raises(ICASCError, match=f'--pretrained-path: .*{message}'):
+        set_up('resnet20_cifar', tmp_path / 'w.pth')
+
+
+def test_an_initial_checkpoint_with_another_head_names_the_other_option(tmp_path):
+    torch.save(timm.create_model('resnet20_cifar', num_classes=5).state_dict(), tmp_path / 'w.pth')
+    args = parse_args([
+        '--data-dir', 'x', '--model', 'resnet20_cifar', '--initial-checkpoint', str(tmp_path / 'w.pth'),
+        '--num-classes', '3'])
+    args.in_chans, args.rank = 3, 0
+    with pytest.raises(ICASCError, match='--initial-checkpoint: .* 3 classes; .*--pretrained-path'):
+        set_up_model(args)

@@ -21,7 +21,7 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask, evaluati
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import labels_of
-from ..errors import HubError, ICASCError, LayerResolutionError
+from ..errors import ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..hub.tags import WEIGHT_TAGS
@@ -31,9 +31,10 @@ from ..metrics import MultiLabelEvaluator
 from ..objective.config import ICASCConfig
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
+from .console import log
 from .cuda_graph import CudaRecorder, RecordedStep
 from .loaders import set_up_data, set_up_data_config, set_up_loaders
-from .pretrained import go_offline_unless_the_hub_answers, pretrained_source
+from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 from .step import Scaler, TrainingStep
 
 
@@ -65,6 +66,35 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     return utils.init_distributed_device(args)
 
 
+def _create_model(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
+    create = partial(
+        timm.create_model, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
+        global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path)
+    try:
+        if args.pretrained_path:
+            model, loaded = create_from_file(
+                args.pretrained_path,
+                lambda overlay: create(pretrained=True, pretrained_cfg_overlay=overlay, **kwargs),
+                args.num_classes)
+            log(args, f"weights of '{args.pretrained_path}': {loaded}")
+            return model
+        return create(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
+    except ICASCError:  # says cause and remedy already
+        raise
+    except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
+        message = ' '.join(str(e).split())[:300] or type(e).__name__
+        if args.initial_checkpoint and 'loading state_dict' in message:
+            raise ICASCError(
+                f"--initial-checkpoint: '{args.initial_checkpoint}' is not a whole checkpoint of --model "
+                f'{args.model} with {args.num_classes} classes; weights for another head go to '
+                f'--pretrained-path: {message}') from e
+        remedy = ''
+        if args.pretrained or ':' in args.model:
+            remedy = ' (weights cannot be fetched? Train with --pretrained-path FILE; elsewhere, name a checkpoint)'
+        file = f"--pretrained-path: '{args.pretrained_path}' does not fit " if args.pretrained_path else ''
+        raise ICASCError(f'{file}--model {args.model}: {message}{remedy}') from e
+
+
 def set_up_model(args: argparse.Namespace) -> nn.Module:
     """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
     local = ('hf-hub:', 'hf_hub:', 'local-dir:')
@@ -84,23 +114,7 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
         kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
     if args.pretrained and args.model not in WEIGHT_TAGS or args.model.startswith(('hf-hub:', 'hf_hub:')):
         go_offline_unless_the_hub_answers()
-    try:
-        if args.pretrained_path:
-            kwargs['pretrained_cfg_overlay'] = pretrained_source(args.pretrained_path)
-        model = timm.create_model(
-            args.model, pretrained=args.pretrained or bool(args.pretrained_path),
-            num_classes=args.num_classes,
-            in_chans=args.in_chans, global_pool=args.gp, drop_rate=args.drop,
-            drop_path_rate=args.drop_path,
-            checkpoint_path=args.initial_checkpoint, **kwargs)
-    except HubError:  # says repo, cause and remedy already
-        raise
-    except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
-        remedy = ''
-        if args.pretrained or ':' in args.model:
-            remedy = ' (weights cannot be fetched? Train with --pretrained-path FILE; elsewhere, name a checkpoint)'
-        message = ' '.join(str(e).split())[:300] or type(e).__name__
-        raise ICASCError(f'--model {args.model}: {message}{remedy}') from e
+    model = _create_model(args, kwargs)
     getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
     if args.grad_checkpointing:
         if not hasattr(model, 'set_grad_checkpointing'):
