@@ -76,7 +76,8 @@ def _find_tensors(content: Any, path: str | Path) -> dict[str, Any]:
         places.update((name, value) for name, value in content.items() if isinstance(value, dict))
     found = {
         name: value for name, value in places.items()
-        if isinstance(value, dict) and any(isinstance(tensor, torch.Tensor) for tensor in value.values())}
+        if isinstance(value, dict)
+        and any(isinstance(tensor, torch.Tensor) for tensor in value.values())}
     for name in WRAPPERS:
         if name in found:
             return found[name]
@@ -144,14 +145,21 @@ def _load(create: Callable[[], nn.Module]) -> _Loading:
     """
     seen, original = _Loading(), nn.Module.load_state_dict
 
-    def load_state_dict(module: nn.Module, weights: dict[str, torch.Tensor], *_: Any, **__: Any) -> Any:
+    def load_state_dict(
+            module: nn.Module,
+            weights: dict[str, torch.Tensor],
+            *_: Any,
+            **__: Any,
+    ) -> Any:
         own = module.state_dict()
         heads = [
             name for name in weights
-            if name.startswith(_heads(module)) and name in own and own[name].shape != weights[name].shape]
+            if name.startswith(_heads(module)) and name in own
+            and own[name].shape != weights[name].shape]
         seen.model, seen.head_size = module, len(weights[heads[0]]) if heads else None
         try:
-            result = original(module, {k: v for k, v in weights.items() if k not in heads}, strict=False)
+            result = original(
+                module, {k: v for k, v in weights.items() if k not in heads}, strict=False)
         except RuntimeError as e:
             seen.error = ' '.join(str(e).split(':', 1)[-1].split())[:200]
             raise
