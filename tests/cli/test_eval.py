@@ -222,6 +222,22 @@ def test_a_bare_checkpoint_and_a_local_folder_of_the_hub(tmp_path):
     assert len(results) == 2 and results[0] == pytest.approx(results[1], rel=1e-5)
 
 
+@pytest.mark.parametrize('architecture', ['resnet20_cifar', 'vit_tiny_patch16_224'])
+def test_a_grey_model_is_evaluated_in_grey_wherever_it_comes_from(architecture, tmp_path):
+    torch.manual_seed(0)
+    kwargs = {'img_size': 32} if architecture.startswith('vit') else {}
+    model = timm.create_model(architecture, num_classes=10, in_chans=1, **kwargs)
+    torch.save(model.state_dict(), tmp_path / 'bare.pth')
+    timm.models.save_for_hf(model, tmp_path / 'hub', model_config={'num_classes': 10}, model_args=kwargs)
+    size = ['--img-size', 32]
+    for source, options in ((tmp_path / 'bare.pth', ['--model', architecture]), (f"local-dir:{tmp_path / 'hub'}", [])):
+        assert evaluate(source, *options, *size, '--dataset', 'digits', '--images', 10, '-j', 0,
+                        '--output', tmp_path / 'out') == 0
+    results = [json.loads(path.read_text()) for path in sorted((tmp_path / 'out').glob('*/eval.json'))]
+    assert [result['input_size'] for result in results] == [[1, 32, 32]] * 2
+    assert results[0]['measures'] == pytest.approx(results[1]['measures'], rel=1e-5)
+
+
 def test_a_vision_transformer_at_another_size(tmp_path):
     """Its position embeddings are resampled; tokens become a grid on which boxes are found again."""
     data = make_packed_voc(tmp_path / 'voc')

@@ -202,12 +202,14 @@ class TestTrainingFeatures:
         torch.nn.ModuleDict({'task': other}).load_state_dict(load(tmp_path / 'checkpoint'))
         assert other.step == 4 and other.term_scale == 1 and set(other(*batch)) > TERMS
 
-    def test_a_state_dict_without_the_steps_is_loaded(self, toy):
-        """Of an earlier version, or of timm's own task."""
-        task = make_task(ToyNet())
+    @pytest.mark.parametrize('start_steps', [0, 3])
+    def test_a_state_dict_without_the_steps_is_loaded(self, start_steps, toy, caplog):
+        """Of an earlier version, or of timm's own task; a warning where the position matters."""
+        task = make_task(ToyNet(), start_steps=start_steps)
         task.step = 7
         task.load_state_dict(ClassificationTask(toy, verbose=False).state_dict())
         assert task.step == 7
+        assert ('count on from 7. Set task.step' in caplog.text) == bool(start_steps)
         with pytest.raises(RuntimeError, match='Missing key'):
             task.load_state_dict({})
 

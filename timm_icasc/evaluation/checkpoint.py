@@ -106,6 +106,16 @@ def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> in
     return None if weight is None else len(weight)
 
 
+def _in_chans(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> int:
+    """Channels of the images, read from the first convolution, which says what no configuration need say."""
+    first = config.get('first_conv')
+    first = first[0] if isinstance(first, (list, tuple)) else first
+    weight = weights.get(f'{first}.weight')
+    if weight is not None and weight.ndim == 4 and weight.shape[1] in (1, 3):
+        return weight.shape[1]
+    return (config.get('input_size') or (3,))[0]
+
+
 def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
     """The averaged weights where the file has any; timm reads what no run has written."""
     if run is not None and file.name.endswith(CHECKPOINT):
@@ -116,17 +126,12 @@ def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
         raise ICASCError(f"cannot read the checkpoint '{file}': {' '.join(str(e).split())[:200]}") from e
 
 
-def _load_model(
+def _fill_model(
         args: argparse.Namespace,
-        weights: Path | None,
-        run: Run | None,
+        file: Path,
+        state_dict: dict[str, torch.Tensor],
         names: Sequence[str] | None,
 ) -> nn.Module:
-    args.grad_checkpointing, args.initial_checkpoint, args.pretrained_path = False, '', None
-    args.pretrained = weights is None
-    if weights is None:
-        return set_up_model(args)
-    state_dict = _read_weights(weights, run)
     args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (
         len(names) if names else None)
     model = set_up_model(args)
@@ -138,9 +143,30 @@ def _load_model(
         model.load_state_dict(state_dict)
     except (RuntimeError, TypeError) as e:
         raise ICASCError(
-            f"the weights of '{weights}' do not fit `model={args.model}`: "
+            f"the weights of '{file}' do not fit `model={args.model}`: "
             f"{' '.join(str(e).split())[:200]}") from e
     return model
+
+
+def _load(
+        args: argparse.Namespace,
+        weights: Path | None,
+        run: Run | None,
+        with_data: bool,
+) -> tuple[nn.Module, Dataset | None]:
+    """The model and its data; the channels of the images are those of the weights."""
+    args.grad_checkpointing, args.initial_checkpoint, args.pretrained_path = False, '', None
+    args.pretrained = weights is None
+    if weights is None:
+        args.in_chans = args.input_size[0] if args.input_size else args.in_chans  # None: the published one
+        model = set_up_model(args)
+        args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
+        return model, _open_dataset(args) if with_data else None
+    state_dict = _read_weights(weights, run)
+    config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+    args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
+    dataset = _open_dataset(args) if with_data else None
+    return _fill_model(args, weights, state_dict, class_names(dataset) if dataset else None), dataset
 
 
 def _run_beside(weights: Path | None) -> Run | None:
@@ -184,11 +210,9 @@ def load_checkpoint(
     weights = None if source.startswith(HUB) else find_weights(source, given.best)
     run = _run_beside(weights)
     args = _run_arguments(source, given, run)
-    args.in_chans = args.input_size[0] if args.input_size else args.in_chans or 3
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    dataset = _open_dataset(args) if with_data else None
+    model, dataset = _load(args, weights, run, with_data)
     names = class_names(dataset) if with_data else None
-    model = _load_model(args, weights, run, names)
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:

@@ -155,6 +155,10 @@ class ICASCTask(ClassificationTask):
         # A file of before the step was kept, or of another task: the step stays where it is.
         if f'{prefix}_extra_state' in missing_keys:
             missing_keys.remove(f'{prefix}_extra_state')
+            if self.start_steps or self.ramp_steps:
+                _logger.warning(
+                    f'{type(self).__name__}: this state_dict has no step; `start_steps` and `ramp_steps` count on '
+                    f'from {self.step}. Set task.step to the number of steps done.')
 
     def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """Raise TargetError where the target does not fit the model's output."""
