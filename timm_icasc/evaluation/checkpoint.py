@@ -166,7 +166,8 @@ def _load(
     config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
     args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
     dataset = _open_dataset(args) if with_data else None
-    return _fill_model(args, weights, state_dict, class_names(dataset) if dataset else None), dataset
+    names = class_names(dataset) if dataset else None
+    return _fill_model(args, weights, state_dict, names), dataset
 
 
 def _run_beside(weights: Path | None) -> Run | None:
