@@ -238,6 +238,83 @@ def test_a_grey_model_is_evaluated_in_grey_wherever_it_comes_from(architecture, 
     assert results[0]['measures'] == pytest.approx(results[1]['measures'], rel=1e-5)
 
 
+ANIMALS = ['ape', 'bee', 'cow']
+
+
+def zoo_run(tmp_path, results=True):
+    """A finished run on the classes ANIMALS; returns its folder and a function that makes other image folders."""
+    def make_images(name, classes):
+        for c, animal in enumerate(classes):
+            folder = tmp_path / name / 'validation' / animal
+            folder.mkdir(parents=True)
+            for i in range(2):
+                noise = np.random.default_rng(10 * ANIMALS.index(animal) + i if animal in ANIMALS else c)
+                Image.fromarray(noise.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{animal}{i}.png')
+        return tmp_path / name
+
+    run = make_run(tmp_path / 'run', num_classes=3, dataset='', data_dir=str(make_images('zoo', ANIMALS)))
+    content = json.loads((run / 'results.json').read_text())
+    content.update({'model': {'label_names': ANIMALS}} if results else {})
+    (run / 'results.json').write_text(json.dumps(content))
+    return run, make_images
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_classes_of_another_folder_are_those_of_the_run_by_name(workers, tmp_path, capsys, recwarn):
+    run, make_images = zoo_run(tmp_path)
+    assert evaluate(run) == 0
+    expected = {row['file']: row for row in csv.DictReader(open(run / 'eval' / 'images.csv'))}
+    assert evaluate(run, '--data-dir', make_images('other', ['bee', 'cow']), '-j', workers) == 0
+    rows = list(csv.DictReader(open(run / 'eval' / 'images.csv')))
+    assert [row['target'] for row in rows] == ['bee', 'bee', 'cow', 'cow']
+    for row in rows:
+        assert row['target_probability'] == expected[row['file']]['target_probability']
+    assert not any('taken as the first ones' in str(w.message) for w in recwarn)
+    other = make_images('third', ['bee', 'cow', 'zebra'])
+    assert evaluate(run, '--data-dir', other) == 2
+    error = capsys.readouterr().err
+    assert 'has the classes zebra, which' in error and 'it knows ape, bee, cow' in error and '--class-map' in error
+    (tmp_path / 'map.txt').write_text('zebra\nbee\ncow\n')
+    assert evaluate(run, '--data-dir', other, '--class-map', tmp_path / 'map.txt') == 0
+    assert {row['target'] for row in csv.DictReader(open(run / 'eval' / 'images.csv'))} == {'bee', 'cow', 'zebra'}
+
+
+def test_classes_of_a_published_model_are_known_by_name(tmp_path):
+    run, make_images = zoo_run(tmp_path)
+    assert evaluate(run) == 0
+    expected = {row['file']: row for row in csv.DictReader(open(run / 'eval' / 'images.csv'))}
+    model = timm.create_model('resnet20_cifar', num_classes=3)
+    model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
+    timm.models.save_for_hf(model, tmp_path / 'hub', model_config={'num_classes': 3, 'label_names': ANIMALS})
+    assert evaluate(f"local-dir:{tmp_path / 'hub'}", '--data-dir', make_images('other', ['bee', 'cow']), '-j', 0,
+                    '--output', tmp_path / 'out') == 0
+    for row in csv.DictReader(open(next((tmp_path / 'out').glob('*/images.csv')))):
+        assert row['target_probability'] == expected[row['file']]['target_probability']
+
+
+def test_a_run_that_has_no_class_names_says_so(tmp_path, recwarn):
+    run, make_images = zoo_run(tmp_path, results=False)
+    assert evaluate(run) == 0 and not any('class names' in str(w.message) for w in recwarn)
+    with pytest.warns(UserWarning, match='has not noted down its class names'):
+        assert evaluate(run, '--data-dir', make_images('other', ['bee', 'cow'])) == 0
+
+
+def test_several_classes_in_another_order_are_known_by_name(tmp_path):
+    run = voc_run(tmp_path / 'run')
+    assert evaluate(run) == 0
+    expected, pairs = read(run), (run / 'eval' / 'pairs.csv').read_text()
+    path = tmp_path / 'voc' / 'annotations.json'
+    content = json.loads(path.read_text())
+    (run / 'results.json').write_text(json.dumps({'model': {'label_names': content['classes']}}))
+    content['classes'].reverse()
+    for entry in content['images']:
+        entry['labels'].reverse()
+    path.write_text(json.dumps(content))
+    assert evaluate(run) == 0
+    assert read(run)['measures'] == pytest.approx(expected['measures']) and read(run)['classes'] == expected['classes']
+    assert (run / 'eval' / 'pairs.csv').read_text() == pairs
+
+
 def test_a_vision_transformer_at_another_size(tmp_path):
     """Its position embeddings are resampled; tokens become a grid on which boxes are found again."""
     data = make_packed_voc(tmp_path / 'voc')

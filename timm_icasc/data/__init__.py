@@ -2,7 +2,14 @@
 from .caltech import Caltech256
 from .cifar import cifar100
 from .cub import CUB200
-from .dataset_factory import class_names, create_dataset, evenly_spaced, image_name, labels_of
+from .dataset_factory import (
+    class_names,
+    create_dataset,
+    evenly_spaced,
+    image_name,
+    labels_of,
+    name_classes,
+)
 from .digits import DigitsDataset
 from .image_list import MultiLabelList
 from .imagenet import ILSVRC2012
@@ -16,5 +23,5 @@ __all__ = [
     'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'ILSVRC2012', 'LabelledImages',
     'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'VOCDevkit',
     'VOC_CLASSES', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'create_dataset',
-    'evenly_spaced', 'image_name', 'is_stream', 'labels_of', 'use_pad_crop',
+    'evenly_spaced', 'image_name', 'is_stream', 'labels_of', 'name_classes', 'use_pad_crop',
 ]

@@ -1,5 +1,7 @@
 """From `--data-dir` and `--dataset` to a data set, with errors that name what is missing."""
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm.data
 import torch
@@ -15,7 +17,7 @@ from .imagenet import ILSVRC2012
 from .streams import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
-__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'labels_of']
+__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'labels_of', 'name_classes']
 
 # Name -> how to make it from root, split and the transform and Pillow mode that every data set takes.
 NAMES = {
@@ -118,6 +120,37 @@ def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:
         if getattr(holder, 'classes', None):
             return [str(name) for name in holder.classes]
     return None
+
+
+class _Renumbered:
+    """A target transform; no closure, since loading processes get a pickled copy."""
+
+    def __init__(self, order: list[int], before: Callable | None):
+        self.order, self.before = order, before
+
+    def __call__(self, target: Any) -> int:
+        return self.order[int(self.before(target) if self.before else target)]
+
+
+def name_classes(dataset: torch.utils.data.Dataset, names: Sequence[str]) -> None:
+    """Number the classes of a data set, from now on, in the order of `names`.
+
+    Args:
+        dataset: One that tells its classes, all of them among `names`.
+        names: Class names in the order of a model's outputs.
+
+    Raises:
+        DataError: The data set has no way to do it.
+    """
+    if hasattr(dataset, 'name_classes'):
+        dataset.name_classes(names)
+        return
+    if not hasattr(dataset, 'target_transform'):  # timm's data sets and torchvision's have it
+        raise DataError(
+            f'the classes of {type(dataset).__name__} are in another order than those of the model, and it cannot '
+            f'number them anew.')
+    dataset.target_transform = _Renumbered(
+        [list(names).index(name) for name in class_names(dataset)], dataset.target_transform)
 
 
 def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:

@@ -74,6 +74,17 @@ class LabelledImages(torch.utils.data.Dataset):
     def _boxes_of(self, index: int) -> list[Box]:
         return list(self._boxes[index])
 
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Number the classes in the order of `names`, which has all of the data set's own."""
+        order = [names.index(name) for name in self.class_names]
+        self.targets = self._reordered(order, len(names))
+        if self._boxes is not None:
+            self._boxes = [[box._replace(class_index=order[box.class_index]) for box in boxes] for boxes in self._boxes]
+        self.class_names = list(names)
+
+    def _reordered(self, order: list[int], num_classes: int) -> Any:
+        return [order[int(target)] for target in self.targets]
+
     def load(self, index: int) -> Image.Image:
         """The image itself, untransformed.
 
@@ -100,3 +111,8 @@ class MultiLabelImages(LabelledImages):
     `targets` is a float tensor `[N, C]`: 1 present, 0 absent, -1 ignored (neither counted as present nor as absent).
     """
     label_kind = MULTI
+
+    def _reordered(self, order: list[int], num_classes: int) -> torch.Tensor:
+        targets = self.targets.new_full((len(self.targets), num_classes), -1.)  # of other classes nothing is known
+        targets[:, order] = self.targets
+        return targets

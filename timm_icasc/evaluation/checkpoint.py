@@ -15,7 +15,7 @@ from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
-from ..data import class_names, create_dataset, is_stream, labels_of
+from ..data import class_names, create_dataset, is_stream, labels_of, name_classes
 from ..errors import DataError, ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
@@ -190,6 +190,42 @@ def _open_dataset(args: argparse.Namespace) -> Dataset:
     return dataset
 
 
+def _match_classes(
+        dataset: Dataset,
+        source: str,
+        run: Run | None,
+        model: nn.Module,
+        given: argparse.Namespace,
+) -> list[str] | None:
+    """The class names in the order of the logits, the data set's labels brought into this order.
+
+    It is the order that the run, or the published model, has noted down; where there is none, or `class_map` says
+    which class has which index, that of the data set.
+    """
+    names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
+    model_names = run.results.get('model', {}).get('label_names') if run else model.pretrained_cfg.get('label_names')
+    if names and isinstance(model_names, (list, tuple)) and not class_map and names != list(model_names):
+        unknown = [name for name in names if name not in model_names]
+        if unknown:
+            raise DataError(
+                f"the data set has the classes {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}, which "
+                f"'{source}' does not know; it knows {', '.join(model_names[:5])}{', ...' * (len(model_names) > 5)}. "
+                f'Name the classes as these, or give the index of each with `class_map`.')
+        name_classes(dataset, model_names)
+        return list(model_names)
+    if names and len(names) > num_classes:
+        raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
+    if run and given.data_dir and not model_names and not class_map:
+        warnings.warn(
+            f"the run '{source}' has not noted down its class names (unfinished, or of an older version): those of "
+            f'the data set are taken in their own order', stacklevel=3)
+    if names and len(names) < num_classes and not model_names:
+        warnings.warn(
+            f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
+            f'(`class_map` says otherwise)', stacklevel=3)
+    return names
+
+
 def load_checkpoint(
         source: str,
         given: argparse.Namespace,
@@ -213,18 +249,11 @@ def load_checkpoint(
     args = _run_arguments(source, given, run)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model, dataset = _load(args, weights, run, with_data)
-    names = class_names(dataset) if with_data else None
+    names = _match_classes(dataset, source, run, model, given) if with_data else None
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:
         raise ICASCError(f"`device`: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
-    num_classes = getattr(model, 'num_classes', None) or args.num_classes or len(names)
-    if names and len(names) > num_classes:
-        raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
-    if names and len(names) < num_classes:
-        warnings.warn(
-            f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
-            f'(`class_map` says otherwise)', stacklevel=2)
     config = set_up_data_config(args, model)
     if with_data:
         dataset.transform = create_transform(
@@ -240,7 +269,7 @@ def load_checkpoint(
     return Checkpoint(
         label=label or (run.folder.name if run else Path(source).name),
         source=str(weights or source), run=run,
-        model=model, dataset=dataset, names=names, num_classes=num_classes, data_config=config,
+        model=model, dataset=dataset, names=names, num_classes=model.num_classes, data_config=config,
         layers=layers,
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 
