@@ -79,7 +79,9 @@ class LabelledImages(torch.utils.data.Dataset):
         order = [names.index(name) for name in self.class_names]
         self.targets = self._reordered(order, len(names))
         if self._boxes is not None:
-            self._boxes = [[box._replace(class_index=order[box.class_index]) for box in boxes] for boxes in self._boxes]
+            self._boxes = [
+                [box._replace(class_index=order[box.class_index]) for box in boxes]
+                for boxes in self._boxes]
         self.class_names = list(names)
 
     def _reordered(self, order: list[int], num_classes: int) -> Any:

@@ -204,7 +204,8 @@ def _match_classes(
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
     model_names = run.results.get('model', {}).get('label_names') if run else model.pretrained_cfg.get('label_names')
-    if names and isinstance(model_names, (list, tuple)) and not class_map and names != list(model_names):
+    differ = isinstance(model_names, (list, tuple)) and names != list(model_names)
+    if names and differ and not class_map:
         unknown = [name for name in names if name not in model_names]
         if unknown:
             raise DataError(
@@ -269,7 +270,8 @@ def load_checkpoint(
     return Checkpoint(
         label=label or (run.folder.name if run else Path(source).name),
         source=str(weights or source), run=run,
-        model=model, dataset=dataset, names=names, num_classes=model.num_classes, data_config=config,
+        model=model, dataset=dataset, names=names, num_classes=model.num_classes,
+        data_config=config,
         layers=layers,
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 
