@@ -9,6 +9,7 @@ the network's own input size. Medians over the images whose map exists: the map'
 largest value of the mask. A mask that reaches from 0 to 1 marks a region; one around 0.5 everywhere marks none.
 """
 import argparse
+from functools import partial
 
 import timm
 import torch
@@ -16,16 +17,21 @@ from timm.data import create_dataset, create_transform, resolve_data_config
 
 from timm_icasc import ICASCConfig, icasc_forward, resolve_layers
 from timm_icasc.losses import MASK_SCALES, target_mask
-from timm_icasc.training.pretrained import pretrained_source
+from timm_icasc.training.pretrained import create_from_file
 
 LAST_LAYER_ONLY = ICASCConfig(order=1, weight_as_inner=0., weight_ac=0.)
 
 
 def target_maps(name: str, weights: str, dataset, batch_size: int) -> torch.Tensor:
     torch.manual_seed(0)
-    model = timm.create_model(
-        name, pretrained=bool(weights), pretrained_cfg_overlay=pretrained_source(weights) if weights else None,
-        num_classes=len(dataset.reader.class_to_idx)).train()
+    num_classes = len(dataset.reader.class_to_idx)
+    create = partial(timm.create_model, name, num_classes=num_classes)
+    if weights:
+        model, _ = create_from_file(
+            weights, lambda overlay: create(pretrained=True, pretrained_cfg_overlay=overlay), num_classes)
+    else:
+        model = create()
+    model.train()
     dataset.transform = create_transform(**resolve_data_config({'crop_pct': 1.}, model=model))
     images, target = next(iter(torch.utils.data.DataLoader(dataset, batch_size, shuffle=True)))
     return icasc_forward(model, images, target, resolve_layers(model), LAST_LAYER_ONLY).maps['target_last'].detach()
