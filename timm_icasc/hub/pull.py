@@ -1,12 +1,4 @@
-"""Fetch weights from the Hub and verify them: every hash, the configuration, and that timm can build the model.
-
-    timm-icasc pull me/resnet20-icasc-digits              main; or @BRANCH, @TAG, @COMMIT
-    timm-icasc pull resnet20_cifar.icasc_digits           a weight tag of this package
-    timm-icasc pull me/resnet20-icasc-digits --to DIR     copy for timm.create_model('local-dir:DIR')
-
-Compared are the sha256 that the Hub, config.json and, for weight tags, this package know, and that of the values in the
-header of the file. Nothing is unpickled. With HF_HUB_OFFLINE=1 it verifies what the cache holds.
-"""
+"""Weights from the Hub, verified: every hash, the configuration, and that timm can build the model."""
 from pathlib import Path
 
 import timm

@@ -1,13 +1,4 @@
-"""The card of a model.
-
-hub_cards/NAME.yaml (what people write), NAME.json (results, written by evaluation alone), the shipped folder NAME/ with
-config.json and weights, and card.md.j2 make NAME/README.md.
-
-    timm-icasc card hub_cards/*.yaml              render the cards again
-    timm-icasc card hub_cards/*.yaml --check      exit with 1 where a card differs from its sources
-    timm-icasc card hub_cards/NAME.yaml --runs output/RUN ...
-                                                  evaluate these runs first, and export the weights that the YAML ships
-"""
+"""The text of a model's card: hub_cards/NAME.yaml, NAME.json and NAME/ through card.md.j2."""
 import argparse
 import json
 import math

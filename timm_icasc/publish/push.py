@@ -1,14 +1,4 @@
-"""Publish a finished run, or a folder of hub_cards/, on the Hugging Face Hub.
-
-    timm-icasc push output/resnet20_cifar-digits me/resnet20-icasc-digits
-    timm-icasc push hub_cards/resnet20_cifar.icasc_digits me/resnet20-icasc-digits
-
-safetensors, config.json and the card go up in one commit, are fetched back into a fresh cache, compared, and tagged
-`verified-...`. Weights are those after the last epoch (the averaged ones, where the run kept an average), which the
-results are of. Run it again after an interruption: what has arrived is not sent twice. Log in with `hf auth login`.
-
-Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the weight tag NAME finds its weights.
-"""
+"""From a finished run, or a folder of hub_cards/, to a verified commit on the Hub."""
 import json
 import tempfile
 from pathlib import Path
