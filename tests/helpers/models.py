@@ -7,17 +7,17 @@ import timm_icasc  # noqa: F401  registers the architectures
 # name -> (arguments, input size, inner path, last path, layout, inner grid, last grid)
 FAMILIES = {
     'resnet18': ({}, (3, 64, 64), 'layer3', 'layer4', 'NCHW', (4, 4), (2, 2)),
-    'resnetv2_18d': ({}, (3, 64, 64), 'stages.2', 'stages.3', 'NCHW', (4, 4), (2, 2)),
+    'resnetv2_18d': ({}, (3, 64, 64), 'stages.3.blocks.0.norm1', 'norm', 'NCHW', (4, 4), (2, 2)),
     # The narrow head saves 100 million weights.
     'vgg11_bn': ({'mlp_ratio': 1 / 64}, (3, 64, 64), 'features.20', 'features.27', 'NCHW', (8, 8), (4, 4)),
-    'convnext_atto': ({}, (3, 64, 64), 'stages.2', 'stages.3', 'NCHW', (4, 4), (2, 2)),
-    'efficientnet_b0': ({}, (3, 64, 64), 'blocks.4', 'blocks.6', 'NCHW', (4, 4), (2, 2)),
-    'tf_efficientnet_lite0': ({}, (3, 64, 64), 'blocks.4', 'blocks.6', 'NCHW', (4, 4), (2, 2)),
+    'convnext_atto': ({}, (3, 64, 64), 'stages.3.downsample.0', 'stages.3', 'NCHW', (4, 4), (2, 2)),
+    'efficientnet_b0': ({}, (3, 64, 64), 'blocks.5.0.bn1', 'bn2', 'NCHW', (4, 4), (2, 2)),
+    'tf_efficientnet_lite0': ({}, (3, 64, 64), 'blocks.5.0.bn1', 'bn2', 'NCHW', (4, 4), (2, 2)),
     'swin_tiny_patch4_window7_224': (
-        {'img_size': 64, 'window_size': 2}, (3, 64, 64), 'layers.2', 'layers.3', 'NHWC', (4, 4), (2, 2)),
-    'vit_tiny_patch16_224': ({'img_size': 64}, (3, 64, 64), 'blocks.8', 'blocks.10', 'NLC', (4, 4), (4, 4)),
+        {'img_size': 64, 'window_size': 2}, (3, 64, 64), 'layers.2', 'norm', 'NHWC', (4, 4), (2, 2)),
+    'vit_tiny_patch16_224': ({'img_size': 64}, (3, 64, 64), 'blocks.8', 'blocks.11.norm1', 'NLC', (4, 4), (4, 4)),
     'deit_tiny_distilled_patch16_224': (
-        {'img_size': 64}, (3, 64, 64), 'blocks.8', 'blocks.10', 'NLC', (4, 4), (4, 4)),
+        {'img_size': 64}, (3, 64, 64), 'blocks.8', 'blocks.11.norm1', 'NLC', (4, 4), (4, 4)),
     'resnet20_cifar': ({}, (3, 32, 32), 'layer2', 'layer3', 'NCHW', (16, 16), (8, 8)),
 }
 

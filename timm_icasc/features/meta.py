@@ -118,14 +118,32 @@ class Materialize(TorchDispatchMode):
         return random_tensor(x.shape, self.generator).mul_(0.1).to(x.dtype)
 
     def materialize(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        if any(x.device.type == 'meta' for x in tensors) and any(x.ndim and x.device.type != 'meta' for x in tensors):
+        if _real_meets_meta(args, kwargs):
             args, kwargs = tree_map(self._real, (args, kwargs))
         return args, kwargs
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        args, kwargs = self.materialize(args, kwargs or {})
+        kwargs = kwargs or {}
+        if _real_meets_meta(args, kwargs):
+            args = [_as_initialised(x, a.name) for x, a in zip(args, func._schema.arguments, strict=False)]
+            kwargs = {name: _as_initialised(x, name) for name, x in kwargs.items()}
+            args, kwargs = self.materialize(args, kwargs)
         return func(*args, **kwargs)
+
+
+def _real_meets_meta(args: Any, kwargs: Any) -> bool:
+    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    return any(x.device.type == 'meta' for x in tensors) and any(x.ndim and x.device.type != 'meta' for x in tensors)
+
+
+# What norms start from, and what of them must not be drawn at random: a variance below 0 has no root.
+_INITIAL = {'weight': torch.ones, 'running_var': torch.ones, 'running_mean': torch.zeros, 'bias': torch.zeros}
+
+
+def _as_initialised(x: Any, argument: str) -> Any:
+    """A meta vector that an operation takes as weight, bias or statistics of a norm, with the values it starts from."""
+    is_vector = isinstance(x, torch.Tensor) and x.device.type == 'meta' and x.ndim == 1 and x.is_floating_point()
+    return _INITIAL[argument](x.shape, dtype=x.dtype) if is_vector and argument in _INITIAL else x
 
 
 class _MaterializeAttention(TorchFunctionMode):

@@ -1,4 +1,5 @@
 """What to ask of any model, and how to run it for a moment without leaving a trace."""
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,8 +8,8 @@ import torch.nn as nn
 from torch.distributed.fsdp import FSDPModule
 
 __all__ = [
-    'evaluation_mode', 'hold_batch_norm_statistics', 'is_checkpointing', 'is_sharded',
-    'unwrap_model',
+    'evaluation_mode', 'hold_batch_norm_statistics', 'activation_or_norm', 'is_checkpointing',
+    'is_sharded', 'unwrap_model',
 ]
 
 
@@ -50,6 +51,19 @@ def is_checkpointing(model: nn.Module) -> bool:
     # Not getattr: where the flag is missing, as in most modules, torch goes through parameters, buffers and children,
     # and steps ask several times.
     return any(vars(module).get('grad_checkpointing', False) for module in model.modules())
+
+
+# Where torch and timm define their activations and norms.
+_ACTIVATION_FILES = re.compile(r'(torch\.nn\.modules|timm\.layers)\.activations?(_me)?$')
+_NORM_FILES = re.compile(r'(torch\.nn\.modules\.(batchnorm|instancenorm|normalization)|timm\.layers\.\w*norm)$')
+
+
+def activation_or_norm(module: nn.Module) -> str | None:
+    """'activation' or 'norm', where the module is, or extends, one of torch's or timm's."""
+    files = [kind.__module__ for kind in type(module).__mro__]
+    if any(map(_ACTIVATION_FILES.match, files)) and not isinstance(module, nn.MultiheadAttention):
+        return 'activation'
+    return 'norm' if any(map(_NORM_FILES.match, files)) else None
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -11,22 +11,17 @@ import torch.nn as nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import LayerResolutionError
+from .graph import (
+    graph_nodes,
+    made_by,
+    nodes_on_every_path,
+    read_through_views,
+)
 from .layout import FeatureLayer, read_layout
 from .meta import Materialize, random_tensor
-from .module_state import evaluation_mode
+from .module_state import activation_or_norm, evaluation_mode
 
-__all__ = ['Call', 'Probe', 'graph_nodes']
-
-
-def graph_nodes(root: torch.Tensor) -> set[Any]:
-    """Every node of the autograd graph behind a tensor."""
-    seen, nodes = set(), [root.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes.extend(parent for parent, _ in node.next_functions)
-    return seen
+__all__ = ['Call', 'Probe']
 
 
 class Call(NamedTuple):
@@ -37,6 +32,7 @@ class Call(NamedTuple):
     number: int  # how many calls of the same module went before
     outputs: list[torch.Tensor | None]  # None for what cannot be a feature of two images
     versions: list[int]
+    nodes: list[Any]  # of the autograd graph, as the module put the outputs out
 
 
 def _is_feature(x: Any) -> bool:
@@ -58,6 +54,7 @@ class Probe:
         self.calls: dict[str, Call] = {}  # the last call of each module
         self._gradients: dict[int, torch.Tensor | None] = {}
         self._shares: dict[FeatureLayer, float] = {}
+        self._passages: dict[Any, set[Any]] = {}
         parameter = next(model.parameters(), torch.empty(0))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
@@ -94,6 +91,9 @@ class Probe:
                     [x if feature else None for x, feature in zip(leaves, features, strict=True)],
                     [
                         x._version if feature else 0
+                        for x, feature in zip(leaves, features, strict=True)],
+                    [
+                        x.grad_fn if feature else None
                         for x, feature in zip(leaves, features, strict=True)])
                 return tree_unflatten(leaves, structure)
             return hook
@@ -172,6 +172,48 @@ class Probe:
     def _feature(self, layer: FeatureLayer) -> torch.Tensor:
         return self.calls[layer.path].outputs[layer.output_index]
 
+    def _node(self, layer: FeatureLayer) -> Any:
+        return self.calls[layer.path].nodes[layer.output_index]
+
+    def maker(self, layer: FeatureLayer) -> tuple[str | None, str]:
+        """What computed the feature's values, 'activation', 'norm' or None, and the path to name it by.
+
+        The path is that of the activation or norm, or of the outermost module that ends with it: `bn2` and not
+        `bn2.act`, nor a module behind it that hands on what it is given. Functions count as modules do.
+        """
+        same = [
+            path for node in read_through_views(self._node(layer)) for path in self._paths_of_node.get(node, ())]
+        kinds = {path: activation_or_norm(self.model.get_submodule(path)) for path in same}
+        for kind in ('activation', 'norm'):
+            makers = [path for path in same if kinds[path] == kind]
+            if makers:
+                ends = [path for path in same if any(f'{maker}.'.startswith(f'{path}.') for maker in makers)]
+                return kind, max(ends, key=lambda path: self.calls[path].ended)
+        return made_by(self._node(layer)), layer.path
+
+    @cached_property
+    def _paths_of_node(self) -> dict[Any, list[str]]:
+        paths: dict[Any, list[str]] = {}
+        for path, call in self.calls.items():
+            for node in call.nodes:
+                paths.setdefault(node, []).append(path)
+        return paths
+
+    def carries_all(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
+        """Whether all that the class scores know of the grid of `source` passes through `layer`, which comes later.
+
+        Told by the graph: cut at the layer, no path leads to the source. Prefix tokens go by every cut of the patches, so
+        there the gradient is asked: with the layer's feature held fixed, nothing reaches the source's grid.
+        """
+        if layer.modified_in_place:  # what its module put out is not what is handed on
+            return False
+        root = self._feature(source).grad_fn
+        if root not in self._passages:
+            self._passages[root] = nodes_on_every_path(self.logits.grad_fn, root)
+        if self._node(layer) in self._passages[root]:
+            return True
+        return source.prefix_tokens > 0 and not self._share(source, self._tail_gradient(source, layer))
+
     @cached_property
     def _graph(self) -> set[Any]:
         return graph_nodes(self.logits)
@@ -192,37 +234,92 @@ class Probe:
         if layer not in self._shares:
             gradient = None
             if self.is_on_path(layer):
-                gradient = self._materialized_gradient(layer) if self.on_meta else self._gradient(
-                    layer)
-            self._shares[layer] = 0. if gradient is None else (
-                layer.to_nchw(gradient, self.image_size) != 0).any(1).float().mean().item()
+                gradient = self._tail_gradient(layer) if self.on_meta else self._gradient(layer)
+            self._shares[layer] = self._share(layer, gradient)
         return self._shares[layer]
+
+    def _share(self, layer: FeatureLayer, gradient: torch.Tensor | None) -> float:
+        if gradient is None:
+            return 0.
+        return (layer.to_nchw(gradient, self.image_size) != 0).any(1).float().mean().item()
+
+    def negative_share(self, layers: Sequence[FeatureLayer]) -> list[float] | None:
+        """Share of each feature's values below 0, in the order of the forward pass.
+
+        On meta tensors, with random values from the feature before the first layer on; None if there is none.
+        """
+        if not self.on_meta:
+            return [(self._feature(layer) < 0).float().mean().item() for layer in layers]
+        start = self._before(layers[0])
+        if start is None:
+            return None
+        values: dict[FeatureLayer, torch.Tensor] = {}
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(self._replace(layer, lambda x, layer=layer: values.setdefault(layer, x)))
+            self._run_tail(start, stack)
+        return [(values[layer] < 0).float().mean().item() for layer in layers]
+
+    def _before(self, layer: FeatureLayer) -> FeatureLayer | None:
+        """The latest feature that was there before the layer's module began, and that the layer is computed from."""
+        behind = graph_nodes(self._feature(layer))
+        earlier = [c for c in self.calls.values() if c.ended < self.calls[layer.path].began]
+        for call in sorted(earlier, key=lambda c: c.ended, reverse=True):
+            for index, node in enumerate(call.nodes):
+                if node in behind:
+                    return FeatureLayer(call.path, 'unknown', 0, (0, 0), output_index=index)
+        return None
 
     def is_reached(self, layer: FeatureLayer) -> bool:
         """Whether a gradient of the logits reaches the feature's grid; on meta tensors, whether a path leads to it."""
         return self.is_on_path(layer) and (self.on_meta or self.nonzero_share(layer) > 0)
 
-    def _materialized_gradient(self, layer: FeatureLayer) -> torch.Tensor | None:
-        """The gradient with random values from the feature on, for a model on meta tensors."""
-        generator = torch.Generator().manual_seed(0)
-        feature, number, calls = None, self.calls[layer.path].number, 0
+    def _tail_gradient(self, layer: FeatureLayer, fixed: FeatureLayer | None = None) -> torch.Tensor | None:
+        """The gradient where the graph is built from the feature on; where it is on meta tensors, with random values.
 
-        def start_here(module, args, output):
-            nonlocal feature, calls
-            calls += 1
-            if calls - 1 != number:
-                return output
-            x = layer.get(output)
-            stack.enter_context(Materialize(generator))
-            feature = random_tensor(x.shape, generator).to(x.dtype).requires_grad_()
-            return layer.replace(output, feature.clone())  # a leaf must not be overwritten in place
-
-        constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
+        Args:
+            layer: The feature, of one image.
+            fixed: A later feature that is taken as a constant, so that no gradient passes it.
+        """
         with ExitStack() as stack:
-            handle = self.model.get_submodule(layer.path).register_forward_hook(start_here)
-            stack.callback(handle.remove)
-            logits = self._forward(self._images[:1].detach(), constants)  # one image tells
+            if fixed is not None:
+                stack.callback(self._replace(fixed, torch.Tensor.detach))
+            feature, logits = self._run_tail(layer, stack)
             if not logits.requires_grad:
                 return None
-            cotangent = random_tensor(logits.shape, generator).to(logits)
+            cotangent = random_tensor(logits.shape, torch.Generator().manual_seed(1)).to(logits)
             return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
+
+    def _run_tail(self, layer: FeatureLayer, stack: ExitStack) -> tuple[torch.Tensor, torch.Tensor]:
+        """The feature of one image as a leaf, and the logits; on meta tensors both have values until `stack` closes."""
+        generator = torch.Generator().manual_seed(0)
+        features = []
+
+        def start_here(x: torch.Tensor) -> torch.Tensor:
+            if self.on_meta:
+                stack.enter_context(Materialize(generator))
+                x = random_tensor(x.shape, generator).to(x.dtype)
+            features.append(x.detach().requires_grad_())
+            return features[0].clone()  # a leaf must not be overwritten in place
+
+        constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph before the feature
+        stack.callback(self._replace(layer, start_here))
+        logits = self._forward(self._images[:1].detach(), {**constants, **self._random_weights})
+        return features[0], logits
+
+    def _replace(
+            self,
+            layer: FeatureLayer,
+            function: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Callable[[], None]:
+        """Hand on `function` of the feature in place of it, until the answer is called."""
+        number, calls = self.calls[layer.path].number, 0
+
+        def hook(module, args, output):
+            nonlocal calls
+            calls += 1
+            if calls - 1 == number:
+                return layer.replace(output, function(layer.get(output)))
+            return output
+
+        return self.model.get_submodule(layer.path).register_forward_hook(hook).remove

@@ -44,6 +44,40 @@ class _Resolver:
         self.prefix_tokens = getattr(model, 'num_prefix_tokens', 0)
 
     def resolve(self) -> ICASCLayers | None:
+        """The two layers at the ends of their stages, each moved on to the activation or norm behind it."""
+        ends = self._ends_of_stages()
+        if ends is None:
+            return None
+        last = self._behind_activation(ends.last)
+        if ends.inner.grid == ends.last.grid:  # in the middle of a stage, nothing tells the one norm from the next
+            return ICASCLayers(ends.inner, last)
+        return ICASCLayers(self._behind_activation(ends.inner, last), last)
+
+    def _behind_activation(self, end: FeatureLayer, last: FeatureLayer | None = None) -> FeatureLayer:
+        """The deepest feature of the stage's resolution that an activation puts out and nothing goes by.
+
+        If there is none, what a norm puts out does as well, unless the stage itself ends in an activation; then, and if
+        neither exists, the end of the stage stays.
+
+        Args:
+            end: The feature at the end of the stage.
+            last: The last layer, if an inner one is meant, which comes before it.
+        """
+        found: dict[str, FeatureLayer] = {}
+        for path in self._latest_first():
+            if self.probe.calls[path].began < self.probe.calls[end.path].ended:
+                continue
+            for feature in self._candidates(path):
+                kind, name = self.probe.maker(feature)
+                if feature.grid != end.grid or kind is None or kind in found or name != path:
+                    continue
+                if (last is None or self._ends_before(feature, last)) and self.probe.carries_all(feature, end) and (
+                        self.probe.nonzero_share(feature) >= self.probe.nonzero_share(end)):
+                    found[kind] = feature
+        ends_in_activation = self.probe.maker(end)[0] == 'activation'
+        return found.get('activation') or (end if ends_in_activation else found.get('norm', end))
+
+    def _ends_of_stages(self) -> ICASCLayers | None:
         stages = self._stages()
         if not stages:
             return self._without_stages()
@@ -158,6 +192,9 @@ class _Resolver:
         yield from (
             f for f in self._ended_last() if self._precedes(f, last) and f.grid == last.grid)
 
+    def _ends_before(self, layer: FeatureLayer, other: FeatureLayer) -> bool:
+        return self.probe.calls[layer.path].ended < self.probe.calls[other.path].ended
+
     def _precedes(self, layer: FeatureLayer, other: FeatureLayer) -> bool:
         return self.probe.calls[layer.path].ended < self.probe.calls[other.path].began
 
@@ -180,21 +217,33 @@ class _Resolver:
         """The inner layer of an isotropic model, whose features are `series`."""
         depth = math.ceil(ISOTROPIC_INNER_DEPTH * len(series)) - 1
         # By the end, not by the beginning: a container that ends in `last` has the whole series inside.
-        end = self.probe.calls[last.path].ended
-        earlier = [f for f in series[:depth + 1] if self.probe.calls[f.path].ended < end]
+        earlier = [f for f in series[:depth + 1] if self._ends_before(f, last)]
         return next(filter(self.probe.is_reached, earlier[::-1]), None)
 
 
-@torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
-def inspect_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICASCLayers, float]:
-    """The layers that the rules give, and the share of the last one's grid that the class scores depend on."""
+def _find(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICASCLayers, Probe]:
     probe = Probe(model, input_size)
     layers = _Resolver(model, probe).resolve()
     if layers is None:
         raise LayerResolutionError(
             f'{type(model).__name__} has no two features with a spatial gradient from the logits; name both '
             f"yourself with `layers`, the module paths of the inner and the last.")
-    return layers, probe.nonzero_share(layers.last)
+    return layers, probe
+
+
+@torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
+def inspect_layers(
+        model: nn.Module,
+        input_size: tuple[int, int, int],
+) -> tuple[ICASCLayers, float, list[float] | None]:
+    """What the rules give, and what is known of it.
+
+    Returns:
+        The layers, the share of the last one's grid that the class scores depend on, and the share of values below 0
+        of the inner and the last (`Probe.negative_share`).
+    """
+    layers, probe = _find(model, input_size)
+    return layers, probe.nonzero_share(layers.last), probe.negative_share(layers)
 
 
 def _check_paths(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
@@ -245,6 +294,7 @@ def _resolve_explicit(
 _cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
 
 
+@torch.inference_mode(False)
 def resolve_layers(
         model: nn.Module,
         layers: ICASCLayers | Sequence[str] | None = None,
@@ -289,5 +339,5 @@ def resolve_layers(
         if layers is not None:
             resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
         else:
-            resolved[key] = inspect_layers(model, tuple(input_size))[0]
+            resolved[key] = _find(model, tuple(input_size))[0]
     return resolved[key]

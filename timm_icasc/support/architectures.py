@@ -7,9 +7,9 @@ import torch
 import torch.nn as nn
 
 from ..errors import LayerResolutionError
+from ..features.graph import graph_nodes
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.meta import RememberShapes
-from ..features.probe import graph_nodes
 from ..features.resolve import inspect_layers
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
@@ -62,7 +62,8 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
     Returns:
         'family' (the module that defines it), 'input_size', and either 'error' or: 'inner' and 'last' (path, layout,
         channels, grid and what else is not the default of `FeatureLayer`), 'nonzero' (share of the last layer's grid
-        that the class scores depend on), 'order1' and 'order2' (share of the parameter tensors that the gradient of
+        that the class scores depend on), 'negative' (share of values below 0 of both layers, with
+        random weights and values before them; None where they cannot be known), 'order1' and 'order2' (share of the parameter tensors that the gradient of
         the terms reaches, or the reason why there is none).
     """
     with RememberShapes():
@@ -73,11 +74,12 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
         input_size = (channels, img_size or height, img_size or width)
         record: dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
         try:
-            layers, nonzero = inspect_layers(model, input_size)
+            layers, nonzero, negative = inspect_layers(model, input_size)
         except LayerResolutionError as e:
             return {**record, 'error': str(e)}
         record.update(
-            inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4))
+            inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4),
+            negative=negative and [round(share, 3) for share in negative])
         model.train()
         for order in (1, 2):
             try:

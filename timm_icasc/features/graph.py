@@ -1,0 +1,83 @@
+"""Questions to the autograd graph: what a tensor was made by, and which ways lead from it to the class scores."""
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+__all__ = ['graph_nodes', 'made_by', 'nodes_on_every_path', 'read_through_views']
+
+# Nodes by which a tensor is only read differently, or copied.
+_VIEWS = re.compile(
+    r'(View|UnsafeView|ReshapeAlias|Alias|Permute|Transpose|T|Unsqueeze|Squeeze|Expand|Clone|ToCopy)Backward')
+
+_ACTIVATIONS = re.compile(
+    r'(Relu|LeakyRelu|PreluKernel|Elu|Gelu|Silu|Mish|Hardswish|Hardtanh|Softplus|Tanh|Threshold|Clamp|ClampMin)Backward')
+
+_NORMS = re.compile(
+    r'(NativeBatchNorm|CudnnBatchNorm|MiopenBatchNorm|NativeLayerNorm|NativeGroupNorm|FusedRmsNorm)Backward')
+
+
+def graph_nodes(root: torch.Tensor, cut: Any = None) -> set[Any]:
+    """Every node of the autograd graph behind a tensor; with `cut`, those that are left when that node is cut out."""
+    seen, nodes = {cut}, [root.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes.extend(parent for parent, _ in node.next_functions)
+    return seen - {cut}
+
+
+def read_through_views(node: Any) -> Iterator[Any]:
+    """The node, those whose output it only reads differently, and the one that computed the values, last."""
+    while node is not None:
+        yield node
+        if not _VIEWS.match(node.name()):
+            return
+        node = node.next_functions[0][0]
+
+
+def made_by(node: Any) -> str | None:
+    """'activation' or 'norm', where one of these computed the values of the tensor whose node this is."""
+    name = list(read_through_views(node))[-1].name()
+    return 'activation' if _ACTIVATIONS.match(name) else 'norm' if _NORMS.match(name) else None
+
+
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def _deepest_first(root: Any) -> list[Any]:
+    """The nodes behind `root`, each after all that it was computed from."""
+    order, seen, stack = [], {root}, [(root, iter(_parents(root)))]
+    while stack:
+        node, parents = stack[-1]
+        for parent in parents:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append((parent, iter(_parents(parent))))
+                break
+        else:
+            stack.pop()
+            order.append(node)
+    return order
+
+
+def nodes_on_every_path(root: Any, source: Any) -> set[Any]:
+    """The nodes without which no path leads from `root` back to `source`; empty where none leads there anyway.
+
+    Paths are counted, in whole numbers of any size: a node is on every path when as many lead through it as there are.
+    """
+    order = _deepest_first(root)
+    to_source: dict[Any, int] = {}
+    for node in order:
+        to_source[node] = 1 if node == source else sum(to_source[parent] for parent in _parents(node))
+    from_root: dict[Any, int] = defaultdict(int)
+    from_root[root] = 1
+    for node in reversed(order):
+        for parent in _parents(node):
+            from_root[parent] += from_root[node]
+    total = to_source[root]
+    return {node for node in order if total and from_root[node] * to_source[node] == total}
