@@ -20,10 +20,16 @@ def test_the_record_of_one_architecture():
     assert record == {
         'family': 'timm.models.vision_transformer', 'input_size': [3, 160, 160],
         'inner': {'path': 'blocks.3', 'layout': 'NLC', 'channels': 64, 'grid': [10, 10], 'prefix_tokens': 1},
-        'last': {'path': 'blocks.4', 'layout': 'NLC', 'channels': 64, 'grid': [10, 10], 'prefix_tokens': 1},
-        'nonzero': 1.0, 'order1': record['order1'], 'order2': record['order2']}
+        'last': {'path': 'blocks.5.norm1', 'layout': 'NLC', 'channels': 64, 'grid': [10, 10], 'prefix_tokens': 1},
+        'nonzero': 1.0, 'negative': record['negative'], 'order1': record['order1'], 'order2': record['order2']}
+    assert all(0.4 < share < 0.6 for share in record['negative'])  # a residual stream, and a norm of it
     # Constant channel weights leave out what stands behind the last layer; exact ones reach the head.
     assert 0 < record['order1'] < record['order2'] <= 1
+
+
+@pytest.mark.parametrize('name, negative', [('test_resnet', [0, 0]), ('test_byobnet', [0, 0])])
+def test_behind_a_relu_the_record_has_no_negative_values(name, negative):
+    assert inspect_architecture(name)['negative'] == negative
 
 
 @pytest.mark.parametrize('name', ['test_vit', 'test_efficientnet', 'test_nfnet'])
@@ -76,7 +82,7 @@ def test_table_record_and_resume(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert 'last from the file NCHW 5x5' in out and 'test_vit: inner blocks.3' in out
     assert sorted(json.loads(file.read_text())['models']) == SMALL
-    assert '| test_vit | 160x160 | blocks.3 NLC 1+10x10 | blocks.4 NLC 1+10x10 |' in file.with_suffix('.md').read_text()
+    assert '| test_vit | 160x160 | blocks.3 NLC 1+10x10 | blocks.5.norm1 NLC 1+10x10 | 51%, 50% |' in file.with_suffix('.md').read_text()
 
 
 class InThisProcess:

@@ -20,24 +20,119 @@ def test_layers_of_each_family(family):
     assert (layers.inner.grid, layers.last.grid) == (inner_grid, last_grid)
 
 
-def test_layout_conversion_equals_the_models_own(family):
+# Where timm's own intermediates are taken: at the ends of the stages.
+ENDS_OF_STAGES = {
+    'resnet18': ('layer3', 'layer4'),
+    'resnetv2_18d': ('stages.2', 'stages.3'),
+    'convnext_atto': ('stages.2', 'stages.3'),
+    'efficientnet_b0': ('blocks.4', 'blocks.6'),
+    'swin_tiny_patch4_window7_224': ('layers.2', 'layers.3'),
+    'vit_tiny_patch16_224': ('blocks.8', 'blocks.10'),
+    'deit_tiny_distilled_patch16_224': ('blocks.8', 'blocks.10'),
+}
+
+
+@pytest.mark.parametrize('name', ENDS_OF_STAGES)
+def test_layout_conversion_equals_the_models_own(name):
     """timm's forward_intermediates gives the same features as NCHW (ViT: all but the normalised last)."""
-    model, images, _ = family
-    layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
-    taps = {}
-    handles = [
-        model.get_submodule(layer.path).register_forward_hook(
-            lambda module, args, output, path=layer.path: taps.__setitem__(path, output.detach()))
-        for layer in layers
-    ]
+    model, images = create(name).eval(), torch.randn(2, 3, 64, 64)
+    layers = resolve_layers(model, ENDS_OF_STAGES[name], (3, 64, 64))
     with torch.no_grad():
         own = model.forward_intermediates(images, norm=False, intermediates_only=True)
-    for handle in handles:
-        handle.remove()
+        with capture_features(model, layers, order=1) as features:
+            model(images)
     for layer in layers:
-        converted = layer.to_nchw(taps[layer.path], images.shape[-2:])
+        converted = layer.to_nchw(features[layer.path].detach(), (64, 64))
         assert converted.shape == (2, layer.channels, *layer.grid)
         assert any(o.shape == converted.shape and torch.equal(o, converted) for o in own)
+
+
+# What stands behind the end of a stage: (stage of the inner layer, inner), (stage of the last layer, last).
+BEHIND_STAGES = {
+    'tf_efficientnet_lite0': (('blocks.4', 'blocks.5.0.bn1'), ('blocks.6', 'bn2')),
+    'resnetv2_18d': (('stages.2', 'stages.3.blocks.0.norm1'), ('stages.3', 'norm')),
+    'densenet121': (('features.denseblock3', 'features.transition3.norm'), ('features.denseblock4', 'features.norm5')),
+    'mobilenetv3_small_050': (('blocks.3', 'blocks.4.0.bn1'), ('blocks.5', 'blocks.5')),
+    'repghostnet_050': (('blocks.5', 'blocks.5'), ('blocks.7', 'blocks.9')),
+    'test_nfnet': (('stages.2', 'stages.3.0.act1'), ('stages.3', 'final_act')),
+    'swin_tiny_patch4_window7_224': (('layers.2', 'layers.2'), ('layers.3', 'norm')),
+    'vit_tiny_patch16_224': (('blocks.8', 'blocks.8'), ('blocks.10', 'blocks.11.norm1')),
+}
+
+
+@pytest.mark.parametrize('name', BEHIND_STAGES)
+def test_a_stage_is_read_behind_the_activation_that_follows_it(name):
+    """Cut there, and nothing of the class scores reaches the grid of the stage before."""
+    torch.manual_seed(0)
+    sized = {'img_size': 64} if 'vit' in name else {'img_size': 64, 'window_size': 2} if 'swin' in name else {}
+    model = timm.create_model(name, num_classes=10, **sized).eval()
+    images = torch.randn(2, 3, 64, 64)
+    layers = resolve_layers(model, input_size=(3, 64, 64))
+    assert tuple(layer.path for layer in layers) == tuple(path for _, path in BEHIND_STAGES[name])
+    for (stage, path), layer in zip(BEHIND_STAGES[name], layers, strict=True):
+        if stage == path:
+            continue
+        end = {}
+
+        def keep(module, args, output, end=end):
+            end['feature'] = output
+
+        hooks = [
+            model.get_submodule(stage).register_forward_hook(keep),
+            model.get_submodule(path).register_forward_hook(lambda module, args, output: output.detach())]
+        logits = model(images)
+        for hook in hooks:
+            hook.remove()
+        prefix = layer.prefix_tokens  # the class token goes by the patches of its block
+        if not logits.requires_grad or logits.grad_fn is None:
+            continue
+        gradient, = torch.autograd.grad(
+            logits.sum(), [end['feature']], allow_unused=True)
+        assert gradient is None or not gradient[:, prefix:].any()
+
+
+@pytest.mark.parametrize('name', ['tf_efficientnet_lite0', 'resnetv2_18d', 'densenet121', 'repghostnet_050'])
+def test_features_behind_a_relu_are_never_negative(name):
+    model = timm.create_model(name, num_classes=10).eval()
+    layers = resolve_layers(model, input_size=(3, 64, 64))
+    with capture_features(model, layers, order=1) as features:
+        model(torch.randn(2, 3, 64, 64))
+    assert features[layers.last.path].min() >= 0 and features[layers.last.path].any()
+
+
+def test_a_norm_does_not_take_the_place_of_an_activation():
+    """The stage ends in a ReLU, and a norm follows: its output would be signed."""
+    model = Blocks(
+        lambda m, x: m.head(m.norm(m.stage(m.stem(x))).mean((2, 3))),
+        stem=conv(3, 8), stage=torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, 2, 1), torch.nn.ReLU()),
+        norm=torch.nn.BatchNorm2d(8), head=torch.nn.Linear(8, 4))
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path) == ('stem', 'stage')
+
+
+def test_what_a_shortcut_goes_by_is_no_layer():
+    model = Blocks(
+        lambda m, x: m.head((lambda y: y + m.norm(y))(m.stage(m.stem(x))).mean((2, 3))),
+        stem=conv(3, 8), stage=torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, 2, 1)),
+        norm=torch.nn.BatchNorm2d(8), head=torch.nn.Linear(8, 4))
+    assert resolve_layers(model, input_size=(3, 32, 32)).last.path == 'stage'
+
+
+def test_an_activation_that_is_a_function_counts():
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return torch.nn.functional.relu(self.conv(x))
+
+    model = timm.create_model('resnet20_cifar', num_classes=4)  # its feature_info ends at layer3
+    model.layer3 = torch.nn.Sequential(*model.layer3)
+    model.global_pool = torch.nn.Sequential(
+        torch.nn.Conv2d(64, 8, 1), Head(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model.fc = torch.nn.Linear(8, 4)
+    assert resolve_layers(model, input_size=(3, 32, 32)).last.path == 'global_pool.1'
 
 
 def test_the_probe_leaves_no_trace():
@@ -68,13 +163,13 @@ def test_a_new_head_is_a_new_question():
     model = create('vit_tiny_patch16_224', global_pool='avg')
     assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11'
     model.reset_classifier(5, global_pool='token')
-    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.10'
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11.norm1'
 
 
 def test_zero_initialised_head_does_not_hide_the_layers():
     model = create('vit_tiny_patch16_224')
     torch.nn.init.zeros_(model.head.weight)
-    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.10'
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11.norm1'
     assert not model.head.weight.any()
 
 
@@ -105,7 +200,7 @@ def test_token_grid_follows_the_image():
 
 def test_tokens_without_a_grid_are_refused():
     last = resolve_layers(create('vit_tiny_patch16_224'), input_size=(3, 64, 64)).last
-    with pytest.raises(LayerResolutionError, match="'blocks.10' gave 14 tokens"):
+    with pytest.raises(LayerResolutionError, match="'blocks.11.norm1' gave 14 tokens"):
         last.to_nchw(torch.zeros(1, 14, 8), (64, 64))
 
 
@@ -210,18 +305,18 @@ def describe(layers):
     # Stages that put out several tensors: the one of the stage's resolution, on the path to the logits.
     ('crossvit_tiny_240', {}, 240, ('blocks.0', 1, 'NLC', 1, (14, 14)), ('blocks.1', 1, 'NLC', 1, (14, 14))),
     ('coat_tiny', {'img_size': 64}, 64,
-     ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)), ('parallel_blocks.4', 3, 'NLC', 1, (2, 2))),
-    # The head reads the class token: one block back, inside the stage.
+     ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)), ('parallel_blocks.5.norm14', 0, 'NLC', 1, (2, 2))),
+    # The head reads the class token: the patches count no further than the keys and values of the last block.
     ('pit_ti_224', {'img_size': 64}, 64,
-     ('transformers.1', 0, 'NCHW', 0, (4, 4)), ('transformers.2.blocks.2', 0, 'NLC', 1, (2, 2))),
+     ('transformers.1', 0, 'NCHW', 0, (4, 4)), ('transformers.2.blocks.3.norm1', 0, 'NLC', 1, (2, 2))),
     # The class token joins after these blocks, so the model's number of prefix tokens is not theirs.
     ('cait_xxs24_224', {'img_size': 64}, 64, ('blocks.17', 0, 'NLC', 0, (4, 4)), ('blocks.23', 0, 'NLC', 0, (4, 4))),
     # feature_info names modules that do not exist.
-    ('twins_svt_small', {'img_size': 64}, 64, ('blocks.2.9', 0, 'NLC', 0, (4, 4)), ('blocks.3.3', 0, 'NLC', 0, (2, 2))),
+    ('twins_svt_small', {'img_size': 64}, 64, ('blocks.2.9', 0, 'NLC', 0, (4, 4)), ('norm', 0, 'NLC', 0, (2, 2))),
     # feature_info's channels belong to no output of the stage: the last block of all with a grid.
     ('hrnet_w18_small', {}, 64, ('incre_modules.2', 0, 'NCHW', 0, (4, 4)), ('final_layer', 0, 'NCHW', 0, (2, 2))),
     ('swin_tiny_patch4_window7_224', {'img_size': (64, 96), 'window_size': 2}, (64, 96),
-     ('layers.2', 0, 'NHWC', 0, (4, 6)), ('layers.3', 0, 'NHWC', 0, (2, 3))),
+     ('layers.2', 0, 'NHWC', 0, (4, 6)), ('norm', 0, 'NHWC', 0, (2, 3))),
 ])
 @pytest.mark.parametrize('device', ['cpu', 'meta'])
 def test_layers_of_unusual_models(name, kwargs, size, inner, last, device):
@@ -262,13 +357,13 @@ def test_a_model_without_feature_info():
 @pytest.mark.parametrize('name, inner, last', [
     ('resnet18', 'layer3', 'layer4'),
     # All stages in one container: the layers are inside it.
-    ('convnext_tiny', 'features.5', 'features.7'),
-    ('mobilenet_v3_small', 'features.8', 'features.12'),
+    ('convnext_tiny', 'features.6.0', 'features.7'),
+    ('mobilenet_v3_small', 'features.9.block.0', 'features.12'),
     ('regnet_y_400mf', 'trunk_output.block3', 'trunk_output.block4'),
     # Not the branch of a block, which is at the finer resolution too, and later.
     ('inception_v3', 'Mixed_6e', 'Mixed_7c'),
     # The class token alone is read.
-    ('vit_b_16', 'encoder.layers.encoder_layer_8', 'encoder.layers.encoder_layer_10'),
+    ('vit_b_16', 'encoder.layers.encoder_layer_8', 'encoder.layers.encoder_layer_11.ln_1'),
 ])
 def test_torchvision_models_without_a_word(name, inner, last):
     import torchvision
@@ -331,7 +426,8 @@ def test_a_block_that_is_called_more_than_once():
 def test_tokens_lie_as_the_models_own_intermediates_do(name, size):
     """Hiera keeps its tokens unrolled; `forward_intermediates` gives the same features in the order of the pixels."""
     model = timm.create_model(name, num_classes=10, img_size=size).eval()
-    layers = resolve_layers(model, input_size=(3, size, size))
+    ends = [entry['module'] for entry in model.feature_info][-2:]
+    layers = resolve_layers(model, ends, input_size=(3, size, size))
     images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         own = model.forward_intermediates(images, intermediates_only=True)
@@ -350,9 +446,9 @@ def test_hieras_inner_tokens_are_not_in_row_major_order():
 
 
 def test_the_attention_pooling_head_is_behind_the_last_layer():
-    """SigLIP's head attends to all tokens, so the last block's own output has a gradient everywhere."""
+    """SigLIP's head attends to all tokens of the norm behind the last block, so they have a gradient everywhere."""
     model = timm.create_model('vit_tiny_patch16_224', img_size=64, num_classes=10, global_pool='map', class_token=False)
-    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11'
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'norm'
 
 
 class TestClearErrors:

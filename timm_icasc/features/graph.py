@@ -73,7 +73,8 @@ def nodes_on_every_path(root: Any, source: Any) -> set[Any]:
     order = _deepest_first(root)
     to_source: dict[Any, int] = {}
     for node in order:
-        to_source[node] = 1 if node == source else sum(to_source[parent] for parent in _parents(node))
+        counts = [to_source[parent] for parent in _parents(node)]
+        to_source[node] = 1 if node == source else sum(counts)
     from_root: dict[Any, int] = defaultdict(int)
     from_root[root] = 1
     for node in reversed(order):

@@ -125,7 +125,8 @@ class Materialize(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if _real_meets_meta(args, kwargs):
-            args = [_as_initialised(x, a.name) for x, a in zip(args, func._schema.arguments, strict=False)]
+            names = [argument.name for argument in func._schema.arguments]
+            args = [_as_initialised(x, name) for x, name in zip(args, names, strict=False)]
             kwargs = {name: _as_initialised(x, name) for name, x in kwargs.items()}
             args, kwargs = self.materialize(args, kwargs)
         return func(*args, **kwargs)

@@ -3,7 +3,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -142,25 +142,33 @@ class Probe:
             layer = None
             if x is not None:
                 layer = read_layout(path, x.shape, self.image_size, channels, prefix_tokens, index)
-            if layer is not None:
-                candidates.append(replace(
-                    layer, modified_in_place=x._version != version,
-                    **self._own_order(layer, self.calls[path])))
+            own_order = self._own_order(layer, self.calls[path]) if layer is not None else None
+            if own_order is not None:
+                modified = x._version != version
+                candidates.append(replace(layer, modified_in_place=modified, **own_order))
         return candidates
 
-    def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any]:
-        """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera)."""
+    def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any] | None:
+        """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera).
+
+        None where it has one that does not know the order of these tokens.
+        """
         if layer.layout != 'NLC' or not hasattr(self.model, 'reroll'):
             return {}
-        blocks = [
-            int(path.split('.')[1]) for path, block in self.calls.items()
-            if re.fullmatch(r'blocks\.\d+', path) and block.began <= call.ended]
-        num_tokens = call.outputs[layer.output_index].shape[1]
-        try:
-            order = self.model.reroll(
-                torch.arange(num_tokens)[None, :, None], max(blocks, default=0))[0, ..., 0]
-        except RuntimeError:  # not the tokens that this block hands on
-            return {}
+        blocks = {
+            int(path.split('.')[1]): block for path, block in self.calls.items() if re.fullmatch(r'blocks\.\d+', path)}
+        numbered = torch.arange(call.outputs[layer.output_index].shape[1])[None, :, None]
+        # Inside a block, tokens are in the order of the block before until it pools them; after it, in its own.
+        for number in (
+                max((n for n, block in blocks.items() if block.ended <= call.ended), default=0),
+                max((n for n, block in blocks.items() if block.began <= call.ended), default=0)):
+            try:
+                order = self.model.reroll(numbered, number)[0, ..., 0]
+                break
+            except RuntimeError:  # not the tokens that this block hands on
+                continue
+        else:
+            return None
         return {'prefix_tokens': 0, 'grid': tuple(order.shape), 'token_order': tuple(order.flatten().tolist())}
 
     def is_on_path(self, layer: FeatureLayer) -> bool:
@@ -182,7 +190,8 @@ class Probe:
         `bn2.act`, nor a module behind it that hands on what it is given. Functions count as modules do.
         """
         same = [
-            path for node in read_through_views(self._node(layer)) for path in self._paths_of_node.get(node, ())]
+            path for node in read_through_views(self._node(layer))
+            for path in self._paths_of_node.get(node, ())]
         kinds = {path: activation_or_norm(self.model.get_submodule(path)) for path in same}
         for kind in ('activation', 'norm'):
             makers = [path for path in same if kinds[path] == kind]
@@ -202,8 +211,8 @@ class Probe:
     def carries_all(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
         """Whether all that the class scores know of the grid of `source` passes through `layer`, which comes later.
 
-        Told by the graph: cut at the layer, no path leads to the source. Prefix tokens go by every cut of the patches, so
-        there the gradient is asked: with the layer's feature held fixed, nothing reaches the source's grid.
+        Told by the graph: cut at the layer, no path leads to the source. Prefix tokens go by every cut of the patches,
+        so there the gradient is asked: with the layer's feature held fixed, nothing reaches the source's grid.
         """
         if layer.modified_in_place:  # what its module put out is not what is handed on
             return False
@@ -212,7 +221,24 @@ class Probe:
             self._passages[root] = nodes_on_every_path(self.logits.grad_fn, root)
         if self._node(layer) in self._passages[root]:
             return True
-        return source.prefix_tokens > 0 and not self._share(source, self._tail_gradient(source, layer))
+        return source.prefix_tokens > 0 and self._is_fixed_by(layer, source)
+
+    def _is_fixed_by(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
+        """Whether no gradient reaches the grid of `source` but by `layer`."""
+        if self.on_meta:
+            return not self._share(source, self._tail_gradient(source, layer))
+        gradient, layer_gradient = self._gradient(source), self._gradient(layer)
+        if gradient is None or layer_gradient is None:
+            return False
+        with evaluation_mode(self.model):
+            through, = torch.autograd.grad(
+                self._feature(layer), [self._feature(source)], layer_gradient,
+                retain_graph=True, allow_unused=True)
+        if through is None:
+            return False
+        whole, rest = (
+            source.to_nchw(g, self.image_size).abs().max() for g in (gradient, gradient - through))
+        return bool(rest <= 1e-5 * whole)
 
     @cached_property
     def _graph(self) -> set[Any]:
@@ -225,8 +251,8 @@ class Probe:
                 id(x): x for call in self.calls.values() for x in call.outputs if x is not None}
             with evaluation_mode(self.model):  # gradient checkpointing runs modules again
                 self._gradients = dict(zip(features, torch.autograd.grad(
-                    self.logits, list(features.values()), self._cotangent, allow_unused=True),
-                    strict=True))
+                    self.logits, list(features.values()), self._cotangent,
+                    retain_graph=True, allow_unused=True), strict=True))
         return self._gradients[id(self._feature(layer))]
 
     def nonzero_share(self, layer: FeatureLayer) -> float:
@@ -256,7 +282,8 @@ class Probe:
         values: dict[FeatureLayer, torch.Tensor] = {}
         with ExitStack() as stack:
             for layer in layers:
-                stack.callback(self._replace(layer, lambda x, layer=layer: values.setdefault(layer, x)))
+                look = partial(values.setdefault, layer)
+                stack.callback(self._replace(layer, look))
             self._run_tail(start, stack)
         return [(values[layer] < 0).float().mean().item() for layer in layers]
 
@@ -274,8 +301,12 @@ class Probe:
         """Whether a gradient of the logits reaches the feature's grid; on meta tensors, whether a path leads to it."""
         return self.is_on_path(layer) and (self.on_meta or self.nonzero_share(layer) > 0)
 
-    def _tail_gradient(self, layer: FeatureLayer, fixed: FeatureLayer | None = None) -> torch.Tensor | None:
-        """The gradient where the graph is built from the feature on; where it is on meta tensors, with random values.
+    def _tail_gradient(
+            self,
+            layer: FeatureLayer,
+            fixed: FeatureLayer | None = None,
+    ) -> torch.Tensor | None:
+        """The gradient with random values from the feature on, for a model on meta tensors.
 
         Args:
             layer: The feature, of one image.
@@ -291,20 +322,18 @@ class Probe:
             return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
 
     def _run_tail(self, layer: FeatureLayer, stack: ExitStack) -> tuple[torch.Tensor, torch.Tensor]:
-        """The feature of one image as a leaf, and the logits; on meta tensors both have values until `stack` closes."""
+        """A random feature in place of the layer's, and the logits that follow; both are of use while `stack` is open."""
         generator = torch.Generator().manual_seed(0)
         features = []
 
         def start_here(x: torch.Tensor) -> torch.Tensor:
-            if self.on_meta:
-                stack.enter_context(Materialize(generator))
-                x = random_tensor(x.shape, generator).to(x.dtype)
-            features.append(x.detach().requires_grad_())
+            stack.enter_context(Materialize(generator))
+            features.append(random_tensor(x.shape, generator).to(x.dtype).requires_grad_())
             return features[0].clone()  # a leaf must not be overwritten in place
 
-        constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph before the feature
+        constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
         stack.callback(self._replace(layer, start_here))
-        logits = self._forward(self._images[:1].detach(), {**constants, **self._random_weights})
+        logits = self._forward(self._images[:1].detach(), constants)  # one image tells
         return features[0], logits
 
     def _replace(

@@ -1,8 +1,8 @@
 """Which two features of a model ICASC looks at.
 
-The *last* layer is the deepest feature on the path to the logits whose spatial gradient is not zero. The *inner*
-layer is the deepest feature at (about) twice its resolution, the end of the penultimate stage; isotropic models, whose
-features share one resolution, use the feature at 3/4 of their depth.
+The *last* layer is the deepest feature with a grid that all of the class scores' gradient passes through, behind its
+activation where there is one. The *inner* layer is the same at (about) twice its resolution; isotropic models, whose
+features share one resolution, use the feature at 3/4 of their depth. docs/layers.md tells the rules.
 """
 import math
 import weakref
@@ -53,7 +53,11 @@ class _Resolver:
             return ICASCLayers(ends.inner, last)
         return ICASCLayers(self._behind_activation(ends.inner, last), last)
 
-    def _behind_activation(self, end: FeatureLayer, last: FeatureLayer | None = None) -> FeatureLayer:
+    def _behind_activation(
+            self,
+            end: FeatureLayer,
+            last: FeatureLayer | None = None,
+    ) -> FeatureLayer:
         """The deepest feature of the stage's resolution that an activation puts out and nothing goes by.
 
         If there is none, what a norm puts out does as well, unless the stage itself ends in an activation; then, and if
@@ -71,7 +75,8 @@ class _Resolver:
                 kind, name = self.probe.maker(feature)
                 if feature.grid != end.grid or kind is None or kind in found or name != path:
                     continue
-                if (last is None or self._ends_before(feature, last)) and self.probe.carries_all(feature, end) and (
+                in_time = last is None or self._ends_before(feature, last)
+                if in_time and self.probe.carries_all(feature, end) and (
                         self.probe.nonzero_share(feature) >= self.probe.nonzero_share(end)):
                     found[kind] = feature
         ends_in_activation = self.probe.maker(end)[0] == 'activation'

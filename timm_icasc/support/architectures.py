@@ -62,9 +62,9 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
     Returns:
         'family' (the module that defines it), 'input_size', and either 'error' or: 'inner' and 'last' (path, layout,
         channels, grid and what else is not the default of `FeatureLayer`), 'nonzero' (share of the last layer's grid
-        that the class scores depend on), 'negative' (share of values below 0 of both layers, with
-        random weights and values before them; None where they cannot be known), 'order1' and 'order2' (share of the parameter tensors that the gradient of
-        the terms reaches, or the reason why there is none).
+        that the class scores depend on), 'negative' (share of values below 0 of both layers, with random weights and
+        random values before them; None where they cannot be known), 'order1' and 'order2' (share of the parameter
+        tensors that the gradient of the terms reaches, or the reason why there is none).
     """
     with RememberShapes():
         with torch.device('meta'):

@@ -93,6 +93,10 @@ def _is_hierarchical(result: dict[str, Any]) -> bool:
     return 'inner' in result and math.prod(result['inner']['grid']) > math.prod(result['last']['grid'])
 
 
+def _is_never_negative(result: dict[str, Any]) -> bool:
+    return (result.get('negative') or [1., 1.])[1] == 0
+
+
 def _count(results: list[dict[str, Any]]) -> str:
     counts = Counter(map(level, results))
     return ', '.join(f'{counts[name]:,} {name}' for name in LEVELS if counts[name])
@@ -118,7 +122,8 @@ def _totals(record: dict[str, Any]) -> list[str]:
         lines += [
             f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
             f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
-            f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}."]
+            f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}, and its values are never "
+            f'below 0 in {sum(map(_is_never_negative, reached)):,}.']
     if 'seconds' in record:
         lines[-1] += (
             f" The sweep took {record.get('processor_seconds', 0) / 60:.0f} minutes of processor time, "
@@ -154,22 +159,25 @@ def support_page(record: dict[str, Any]) -> str:
     lines = [
         '# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
         '', *_totals(record), *_falling_short(record), '',
-        "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all.",
-        '']
+        "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all. Never",
+        "negative: architectures whose last layer has no value below 0.", '']
     rows = []
     for family, results in sorted(families.items()):
         counts = Counter(map(level, results))
         least = min((r['nonzero'] for r in results if 'inner' in r), default=0)
         rows.append({
             'module': family, 'architectures': len(results), **{name: counts[name] for name in LEVELS},
-            'hierarchical': sum(map(_is_hierarchical, results)), 'non-zero': f'{least:.0%}'})
+            'hierarchical': sum(map(_is_hierarchical, results)), 'non-zero': f'{least:.0%}',
+            'never negative': sum(map(_is_never_negative, results))})
     lines += [
         markdown(rows), '',
-        'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid.', '']
+        'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid. Below 0: share of the',
+        'values of the inner and the last layer, with random weights.', '']
     rows = []
     for name, result in sorted(record['models'].items()):
         size = result.get('input_size', [0, 0, 0])
         rows.append({'architecture': name, 'input': f'{size[1]}x{size[2]}', **{
-            place: _cell(result[place]) if place in result else '-' for place in ('inner', 'last')}})
+            place: _cell(result[place]) if place in result else '-' for place in ('inner', 'last')},
+            'below 0': ', '.join(f'{share:.0%}' for share in result.get('negative') or ()) or '-'})
     lines += [markdown(rows), '', 'Code: `timm_icasc/support/`.']
     return '\n'.join(lines) + '\n'
