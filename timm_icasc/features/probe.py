@@ -322,7 +322,7 @@ class Probe:
             return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
 
     def _run_tail(self, layer: FeatureLayer, stack: ExitStack) -> tuple[torch.Tensor, torch.Tensor]:
-        """A random feature in place of the layer's, and the logits that follow; both are of use while `stack` is open."""
+        """A random feature in place of the layer's, and the logits that follow, while `stack` is open."""
         generator = torch.Generator().manual_seed(0)
         features = []
 
