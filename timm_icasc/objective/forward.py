@@ -68,7 +68,8 @@ def _class_maps(
         if not chosen:
             continue
         gradients = score_gradients(
-            scores, cotangent, [features[layer.path] for layer in chosen], create_graph)
+            config.attention, scores, cotangent, [features[layer.path] for layer in chosen],
+            create_graph)
         for place, layer, gradient in zip(places, chosen, gradients, strict=True):
             maps[f'{which}_{place}'] = class_attention(
                 config.attention, layer, features[layer.path], gradient, image_size)
