@@ -350,6 +350,19 @@ def small_resnet():
     return timm.create_model('resnet18', num_classes=7).eval(), torch.randn(2, 3, 64, 64), [3, 5]
 
 
+def test_hires_cam_has_no_map_before_a_layer_norm():
+    """What is normalised pixel by pixel has no scale that a score could depend on; the other methods do not mind."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 4, 4, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.nn.Linear(16, 1).double()
+    score = head(torch.nn.functional.layer_norm(features, [16], eps=0).tanh().mean((1, 2))).sum()
+    gradients, = torch.autograd.grad(score, features)
+    maps = {
+        name: method.function(*(x.detach().movedim(-1, 1) for x in (features, gradients))).amax().item()
+        for name, method in METHODS.items()}
+    assert maps.pop('hires_cam') < 1e-15 and min(maps.values()) > 1e-3
+
+
 every_layer = pytest.mark.parametrize('layer, path', [('last', 'layer4'), ('inner', 'layer3')])
 
 

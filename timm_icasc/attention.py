@@ -113,6 +113,9 @@ def channel_weighted_signed(features: torch.Tensor, gradients: torch.Tensor) -> 
 def hires_cam(features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     """HiResCAM (Draelos and Carin, 2020): `A = ReLU(sum_k G_k F_k)`, each pixel weighted by its own gradient.
 
+    Not of a feature that is read through a LayerNorm of each pixel alone, as transformers' blocks do: the scale of such
+    a feature changes no score, so that the sum over the channels is zero, and the map what rounding leaves of it.
+
     Args:
         features: Feature map `F`, `[..., K, H, W]`.
         gradients: Gradient `G` of one class score with respect to `F`, `[..., K, H, W]`.
@@ -212,20 +215,25 @@ class Method:
         area_normalised: Whether its weights are means over the grid, so that a map scales with `1/Z`.
         score: Which score the gradients are of: makes its cotangent `[B, C]` of the class scores and of the cotangent
             that picks the class, `[B, C]` each. The class score unless stated.
+        in_paper: Whether the paper draws it, itself included (Figs. 2, 4, 5 and 7).
     """
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     title: str
     trainable: bool
     area_normalised: bool
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = class_score
+    in_paper: bool = False
 
 
 # Every attention mechanism: what options, checks and figures know of them, they read here. A gradient for `function` is
 # taken of `score`: `objective.maps.score_gradients` does both.
 METHODS: dict[str, Method] = {
-    'ach': Method(channel_weighted, 'ach (Eq. 2)', trainable=True, area_normalised=True),
-    'grad_cam': Method(grad_cam, 'Grad-CAM (Eq. 1)', trainable=True, area_normalised=True),
-    'grad_cam_plus_plus': Method(grad_cam_plus_plus, 'Grad-CAM++', trainable=False, area_normalised=False),
+    'ach': Method(
+        channel_weighted, 'ach (Eq. 2)', trainable=True, area_normalised=True, in_paper=True),
+    'grad_cam': Method(
+        grad_cam, 'Grad-CAM (Eq. 1)', trainable=True, area_normalised=True, in_paper=True),
+    'grad_cam_plus_plus': Method(
+        grad_cam_plus_plus, 'Grad-CAM++', trainable=False, area_normalised=False, in_paper=True),
     'ach_signed': Method(channel_weighted_signed, 'ach, signed (Eq. 2)', trainable=True, area_normalised=True),
     'hires_cam': Method(hires_cam, 'HiResCAM', trainable=True, area_normalised=False),
     'layer_cam': Method(layer_cam, 'LayerCAM', trainable=True, area_normalised=False),
