@@ -1,5 +1,6 @@
 """Attention maps against explicit loops, derivative checks, and two independent implementations."""
 import argparse
+from functools import partial
 
 import pytest
 import timm
@@ -8,7 +9,7 @@ from pytorch_grad_cam import FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, Layer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchcam import methods as torchcam
 
-from timm_icasc import ICASCConfig, attention_maps, resolve_layers
+from timm_icasc import ICASCConfig, ICASCTask, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.attention import (
     ATTENTION_METHODS,
     METHODS,
@@ -192,21 +193,26 @@ def test_a_method_is_added_by_one_row(trainable, monkeypatch, small_resnet, pars
 
     monkeypatch.setitem(METHODS, 'total', Method(total, 'Total', trainable, area_normalised=False))
     for_training, for_evaluation, for_figures, for_segmentation = parsers()
-    assert ('total' in for_training) == ('total' in for_evaluation) == trainable
-    assert 'total' in for_figures and 'total' in for_segmentation
-    if trainable:
-        assert ICASCConfig(attention='total').attention == 'total'
-    else:
-        with pytest.raises(ValueError, match='attention must be one of'):
-            ICASCConfig(attention='total')
+    assert ('total' in for_training) == trainable
+    assert 'total' in for_evaluation and 'total' in for_figures and 'total' in for_segmentation
     model, images, classes = small_resnet
+    config, layers = ICASCConfig(attention='total'), resolve_layers(model, input_size=(3, 64, 64))
+    forward = partial(icasc_forward, model, images, torch.tensor(classes), layers, config)
+    if trainable:
+        assert ICASCTask(model, config=config, verbose=False).config == config
+        forward()
+    else:
+        for train in (forward, partial(ICASCTask, model, config=config, verbose=False)):
+            with pytest.raises(ValueError, match="attention must be one of .* in training, got 'total'"):
+                train()
+    assert forward(inference=True).maps['target_last'].shape == (2, 2, 2), 'measured it may be'
     maps = attention_maps(model, images, classes, method='total')
     torch.testing.assert_close(maps[:, 0], model.forward_features(images).sum(1).relu().detach())
 
 
 def test_what_may_be_chosen(parsers):
     every, trained = list(METHODS), ['ach', 'grad_cam', 'ach_signed', 'hires_cam', 'layer_cam']
-    assert parsers() == (trained, trained, every, every)
+    assert parsers() == (trained, every, every, every)
     assert ATTENTION_METHODS == {
         name: method.function for name, method in METHODS.items() if name != 'finer_cam'}
 

@@ -210,8 +210,8 @@ class Method:
     Attributes:
         function: Makes maps `[..., H, W]` of features and gradients `[..., K, H, W]`, those of `score`.
         title: What figures and help texts call it.
-        trainable: Whether it may be trained with, and measured as a term: its weights come of the gradients alone, so
-            that they are constants at order 1, and its score of the class alone. The others are for looking.
+        trainable: Whether it may be trained with: its weights come of the gradients alone, so that they are constants
+            at order 1, and its score is the class's own. The others are to look at and to measure.
         area_normalised: Whether its weights are means over the grid, so that a map scales with `1/Z`.
         score: Which score the gradients are of: makes its cotangent `[B, C]` of the class scores and of the cotangent
             that picks the class, `[B, C]` each. The class score unless stated.

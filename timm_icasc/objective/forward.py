@@ -161,6 +161,8 @@ def icasc_forward(
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
         return ICASCOutput(logits=model(images))
+    if not inference:
+        config.check_trainable()
     order = 1 if inference else config.order
     per_class = multilabel and config.multilabel_maps == 'per_class' and not inference
     _check_processes(model, order, per_class)
