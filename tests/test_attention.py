@@ -287,6 +287,15 @@ class TestContrastedScore:
                 expected = [float(d == c) - 0.6 / len(others) * (d in others) for d in range(num_classes)]
                 assert found[b].tolist() == pytest.approx(expected)
 
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+    def test_half_precision(self, dtype):
+        """Of scores as large as float16 holds."""
+        logits = (6e4 * torch.eye(5)[:2] - torch.arange(5.)).to(dtype)
+        cotangent = torch.eye(5)[:2].to(dtype)
+        found, expected = (contrasted_score(logits.to(t), cotangent.to(t)).double() for t in (dtype, torch.float64))
+        assert contrasted_score(logits, cotangent).dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
     def test_several_classes_count_as_one(self):
         logits = torch.tensor([[0., 4., 2.1, 9., 1.8, -5.], [3.] * 6, [0., 4., 2.1, 9., 1.8, -5.]])
         cotangent = torch.tensor([[1., 1., 0., 0., 0., 0.], [1.] * 6, [0.] * 6])
