@@ -210,12 +210,12 @@ class Method:
     Attributes:
         function: Makes maps `[..., H, W]` of features and gradients `[..., K, H, W]`, those of `score`.
         title: What figures and help texts call it.
-        trainable: Whether it may be trained with: its weights come of the gradients alone, so that they are constants
-            at order 1, and its score is the class's own. The others are to look at and to measure.
+        trainable: Whether it may be trained with: its weights are read from the gradients alone, so that order 1 holds
+            them constant, and its score is the class's own. The others are to look at and to measure.
         area_normalised: Whether its weights are means over the grid, so that a map scales with `1/Z`.
         score: Which score the gradients are of: makes its cotangent `[B, C]` of the class scores and of the cotangent
             that picks the class, `[B, C]` each. The class score unless stated.
-        in_paper: Whether the paper draws it, itself included (Figs. 2, 4, 5 and 7).
+        in_paper: Whether the paper's figures show it beside `ach`, or it is that (Figs. 2, 4, 5 and 7).
     """
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     title: str
