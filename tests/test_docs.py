@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 import train_timm
+from timm_icasc.attention import METHODS
 from timm_icasc.cli import COMMANDS
 from timm_icasc.training.argument_files import RECIPES
 
@@ -153,6 +154,14 @@ def test_every_recipe_is_in_the_table_of_training():
         pretrained = options.get('pretrained') or '--pretrained-path' in text
         assert trained.startswith('from ImageNet weights' if pretrained else 'from scratch')
         assert ('alone' in trained and 'L_AS' not in trained) == (not options.get('icasc', True))
+
+
+def test_every_method_is_in_the_table_of_measuring():
+    """With whether it may be trained with, as its row of the code says."""
+    _, table = read('docs/measuring.md').split('## Kinds of maps')
+    rows = [line.strip('| ').split(' | ') for line in table.splitlines() if line.startswith('| `')]
+    assert {name.strip('`'): trainable for name, _, _, trainable, _ in rows} == {
+        name: 'yes' if method.trainable else 'no' for name, method in METHODS.items()}
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)

@@ -111,12 +111,16 @@ def test_several_methods_side_by_side(runs, tmp_path, capsys):
     assert 'the page has one method' in capsys.readouterr().err
 
 
-def test_a_new_row_of_the_methods_is_drawn_before_the_papers_own(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize('options, expected', [
+    ((), ['Grad-CAM (Eq. 1)', 'Grad-CAM++', 'Half', 'ach (Eq. 2)']),
+    (('--attention', 'ach', 'finer_cam'), ['ach (Eq. 2)', 'Finer-CAM']),
+], ids=['default', 'named'])
+def test_methods_of_the_layers(options, expected, runs, tmp_path, monkeypatch):
+    """Those that the paper draws, its own last; or those named, in their order."""
     monkeypatch.setitem(METHODS, 'half', dataclasses.replace(METHODS['grad_cam'], title='Half'))
-    assert figure('layers', runs[0], '--indices', 7, '--output', tmp_path / 'f.svg') == 0
+    assert figure('layers', runs[0], '--indices', 7, *options, '--output', tmp_path / 'f.svg') == 0
     titles = {method.title for method in METHODS.values()}
-    assert [text for text in texts_of(tmp_path / 'f.svg') if text in titles] == [
-        'Grad-CAM (Eq. 1)', 'Grad-CAM++', 'Half', 'ach (Eq. 2)']
+    assert [text for text in texts_of(tmp_path / 'f.svg') if text in titles] == expected
 
 
 def test_layers_by_method(runs, tmp_path):

@@ -3,7 +3,8 @@ import pytest
 import torch
 from helpers.models import ToyNet, create
 
-from timm_icasc import ICASCConfig, icasc_forward, resolve_layers
+from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
+from timm_icasc.attention import METHODS
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.losses import attention_overlap
 
@@ -24,6 +25,23 @@ def test_every_term_is_measured_whatever_its_weight(toy):
     batch = [(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))]
     values = evaluate_attention(toy, batch, ICASCConfig(weight_ac=0., weight_as_inner=0., weight_as_last=0.))
     assert set(values) == {'as_inner', 'as_last', 'ac', 'overlap_inner', 'overlap_last', 'zero_maps'}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_maps_of_every_method_are_those_that_are_drawn(name):
+    """Of the score that the method takes, though only the pair of classes is measured here."""
+    model, images = create('resnet20_cifar').eval(), torch.randn(6, 3, 32, 32)
+    target, layers = torch.arange(6), resolve_layers(model, input_size=(3, 32, 32))
+    confused = model(images).scatter(1, target[:, None], -torch.inf).argmax(1)
+    measured = evaluate_attention(model, [(images, target)], ICASCConfig(attention=name))
+    output = icasc_forward(model, images, target, layers, ICASCConfig(attention=name), inference=True)
+    for layer in ('inner', 'last'):
+        drawn = attention_maps(model, images, torch.stack([target, confused], 1), method=name, layer=layer)
+        assert drawn.any()
+        for k, which in enumerate(('target', 'confused')):
+            torch.testing.assert_close(output.maps[f'{which}_{layer}'], drawn[:, k], rtol=1e-4, atol=1e-7)
+        overlap = attention_overlap(*drawn.unbind(1)).nanmean().item()
+        assert measured[f'overlap_{layer}'] == pytest.approx(overlap, rel=1e-3, nan_ok=True)
 
 
 def test_zero_maps_are_counted_and_kept_out_of_the_overlap():

@@ -4,6 +4,7 @@ import torch
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
 from timm_icasc import ICASCTask, attention_maps, resolve_layers
+from timm_icasc.attention import METHODS
 from timm_icasc.features.layout import PatchGrid, image_size_of, input_size
 
 PATCH = 8
@@ -46,23 +47,25 @@ def test_scatter_puts_each_token_at_its_coordinates():
     assert torch.equal(grid, expected)
 
 
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('layer', ['inner', 'last'])
-def test_patches_give_the_maps_of_the_images(model, layer):
+def test_patches_give_the_maps_of_the_images(model, layer, method):
     images = torch.randn(2, 3, 32, 32)
-    expected = attention_maps(model, images, classes=[0, 3], layer=layer)
+    expected = attention_maps(model, images, classes=[0, 3], method=method, layer=layer)
     for padding in (0, 3):
-        maps = attention_maps(model, as_patches(images, padding), classes=[0, 3], layer=layer)
+        maps = attention_maps(model, as_patches(images, padding), classes=[0, 3], method=method, layer=layer)
         torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_images_of_different_aspect_in_one_batch(model):
+@pytest.mark.parametrize('method', METHODS)
+def test_images_of_different_aspect_in_one_batch(model, method):
     """Each map is that of the image alone, and zero where another image reaches further."""
     wide, tall = torch.randn(1, 3, 16, 32), torch.randn(1, 3, 32, 16)
     batch = {name: torch.cat([as_patches(wide)[name], as_patches(tall)[name]]) for name in as_patches(wide)}
-    maps = attention_maps(model, batch, classes=1)
+    maps = attention_maps(model, batch, classes=1, method=method)
     assert maps.shape == (2, 1, 4, 4)
-    torch.testing.assert_close(maps[:1, :, :2, :], attention_maps(model, as_patches(wide), classes=1))
-    torch.testing.assert_close(maps[1:, :, :, :2], attention_maps(model, as_patches(tall), classes=1))
+    torch.testing.assert_close(maps[:1, :, :2, :], attention_maps(model, as_patches(wide), classes=1, method=method))
+    torch.testing.assert_close(maps[1:, :, :, :2], attention_maps(model, as_patches(tall), classes=1, method=method))
     assert not maps[0, :, 2:].any() and not maps[1, :, :, 2:].any()
 
 

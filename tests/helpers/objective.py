@@ -16,6 +16,24 @@ def layers_of(model, images):
     return resolve_layers(model, input_size=tuple(images.shape[1:]))
 
 
+def loop_map(feature, gradient, method):
+    """A trainable method's map, `[H, W]`, of one image: one pixel at a time."""
+    if method == 'ach_signed':  # Eq. 2 of twice as many features that are not negative
+        feature, gradient = torch.cat([feature.relu(), (-feature).relu()]), torch.cat([gradient, -gradient])
+        method = 'ach'
+    value = {'ach': lambda g: max(g, 0.), 'layer_cam': lambda g: max(g, 0.)}.get(method, float)
+    channels, height, width = feature.shape
+    result = [[0.] * width for _ in range(height)]
+    for k in range(channels):
+        values = [[value(g) for g in row] for row in gradient[k].tolist()]
+        mean = sum(map(sum, values)) / (height * width)
+        for i in range(height):
+            for j in range(width):
+                weight = mean if method in ('ach', 'grad_cam') else values[i][j]
+                result[i][j] += weight * feature[k, i, j].item()
+    return torch.tensor([[max(v, 0.) for v in row] for row in result], dtype=torch.float64)
+
+
 def reference_terms(model, images, present, absent, layers, method):
     """Eqs. 1-5 with default options: one image at a time, sums as Python loops.
 
@@ -35,19 +53,7 @@ def reference_terms(model, images, present, absent, layers, method):
 
         def attention(path, classes, taps=taps, logits=logits):
             gradient = sum(torch.autograd.grad(logits[c], taps[path], retain_graph=True)[0][0] for c in classes)
-            feature = taps[path][0].detach()
-            channels, height, width = feature.shape
-            result = [[0.] * width for _ in range(height)]
-            for k in range(channels):
-                weight = 0.
-                for i in range(height):
-                    for j in range(width):
-                        g = gradient[k, i, j].item()
-                        weight += (max(g, 0.) if method == 'ach' else g) / (height * width)
-                for i in range(height):
-                    for j in range(width):
-                        result[i][j] += weight * feature[k, i, j].item()
-            return torch.tensor([[max(v, 0.) for v in row] for row in result], dtype=torch.float64)
+            return loop_map(taps[path][0].detach(), gradient, method)
 
         a_last, c_last, a_inner, c_inner = (
             attention(p, c) for p in (last_path, inner_path) for c in (targets, [confused]))

@@ -11,7 +11,7 @@ from timm_icasc.objective.config import TERMS
 
 @pytest.mark.parametrize('field, value', [
     ('weight_ac', '1'), ('theta', float('nan')), ('omega', float('inf')), ('sigma', 1.5),
-    ('attention', 'grad_cam_plus_plus'), ('order', 3), ('mask_scale', 'mean'), ('weight_ac', -1.),
+    ('attention', 'gradcam'), ('order', 3), ('mask_scale', 'mean'), ('weight_ac', -1.),
     ('weight_as_last', float('nan')), ('multilabel_maps', 'each')])
 def test_bad_parameters_are_named(field, value):
     with pytest.raises(ValueError, match=field):

@@ -11,6 +11,7 @@ from helpers.several_outputs import tapped  # noqa: F401
 from PIL import Image
 
 from timm_icasc import ICASCError, attention_maps
+from timm_icasc.attention import METHODS
 from timm_icasc.cli import main
 from timm_icasc.data import VOC_CLASSES
 from timm_icasc.paper.segmentation.crf import CRFParameters, mean_field
@@ -175,7 +176,7 @@ def test_saliency_is_the_filtered_gradient_of_the_present_classes(toy):
             assert saliency[b, y, column].item() == pytest.approx(sorted(window)[4], rel=1e-5)
 
 
-@pytest.mark.parametrize('method', ['ach', 'grad_cam', 'grad_cam_plus_plus'])
+@pytest.mark.parametrize('method', METHODS)
 def test_cues_of_a_classifier(method, toy):
     images, labels = torch.rand(2, 3, 16, 16), torch.tensor([[1., 0., 1., 0.], [0., -1., 0., 1.]])
     cues = make_cues(toy, images, labels, (6, 6), method)

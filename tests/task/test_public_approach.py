@@ -46,8 +46,9 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'order': 1}, {'attention': 'grad_cam'}, {'mask_grad': True, 'omega': 5.}, {'mask_scale': 'raw'},
-    {'weight_as_inner': 0.}, {'weight_as_last': 0.3, 'weight_ac': 0.}, {'start_steps': 1}], ids=str)
+    {}, {'order': 1}, {'attention': 'grad_cam'}, {'attention': 'ach_signed'},
+    {'mask_grad': True, 'omega': 5.}, {'mask_scale': 'raw'}, {'weight_as_inner': 0.},
+    {'weight_as_last': 0.3, 'weight_ac': 0.}, {'start_steps': 1}], ids=str)
 def test_without_defects_it_is_icasc(options, model):
     images, target, options = *batch(), {'order': 2, **options}
     expected = step(ICASCTask(model, verbose=False, **options), model, images, target)

@@ -1,7 +1,7 @@
 """Draw what trained checkpoints attend to, two or more side by side.
 
     timm-icasc figure classes RUN_A RUN_B      the highest-scoring classes' maps, ground truth in red (Figs. 1, 7, 10)
-    timm-icasc figure layers RUN_A RUN_B       inner against last layer, three attention methods (Figs. 2, 4 and 5)
+    timm-icasc figure layers RUN_A RUN_B       inner against last layer, by several attention methods (Figs. 2, 4, 5)
     timm-icasc figure ks RUN_A RUN_B           KS chart: probability of the true and the most confusing class (Fig. 9)
     timm-icasc figure html RUN_A RUN_B         one self-contained page to browse many images
 
@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
     group.add_argument(
-        '--attention', nargs='+', default=['ach'], choices=list(METHODS), metavar='NAME',
-        help=f"attention maps of classes and html: {', '.join(METHODS)}; of classes also several, "
-             'side by side (default: ach)')
+        '--attention', nargs='+', choices=list(METHODS), metavar='NAME',
+        help=f"attention maps: {', '.join(METHODS)}; of classes and layers also several, side by side (default: ach; "
+             f"of layers {', '.join(name for name, method in METHODS.items() if method.in_paper)})")
     group.add_argument(
         '--layer', default='last', choices=('inner', 'last'),
         help='layer of classes and html (default: %(default)s)')
@@ -63,8 +63,8 @@ def _check(args: argparse.Namespace, path: Path) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-    if args.kind == 'html' and len(args.attention) > 1:
-        raise ICASCError('--attention: the page has one method; classes draws several.')
+    if args.kind == 'html' and len(args.attention or ()) > 1:
+        raise ICASCError('--attention: the page has one method; classes and layers draw several.')
     if args.kind == 'html' and path.suffix.lower() != '.html':
         raise ICASCError(f"--output: the page is an .html file, got '{path}'.")
     if args.kind != 'html':
@@ -119,13 +119,13 @@ def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Pat
         if checkpoint.layers is None:
             raise ICASCError(f"no attention maps of '{checkpoint.label}': name its layers, --layers INNER LAST.")
     check_same_data(checkpoints)
-    indices = _choose(args, checkpoints)
+    indices, methods = _choose(args, checkpoints), args.attention or ['ach']
     if args.kind == 'layers':
-        layers_figure(checkpoints, indices, path)
+        layers_figure(checkpoints, indices, path, args.attention)
     elif args.kind == 'classes':
-        classes_figure(checkpoints, indices, path, args.topk or 5, args.attention, args.layer)
+        classes_figure(checkpoints, indices, path, args.topk or 5, methods, args.layer)
     else:
-        browsing_page(checkpoints, indices, path, args.topk or 3, args.attention[0], args.layer)
+        browsing_page(checkpoints, indices, path, args.topk or 3, methods[0], args.layer)
     print(f"images: {' '.join(map(str, indices))}")
 
 

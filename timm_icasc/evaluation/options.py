@@ -1,7 +1,7 @@
 """Options of `timm-icasc eval`, and those by which every command names checkpoints and images."""
 import argparse
 
-from ..attention import trainable_methods
+from ..attention import METHODS
 
 __all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments', 'default_options']
 
@@ -22,10 +22,9 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--robustness', action='store_true',
         help="also hold the true classes' maps against those of the flipped and of the cropped image")
-    methods = trainable_methods()
     group.add_argument(
-        '--attention', default='ach', choices=list(methods),
-        help=f"attention maps: {', '.join(method.title for method in methods.values())} (default: %(default)s)")
+        '--attention', default='ach', choices=list(METHODS),
+        help=f"attention maps: {', '.join(method.title for method in METHODS.values())} (default: %(default)s)")
     group.add_argument(
         '--layer', default='last', choices=('last', 'inner'),
         help='whose maps are held against boxes and co-occurring classes (default: %(default)s)')

@@ -41,11 +41,14 @@ def layers_figure(
         checkpoints: Models side by side, on the same data set.
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
-        methods: Of `attention.METHODS`; all of them when None, the paper's own last.
+        methods: Of `attention.METHODS`; when None those that the paper draws, its own last.
         sigma: Threshold of the mask (Eq. 4).
     """
     check_format(path)
-    methods = methods or sorted(METHODS, key=lambda name: name == 'ach')
+    if methods is None:
+        methods = sorted(
+            (name for name, method in METHODS.items() if method.in_paper),
+            key=lambda name: name == 'ach')
     first = checkpoints[0]
     colors = colors_of(first, load_items(first, indices)[0])
     caption = [line.format(score=first.labels.score) for line in CAPTION]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from ..attention import trainable_methods
+from ..attention import METHODS, trainable_methods
 from ..losses import MASK_SCALES, attention_consistency, attention_separation
 
 __all__ = ['MULTILABEL_MAPS', 'TERMS', 'ICASCConfig', 'Term']
@@ -66,7 +66,7 @@ class ICASCConfig:
     A term of weight 0 is not computed, nor is anything that it alone needs.
 
     Attributes:
-        attention: 'ach' (Eq. 2), 'grad_cam' (Eq. 1), or another trainable method of `attention.METHODS`.
+        attention: 'ach' (Eq. 2), 'grad_cam' (Eq. 1), or another of `attention.METHODS`; in training a trainable one.
         order: 1 takes the channel weights as constants, at about a third of the extra cost; 2 lets them carry gradient
             (double backward). The paper does not say which. There are three readings: order 1, which the paper's claim
             to avoid higher-order derivatives in training favours; order 2; order 2 with `mask_grad`, the derivative of
@@ -101,7 +101,7 @@ class ICASCConfig:
 
     def __post_init__(self):
         for name, choices in (
-                ('attention', tuple(trainable_methods())),
+                ('attention', tuple(METHODS)),
                 ('order', (1, 2)),
                 ('mask_scale', MASK_SCALES),
                 ('multilabel_maps', MULTILABEL_MAPS),
@@ -129,6 +129,14 @@ class ICASCConfig:
         """The same with other weights: one for all terms, or one for each in the order of `TERMS`."""
         each = weights * len(TERMS) if len(weights) == 1 else weights
         return replace(self, **{f'weight_{term.name}': w for term, w in zip(TERMS, each, strict=True)})
+
+    def check_trainable(self) -> None:
+        """Raise ValueError where the attention method is for looking alone."""
+        methods = tuple(trainable_methods())
+        if self.attention not in methods:
+            raise ValueError(
+                f'attention must be one of {methods} in training, got {self.attention!r}, whose maps are to look at '
+                f'and to measure.')
 
     @classmethod
     def names(cls) -> list[str]:

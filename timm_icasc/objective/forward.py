@@ -68,7 +68,8 @@ def _class_maps(
         if not chosen:
             continue
         gradients = score_gradients(
-            scores, cotangent, [features[layer.path] for layer in chosen], create_graph)
+            config.attention, scores, cotangent, [features[layer.path] for layer in chosen],
+            create_graph)
         for place, layer, gradient in zip(places, chosen, gradients, strict=True):
             maps[f'{which}_{place}'] = class_attention(
                 config.attention, layer, features[layer.path], gradient, image_size)
@@ -160,6 +161,8 @@ def icasc_forward(
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
         return ICASCOutput(logits=model(images))
+    if not inference:
+        config.check_trainable()
     order = 1 if inference else config.order
     per_class = multilabel and config.multilabel_maps == 'per_class' and not inference
     _check_processes(model, order, per_class)

@@ -30,12 +30,22 @@ FP16_SCORE_SCALE = 1024.
 
 
 def score_gradients(
+        method: str,
         logits: torch.Tensor,
         cotangent: torch.Tensor,
         features: Sequence[torch.Tensor],
         create_graph: bool,
 ) -> list[torch.Tensor]:
-    """Gradients of the scores that `cotangent` `[B, C]` picks with respect to each feature, in at least float32."""
+    """Gradients with respect to each feature, in at least float32, of the score that a method takes.
+
+    Args:
+        method: Of `attention.METHODS`; for its `class_attention`.
+        logits: Class scores, `[B, C]`.
+        cotangent: Picks the class, or the classes whose scores are added up, `[B, C]`.
+        features: Features that the logits depend on.
+        create_graph: Keep the gradients' own graph.
+    """
+    cotangent = METHODS[method].score(logits, cotangent)
     scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
     with features_only():
         gradients = torch.autograd.grad(
@@ -50,7 +60,7 @@ def class_attention(
         gradient: torch.Tensor,
         image_size: ImageSize,
 ) -> torch.Tensor:
-    """Map `[B, H, W]` of a feature and a gradient in the layer's own layout."""
+    """Map `[B, H, W]` of a feature and the method's `score_gradients`, in the layer's own layout."""
     row = METHODS[method]
     maps = row.function(layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
     if isinstance(image_size, PatchGrid) and row.area_normalised:
@@ -109,7 +119,7 @@ def attention_maps(
         maps = []
         for k in range(indices.shape[1]):
             cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
-            gradient, = score_gradients(logits, cotangent, [feature], create_graph)
+            gradient, = score_gradients(method, logits, cotangent, [feature], create_graph)
             maps.append(class_attention(method, chosen, feature, gradient, image_size))
         result = torch.stack(maps, 1)
     return result if create_graph else result.detach()

@@ -91,6 +91,7 @@ class ICASCTask(ClassificationTask):
             model, criterion, criterion_kwargs=criterion_kwargs, device=device, dtype=dtype,
             verbose=verbose)
         self.config = replace(config or self.default_config, **parameters)
+        self.config.check_trainable()
         self.layers = layers
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps

@@ -102,13 +102,14 @@ def _forward(
         logits = model(images)
     features = [taps[layer.path] for layer in places.values()]
     classes, image_size = SINGLE.select(logits, target), image_size_of(images)
-    maps = {}
+    maps, method = {}, METHODS[config.attention]
     with hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext():
         for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
-            gradients = _score_gradients(model, logits, one_hot, features, order == 2, defects)
+            gradients = _score_gradients(
+                model, logits, method.score(logits, one_hot), features, order == 2, defects)
             for (place, layer), feature, gradient in zip(
                 places.items(), features, gradients, strict=True):
-                maps[f'{which}_{place}'] = METHODS[config.attention].function(
+                maps[f'{which}_{place}'] = method.function(
                     layer.to_nchw(feature, image_size), layer.to_nchw(gradient, image_size))
     terms = _terms(maps, config, defects)
     if 'batch-sums' not in defects:
