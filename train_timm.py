@@ -393,11 +393,6 @@ def main() -> int:
     except ICASCError as e:
         print(f'train_timm.py: error: {name_options(e.line, parser)}', file=sys.stderr)
         return 2
-    except RuntimeError as e:
-        if 'consecutive samples' not in str(e):  # timm's word for images that cannot be read
-            raise
-        print(f'train_timm.py: error: --data-dir: images cannot be read: {str(e).splitlines()[-1]}', file=sys.stderr)
-        return 2
     except Interrupted as e:
         if run_dir is None:
             print(f'\ninterrupted ({e}) before the first step', file=sys.stderr)

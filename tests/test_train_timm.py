@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -408,7 +409,21 @@ def test_images_that_cannot_be_read(run, tmp_path):
             for i in range(12):
                 (folder / f'{i}.png').write_bytes(b'no image')
     code, _, err = run(data=('--data-dir', str(tmp_path / 'broken')))
-    assert code == 2 and 'images cannot be read' in err and 'Traceback' not in err
+    assert code == 2 and "Cannot read the image '" in err and '.png' in err and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read(workers, run, tmp_path, images, caplog):
+    """In training the next one is taken, with a warning that names it; nothing is measured in another's place."""
+    shutil.copytree(images, tmp_path / 'data')
+    broken = bytearray((tmp_path / 'data' / 'train' / 'bat' / '3.png').read_bytes())
+    broken[60:64] = b'????'  # Pillow: SyntaxError, no OSError
+    (tmp_path / 'data' / 'train' / 'bat' / '3.png').write_bytes(broken)
+    code, _, _ = run('--epochs', '1', data=('--data-dir', str(tmp_path / 'data')))
+    assert code == 0 and 'bat/3.png' in caplog.text and 'next one is taken' in caplog.text
+    (tmp_path / 'data' / 'val' / 'bat' / '1.png').write_bytes(broken)
+    code, _, err = run('--epochs', '1', '-j', workers, data=('--data-dir', str(tmp_path / 'data')))
+    assert code == 2 and "Cannot read the image '" in err and 'val/bat/1.png' in err and 'Traceback' not in err
 
 
 def test_a_refused_run_leaves_no_folder(run, tmp_path):

@@ -14,6 +14,7 @@ from .cub import CUB200
 from .digits import DigitsDataset
 from .image_list import MultiLabelList
 from .imagenet import ILSVRC2012
+from .read_image import read_with_names
 from .streams import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
@@ -105,7 +106,7 @@ def create_dataset(
         raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {e or type(e).__name__}") from e
     if hasattr(dataset, '__len__') and not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
-    return dataset
+    return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training)
 
 
 def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:

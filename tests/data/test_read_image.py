@@ -1,0 +1,85 @@
+"""Image files of every depth and orientation, and those that cannot be read."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from timm_icasc.data import create_dataset
+from timm_icasc.data.read_image import read_image
+from timm_icasc.errors import DataError
+
+LEVELS = np.array([[0, 257, 12850], [32896, 65278, 65535]])
+EIGHT_BITS = np.array([[0, 1, 50], [128, 254, 255]])
+
+
+@pytest.fixture(params=['uint16', 'int32'])
+def deep(request, tmp_path):
+    """A file of 16-bit levels."""
+    path = tmp_path / ('deep.png' if request.param == 'uint16' else 'deep.tif')
+    Image.fromarray(LEVELS.astype(request.param)).save(path)
+    return path
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_sixteen_bits_are_scaled(mode, deep):
+    pixels = np.array(read_image(deep, mode))
+    assert (pixels.reshape(2, 3, -1) == EIGHT_BITS[..., None]).all()
+
+
+def test_integers_of_eight_bits_stay(tmp_path):
+    Image.fromarray(EIGHT_BITS.astype('int32')).save(tmp_path / 'x.tif')
+    assert (np.array(read_image(tmp_path / 'x.tif', 'L')) == EIGHT_BITS).all()
+
+
+def make_folder(root, save):
+    for split in ('train', 'validation'):
+        for name in ('a', 'b'):
+            (root / split / name).mkdir(parents=True)
+            save(root / split / name / 'x.png')
+
+
+def save_deep(path):
+    Image.fromarray(LEVELS.astype('uint16')).save(path)
+
+
+@pytest.mark.parametrize('name', ['', 'torch/image_folder', 'multilabel'])
+def test_sixteen_bits_in_every_reader_of_files(name, tmp_path):
+    make_folder(tmp_path, save_deep)
+    (tmp_path / 'validation.csv').write_text('image,labels\nvalidation/a/x.png,a\nvalidation/b/x.png,b\n')
+    image, _ = create_dataset(name, str(tmp_path), 'validation')[0]
+    assert (np.array(image) == EIGHT_BITS[..., None]).all()
+
+
+def test_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (12, 4)).save(tmp_path / 'x.jpg', exif=exif)
+    assert read_image(tmp_path / 'x.jpg').size == (12, 4)
+    assert read_image(tmp_path / 'x.jpg', upright=True).size == (4, 12)
+
+
+def test_everything_that_pillow_raises_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / 'x.png'
+    save_deep(path)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2)
+    with pytest.raises(DataError, match="Cannot read the image '.*x.png': Image size"):  # DecompressionBombError
+        read_image(path)
+    monkeypatch.undo()
+
+    def broken(*_):
+        raise SyntaxError('broken PNG file (bad header checksum)')
+
+    monkeypatch.setattr(Image, 'open', broken)  # as its decoders do, some of them only while pixels are read
+    with pytest.raises(DataError, match="Cannot read the image '.*x.png': broken PNG"):
+        read_image(path)
+
+
+def test_an_unreadable_image_is_passed_over_in_training_alone(tmp_path, caplog):
+    make_folder(tmp_path, save_deep)
+    for split in ('train', 'validation'):
+        (tmp_path / split / 'a' / 'x.png').write_bytes(b'no image')
+    image, target = create_dataset('', str(tmp_path), 'train', is_training=True)[0]
+    assert target == 1 and image.size == (3, 2)
+    assert 'train/a/x.png' in caplog.text and 'the next one is taken' in caplog.text
+    for name in ('', 'torch/image_folder'):
+        with pytest.raises(DataError, match="validation/a/x.png"):
+            create_dataset(name, str(tmp_path), 'validation')[0]

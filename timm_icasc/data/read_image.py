@@ -1,0 +1,106 @@
+"""An image file as pixels: 16-bit ones are scaled, and one that cannot be read is named."""
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torchvision
+from PIL import Image, ImageOps
+from timm.data import ImageDataset
+
+from ..errors import DataError
+
+__all__ = ['FileImages', 'read_image', 'read_with_names']
+
+_logger = logging.getLogger(__name__)
+
+RETRIES = 10  # as timm: of so many unreadable images in a row it is the folder that is at fault
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow cuts 16-bit levels off at 255 where it should scale them."""
+    if not image.mode.startswith('I'):
+        return image
+    levels = np.asarray(image)
+    if image.mode == 'I' and levels.max(initial=0) <= 255:  # 32-bit integers with levels of 8 bits
+        return image
+    return Image.fromarray(np.rint(np.clip(levels, 0, 65535) / 257).astype(np.uint8))
+
+
+def read_image(
+        source: Path | str | BinaryIO,
+        mode: str = 'RGB',
+        upright: bool = False,
+        name: str | None = None,
+) -> Image.Image:
+    """The pixels of an image file.
+
+    Args:
+        source: The file.
+        mode: Pillow's image mode.
+        upright: Turn the image as its EXIF orientation says, as viewers show it.
+        name: What messages call the file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with Image.open(source) as image:
+            return _to_eight_bits(ImageOps.exif_transpose(image) if upright else image).convert(mode)
+    except Exception as e:  # Pillow's decoders raise anything: OSError, SyntaxError, ValueError, DecompressionBombError
+        why = ' '.join(str(e).split()) or type(e).__name__
+        raise DataError(f"Cannot read the image '{name or source}': {why}") from e
+
+
+class FileImages(ImageDataset):
+    """timm's data set of image files, except that it names what it cannot read and measures nothing in its place.
+
+    Args:
+        dataset: As timm made it.
+        skips: Serve the next image instead, with a warning: for training.
+    """
+
+    def __init__(self, dataset: ImageDataset, skips: bool):
+        super().__init__(
+            '', reader=dataset.reader, input_img_mode=dataset.input_img_mode, transform=dataset.transform,
+            target_transform=dataset.target_transform)
+        self.skips = skips
+
+    def _name(self, index: int) -> str:
+        try:
+            return str(self.filename(index, absolute=True))
+        except Exception:  # readers of tables need not have file names
+            return f'number {index}'
+
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
+        try:
+            file, target, *_ = self.reader[index]
+        except OSError as e:
+            raise DataError(f"Cannot read the image '{self._name(index)}': {e.strerror or e}") from e
+        return read_image(file, self.input_img_mode, name=self._name(index)), target
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        for attempt in range(RETRIES):
+            try:
+                image, target = self._read(index)
+                break
+            except DataError as e:
+                if not self.skips or attempt == RETRIES - 1:
+                    raise
+                _logger.warning(f'{e}; the next one is taken.')
+                index = (index + 1) % len(self.reader)
+        if self.transform is not None:
+            image = self.transform(image)
+        if target is None:
+            return image, -1
+        return image, target if self.target_transform is None else self.target_transform(target)
+
+
+def read_with_names(dataset: Any, mode: str, is_training: bool) -> Any:
+    """A data set of timm's or torchvision's that reads its files with `read_image`, where it reads files."""
+    if type(dataset) is ImageDataset:
+        return FileImages(dataset, skips=is_training)
+    if isinstance(dataset, torchvision.datasets.DatasetFolder):
+        dataset.loader = partial(read_image, mode=mode)
+    return dataset
