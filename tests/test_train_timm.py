@@ -313,6 +313,9 @@ BAD_INPUT = {
     'fraction': (['--drop', 2], '--drop must be between 0 and 0.99'),
     'flips': (['--hflip', 3], '--hflip must be between 0 and 1'),
     'nan': (['--icasc-sigma', 'nan'], '--icasc-sigma must be between 0 and 1'),
+    'channels twice': (
+        ['--in-chans', 1, '--input-size', 3, 32, 32], '--in-chans 1 contradicts --input-size 3 32 32'),
+    'size twice': (['--img-size', 64, '--input-size', 3, 64, 96], '--img-size 64 contradicts --input-size 3 64 96'),
     'channels': (['--in-chans', 2], '--in-chans (or --input-size) must be 1, for grey images, or 3'),
     'pooling': (['--gp', ''], 'ResNetCifar cannot run on 3 x 32 x 32 images'),
     'compiler': (['--torchcompile', 'gcc'], '--torchcompile gcc'),

@@ -326,6 +326,12 @@ def test_a_vision_transformer_at_another_size(tmp_path):
     assert result['layers'] == ['blocks.8', 'blocks.10']
 
 
+def test_another_size_than_that_of_a_run_that_is_not_square(tmp_path):
+    run = make_run(tmp_path / 'run', input_size=[3, 32, 48])
+    assert evaluate(run, '--images', 4) == 0 and read(run)['input_size'] == [3, 32, 48]
+    assert evaluate(run, '--images', 4, '--img-size', 40) == 0 and read(run)['input_size'] == [3, 40, 40]
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_image_that_cannot_be_read_is_named(workers, tmp_path, capsys):
     run = voc_run(tmp_path / 'run')

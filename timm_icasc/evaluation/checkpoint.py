@@ -92,6 +92,8 @@ def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> a
         if getattr(given, name, None) is not None:
             argv += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
     args = parse_args(argv)
+    if args.input_size and getattr(given, 'img_size', None):  # the run's size gives way to what is asked for
+        args.input_size = [args.input_size[0], given.img_size, given.img_size]
     if given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
         args.dataset = ''  # the embedded data of the run give way to the folder
     return args
@@ -138,7 +140,7 @@ def _fill_model(
     # Another image size than in training: position embeddings are resampled as timm does for its own weights.
     resample = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
     try:
-        if resample is not None and args.img_size:
+        if resample is not None and (args.img_size or args.input_size):
             state_dict = resample(state_dict, model)
         model.load_state_dict(state_dict)
     except (RuntimeError, TypeError) as e:

@@ -118,7 +118,8 @@ class Probe:
                 return torch.func.functional_call(self.model, weights, (images,))
             except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
                 raise LayerResolutionError(
-                    f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images: '
+                    f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images '
+                    f'(`input_size` says channels, height and width): '
                     f'{" ".join(str(e).split())[:200] or type(e).__name__}') from e
 
     def _check_logits(self) -> None:

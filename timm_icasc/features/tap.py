@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ..double_backward.mode import TwiceDifferentiable
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer
-from .module_state import is_checkpointing, unwrap_model
+from .module_state import is_checkpointing, one_thread, unwrap_model
 
 __all__ = ['capture_features']
 
@@ -81,6 +81,7 @@ def capture_features(
                 return layer.replace(output, handed_on)
             return hook
 
+        stack.enter_context(one_thread(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(not inference and first_feature is None))
         for layer in layers:

@@ -10,8 +10,8 @@ from timm.task import ClassificationTask
 
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, input_size
-from ..features.module_state import unwrap_model
-from ..features.resolve import resolve_layers
+from ..features.module_state import DATA_PARALLEL, unwrap_model
+from ..features.resolve import check_layers, resolve_layers
 from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig
@@ -41,7 +41,7 @@ class ICASCTask(ClassificationTask):
         layers: From `resolve_layers`, for images of every size, or module paths (inner, last), instead of the automatic
             choice.
         input_size: Channels, height, width of the images. Given, the layers are resolved (and errors raised) here,
-            else at the first forward pass.
+            else at the first forward pass, for its images; a path that the model does not have is found out here.
         start_steps: Number of first training steps (forward passes) without the ICASC terms, and without their cost.
         ramp_steps: Number of steps after those over which the terms' common weight grows linearly to 1.
         device: Device for task tensors/buffers.
@@ -90,15 +90,19 @@ class ICASCTask(ClassificationTask):
         super().__init__(
             model, criterion, criterion_kwargs=criterion_kwargs, device=device, dtype=dtype,
             verbose=verbose)
-        self.config = replace(config or self.default_config, **parameters)
+        # Not `config`: trainers of other libraries take a model's attribute of this name for theirs, and write to it.
+        self.icasc_config = replace(config or self.default_config, **parameters)
         self.layers = layers
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps
         self.step = 0
-        if input_size is not None or layers is not None:
+        if layers is not None:
+            check_layers(unwrap_model(model), layers)
+        if input_size is not None:
             resolved = self.resolve_layers(input_size)
             if self.verbose:
-                _logger.info(f'{type(self).__name__}: {self.config}, inner={resolved.inner}, last={resolved.last}')
+                _logger.info(
+                    f'{type(self).__name__}: {self.icasc_config}, inner={resolved.inner}, last={resolved.last}')
 
     def resolve_layers(self, input_size: tuple[int, int, int] | None = None) -> ICASCLayers:
         """The inner and last layer for images of `input_size` (channels, height, width)."""
@@ -168,7 +172,7 @@ class ICASCTask(ClassificationTask):
         """Logits and per-sample terms of one batch (`objective.icasc_forward`)."""
         return icasc_forward(
             self.trainable_module, input, target, self.resolve_layers(input_size(input)),
-            self.config,
+            self.icasc_config,
             multilabel=self.multi_label)
 
     def forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -186,10 +190,12 @@ class ICASCTask(ClassificationTask):
                 - 'loss_as_inner', 'loss_as_last', 'loss_ac': Batch means of the terms, unweighted and detached; a
                   term of weight 0, or not yet started, is absent
         """
+        if getattr(self, '_is_replica', False):
+            raise ICASCError(DATA_PARALLEL)
         scale = self.term_scale if torch.is_grad_enabled() else 0.
         if torch.is_grad_enabled() and self.training:
             self.step += 1
-        if not scale or not any(self.config.weights.values()):
+        if not scale or not any(self.icasc_config.weights.values()):
             logits = self.trainable_module(input)
             self.check_target(logits, target)
             loss = self.criterion(logits, target)
@@ -198,7 +204,7 @@ class ICASCTask(ClassificationTask):
         self.check_target(icasc.logits, target)
         loss_cls = self.criterion(icasc.logits, target)
         return {
-            'loss': loss_cls + scale * icasc.weighted_sum(self.config),
+            'loss': loss_cls + scale * icasc.weighted_sum(self.icasc_config),
             'output': icasc.logits,
             'loss_cls': loss_cls.detach(),
             **{f'loss_{name}': values.detach().mean() for name, values in icasc.terms.items()},

@@ -41,8 +41,21 @@ def _check_labels(args: argparse.Namespace, labels: LabelKind, names: list[str] 
         raise ICASCError(f'--loss {args.loss} is for single-label data; multi-label data take the soft-margin loss.')
 
 
+def _check_sizes(args: argparse.Namespace) -> None:
+    """Refuse options that say the same thing twice, and differently."""
+    if not args.input_size:
+        return
+    channels, *size = args.input_size
+    given = f"--input-size {' '.join(map(str, args.input_size))}"
+    if args.in_chans and args.in_chans != channels:
+        raise ICASCError(f'--in-chans {args.in_chans} contradicts {given}: leave one of them out.')
+    if args.img_size and size != [args.img_size] * 2:
+        raise ICASCError(f'--img-size {args.img_size} contradicts {given}: leave one of them out.')
+
+
 def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] | None]:
     """The two data sets and the class names; the number of classes is settled here."""
+    _check_sizes(args)
     channels = args.input_size[0] if args.input_size else args.in_chans or 3
     if channels not in (1, 3):
         raise ICASCError(f'--in-chans (or --input-size) must be 1, for grey images, or 3, got {channels}.')
