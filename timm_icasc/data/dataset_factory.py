@@ -91,7 +91,7 @@ def create_dataset(
         dataset = NAMES[name](root, split, **own)
         if not len(dataset):
             raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
-        return dataset
+        return read_with_names(dataset, own['mode'], is_training)
     if name and not name.startswith(TYPES):
         raise DataError(
             f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
