@@ -29,7 +29,7 @@ def test_maps_are_those_of_training(checkpoint):
     task = ICASCTask(model, input_size=size, verbose=False)
     images = torch.stack([checkpoint.dataset[i][0] for i in (0, 1)])
     target = torch.tensor([0, 1])
-    trained = icasc_forward(model, images, target, task.resolve_layers(size), task.icasc_config)
+    trained = icasc_forward(model, images, target, task.resolve_layers(size), task.config)
     for place in ('inner', 'last'):
         evaluated = attention_maps(model, images, target[:, None], layer=place, layers=checkpoint.layers)[:, 0]
         assert evaluated.shape[1:] == getattr(checkpoint.layers, place).grid and evaluated.any()

@@ -29,7 +29,8 @@ def test_a_model_is_one_threads_at_a_time():
 
     def take_maps():
         try:
-            attention_maps(model, images)
+            with evaluation_mode(model):
+                attention_maps(model, images)
         except Exception as e:  # also what should not come
             errors.append(e)
 

@@ -86,7 +86,7 @@ def test_weights_of_zero_are_plain_cross_entropy(toy, batch):
 
 def test_config_and_single_parameters_combine(toy):
     task = ICASCTask(toy, config=ICASCConfig(order=2, theta=0.7), attention='grad_cam', verbose=False)
-    assert task.icasc_config == ICASCConfig(order=2, theta=0.7, attention='grad_cam')
+    assert task.config == ICASCConfig(order=2, theta=0.7, attention='grad_cam')
 
 
 class TestSchedule:
@@ -319,6 +319,28 @@ def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path)
             torch.testing.assert_close(gradient, expected[f'trainable_module.{name}'], rtol=1e-6, atol=1e-10)
 
 
+def test_the_trainer_of_transformers(toy, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    rows = [{'input': torch.randn(3, 32, 32), 'target': i % 4} for i in range(6)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=2, num_train_epochs=1, report_to=[],
+        label_names=['target'], use_cpu=True)
+    shapes = []
+
+    def measure(prediction):
+        shapes.append((prediction.predictions.shape, prediction.label_ids.shape))
+        return {}
+
+    task = make_task(toy, theta=0.7)
+    trainer = transformers.Trainer(
+        task, arguments, train_dataset=rows, eval_dataset=rows, compute_metrics=measure)
+    trainer.train()
+    trainer.evaluate()
+    assert task.step == 3 and task.config == ICASCConfig(theta=0.7)
+    assert shapes == [((6, 4), (6,))]  # the logits alone
+
+
 class TestClearErrors:
 
     def test_unknown_parameter(self, toy):
@@ -351,10 +373,6 @@ class TestClearErrors:
         assert set(task(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))) >= TERMS
         with pytest.raises(LayerResolutionError, match='cannot run on 3 x 48 x 48 images .`input_size`'):
             make_task(model, layers=('blocks.8', 'blocks.10'), input_size=(3, 48, 48))
-
-    def test_trainers_find_no_config_of_theirs(self, toy):
-        """Hugging Face's Trainer writes to a model's `config` where there is one."""
-        assert not hasattr(make_task(toy), 'config')
 
     def test_data_parallel(self, toy, batch):
         """Several devices in threads of one process; the copies are marked as torch marks them."""

@@ -220,7 +220,7 @@ def test_the_option_of_the_training_script(model):
     args = parse_args(['--icasc-defects', 'batch-sums', 'constant-weights', '--icasc-weights', '1', '0', '1'])
     task = set_up_task(args, model, torch.device('cpu'), (3, 32, 32), 10, SINGLE)
     assert type(task) is PublicApproachTask and task.defects == ('batch-sums', 'constant-weights')
-    assert task.icasc_config.weight_as_last == 0
+    assert task.config.weight_as_last == 0
     assert type(set_up_task(parse_args([]), model, torch.device('cpu'), (3, 32, 32), 10, SINGLE)) is ICASCTask
     with pytest.raises(ICASCError, match='--icasc-defects is for single-label data'):
         set_up_task(args, model, torch.device('cpu'), (3, 32, 32), 10, MULTI)

@@ -99,7 +99,7 @@ def _check_step(device: str, order: int) -> tuple[bool | None, str]:
     try:
         task = ICASCTask(timm.create_model('resnet20_cifar').to(device), order=order, verbose=False)
         images, target = torch.randn(4, 3, 32, 32, device=device), torch.arange(4, device=device)
-        loss = task.icasc_forward(images, target).weighted_sum(task.icasc_config)
+        loss = task.icasc_forward(images, target).weighted_sum(task.config)
         loss.backward()
         gradient = next(task.parameters()).grad
         gradient = 0. if gradient is None else gradient.abs().sum().item()

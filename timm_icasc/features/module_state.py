@@ -109,12 +109,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Some modules (LeViT's attention) cache values at evaluation that would outlive the parameters they were made of.
     """
-    before = {module: _own_attributes(module) for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, attributes in before.items():
-            for name in [name for name in vars(module) if not name.startswith('_') and name not in attributes]:
-                delattr(module, name)
-            vars(module).update(attributes)
+    with one_thread(unwrap_model(model)):
+        before = {module: _own_attributes(module) for module in model.modules()}
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, attributes in before.items():
+                for name in [name for name in vars(module) if not name.startswith('_') and name not in attributes]:
+                    delattr(module, name)
+                vars(module).update(attributes)

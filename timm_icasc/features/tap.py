@@ -2,6 +2,7 @@
 
 Nothing outlives the context: no hook, no changed module, no global setting.
 """
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -57,10 +58,13 @@ def capture_features(
         LayerResolutionError: The forward pass did not call the module of a layer.
     """
     model = unwrap_model(model)
+    thread = threading.get_ident()
     features: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         def tap(layer: FeatureLayer):
             def hook(module, args, output):
+                if threading.get_ident() != thread:  # another's forward pass, in between
+                    return output
                 feature = layer.get(output)
                 if not features:
                     torch.set_grad_enabled(True)

@@ -90,8 +90,7 @@ class ICASCTask(ClassificationTask):
         super().__init__(
             model, criterion, criterion_kwargs=criterion_kwargs, device=device, dtype=dtype,
             verbose=verbose)
-        # Not `config`: trainers of other libraries take a model's attribute of this name for theirs, and write to it.
-        self.icasc_config = replace(config or self.default_config, **parameters)
+        self.config = replace(config or self.default_config, **parameters)
         self.layers = layers
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps
@@ -101,8 +100,7 @@ class ICASCTask(ClassificationTask):
         if input_size is not None:
             resolved = self.resolve_layers(input_size)
             if self.verbose:
-                _logger.info(
-                    f'{type(self).__name__}: {self.icasc_config}, inner={resolved.inner}, last={resolved.last}')
+                _logger.info(f'{type(self).__name__}: {self.config}, inner={resolved.inner}, last={resolved.last}')
 
     def resolve_layers(self, input_size: tuple[int, int, int] | None = None) -> ICASCLayers:
         """The inner and last layer for images of `input_size` (channels, height, width)."""
@@ -172,7 +170,7 @@ class ICASCTask(ClassificationTask):
         """Logits and per-sample terms of one batch (`objective.icasc_forward`)."""
         return icasc_forward(
             self.trainable_module, input, target, self.resolve_layers(input_size(input)),
-            self.icasc_config,
+            self.config,
             multilabel=self.multi_label)
 
     def forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -195,7 +193,7 @@ class ICASCTask(ClassificationTask):
         scale = self.term_scale if torch.is_grad_enabled() else 0.
         if torch.is_grad_enabled() and self.training:
             self.step += 1
-        if not scale or not any(self.icasc_config.weights.values()):
+        if not scale or not any(self.config.weights.values()):
             logits = self.trainable_module(input)
             self.check_target(logits, target)
             loss = self.criterion(logits, target)
@@ -204,7 +202,7 @@ class ICASCTask(ClassificationTask):
         self.check_target(icasc.logits, target)
         loss_cls = self.criterion(icasc.logits, target)
         return {
-            'loss': loss_cls + scale * icasc.weighted_sum(self.icasc_config),
+            'loss': loss_cls + scale * icasc.weighted_sum(self.config),
             'output': icasc.logits,
             'loss_cls': loss_cls.detach(),
             **{f'loss_{name}': values.detach().mean() for name, values in icasc.terms.items()},

@@ -137,7 +137,7 @@ class PublicApproachTask(ICASCTask):
         if unknown:
             raise ValueError(f'defects are among {tuple(DEFECTS)}, got {sorted(unknown)}.')
         super().__init__(model, *args, **kwargs)
-        if self.icasc_config.share < 1:
+        if self.config.share < 1:
             raise ICASCError(
                 'the public approach makes the terms of the whole batch: leave `share` out, or '
                 '`defects`.')
@@ -146,4 +146,4 @@ class PublicApproachTask(ICASCTask):
     def icasc_forward(self, input: torch.Tensor, target: torch.Tensor) -> ICASCOutput:
         return _forward(
             self.trainable_module, input, target, self.resolve_layers(input_size(input)),
-            self.icasc_config, self.defects)
+            self.config, self.defects)
