@@ -207,4 +207,4 @@ def test_sixteen_bits_and_an_image_that_cannot_be_read(tmp_path, caplog):
     stream = create_dataset('wds/digits', str(write_shards(tmp_path, images, range(count))), 'validation')
     read = [(int(np.array(image).max()), target) for image, target in stream]
     assert read == [(level, level) for level in range(count - 17, count) if level != count - 2]
-    assert 'cannot identify image' in caplog.text and f'{count - 2:05d}' in caplog.text
+    assert 'cannot identify image' in caplog.text

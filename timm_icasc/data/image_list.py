@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .labelled_images import Box, MultiLabelImages
 
 __all__ = ['MultiLabelList']
@@ -101,7 +101,7 @@ class MultiLabelList(MultiLabelImages):
         except (
                 json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError,
                 AttributeError, ValueError) as e:
-            raise DataError(f"'{path}': {' '.join(str(e).split()) or type(e).__name__}; expected {FORMATS}.") from e
+            raise DataError(f"'{path}': {one_line(e, 400)}; expected {FORMATS}.") from e
         targets = torch.zeros(len(images), len(names))
         index = {name: i for i, name in enumerate(names)}
         for row, present, skipped in zip(targets, labels, ignored, strict=True):

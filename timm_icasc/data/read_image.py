@@ -10,7 +10,7 @@ import torchvision
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 
 __all__ = ['FileImages', 'StreamImages', 'read_image', 'read_with_names']
 
@@ -66,7 +66,7 @@ def read_image(
         with Image.open(source) as image:
             return _convert(image, mode, upright)
     except Exception as e:  # Pillow's decoders raise anything: OSError, SyntaxError, ValueError, DecompressionBombError
-        why = ' '.join(str(e).split()) or type(e).__name__
+        why = one_line(e)
         raise DataError(f"Cannot read the image '{name or source}': {why}") from e
 
 
@@ -134,7 +134,7 @@ class StreamImages(IterableImageDataset):
             for image, target in self.reader:
                 yield _convert(image, self.mode), target
         except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise DataError(f"Cannot read an image of the data set: {' '.join(str(e).split())}") from e
+            raise DataError(f"Cannot read an image of the data set: {one_line(e)}") from e
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for image, target in self._images():

@@ -16,7 +16,7 @@ from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
 from ..data import class_names, create_dataset, is_stream, labels_of, name_classes
-from ..errors import DataError, ICASCError, LayerResolutionError
+from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..labels import LabelKind
@@ -125,7 +125,7 @@ def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
     try:
         return load_state_dict(str(file))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"cannot read the checkpoint '{file}': {' '.join(str(e).split())[:200]}") from e
+        raise ICASCError(f"cannot read the checkpoint '{file}': {one_line(e)}") from e
 
 
 def _fill_model(
@@ -146,7 +146,7 @@ def _fill_model(
     except (RuntimeError, TypeError) as e:
         raise ICASCError(
             f"the weights of '{file}' do not fit `model={args.model}`: "
-            f"{' '.join(str(e).split())[:200]}") from e
+            f"{one_line(e)}") from e
     return model
 
 
@@ -179,7 +179,7 @@ def _run_beside(weights: Path | None) -> Run | None:
     try:
         return open_run(weights.parent)
     except (OSError, ValueError, yaml.YAMLError) as e:
-        raise ICASCError(f"the run '{weights.parent}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+        raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
 
 
 def _open_dataset(args: argparse.Namespace) -> Dataset:
@@ -256,7 +256,7 @@ def load_checkpoint(
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:
-        raise ICASCError(f"`device`: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+        raise ICASCError(f"`device`: cannot use '{args.device}': {one_line(e, 120)}") from e
     config = set_up_data_config(args, model)
     if with_data:
         dataset.transform = create_transform(

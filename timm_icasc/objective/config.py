@@ -108,7 +108,7 @@ class ICASCConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self) or name not in (*self.names(), 'use_cache'):
             raise FrozenInstanceError(
-                f'cannot set {name}: an ICASCConfig does not change; dataclasses.replace(config, order=2) makes another.')
+                f'cannot set {name}: an ICASCConfig does not change; dataclasses.replace(config, ...) makes another.')
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
