@@ -22,7 +22,7 @@ from timm.utils.summary import trim_summary
 from tqdm import tqdm
 
 from timm_icasc.data import begin_epoch
-from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError
+from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, one_line
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
@@ -200,7 +200,7 @@ def resume(job: TrainingJob, run_dir: Path) -> int:
         if args.model_ema:
             load_task_ema_checkpoint(job.task, str(checkpoint))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {' '.join(str(e).split())[:300]}") from e
+        raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
     if job.scheduler is not None and start_epoch > 0:
         if args.sched_on_updates:
             job.scheduler.step_update(start_epoch * job.updates_per_epoch)
@@ -216,7 +216,7 @@ def prepare(job: TrainingJob) -> None:
         try:
             job.task.compile(backend=args.torchcompile)
         except Exception as e:
-            raise ICASCError(f"--torchcompile {args.torchcompile}: {' '.join(str(e).split())[:200]}") from e
+            raise ICASCError(f"--torchcompile {args.torchcompile}: {one_line(e)}") from e
     if args.distributed:
         job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None)
 
@@ -371,6 +371,8 @@ def main() -> int:
         run_dir = Path(args.run_dir) if args.run_dir else None
         command = command_of(given, run_dir)
         device = set_up_device(args)
+        if args.resume == 'auto' and run_dir is None:
+            log(args, f"--resume auto: '{args.output}' has no run {args.experiment or 'yet'}: a new one begins")
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
             repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
@@ -393,18 +395,15 @@ def main() -> int:
     except ICASCError as e:
         print(f'train_timm.py: error: {name_options(e.line, parser)}', file=sys.stderr)
         return 2
-    except RuntimeError as e:
-        if 'consecutive samples' not in str(e):  # timm's word for images that cannot be read
-            raise
-        print(f'train_timm.py: error: --data-dir: images cannot be read: {str(e).splitlines()[-1]}', file=sys.stderr)
-        return 2
     except Interrupted as e:
         if run_dir is None:
             print(f'\ninterrupted ({e}) before the first step', file=sys.stderr)
             return e.exit_code
+        state = 'holds the last whole epoch' if [*run_dir.glob(SUMMARY), *run_dir.glob(f'*/{SUMMARY}')] else \
+            'holds the model as it began, and no whole epoch'
         print(
-            f'\ninterrupted ({e}); {run_dir} holds the last whole epoch. Go on with: train_timm.py --resume auto '
-            f'--output {run_dir.parent} --experiment {run_dir.name}', file=sys.stderr)
+            f'\ninterrupted ({e}); {run_dir} {state}. Go on with: train_timm.py --resume auto --output '
+            f'{run_dir.parent} --experiment {run_dir.name}', file=sys.stderr)
         return e.exit_code
     return 0
 

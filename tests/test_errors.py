@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from timm_icasc import cli
-from timm_icasc.errors import ICASCError
+from timm_icasc.errors import ICASCError, one_line
 from timm_icasc.training.arguments import FLAGS, build_parser, name_options
 
 PACKAGE = Path(__file__).parent.parent / 'timm_icasc'
@@ -18,6 +18,13 @@ SPEAK_OF_OPTIONS = ('training', 'cli')
 
 # Whole commands that the reader may run.
 COMMANDS = [r'train_timm\.py --resume auto( --output \S+ --experiment \S+)?', r'timm-icasc card \S+ --runs']
+
+
+@pytest.mark.parametrize('error, said', [
+    (KeyError(101), 'KeyError: 101'), (KeyError('width'), "KeyError: 'width'"), (AssertionError(), 'AssertionError'),
+    (ValueError('two\n  lines'), 'two lines'), (OSError(2, 'No such file'), '[Errno 2] No such file')])
+def test_a_mere_value_is_no_message(error, said):
+    assert one_line(error) == said
 
 
 def text_of(node: ast.AST) -> str:

@@ -118,6 +118,20 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run, tmp_path, monkeypa
         assert all(torch.equal(value, cut[key][name]) for name, value in whole[key].items())
 
 
+def test_columns_in_another_order(run, images, tmp_path):
+    """The classes are told by their names."""
+    assert run('--experiment', 'x', '--epochs', 1)[0] == 0
+    for file in images.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    rows = list(csv.reader(open(images / 'val.csv')))
+    (tmp_path / 'val.csv').unlink()
+    with open(tmp_path / 'val.csv', 'w', newline='') as file:
+        csv.writer(file).writerows([row[0], *reversed(row[1:])] for row in rows)
+    assert run('--experiment', 'y', '--epochs', 1, data=tmp_path)[0] == 0
+    x, y = (json.loads((tmp_path / name / 'results.json').read_text())['last'] for name in 'xy')
+    assert x['eval_mAP'] == y['eval_mAP'] and x['eval_loss'] == y['eval_loss']
+
+
 BAD_INPUT = {
     'measure': (['--eval-metric', 'top1'], '--eval-metric top1 does not fit multi-label data: it is mAP, AUC or loss'),
     'mixup': (['--mixup', 0.2], '--mixup and --cutmix are for single-label data'),

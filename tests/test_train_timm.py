@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
 
 import train_timm
+from timm_icasc.errors import ICASCError
 from timm_icasc.labels import SINGLE
 from timm_icasc.runs import provenance
 from timm_icasc.training import job as setup
+from timm_icasc.training.arguments import parse_args
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,6 +191,7 @@ class TestResume:
         monkeypatch.setattr(train_timm, 'check_finite', terminate)
         code, _, err = run(*options, '--experiment', 'cut')
         assert code == 128 + signal.SIGTERM and '--resume auto' in err
+        assert ('holds the last whole epoch' if epoch else 'holds the model as it began, and no whole epoch') in err
         assert max(steps) == (epoch, 1)
         monkeypatch.setattr(train_timm, 'check_finite', original)
         model = timm.create_model(
@@ -211,6 +215,16 @@ class TestResume:
         run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
         command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
         assert command.startswith(f'{first} && python train_timm.py ') and command.endswith('--resume auto --epochs 2')
+
+    def test_no_such_run(self, run, tmp_path, capsys):
+        """Without a word of what to train, a name that is mistyped would train the digits; with one, it may be new."""
+        run('--experiment', 'x')
+        with pytest.raises(ICASCError, match="has no run 'y' but x, and neither --data-dir, --dataset nor --config"):
+            parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'y'])
+        with pytest.raises(ICASCError, match='has no run, and neither'):
+            parse_args(['--resume', 'auto', '--output', str(tmp_path / 'none')])
+        code, out, _ = run('--experiment', 'y', '--resume', 'auto')
+        assert code == 0 and "has no run y: a new one begins" in out and (tmp_path / 'y' / 'last.pth.tar').is_file()
 
     def test_a_finished_run_is_evaluated(self, run, tmp_path):
         run('--experiment', 'x')
@@ -312,9 +326,15 @@ BAD_INPUT = {
     'fraction': (['--drop', 2], '--drop must be between 0 and 0.99'),
     'flips': (['--hflip', 3], '--hflip must be between 0 and 1'),
     'nan': (['--icasc-sigma', 'nan'], '--icasc-sigma must be between 0 and 1'),
+    'channels twice': (
+        ['--in-chans', 1, '--input-size', 3, 32, 32], '--in-chans 1 contradicts --input-size 3 32 32'),
+    'size twice': (['--img-size', 64, '--input-size', 3, 64, 96], '--img-size 64 contradicts --input-size 3 64 96'),
     'channels': (['--in-chans', 2], '--in-chans (or --input-size) must be 1, for grey images, or 3'),
     'pooling': (['--gp', ''], 'ResNetCifar cannot run on 3 x 32 x 32 images'),
     'compiler': (['--torchcompile', 'gcc'], '--torchcompile gcc'),
+    'mere value': (
+        ['--model', 'resnet18', '--model-kwargs', 'act_layer=gelou'],
+        "--model resnet18: KeyError: 'gelou' (with --model-kwargs act_layer=gelou)"),
     'folder name': (['--experiment', 'a/b'], 'plain folder name'),
     'data set type': (['--dataset', 'foo/bar'], "unknown type 'foo/bar'"),
     'weights file': (['--initial-checkpoint', '/nope'], "--initial-checkpoint: no file '/nope'"),
@@ -363,8 +383,12 @@ def test_weights_without_a_network_are_refused_at_once(options, run, monkeypatch
     for name in ('http_proxy', 'https_proxy', 'all_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'):
         monkeypatch.delenv(name, raising=False)
     code, _, err = run(*options)
-    assert code == 2 and '--pretrained-path FILE' in err and len(attempts) == 1
-    assert len(err.strip().splitlines()) == 1
+    assert code == 2 and len(attempts) == 1 and len(err.strip().splitlines()) == 1
+    if '--pretrained' in options:
+        assert '--pretrained-path FILE' in err
+    else:
+        assert 'no-one/nothing@main: not in the cache, and https://huggingface.co cannot be reached' in err
+        assert '--pretrained-path' not in err
 
 
 def test_model_without_features(run, featureless):
@@ -408,7 +432,21 @@ def test_images_that_cannot_be_read(run, tmp_path):
             for i in range(12):
                 (folder / f'{i}.png').write_bytes(b'no image')
     code, _, err = run(data=('--data-dir', str(tmp_path / 'broken')))
-    assert code == 2 and 'images cannot be read' in err and 'Traceback' not in err
+    assert code == 2 and "Cannot read the image '" in err and '.png' in err and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read(workers, run, tmp_path, images, caplog):
+    """In training the next one is taken, with a warning that names it; nothing is measured in another's place."""
+    shutil.copytree(images, tmp_path / 'data')
+    broken = bytearray((tmp_path / 'data' / 'train' / 'bat' / '3.png').read_bytes())
+    broken[60:64] = b'????'  # Pillow: SyntaxError, no OSError
+    (tmp_path / 'data' / 'train' / 'bat' / '3.png').write_bytes(broken)
+    code, _, _ = run('--epochs', '1', data=('--data-dir', str(tmp_path / 'data')))
+    assert code == 0 and 'bat/3.png' in caplog.text and 'next one is taken' in caplog.text
+    (tmp_path / 'data' / 'val' / 'bat' / '1.png').write_bytes(broken)
+    code, _, err = run('--epochs', '1', '-j', workers, data=('--data-dir', str(tmp_path / 'data')))
+    assert code == 2 and "Cannot read the image '" in err and 'val/bat/1.png' in err and 'Traceback' not in err
 
 
 def test_a_refused_run_leaves_no_folder(run, tmp_path):
@@ -456,7 +494,7 @@ def test_classes_that_differ_between_the_splits(run, images, tmp_path):
         for name in ('ant', 'bat', 'cat')[:3 if split == 'train' else 2]:
             (root / split / name).symlink_to(images / split / name)
     code, _, err = run(data=('--data-dir', str(root)))
-    assert code == 2 and 'differ: cat' in err
+    assert code == 2 and 'differ: only the first has cat; only the second has none. Name them alike' in err
 
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])

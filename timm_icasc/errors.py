@@ -5,6 +5,12 @@ the option of its own that means the argument in its place (`training.arguments.
 """
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an exception says, in one line; with its type where that is a mere value, as of a KeyError."""
+    said = ' '.join(str(error).split())[:most]
+    return said if ' ' in said else f"{type(error).__name__}{': ' * bool(said)}{said}"
+
+
 class ICASCError(ValueError):
     """Base class: the caller can mend the input. The command line prints it as one line and exits with 2."""
 

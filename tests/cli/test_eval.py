@@ -326,6 +326,12 @@ def test_a_vision_transformer_at_another_size(tmp_path):
     assert result['layers'] == ['blocks.8', 'blocks.10']
 
 
+def test_another_size_than_that_of_a_run_that_is_not_square(tmp_path):
+    run = make_run(tmp_path / 'run', input_size=[3, 32, 48])
+    assert evaluate(run, '--images', 4) == 0 and read(run)['input_size'] == [3, 32, 48]
+    assert evaluate(run, '--images', 4, '--img-size', 40) == 0 and read(run)['input_size'] == [3, 40, 40]
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_image_that_cannot_be_read_is_named(workers, tmp_path, capsys):
     run = voc_run(tmp_path / 'run')
@@ -333,6 +339,36 @@ def test_an_image_that_cannot_be_read_is_named(workers, tmp_path, capsys):
     assert evaluate(run, '--workers', workers) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and '000003.webp' in error
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_nothing_is_measured_in_place_of_an_image_that_cannot_be_read(workers, tmp_path, capsys):
+    """Of timm's own data sets too, which serve the next image."""
+    run, _ = zoo_run(tmp_path)
+    (tmp_path / 'zoo' / 'validation' / 'bee' / 'bee1.png').write_bytes(b'no image')
+    assert evaluate(run, '-j', workers) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and 'bee1.png' in error and not (run / 'eval').exists()
+
+
+def test_boxes_of_a_turned_image(tmp_path, recwarn):
+    """The boxes of a user's list are those of the image as viewers show it; a file may be stored lying down."""
+    torch.manual_seed(0)
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 40, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    shown.save(tmp_path / 'upright.png')
+    shown.transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'turned.png', exif=exif)
+    boxes = [['a', 10, 50, 30, 70]]
+    rows = [{'image': f'{name}.png', 'labels': ['a'], 'boxes': boxes} for name in ('upright', 'turned')]
+    rows.append({'image': 'upright.png', 'labels': ['b'], 'boxes': [['b', 90, 5, 110, 25]]})
+    (tmp_path / 'val.json').write_text(json.dumps({'images': rows}))
+    run = make_run(tmp_path / 'run', num_classes=2, dataset='multilabel', data_dir=str(tmp_path), val_split='val')
+    assert evaluate(run) == 0
+    first, second = csv.DictReader(open(run / 'eval' / 'pairs.csv'))
+    assert float(first['energy']) == pytest.approx(float(second['energy']), rel=1e-4)
+    warning = next(str(w.message) for w in recwarn if 'Boxes lie outside' in str(w.message))
+    assert "(1 in all), the first (90, 5, 110, 25) of 'upright.png', which is 40 x 120" in warning
 
 
 def test_layers_of_ones_own(run):

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 import train_timm
 from timm_icasc.cli import main
-from timm_icasc.data import begin_epoch
+from timm_icasc.data import begin_epoch, create_dataset
 from timm_icasc.data import streams as stream
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.loaders import set_up_data, set_up_loaders
@@ -192,3 +192,19 @@ def test_evaluation_needs_an_index(run, tmp_path, capsys):
     assert run('--experiment', 'x', '-j', 0, '--epochs', 1)[0] == 0
     assert main(['eval', str(tmp_path / 'x')]) == 2
     assert "data set 'wds/digits' is a stream; evaluation needs one that can be indexed" in capsys.readouterr().err
+
+
+def test_sixteen_bits_and_an_image_that_cannot_be_read(tmp_path, caplog):
+    """It is left out, with a warning, and no other one takes its place."""
+    def deep(level):
+        file = io.BytesIO()
+        Image.fromarray(np.full((4, 4), 257 * level, 'uint16')).save(file, 'PNG')
+        return file.getvalue()
+
+    count = sum(map(sum, SHARDS.values()))
+    images = [deep(level) for level in range(count)]
+    images[-2] = b'no image'
+    stream = create_dataset('wds/digits', str(write_shards(tmp_path, images, range(count))), 'validation')
+    read = [(int(np.array(image).max()), target) for image, target in stream]
+    assert read == [(level, level) for level in range(count - 17, count) if level != count - 2]
+    assert 'cannot identify image' in caplog.text

@@ -1,17 +1,49 @@
 """Running a model for a moment leaves nothing behind."""
+import threading
+
 import pytest
 import timm
 import torch
 from helpers.models import create
 
-from timm_icasc import resolve_layers
-from timm_icasc.features.module_state import evaluation_mode, is_checkpointing, unwrap_model
+from timm_icasc import ICASCError, attention_maps, resolve_layers
+from timm_icasc.features.module_state import (
+    evaluation_mode,
+    is_checkpointing,
+    one_thread,
+    unwrap_model,
+)
 
 
 def test_unwrap():
     model = torch.nn.Linear(2, 2)
     assert unwrap_model(model) is model
     assert unwrap_model(torch.compile(torch.nn.DataParallel(model))) is model
+
+
+def test_a_model_is_one_threads_at_a_time():
+    """Two threads' hooks on one model would mix up their features."""
+    model, images = create('resnet20_cifar').eval(), torch.randn(2, 3, 32, 32)
+    attention_maps(model, images)
+    errors = []
+
+    def take_maps():
+        try:
+            with evaluation_mode(model):
+                attention_maps(model, images)
+        except Exception as e:  # also what should not come
+            errors.append(e)
+
+    with one_thread(model), one_thread(model):  # the same thread may come again
+        thread = threading.Thread(target=take_maps)
+        thread.start()
+        thread.join()
+    assert len(errors) == 1 and isinstance(errors[0], ICASCError)
+    assert 'another thread' in str(errors[0]) and 'DistributedDataParallel' in str(errors[0])
+    thread = threading.Thread(target=take_maps)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1, 'the model is free again'
 
 
 def test_checkpointing_flag():

@@ -1,5 +1,6 @@
 """Which layers are chosen, and that looking leaves no trace."""
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -498,3 +499,18 @@ class TestClearErrors:
         model = timm.create_model('resnet18', **kwargs)
         with pytest.raises(LayerResolutionError, match='does not return class logits'):
             resolve_layers(model, input_size=(3, 64, 64))
+
+    @pytest.mark.parametrize('wrap', [
+        lambda logits: {'out': logits}, lambda logits: SimpleNamespace(logits=logits), lambda logits: [logits]])
+    def test_logits_inside_an_output(self, wrap):
+        """As of torchvision's segmentation models, or those of transformers."""
+        class Wrapped(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = timm.create_model('resnet18')
+
+            def forward(self, x):
+                return wrap(self.model(x))
+
+        with pytest.raises(LayerResolutionError, match=r'wrap it in a module whose forward .* model\(x\).logits or'):
+            resolve_layers(Wrapped(), input_size=(3, 64, 64))

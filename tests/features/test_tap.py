@@ -1,5 +1,6 @@
 """Taps exist inside the context only, and what they give is on the path to the logits."""
 import copy
+import threading
 
 import pytest
 import torch
@@ -25,6 +26,22 @@ def test_features_are_on_the_path_to_the_logits(family):
         logits = model(images)
     for gradient in torch.autograd.grad(logits.sum(), list(features.values())):
         assert gradient.isfinite().all() and gradient.any()
+
+
+def test_a_forward_pass_of_another_thread_is_not_captured(toy):
+    """As of a thread that measures the model meanwhile."""
+    images, others = torch.randn(2, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    layers, logits = resolved(toy, 8), []
+    with capture_features(toy, layers) as expected:
+        toy(images)
+    with capture_features(toy, layers) as features:
+        toy(images)
+        thread = threading.Thread(target=lambda: logits.append(toy(others)))
+        thread.start()
+        thread.join()
+    assert len(logits) == 1
+    for path, feature in features.items():
+        torch.testing.assert_close(feature, expected[path])
 
 
 def test_the_forward_values_do_not_change(family):

@@ -1,5 +1,8 @@
 """The parameters of the objective and the table of its terms, checked."""
+import copy
 import dataclasses
+import json
+import pickle
 
 import pytest
 from helpers.objective import double_batch, layers_of
@@ -16,6 +19,26 @@ from timm_icasc.objective.config import TERMS
 def test_bad_parameters_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         ICASCConfig(**{field: value})
+
+
+def test_it_does_not_change():
+    """A mistyped parameter must not be taken for one, nor a change come after the checks."""
+    config = ICASCConfig()
+    for name in ('order', 'wieght_ac'):
+        with pytest.raises(dataclasses.FrozenInstanceError, match=f'cannot set {name}: .* dataclasses.replace'):
+            setattr(config, name, 2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del config.order
+    assert config == ICASCConfig() and hash(config) == hash(ICASCConfig()) != hash(ICASCConfig(order=2))
+
+
+def test_what_trainers_of_other_libraries_do_to_a_models_config():
+    """transformers' Trainer writes `use_cache`; its reporters ask for a dictionary or for JSON."""
+    config = ICASCConfig(order=2)
+    config.use_cache = True
+    assert config == ICASCConfig(order=2) and config.to_dict() == dataclasses.asdict(config)
+    assert json.loads(config.to_json_string()) == config.to_dict() and 'use_cache' not in config.to_dict()
+    assert ICASCConfig(**config.to_dict()) == config == pickle.loads(pickle.dumps(config)) == copy.deepcopy(config)
 
 
 def test_every_term_has_a_weight_of_one():

@@ -13,7 +13,14 @@ from timm.loss import LOSS_TYPES, MULTI_LABEL_LOSS_TYPES
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, NativeScaler
 
-from timm_icasc import ICASCConfig, ICASCError, ICASCTask, LayerResolutionError, TargetError
+from timm_icasc import (
+    ICASCConfig,
+    ICASCError,
+    ICASCTask,
+    LayerResolutionError,
+    TargetError,
+    attention_maps,
+)
 
 TERMS = {'loss_as_inner', 'loss_as_last', 'loss_ac'}
 
@@ -312,6 +319,28 @@ def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path)
             torch.testing.assert_close(gradient, expected[f'trainable_module.{name}'], rtol=1e-6, atol=1e-10)
 
 
+def test_the_trainer_of_transformers(toy, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    rows = [{'input': torch.randn(3, 32, 32), 'target': i % 4} for i in range(6)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=2, num_train_epochs=1, report_to=[],
+        label_names=['target'], use_cpu=True)
+    shapes = []
+
+    def measure(prediction):
+        shapes.append((prediction.predictions.shape, prediction.label_ids.shape))
+        return {}
+
+    task = make_task(toy, theta=0.7)
+    trainer = transformers.Trainer(
+        task, arguments, train_dataset=rows, eval_dataset=rows, compute_metrics=measure)
+    trainer.train()
+    trainer.evaluate()
+    assert task.step == 3 and task.config == ICASCConfig(theta=0.7)
+    assert shapes == [((6, 4), (6,))]  # the logits alone
+
+
 class TestClearErrors:
 
     def test_unknown_parameter(self, toy):
@@ -335,6 +364,31 @@ class TestClearErrors:
             make_task(toy, layers=('stem', 'layer4'))
         with pytest.raises(LayerResolutionError, match='no two features'):
             make_task(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), input_size=(3, 2, 2))
+
+    def test_layers_of_ones_own_are_probed_at_the_size_of_the_images(self):
+        """Not at 224 x 224 when the task is made, which a model of a fixed size cannot take."""
+        model = create('vit_tiny_patch16_224', img_size=32)
+        model.pretrained_cfg = {}
+        task = make_task(model, layers=('blocks.8', 'blocks.10'))
+        assert set(task(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))) >= TERMS
+        with pytest.raises(LayerResolutionError, match='cannot run on 3 x 48 x 48 images .`input_size`'):
+            make_task(model, layers=('blocks.8', 'blocks.10'), input_size=(3, 48, 48))
+
+    def test_data_parallel(self, toy, batch):
+        """Several devices in threads of one process; the copies are marked as torch marks them."""
+        wrapped = torch.nn.DataParallel(toy)
+        wrapped.device_ids = [0, 1]
+        with pytest.raises(ICASCError, match='does not work with nn.DataParallel .* use DistributedDataParallel'):
+            make_task(wrapped)(*batch)
+        with pytest.raises(ICASCError, match='use DistributedDataParallel'):
+            attention_maps(wrapped, batch[0])
+        task = make_task(toy, start_steps=1)
+        task._is_replica = True
+        with pytest.raises(ICASCError, match='use DistributedDataParallel'):
+            task(*batch)
+        toy._is_replica = True
+        with pytest.raises(ICASCError, match='use DistributedDataParallel'):
+            attention_maps(toy, batch[0])
 
     @pytest.mark.parametrize('start_steps', [0, 5])
     def test_target_out_of_range(self, start_steps, toy, batch):

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from timm.task import ClassificationTask
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 from ..task.icasc import ICASCTask
 from ..task.public_approach import PublicApproachTask
 from ..training.cuda_graph import CudaRecorder, RecordedStep
@@ -56,7 +56,7 @@ def create_model(name: str, setting: BenchmarkSetting) -> tuple[nn.Module, tuple
         with torch.device('meta') if setting.device == 'meta' else nullcontext():
             model = timm.create_model(name, **({'img_size': size} if size and fixed else {}))
     except (AssertionError, ValueError) as e:
-        raise ICASCError(f'`img_size={size}` does not fit {name}: {" ".join(str(e).split())[:200]}') from e
+        raise ICASCError(f'`img_size={size}` does not fit {name}: {one_line(e)}') from e
     channels, height, width = model.pretrained_cfg['input_size']
     model.to(
         setting.device,

@@ -24,7 +24,7 @@ from ..benchmark.map_speed import FORWARD, measure_maps
 from ..benchmark.profile import profile_rows, profile_steps
 from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, scaling_rows
 from ..benchmark.steps import PLAIN, VARIANTS, BenchmarkSetting
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 from ..figures.canvas import check_format, save
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
@@ -114,7 +114,7 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
     try:
         torch.ones(1, device=args.device).sum().item()
     except (RuntimeError, NotImplementedError, AssertionError) as e:
-        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+        raise ICASCError(f"--device: cannot use '{args.device}': {one_line(e, 120)}") from e
     if args.fast and (not args.device.startswith('cuda') or args.maps):
         remedy = 'leave it out, or --maps' if args.maps else 'use --device cuda, or leave it out'
         raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')

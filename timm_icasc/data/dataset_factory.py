@@ -12,8 +12,10 @@ from .caltech import Caltech256
 from .cifar import cifar100
 from .cub import CUB200
 from .digits import DigitsDataset
+from .image_folder import check_folder, settle_classes
 from .image_list import MultiLabelList
 from .imagenet import ILSVRC2012
+from .read_image import read_with_names
 from .streams import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
@@ -32,28 +34,6 @@ NAMES = {
 }
 
 TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
-
-# The folder names that timm tries in place of the split's own.
-SPLIT_SYNONYMS = {
-    'train': ('train', 'training'),
-    'validation': ('validation', 'val', 'valid', 'eval', 'evaluation'),
-}
-
-
-def _check_folder(root: Path, split: str) -> None:
-    """timm reads the whole root where the split's folder is missing, and takes the splits for classes."""
-    if not root.is_dir():
-        raise DataError(f"`root`: no folder '{root}'.")
-    names = next((s for s in SPLIT_SYNONYMS.values() if split in s), (split,))
-    folder = next((root / name for name in (split, *names) if (root / name).is_dir()), None)
-    if folder is None:
-        found = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
-        raise DataError(
-            f"`root`: '{root}' has no folder '{split}' (it has: {', '.join(found) or 'no folders'}); "
-            f'expected {split}/CLASS/IMAGE, or name the folder with `split`.')
-    if not any(p.is_dir() for p in folder.iterdir()):
-        raise DataError(f"`root`: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
-
 
 def create_dataset(
         name: str,
@@ -88,24 +68,27 @@ def create_dataset(
         if name == 'multilabel':
             own['class_map'] = kwargs.get('class_map')
         dataset = NAMES[name](root, split, **own)
+        settle_classes(dataset)
         if not len(dataset):
             raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
-        return dataset
+        return read_with_names(dataset, own['mode'], is_training)
     if name and not name.startswith(TYPES):
         raise DataError(
             f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
             f"{', '.join(TYPES)}.")
     check_package(name)
     if not name:
-        _check_folder(Path(root), split.split('[')[0])
+        check_folder(Path(root), split.split('[')[0], bool(kwargs.get('class_map')))
     try:
         dataset = timm.data.create_dataset(
             name, root=root, split=split, is_training=is_training, **kwargs)
     except (RuntimeError, AssertionError, OSError, ValueError, ImportError, KeyError) as e:
         raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {e or type(e).__name__}") from e
+    if not kwargs.get('class_map'):
+        settle_classes(dataset)
     if hasattr(dataset, '__len__') and not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
-    return dataset
+    return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training)
 
 
 def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:

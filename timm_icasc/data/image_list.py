@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .labelled_images import Box, MultiLabelImages
 
 __all__ = ['MultiLabelList']
@@ -45,7 +45,8 @@ class MultiLabelList(MultiLabelImages):
     CSV: the columns `image,labels`, class names separated by `;`; or `image` and one column per class with 1
     (present), 0 (absent) or -1 (ignored). JSON: `{"classes": [...], "images": [{"image": path, "labels": [names],
     "ignore": [names], "boxes": [[name, xmin, ymin, xmax, ymax], ...]}, ...]}`, where 'classes', 'ignore' and 'boxes'
-    may be left out; boxes as in `Box`. Paths are relative to the folder.
+    may be left out; boxes as in `Box`. Images are turned as their EXIF orientation says, and boxes are in pixels of
+    the image so turned, as viewers show it. Paths are relative to the folder.
 
     The classes are those of `class_map`, of `classes.txt` in the folder (one per line), of the list itself, or the
     sorted names that occur in it.
@@ -60,6 +61,7 @@ class MultiLabelList(MultiLabelImages):
     Raises:
         DataError: The list or an image is missing, the list is broken, or a label is no class.
     """
+    upright = True
 
     def __init__(
             self,
@@ -99,7 +101,7 @@ class MultiLabelList(MultiLabelImages):
         except (
                 json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError,
                 AttributeError, ValueError) as e:
-            raise DataError(f"'{path}': {' '.join(str(e).split()) or type(e).__name__}; expected {FORMATS}.") from e
+            raise DataError(f"'{path}': {one_line(e, 400)}; expected {FORMATS}.") from e
         targets = torch.zeros(len(images), len(names))
         index = {name: i for i, name in enumerate(names)}
         for row, present, skipped in zip(targets, labels, ignored, strict=True):

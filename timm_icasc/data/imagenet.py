@@ -6,6 +6,7 @@ from pathlib import Path
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from ..errors import DataError
+from .image_folder import is_class
 from .labelled_images import Box, LabelledImages
 from .voc import read_boxes
 
@@ -40,13 +41,13 @@ class ILSVRC2012(LabelledImages):
             if (p / 'train').is_dir()), None)
         if base is None:
             raise DataError(f"`root`: no folder 'train/n01440764' or 'ILSVRC/Data/CLS-LOC/train' in '{root}'.")
-        names = sorted(p.name for p in (base / 'train').iterdir() if p.is_dir())
+        names = sorted(p.name for p in (base / 'train').iterdir() if p.is_dir() and is_class(p.name))
         folder = next((base / name for name in SPLITS[split] if (base / name).is_dir()), None)
         if folder is None:
             raise DataError(f"`root`: no folder '{base / split}'.")
         class_to_idx = {name: i for i, name in enumerate(names)}
         if any(p.is_dir() for p in folder.iterdir()):
-            unknown = sorted({p.name for p in folder.iterdir() if p.is_dir()} ^ set(names))
+            unknown = sorted({p.name for p in folder.iterdir() if p.is_dir() and is_class(p.name)} ^ set(names))
             if unknown:
                 raise DataError(f"'{folder}' and '{base / 'train'}' differ in the classes: {', '.join(unknown[:5])}.")
             samples, _ = find_images_and_targets(str(folder), class_to_idx=class_to_idx)

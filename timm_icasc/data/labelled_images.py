@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import DataError
 from ..labels import MULTI, SINGLE, LabelKind
+from .read_image import read_image
 
 __all__ = ['Box', 'LabelledImages', 'MultiLabelImages']
 
@@ -44,6 +44,7 @@ class LabelledImages(torch.utils.data.Dataset):
         boxes: The objects of each image, where known.
     """
     label_kind: LabelKind = SINGLE
+    upright = False  # published benchmarks, and their boxes, are read as they are stored
 
     def __init__(
             self,
@@ -96,11 +97,7 @@ class LabelledImages(torch.utils.data.Dataset):
         source = self.images[index]
         if isinstance(source, np.ndarray):
             return Image.fromarray(source).convert(self.mode)
-        try:
-            with Image.open(source) as image:
-                return image.convert(self.mode)
-        except OSError as e:
-            raise DataError(f"Cannot read the image '{source}': {' '.join(str(e).split())}") from e
+        return read_image(source, self.mode, self.upright)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image = self.load(index)

@@ -16,7 +16,7 @@ from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
 from ..data import class_names, create_dataset, is_stream, labels_of, name_classes
-from ..errors import DataError, ICASCError, LayerResolutionError
+from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..labels import LabelKind
@@ -92,6 +92,8 @@ def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> a
         if getattr(given, name, None) is not None:
             argv += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
     args = parse_args(argv)
+    if args.input_size and getattr(given, 'img_size', None):  # the run's size gives way to what is asked for
+        args.input_size = [args.input_size[0], given.img_size, given.img_size]
     if given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
         args.dataset = ''  # the embedded data of the run give way to the folder
     return args
@@ -123,7 +125,7 @@ def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
     try:
         return load_state_dict(str(file))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"cannot read the checkpoint '{file}': {' '.join(str(e).split())[:200]}") from e
+        raise ICASCError(f"cannot read the checkpoint '{file}': {one_line(e)}") from e
 
 
 def _fill_model(
@@ -138,13 +140,13 @@ def _fill_model(
     # Another image size than in training: position embeddings are resampled as timm does for its own weights.
     resample = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
     try:
-        if resample is not None and args.img_size:
+        if resample is not None and (args.img_size or args.input_size):
             state_dict = resample(state_dict, model)
         model.load_state_dict(state_dict)
     except (RuntimeError, TypeError) as e:
         raise ICASCError(
             f"the weights of '{file}' do not fit `model={args.model}`: "
-            f"{' '.join(str(e).split())[:200]}") from e
+            f"{one_line(e)}") from e
     return model
 
 
@@ -177,7 +179,7 @@ def _run_beside(weights: Path | None) -> Run | None:
     try:
         return open_run(weights.parent)
     except (OSError, ValueError, yaml.YAMLError) as e:
-        raise ICASCError(f"the run '{weights.parent}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+        raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
 
 
 def _open_dataset(args: argparse.Namespace) -> Dataset:
@@ -254,7 +256,7 @@ def load_checkpoint(
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:
-        raise ICASCError(f"`device`: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+        raise ICASCError(f"`device`: cannot use '{args.device}': {one_line(e, 120)}") from e
     config = set_up_data_config(args, model)
     if with_data:
         dataset.transform = create_transform(

@@ -3,6 +3,7 @@
 Shapes: `N` images, `C` classes, `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
 """
 import argparse
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -194,6 +195,7 @@ class _Collector:
         self.targets: list[torch.Tensor] = []
         self.columns: dict[str, list[torch.Tensor]] = {}
         self.pairs: list[dict[str, float]] = []
+        self.outside: list[str] = []  # boxes that do not lie in their images
 
     def add(
             self,
@@ -240,10 +242,25 @@ class _Collector:
             values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
         if self.has_boxes:
             boxes = [_boxes_by_class(checkpoint.dataset, self.indices[row]) for row in rows]
+            self._note_outside(boxes, sizes, rows)
             self.pairs += _localise_batch(
                 maps, present, boxes, self._geometries_of(sizes), rows, config.sigma,
                 self.tolerance)
         return values
+
+    def _note_outside(
+            self,
+            boxes: list[dict[int, np.ndarray]],
+            sizes: Sequence[torch.Tensor],
+            rows: list[int],
+    ) -> None:
+        for grouped, width, height, row in zip(boxes, *sizes, rows, strict=True):
+            for box in (box for group in grouped.values() for box in group):
+                # A pixel more: protocols differ in whether they count from 0 and whether ends are included.
+                if box[:2].min() < -1 or box[2] > width + 1 or box[3] > height + 1:
+                    self.outside.append(
+                        f"({', '.join(f'{edge:g}' for edge in box)}) of "
+                        f"'{image_name(self.checkpoint.dataset, self.indices[row])}', which is {width} x {height}")
 
     def _geometries_of(self, sizes: Sequence[torch.Tensor]) -> list[Geometry]:
         batch_sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
@@ -252,6 +269,11 @@ class _Collector:
         return [self.geometries[size] for size in batch_sizes]
 
     def records(self) -> ImageRecords:
+        if self.outside:
+            warnings.warn(
+                f'Boxes lie outside of their images ({len(self.outside)} in all), the first {self.outside[0]}: what is '
+                f'outside is not measured. Boxes are xmin, ymin, xmax, ymax in pixels of the image as loaded.',
+                stacklevel=3)
         names = self.pairs[0] if self.pairs else ()
         return replace(
             _records(self.checkpoint, self.indices, self.scores, self.targets),

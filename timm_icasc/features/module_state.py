@@ -1,5 +1,7 @@
 """What to ask of any model, and how to run it for a moment without leaving a trace."""
 import re
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,10 +9,45 @@ from typing import Any
 import torch.nn as nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..errors import ICASCError
+
 __all__ = [
-    'evaluation_mode', 'hold_batch_norm_statistics', 'activation_or_norm', 'is_checkpointing',
-    'is_sharded', 'unwrap_model',
+    'DATA_PARALLEL', 'activation_or_norm', 'evaluation_mode', 'hold_batch_norm_statistics',
+    'is_checkpointing', 'is_sharded', 'one_thread', 'unwrap_model',
 ]
+
+DATA_PARALLEL = (
+    'ICASC does not work with nn.DataParallel on several devices, which runs copies of the model in threads: use '
+    'DistributedDataParallel, a process for each device.')
+
+_owners: 'weakref.WeakKeyDictionary[nn.Module, int]' = weakref.WeakKeyDictionary()  # model -> thread
+
+_owners_lock = threading.Lock()
+
+
+@contextmanager
+def one_thread(model: nn.Module) -> Iterator[None]:
+    """Keep other threads from a model whose modules carry hooks for a moment.
+
+    Raises:
+        ICASCError: Another thread is at it, or the model is a copy by `nn.DataParallel`.
+    """
+    if getattr(model, '_is_replica', False):
+        raise ICASCError(DATA_PARALLEL)
+    own = threading.get_ident()
+    with _owners_lock:
+        before = _owners.get(model)
+        if before not in (None, own):
+            raise ICASCError(
+                'another thread is taking attention maps of this model: give each thread a model of its own '
+                '(copy.deepcopy), and for training on several devices use DistributedDataParallel.')
+        _owners[model] = own
+    try:
+        yield
+    finally:
+        if before is None:
+            with _owners_lock:
+                _owners.pop(model, None)
 
 
 @contextmanager
@@ -38,6 +75,8 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and torch.compile wrappers."""
     while True:
         inner = getattr(model, '_orig_mod', None)
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ICASCError(DATA_PARALLEL)
         if inner is None and isinstance(
             model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
@@ -84,12 +123,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Some modules (LeViT's attention) cache values at evaluation that would outlive the parameters they were made of.
     """
-    before = {module: _own_attributes(module) for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, attributes in before.items():
-            for name in [name for name in vars(module) if not name.startswith('_') and name not in attributes]:
-                delattr(module, name)
-            vars(module).update(attributes)
+    with one_thread(unwrap_model(model)):
+        before = {module: _own_attributes(module) for module in model.modules()}
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, attributes in before.items():
+                for name in [name for name in vars(module) if not name.startswith('_') and name not in attributes]:
+                    delattr(module, name)
+                vars(module).update(attributes)

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..errors import LayerResolutionError
+from ..errors import LayerResolutionError, one_line
 from .graph import (
     graph_nodes,
     made_by,
@@ -118,16 +118,20 @@ class Probe:
                 return torch.func.functional_call(self.model, weights, (images,))
             except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
                 raise LayerResolutionError(
-                    f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images: '
-                    f'{" ".join(str(e).split())[:200] or type(e).__name__}') from e
+                    f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images '
+                    f'(`input_size` says channels, height and width): '
+                    f'{one_line(e)}') from e
 
     def _check_logits(self) -> None:
         logits, model = self.logits, self.model
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or getattr(model, 'num_classes', 1) == 0:
-            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            is_tensor = isinstance(logits, torch.Tensor)
             raise LayerResolutionError(
-                f'{type(model).__name__} does not return class logits [B, C] but {got}; '
-                f'create it with num_classes >= 2 and without features_only.')
+                f'{type(model).__name__} does not return class logits [B, C] but '
+                f'{tuple(logits.shape) if is_tensor else type(logits).__name__}; ' + (
+                    'create it with num_classes >= 2 and without features_only.' if is_tensor else
+                    "wrap it in a module whose forward returns them alone, such as model(x).logits or model(x)['out'];"
+                    ' a timm model is to be made without features_only.'))
 
     def candidates(
             self,

@@ -14,10 +14,10 @@ import torch.nn as nn
 
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers
-from .module_state import is_checkpointing, unwrap_model
+from .module_state import is_checkpointing, one_thread, unwrap_model
 from .probe import Probe
 
-__all__ = ['inspect_layers', 'resolve_layers']
+__all__ = ['check_layers', 'inspect_layers', 'resolve_layers']
 
 # The depth rule of isotropic models, as a fraction of the feature list.
 ISOTROPIC_INNER_DEPTH = 0.75
@@ -251,8 +251,7 @@ def inspect_layers(
     return layers, probe.nonzero_share(layers.last), probe.negative_share(layers)
 
 
-def _check_paths(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules of the model by all their names, `paths` among them."""
+def _check_paths(model: nn.Module, paths: Sequence[str]) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for path in paths:
         if path not in modules or not path:
@@ -260,7 +259,18 @@ def _check_paths(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]
             raise LayerResolutionError(
                 f"{type(model).__name__} has no layer '{path}'; modules at that depth: {', '.join(siblings[:12])}"
                 f"{', ...' if len(siblings) > 12 else ''}.")
-    return modules
+
+
+def check_layers(model: nn.Module, layers: ICASCLayers | Sequence[str]) -> None:
+    """Raise LayerResolutionError where `layers` are not two modules of the model; nothing is run."""
+    if isinstance(layers, ICASCLayers):
+        _check_paths(model, [layer.path for layer in layers])
+        return
+    is_pair = isinstance(layers, (list, tuple)) and len(layers) == 2
+    if not is_pair or not all(isinstance(path, str) for path in layers):
+        raise LayerResolutionError(
+            f'layers must be two module paths, (inner, last), or the answer of resolve_layers, got {layers!r}.')
+    _check_paths(model, layers)
 
 
 @torch.inference_mode(False)
@@ -269,11 +279,8 @@ def _resolve_explicit(
         paths: Sequence[str],
         input_size: tuple[int, int, int],
 ) -> ICASCLayers:
-    is_pair = isinstance(paths, (list, tuple)) and len(paths) == 2
-    if not is_pair or not all(isinstance(path, str) for path in paths):
-        raise LayerResolutionError(
-            f'layers must be two module paths, (inner, last), or the answer of resolve_layers, got {paths!r}.')
-    modules = _check_paths(model, paths)
+    check_layers(model, paths)
+    modules = dict(model.named_modules(remove_duplicate=False))
     first_name = {module: path for path, module in model.named_modules()}  # a module may have several
     paths = [first_name[modules[path]] for path in paths]
     probe = Probe(model, input_size)
@@ -328,7 +335,7 @@ def resolve_layers(
         raise LayerResolutionError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
     model = unwrap_model(model)
     if isinstance(layers, ICASCLayers):
-        _check_paths(model, [layer.path for layer in layers])
+        check_layers(model, layers)
         return layers
     if input_size is None:
         input_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', DEFAULT_INPUT_SIZE)
@@ -341,8 +348,9 @@ def resolve_layers(
     key = (str(layers), tuple(input_size), hash(state))
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
-        if layers is not None:
-            resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
-        else:
-            resolved[key] = _find(model, tuple(input_size))[0]
+        with one_thread(model):
+            if layers is not None:
+                resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
+            else:
+                resolved[key] = _find(model, tuple(input_size))[0]
     return resolved[key]

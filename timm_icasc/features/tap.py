@@ -2,6 +2,7 @@
 
 Nothing outlives the context: no hook, no changed module, no global setting.
 """
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ..double_backward.mode import TwiceDifferentiable
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer
-from .module_state import is_checkpointing, unwrap_model
+from .module_state import is_checkpointing, one_thread, unwrap_model
 
 __all__ = ['capture_features']
 
@@ -57,10 +58,13 @@ def capture_features(
         LayerResolutionError: The forward pass did not call the module of a layer.
     """
     model = unwrap_model(model)
+    thread = threading.get_ident()
     features: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         def tap(layer: FeatureLayer):
             def hook(module, args, output):
+                if threading.get_ident() != thread:  # another's forward pass, in between
+                    return output
                 feature = layer.get(output)
                 if not features:
                     torch.set_grad_enabled(True)
@@ -81,6 +85,7 @@ def capture_features(
                 return layer.replace(output, handed_on)
             return hook
 
+        stack.enter_context(one_thread(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(not inference and first_feature is None))
         for layer in layers:

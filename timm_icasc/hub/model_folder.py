@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..errors import DamagedError, HubError
+from ..errors import DamagedError, HubError, one_line
 from ..version import __version__
 
 __all__ = [
@@ -214,7 +214,7 @@ def check_folder(
     except Exception as e:  # whatever an architecture says to arguments that are not its own
         raise HubError(
             f"{where}: timm {timm.__version__} cannot build '{config['architecture']}' as {CONFIG} asks "
-            f"({' '.join(str(e).split())[:200]}); {_other_timm(ours)}.") from e
+            f"({one_line(e)}); {_other_timm(ours)}.") from e
     if shapes != wanted:
         wrong = sorted(
             name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))

@@ -1,7 +1,9 @@
 """The parameters of the ICASC objective, Eq. 6."""
+import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import FrozenInstanceError, asdict, dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 
@@ -59,7 +61,7 @@ TERMS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class ICASCConfig:
     """Parameters of the ICASC objective, Eq. 6: `L = L_C + L_AS_inner + L_AS_last + L_AC`.
 
@@ -98,6 +100,25 @@ class ICASCConfig:
     mask_grad: bool = False
     multilabel_maps: str = 'joint'
     share: float = 1.
+
+    # Trainers of other libraries take a task's `config` for theirs. That of transformers asks for these; it writes
+    # `use_cache` to it, and hands its reporters a dictionary or JSON.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ['loss_cls', *(f'loss_{term.name}' for term in TERMS)]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self) or name not in (*self.names(), 'use_cache'):
+            raise FrozenInstanceError(
+                f'cannot set {name}: an ICASCConfig does not change; dataclasses.replace(config, ...) makes another.')
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f'cannot delete {name}: an ICASCConfig does not change.')
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
 
     def __post_init__(self):
         for name, choices in (

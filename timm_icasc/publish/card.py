@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 
-from ..errors import HubError
+from ..errors import HubError, one_line
 from ..evaluation.checkpoint import load_checkpoint
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.measures import Measure, measure_of, summarise
@@ -189,7 +189,7 @@ def _read_sources(path: Path) -> tuple:
         results = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, yaml.YAMLError) as e:
         raise HubError(
-            f"'{path}': {' '.join(str(e).split())}; timm-icasc card {path} --runs ... makes the "
+            f"'{path}': {one_line(e, 400)}; timm-icasc card {path} --runs ... makes the "
             f'results.') from e
     return written, results
 

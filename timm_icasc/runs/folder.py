@@ -17,7 +17,7 @@ import yaml
 from timm import utils
 from timm.models import clean_state_dict
 
-from ..errors import HubError, ICASCError
+from ..errors import HubError, ICASCError, one_line
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION', 'FIGURE',
@@ -177,7 +177,7 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
             checkpoint = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
         checkpoint['state_dict'], checkpoint['epoch']
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"the checkpoint '{file}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+        raise ICASCError(f"the checkpoint '{file}' cannot be read: {one_line(e)}") from e
     return checkpoint
 
 
@@ -262,7 +262,7 @@ def _open_finished(folder: Path) -> Run:
     try:
         run = open_run(folder)
     except (OSError, ValueError, yaml.YAMLError) as e:
-        raise HubError(f"'{folder}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+        raise HubError(f"'{folder}' cannot be read: {one_line(e)}") from e
     try:
         run.metrics, [run.model[name] for name in RECORDED]
     except (KeyError, TypeError, AttributeError) as e:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 from ..evaluation.options import add_evaluation_arguments
 from ..training.argument_files import check_options, load_config
 from ..training.arguments import build_parser, parse_args
@@ -80,7 +80,7 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as e:
         raise ICASCError(f"cannot read the study '{file}': {e.strerror}.") from e
     except yaml.YAMLError as e:
-        raise ICASCError(f"'{file}' is not valid YAML: {' '.join(str(e).split())}") from e
+        raise ICASCError(f"'{file}' is not valid YAML: {one_line(e, 400)}") from e
     except ICASCError as e:
         raise ICASCError(f"'{file}', {e}") from e
     if not isinstance(content, dict):

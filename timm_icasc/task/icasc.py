@@ -10,8 +10,8 @@ from timm.task import ClassificationTask
 
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, input_size
-from ..features.module_state import unwrap_model
-from ..features.resolve import resolve_layers
+from ..features.module_state import DATA_PARALLEL, unwrap_model
+from ..features.resolve import check_layers, resolve_layers
 from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig
@@ -41,7 +41,7 @@ class ICASCTask(ClassificationTask):
         layers: From `resolve_layers`, for images of every size, or module paths (inner, last), instead of the automatic
             choice.
         input_size: Channels, height, width of the images. Given, the layers are resolved (and errors raised) here,
-            else at the first forward pass.
+            else at the first forward pass, for its images; a path that the model does not have is found out here.
         start_steps: Number of first training steps (forward passes) without the ICASC terms, and without their cost.
         ramp_steps: Number of steps after those over which the terms' common weight grows linearly to 1.
         device: Device for task tensors/buffers.
@@ -96,7 +96,9 @@ class ICASCTask(ClassificationTask):
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps
         self.step = 0
-        if input_size is not None or layers is not None:
+        if layers is not None:
+            check_layers(unwrap_model(model), layers)
+        if input_size is not None:
             resolved = self.resolve_layers(input_size)
             if self.verbose:
                 _logger.info(f'{type(self).__name__}: {self.config}, inner={resolved.inner}, last={resolved.last}')
@@ -187,6 +189,8 @@ class ICASCTask(ClassificationTask):
                 - 'loss_as_inner', 'loss_as_last', 'loss_ac': Batch means of the terms, unweighted and detached; a
                   term of weight 0, or not yet started, is absent
         """
+        if getattr(self, '_is_replica', False):
+            raise ICASCError(DATA_PARALLEL)
         scale = self.term_scale if torch.is_grad_enabled() else 0.
         if torch.is_grad_enabled() and self.training:
             self.step += 1

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 
 __all__ = ['RECIPES', 'check_options', 'load_config']
 
@@ -50,7 +50,7 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
             f"--config: cannot read '{path}': {e.strerror}; recipes: "
             f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
     except yaml.YAMLError as e:
-        raise ICASCError(f"--config: '{path}' is not valid YAML: {' '.join(str(e).split())}") from e
+        raise ICASCError(f"--config: '{path}' is not valid YAML: {one_line(e, 400)}") from e
     if not isinstance(config, dict):
         raise ICASCError(f"--config: '{path}' holds no 'option: value' lines.")
     return check_options(config, parser, f"--config: '{path}'")

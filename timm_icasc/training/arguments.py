@@ -362,7 +362,14 @@ def _find_run(args: argparse.Namespace) -> Path | None:
             raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
         folder = Path(args.resume).parent
         return folder if (folder / ARGUMENTS).is_file() else None
-    return latest_run(Path(args.output), args.experiment)
+    found = latest_run(Path(args.output), args.experiment)
+    if found is None and not (args.config or args.data_dir or args.dataset):
+        others = sorted(path.parent.name for path in Path(args.output).glob(f'*/{ARGUMENTS}'))
+        raise ICASCError(
+            f"--resume auto: '{args.output}' has no run{f' {args.experiment!r}' * bool(args.experiment)}"
+            f"{' but ' + ', '.join(others[:8]) if others else ''}, and neither --data-dir, --dataset nor --config says "
+            f'what to train.')
+    return found
 
 
 def _check_ranges(args: argparse.Namespace) -> None:

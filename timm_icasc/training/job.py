@@ -21,9 +21,10 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask, evaluati
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import labels_of
-from ..errors import ICASCError, LayerResolutionError
+from ..errors import HubError, ICASCError, LayerResolutionError, one_line
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
+from ..hub.failures import one_line_errors, repo_at
 from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI, LabelKind
 from ..losses import MultiLabelSoftMarginLoss
@@ -36,6 +37,8 @@ from .cuda_graph import CudaRecorder, RecordedStep
 from .loaders import set_up_data, set_up_data_config, set_up_loaders
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 from .step import Scaler, TrainingStep
+
+HUB_NAMES = ('hf-hub:', 'hf_hub:')  # timm's spellings of a model on the Hub
 
 
 def seed_epoch(args: argparse.Namespace, epoch: int) -> None:
@@ -52,7 +55,7 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     try:
         torch.ones(1, device=args.device).item()
     except (RuntimeError, NotImplementedError, AssertionError) as e:
-        raise ICASCError(f"--device: cannot use '{args.device}': {' '.join(str(e).split())[:120]}") from e
+        raise ICASCError(f"--device: cannot use '{args.device}': {one_line(e, 120)}") from e
     if args.amp and args.amp_dtype == 'float16' and args.device.startswith('cpu'):
         raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
     if args.icasc_fast and (utils.is_distributed_env() or not args.device.startswith('cuda')):
@@ -66,7 +69,18 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     return utils.init_distributed_device(args)
 
 
-def _create_model(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
+def _explain_hub(name: str, unreachable: str, error: Exception) -> None:
+    """Raise what the Hub's client said of the model `hf-hub:REPO` in one line that names the repo."""
+    repo, _, revision = name.partition(':')[2].partition('@')
+    where = repo_at(repo, revision)
+    if unreachable:
+        raise HubError(f'{where}: not in the cache, and {unreachable}') from error
+    with one_line_errors(where):
+        raise error
+
+
+def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable: str) -> nn.Module:
+    """The model; `unreachable` says why the Hub does not answer, where it does not."""
     create = partial(
         timm.create_model, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
         global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path)
@@ -82,22 +96,26 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module
     except ICASCError:  # says cause and remedy already
         raise
     except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
-        message = ' '.join(str(e).split())[:300] or type(e).__name__
+        message = one_line(e, 300)
         if args.initial_checkpoint and 'loading state_dict' in message:
             raise ICASCError(
                 f"--initial-checkpoint: '{args.initial_checkpoint}' is not a whole checkpoint of --model "
                 f'{args.model} with {args.num_classes} classes; weights for another head go to '
                 f'--pretrained-path: {message}') from e
+        if args.model.startswith(HUB_NAMES):
+            _explain_hub(args.model, unreachable, e)
         remedy = ''
-        if args.pretrained or ':' in args.model:
+        if args.pretrained and ':' not in args.model:
             remedy = ' (weights cannot be fetched? Train with --pretrained-path FILE; elsewhere, name a checkpoint)'
+        elif kwargs:
+            remedy = f" (with --model-kwargs {' '.join(f'{name}={value}' for name, value in kwargs.items())})"
         file = f"--pretrained-path: '{args.pretrained_path}' does not fit " if args.pretrained_path else ''
         raise ICASCError(f'{file}--model {args.model}: {message}{remedy}') from e
 
 
 def set_up_model(args: argparse.Namespace) -> nn.Module:
     """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
-    local = ('hf-hub:', 'hf_hub:', 'local-dir:')
+    local = (*HUB_NAMES, 'local-dir:')
     if not args.model.startswith(local) and not timm.is_model(args.model):
         close = difflib.get_close_matches(args.model, timm.list_models(), 3)
         raise ICASCError(
@@ -112,9 +130,10 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
         # Position embeddings are made for one size.
         kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
-    if args.pretrained and args.model not in WEIGHT_TAGS or args.model.startswith(('hf-hub:', 'hf_hub:')):
-        go_offline_unless_the_hub_answers()
-    model = _create_model(args, kwargs)
+    unreachable = ''
+    if args.pretrained and args.model not in WEIGHT_TAGS or args.model.startswith(HUB_NAMES):
+        unreachable = go_offline_unless_the_hub_answers()
+    model = _create_model(args, kwargs, unreachable)
     getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
     if args.grad_checkpointing:
         if not hasattr(model, 'set_grad_checkpointing'):

@@ -15,6 +15,7 @@ from ..data import (
     create_dataset,
     evenly_spaced,
     labels_of,
+    name_classes,
     use_pad_crop,
 )
 from ..errors import DataError, ICASCError
@@ -41,8 +42,38 @@ def _check_labels(args: argparse.Namespace, labels: LabelKind, names: list[str] 
         raise ICASCError(f'--loss {args.loss} is for single-label data; multi-label data take the soft-margin loss.')
 
 
+def _check_sizes(args: argparse.Namespace) -> None:
+    """Refuse options that say the same thing twice, and differently."""
+    if not args.input_size:
+        return
+    channels, *size = args.input_size
+    given = f"--input-size {' '.join(map(str, args.input_size))}"
+    if args.in_chans and args.in_chans != channels:
+        raise ICASCError(f'--in-chans {args.in_chans} contradicts {given}: leave one of them out.')
+    if args.img_size and size != [args.img_size] * 2:
+        raise ICASCError(f'--img-size {args.img_size} contradicts {given}: leave one of them out.')
+
+
+def _match_classes(
+        args: argparse.Namespace,
+        names: list[str],
+        val_names: list[str],
+        val: Dataset,
+) -> None:
+    """Number the classes of the validation as those of the training, where they are the same in another order."""
+    train_only, val_only = ([name for name in a if name not in b] for a, b in ((names, val_names), (val_names, names)))
+    if not train_only and not val_only:
+        name_classes(val, names)
+        return
+    raise DataError(
+        f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split {args.val_split} '
+        f'({len(val_names)}) differ: only the first has {", ".join(train_only[:5]) or "none"}; only the second has '
+        f'{", ".join(val_only[:5]) or "none"}. Name them alike, or pass --class-map.')
+
+
 def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] | None]:
     """The two data sets and the class names; the number of classes is settled here."""
+    _check_sizes(args)
     channels = args.input_size[0] if args.input_size else args.in_chans or 3
     if channels not in (1, 3):
         raise ICASCError(f'--in-chans (or --input-size) must be 1, for grey images, or 3, got {channels}.')
@@ -56,10 +87,7 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     check_shards(val, f'--val-split {args.val_split}', args.workers, args.world_size)
     names, val_names = class_names(train), class_names(val)
     if names and val_names and names != val_names:
-        different = sorted(set(names) ^ set(val_names))[:5]
-        raise DataError(
-            f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split '
-            f'{args.val_split} ({len(val_names)}) differ: {", ".join(different)}; pass --class-map.')
+        _match_classes(args, names, val_names, val)
     if args.num_classes is None:
         if not names:
             raise DataError(f"--num-classes is missing: data set '{args.dataset}' does not tell its classes.")

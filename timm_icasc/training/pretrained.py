@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from timm.models import clean_state_dict
 
-from ..errors import HubError, ICASCError
+from ..errors import HubError, ICASCError, one_line
 from ..hub.failures import check_reachable
 
 __all__ = ['create_from_file', 'go_offline_unless_the_hub_answers', 'rename_to_timm']
@@ -34,12 +34,18 @@ _DEPTHWISE_SEPARABLE = {
 _OUTSIDE = {'_conv_stem': 'conv_stem', '_bn0': 'bn1', '_conv_head': 'conv_head', '_bn1': 'bn2', '_fc': 'classifier'}
 
 
-def go_offline_unless_the_hub_answers() -> None:
-    """Without a network, the Hub's client repeats its attempts for a minute; cached weights load at once either way."""
+def go_offline_unless_the_hub_answers() -> str:
+    """Without a network, the Hub's client repeats its attempts for a minute; cached weights load at once either way.
+
+    Returns:
+        Why the Hub is not asked; empty where it answers.
+    """
     try:
         check_reachable('')
-    except HubError:
+    except HubError as e:
         huggingface_hub.constants.HF_HUB_OFFLINE = True
+        return str(e).removeprefix(': ')
+    return ''
 
 
 def rename_to_timm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -102,7 +108,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's checkpoints
                 content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"--pretrained-path: '{path}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+        raise ICASCError(f"--pretrained-path: '{path}' cannot be read: {one_line(e)}") from e
     tensors = _find_tensors(content, path)
     return rename_to_timm(clean_state_dict({
         name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ...data import VOC_CLASSES
+from ...data.read_image import read_image
 from ...data.voc import find_devkit, read_boxes, targets_of
 from ...errors import DataError
 
@@ -64,13 +65,7 @@ class VOCSegmentation:
         name = self.ids[index]
         boxes = read_boxes(self._path('Annotations', name, 'xml'), VOC_CLASSES)
         labels, = targets_of([boxes], len(VOC_CLASSES))
-        try:
-            with Image.open(self._path('JPEGImages', name, 'jpg')) as file:
-                image = file.convert('RGB')
-            path, mask = self._path('SegmentationClass', name, 'png'), None
-            if path.is_file():
-                with Image.open(path) as file:
-                    mask = np.array(file)  # palette indices
-        except OSError as e:
-            raise DataError(f"Cannot read the image or mask of '{name}': {e}") from e
+        image = read_image(self._path('JPEGImages', name, 'jpg'))
+        path = self._path('SegmentationClass', name, 'png')
+        mask = np.array(read_image(path, mode=None)) if path.is_file() else None  # palette indices
         return SegmentationImage(name, image, mask, labels)

@@ -1,0 +1,129 @@
+"""Image files of every depth and orientation, and those that cannot be read."""
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import IterableImageDataset
+
+from timm_icasc.data import create_dataset
+from timm_icasc.data.read_image import StreamImages, _convert, read_image
+from timm_icasc.errors import DataError
+
+LEVELS = np.array([[0, 257, 12850], [32896, 65278, 65535]])
+EIGHT_BITS = np.array([[0, 1, 50], [128, 254, 255]])
+
+
+@pytest.fixture(params=['uint16', 'int32'])
+def deep(request, tmp_path):
+    """A file of 16-bit levels."""
+    path = tmp_path / ('deep.png' if request.param == 'uint16' else 'deep.tif')
+    Image.fromarray(LEVELS.astype(request.param)).save(path)
+    return path
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_sixteen_bits_are_scaled(mode, deep):
+    pixels = np.array(read_image(deep, mode))
+    assert (pixels.reshape(2, 3, -1) == EIGHT_BITS[..., None]).all()
+
+
+def test_integers_of_eight_bits_stay(tmp_path):
+    Image.fromarray(EIGHT_BITS.astype('int32')).save(tmp_path / 'x.tif')
+    assert (np.array(read_image(tmp_path / 'x.tif', 'L')) == EIGHT_BITS).all()
+
+
+def test_a_dark_image_of_sixteen_bits(tmp_path):
+    """Earlier releases of Pillow open a PNG of 16 bits as integers of 32, and all of its levels may be small."""
+    file = tmp_path / 'x.png'
+    Image.fromarray(np.array([[0, 255]], 'uint16')).save(file)
+    assert np.array(read_image(file, 'L')).tolist() == [[0, 1]]
+    with Image.open(file) as image:
+        integers = Image.fromarray(np.array([[0, 255]], 'int32'))
+        integers.format = image.format
+        assert np.array(_convert(integers, 'L')).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize('levels', [[0, .5, 1], [0, 60, 4000], [-3, 0, 9], [0, 1, float('nan')]])
+def test_fractions_of_no_known_scale(levels, tmp_path):
+    Image.fromarray(np.array([levels], 'float32')).save(tmp_path / 'x.tif')
+    with pytest.raises(DataError, match='x.tif.: its levels are fractions .* save 8 or 16 bits'):
+        read_image(tmp_path / 'x.tif')
+
+
+def test_fractions_of_eight_bits(tmp_path):
+    Image.fromarray(EIGHT_BITS.astype('float32')).save(tmp_path / 'x.tif')
+    assert (np.array(read_image(tmp_path / 'x.tif', 'L')) == EIGHT_BITS).all()
+
+
+def make_folder(root, save):
+    for split in ('train', 'validation'):
+        for name in ('a', 'b'):
+            (root / split / name).mkdir(parents=True)
+            save(root / split / name / 'x.png')
+
+
+def save_deep(path):
+    Image.fromarray(LEVELS.astype('uint16')).save(path)
+
+
+@pytest.mark.parametrize('name', ['', 'torch/image_folder', 'multilabel', 'cifar100'])
+def test_sixteen_bits_in_every_reader_of_files(name, tmp_path):
+    make_folder(tmp_path, save_deep)
+    (tmp_path / 'test').symlink_to(tmp_path / 'validation')  # CIFAR-100's name of the split
+    (tmp_path / 'validation.csv').write_text('image,labels\nvalidation/a/x.png,a\nvalidation/b/x.png,b\n')
+    image, _ = create_dataset(name, str(tmp_path), 'validation')[0]
+    assert (np.array(image) == EIGHT_BITS[..., None]).all()
+
+
+def test_streams(tmp_path):
+    class Reader:
+        input_img_mode = 'RGB'
+
+        def __iter__(self):
+            for name in ('x.png', 'broken.png'):
+                yield Image.open(tmp_path / name), 3
+
+    save_deep(tmp_path / 'x.png')
+    (tmp_path / 'broken.png').write_bytes(b'no image')
+    reader = Reader()
+    stream = iter(StreamImages(IterableImageDataset('', reader=reader), 'RGB'))
+    image, target = next(stream)
+    assert (np.array(image) == EIGHT_BITS[..., None]).all() and target == 3 and not reader.input_img_mode
+    with pytest.raises(DataError, match='Cannot read an image of the data set: .*broken.png'):
+        next(stream)
+
+
+def test_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (12, 4)).save(tmp_path / 'x.jpg', exif=exif)
+    assert read_image(tmp_path / 'x.jpg').size == (12, 4)
+    assert read_image(tmp_path / 'x.jpg', upright=True).size == (4, 12)
+
+
+def test_everything_that_pillow_raises_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / 'x.png'
+    save_deep(path)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2)
+    with pytest.raises(DataError, match="Cannot read the image '.*x.png': Image size"):  # DecompressionBombError
+        read_image(path)
+    monkeypatch.undo()
+
+    def broken(*_):
+        raise SyntaxError('broken PNG file (bad header checksum)')
+
+    monkeypatch.setattr(Image, 'open', broken)  # as its decoders do, some of them only while pixels are read
+    with pytest.raises(DataError, match="Cannot read the image '.*x.png': broken PNG"):
+        read_image(path)
+
+
+def test_an_unreadable_image_is_passed_over_in_training_alone(tmp_path, caplog):
+    make_folder(tmp_path, save_deep)
+    for split in ('train', 'validation'):
+        (tmp_path / split / 'a' / 'x.png').write_bytes(b'no image')
+    image, target = create_dataset('', str(tmp_path), 'train', is_training=True)[0]
+    assert target == 1 and image.size == (3, 2)
+    assert 'train/a/x.png' in caplog.text and 'the next one is taken' in caplog.text
+    (tmp_path / 'test').symlink_to(tmp_path / 'validation')
+    for name in ('', 'torch/image_folder', 'cifar100'):
+        with pytest.raises(DataError, match="(validation|test)/a/x.png"):
+            create_dataset(name, str(tmp_path), 'validation')[0]

@@ -1,0 +1,98 @@
+"""Image folders `split/CLASS/IMAGE`: what in them is no class, and which files are no image that is read."""
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from timm.data import ImageDataset
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+from ..errors import DataError
+
+__all__ = ['check_folder', 'is_class', 'settle_classes']
+
+# The folder names that timm tries in place of the split's own.
+SPLIT_SYNONYMS = {
+    'train': ('train', 'training'),
+    'validation': ('validation', 'val', 'valid', 'eval', 'evaluation'),
+}
+
+# Of images that Pillow reads; timm reads some of them alone.
+ENDINGS = (
+    '.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+
+def check_folder(root: Path, split: str, has_map: bool = False) -> None:
+    """timm reads the whole root where the split's folder is missing, and takes the splits for classes.
+
+    Args:
+        root: Folder of the splits.
+        split: Name of the split.
+        has_map: Whether a map says which folders are classes.
+
+    Raises:
+        DataError: There is no such folder, there are no classes in it, or a class has no image that timm reads.
+    """
+    if not root.is_dir():
+        raise DataError(f"`root`: no folder '{root}'.")
+    names = next((s for s in SPLIT_SYNONYMS.values() if split in s), (split,))
+    folder = next((root / name for name in (split, *names) if (root / name).is_dir()), None)
+    if folder is None:
+        found = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
+        raise DataError(
+            f"`root`: '{root}' has no folder '{split}' (it has: {', '.join(found) or 'no folders'}); "
+            f'expected {split}/CLASS/IMAGE, or name the folder with `split`.')
+    if not any(p.is_dir() and is_class(p.name) for p in folder.iterdir()):
+        raise DataError(f"`root`: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
+    _check_endings(folder, has_map)
+
+
+def is_class(name: str) -> bool:
+    """Whether a folder is a class: neither hidden, as `.ipynb_checkpoints`, nor what macOS leaves in archives."""
+    return not name.startswith('.') and name not in ('', '__MACOSX')
+
+
+def _check_endings(folder: Path, has_map: bool) -> None:
+    """Say which images are left out, and refuse a class of which there are no others."""
+    readable = get_img_extensions()
+    read, left_out = set(), Counter()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = filter(is_class, folders)
+        endings = [os.path.splitext(file)[1].lower() for file in files if path != str(folder)]
+        read.update([path] * any(ending in readable for ending in endings))
+        left_out.update((path, ending) for ending in endings if ending in ENDINGS and ending not in readable)
+    which = f"which are not read here ({', '.join(readable)} are): convert them, or take `name=torch/image_folder`"
+    for path, ending in sorted(left_out):
+        if path not in read and not has_map:
+            raise DataError(f"`root`: the images of '{path}' end in {ending}, {which}.")
+    if left_out:
+        endings = ', '.join(sorted({ending for _, ending in left_out}))
+        warnings.warn(
+            f"{sum(left_out.values())} images in '{folder}' are left out: they end in {endings}, {which}",
+            stacklevel=4)
+
+
+def _lies_in_class(file: str, root: str) -> bool:
+    """Whether a file lies in folders that are classes, and not beside them."""
+    folders = [part for part in file[len(root):].split(os.sep) if part][:-1]
+    return bool(folders) and all(map(is_class, folders))
+
+
+def settle_classes(dataset: Any) -> None:
+    """Take folders that are no classes, and images beside the classes, out of a data set of timm's or torchvision's."""
+    holder = dataset.reader if isinstance(dataset, ImageDataset) else dataset
+    if not isinstance(holder, (ReaderImageFolder, torchvision.datasets.DatasetFolder)):
+        return
+    names = {index: name for name, index in holder.class_to_idx.items()}
+    kept = [(file, names[i]) for file, i in holder.samples if _lies_in_class(file, str(holder.root))]
+    if len(kept) == len(holder.samples):
+        return
+    filled = {name for _, name in kept}
+    index = {name: i for i, name in enumerate(name for name in holder.class_to_idx if name in filled)}
+    holder.samples, holder.class_to_idx = [(file, index[name]) for file, name in kept], index
+    if holder is dataset:
+        dataset.imgs, dataset.targets = dataset.samples, [target for _, target in dataset.samples]
+        dataset.classes = list(index)

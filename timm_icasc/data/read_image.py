@@ -1,0 +1,157 @@
+"""An image file as pixels: 16-bit ones are scaled, and one that cannot be read is named."""
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torchvision
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import ImageDataset, IterableImageDataset
+
+from ..errors import DataError, one_line
+
+__all__ = ['FileImages', 'StreamImages', 'read_image', 'read_with_names']
+
+_logger = logging.getLogger(__name__)
+
+RETRIES = 10  # as timm: of so many unreadable images in a row it is the folder that is at fault
+
+
+# Readers of timm that open image files; that of tensorflow_datasets decodes elsewhere.
+STREAM_READERS = ('ReaderHfids', 'ReaderWds')
+
+
+def _convert(image: Image.Image, mode: str | None, upright: bool = False) -> Image.Image:
+    """The image in `mode`. Pillow cuts 16-bit levels off at 255 where it should scale them."""
+    if mode is None:
+        image.load()
+        return image
+    kind = image.format  # lost by the next line
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if not image.mode.startswith(('I', 'F')):
+        return image.convert(mode)
+    levels = np.asarray(image)
+    least, greatest = levels.min(initial=0), levels.max(initial=0)
+    if image.mode == 'F':
+        if least < 0 or greatest > 255 or 0 < greatest <= 1 or greatest != greatest:
+            raise ValueError(
+                f'its levels are fractions from {least:g} to {greatest:g}, of no known scale: save 8 or 16 bits')
+        return image.convert(mode)
+    if image.mode == 'I' and kind != 'PNG' and greatest <= 255:  # 32-bit integers with levels of 8 bits
+        return image.convert(mode)
+    return Image.fromarray(np.rint(np.clip(levels, 0, 65535) / 257).astype(np.uint8)).convert(mode)
+
+
+def read_image(
+        source: Path | str | BinaryIO,
+        mode: str | None = 'RGB',
+        upright: bool = False,
+        name: str | None = None,
+) -> Image.Image:
+    """The pixels of an image file.
+
+    Args:
+        source: The file.
+        mode: Pillow's image mode; None: as it is in the file, palette indices too.
+        upright: Turn the image as its EXIF orientation says, as viewers show it.
+        name: What messages call the file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with Image.open(source) as image:
+            return _convert(image, mode, upright)
+    except Exception as e:  # Pillow's decoders raise anything: OSError, SyntaxError, ValueError, DecompressionBombError
+        why = one_line(e)
+        raise DataError(f"Cannot read the image '{name or source}': {why}") from e
+
+
+class FileImages(ImageDataset):
+    """timm's data set of image files, except that it names what it cannot read and measures nothing in its place.
+
+    Args:
+        dataset: As timm made it.
+        skips: Serve the next image instead, with a warning: for training.
+    """
+
+    def __init__(self, dataset: ImageDataset, skips: bool):
+        super().__init__(
+            '', reader=dataset.reader, input_img_mode=dataset.input_img_mode, transform=dataset.transform,
+            target_transform=dataset.target_transform)
+        self.skips = skips
+
+    def _name(self, index: int) -> str:
+        try:
+            return str(self.filename(index, absolute=True))
+        except Exception:  # readers of tables need not have file names
+            return f'number {index}'
+
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
+        try:
+            file, target, *_ = self.reader[index]
+        except OSError as e:
+            raise DataError(f"Cannot read the image '{self._name(index)}': {e.strerror or e}") from e
+        return read_image(file, self.input_img_mode, name=self._name(index)), target
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        for attempt in range(RETRIES):
+            try:
+                image, target = self._read(index)
+                break
+            except DataError as e:
+                if not self.skips or attempt == RETRIES - 1:
+                    raise
+                _logger.warning(f'{e}; the next one is taken.')
+                index = (index + 1) % len(self.reader)
+        if self.transform is not None:
+            image = self.transform(image)
+        if target is None:
+            return image, -1
+        return image, target if self.target_transform is None else self.target_transform(target)
+
+
+class StreamImages(IterableImageDataset):
+    """timm's stream of images, except that it scales 16 bits and says what it cannot read.
+
+    Args:
+        dataset: As timm made it, of a reader that opens image files.
+        mode: Pillow's image mode.
+    """
+
+    def __init__(self, dataset: IterableImageDataset, mode: str):
+        super().__init__(
+            '', reader=dataset.reader, transform=dataset.transform,
+            target_transform=dataset.target_transform)
+        self.reader.input_img_mode = ''  # the reader hands on what is in the file
+        self.mode = mode
+
+    def _images(self) -> Iterator[tuple[Image.Image, Any]]:
+        try:
+            for image, target in self.reader:
+                yield _convert(image, self.mode), target
+        except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            raise DataError(f"Cannot read an image of the data set: {one_line(e)}") from e
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for image, target in self._images():
+            if self.transform is not None:
+                image = self.transform(image)
+            if self.target_transform is not None:
+                target = self.target_transform(target)
+            yield image, target
+
+
+def read_with_names(dataset: Any, mode: str, is_training: bool) -> Any:
+    """A data set of timm's or torchvision's that reads its files with `read_image`, where it reads files."""
+    if type(dataset) is ImageDataset:
+        return FileImages(dataset, skips=is_training)
+    if isinstance(dataset, IterableImageDataset):
+        reads_files = type(dataset.reader).__name__ in STREAM_READERS
+        return StreamImages(dataset, mode) if reads_files else dataset
+    if isinstance(dataset, torchvision.datasets.VisionDataset) and hasattr(dataset, 'loader'):
+        dataset.loader = partial(read_image, mode=mode)
+    return dataset
