@@ -14,6 +14,8 @@ from ..errors import LayerResolutionError
 from .layout import FeatureLayer, read_layout
 from .meta import Materialize, random_tensor
 from .module_state import evaluation_mode
+from .outputs import find_class_scores
+from .owner import ancestor_with
 
 __all__ = ['Call', 'Probe', 'graph_nodes']
 
@@ -105,14 +107,14 @@ class Probe:
             module.register_forward_hook(after(path)) for path,
             module in model.named_modules() if path]
         try:
-            self.logits = self._forward(self._images.requires_grad_(), self._random_weights)
+            output = self._forward(self._images.requires_grad_(), self._random_weights)
         finally:
             for handle in handles:
                 handle.remove()
-        self._check_logits()
+        self.logits = self._check_logits(output)
         self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
 
-    def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> Any:
         with evaluation_mode(self.model), torch.enable_grad():
             try:
                 return torch.func.functional_call(self.model, weights, (images,))
@@ -121,22 +123,25 @@ class Probe:
                     f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images: '
                     f'{" ".join(str(e).split())[:200] or type(e).__name__}') from e
 
-    def _check_logits(self) -> None:
-        logits, model = self.logits, self.model
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or getattr(model, 'num_classes', 1) == 0:
-            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    def _check_logits(self, output: Any) -> torch.Tensor:
+        logits, model = find_class_scores(output), self.model
+        if logits is None or logits.ndim != 2 or getattr(model, 'num_classes', 1) == 0:
+            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise LayerResolutionError(
-                f'{type(model).__name__} does not return class logits [B, C] but {got}; '
-                f'create it with num_classes >= 2 and without features_only.')
+                f'{type(model).__name__} does not return class logits [B, C] but {got}; a timm model does with '
+                "num_classes >= 2 and without features_only, a model of one's own may return an object or a dictionary "
+                "with 'logits' or a tuple with the scores first.")
+        return logits
 
     def candidates(
             self,
             path: str,
             channels: int | None = None,
-            prefix_tokens: int = 0,
     ) -> list[FeatureLayer]:
         """The features with a spatial grid that the module puts out, on the path to the logits or not."""
         candidates = []
+        owner = ancestor_with(self.model, path, 'num_prefix_tokens')
+        prefix_tokens = owner[1].num_prefix_tokens if owner else 0
         for index, (x, version) in enumerate(
             zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
@@ -150,14 +155,17 @@ class Probe:
 
     def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any]:
         """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera)."""
-        if layer.layout != 'NLC' or not hasattr(self.model, 'reroll'):
+        owner = ancestor_with(self.model, layer.path, 'reroll') if layer.layout == 'NLC' else None
+        if owner is None:
             return {}
-        blocks = [
-            int(path.split('.')[1]) for path, block in self.calls.items()
-            if re.fullmatch(r'blocks\.\d+', path) and block.began <= call.ended]
+        prefix, model = owner
+        numbers = [
+            (re.fullmatch(r'blocks\.(\d+)', path[len(prefix):].strip('.')), block)
+            for path, block in self.calls.items() if path.startswith(prefix)]
+        blocks = [int(number[1]) for number, block in numbers if number and block.began <= call.ended]
         num_tokens = call.outputs[layer.output_index].shape[1]
         try:
-            order = self.model.reroll(
+            order = model.reroll(
                 torch.arange(num_tokens)[None, :, None], max(blocks, default=0))[0, ..., 0]
         except RuntimeError:  # not the tokens that this block hands on
             return {}
@@ -221,7 +229,7 @@ class Probe:
         with ExitStack() as stack:
             handle = self.model.get_submodule(layer.path).register_forward_hook(start_here)
             stack.callback(handle.remove)
-            logits = self._forward(self._images[:1].detach(), constants)  # one image tells
+            logits = find_class_scores(self._forward(self._images[:1].detach(), constants))  # one image tells
             if not logits.requires_grad:
                 return None
             cotangent = random_tensor(logits.shape, generator).to(logits)
