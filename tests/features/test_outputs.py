@@ -6,7 +6,14 @@ import pytest
 import torch
 from helpers.models import ToyNet
 
-from timm_icasc import ICASCConfig, ICASCError, ICASCTask, attention_maps, icasc_forward, resolve_layers
+from timm_icasc import (
+    ICASCConfig,
+    ICASCError,
+    ICASCTask,
+    attention_maps,
+    icasc_forward,
+    resolve_layers,
+)
 from timm_icasc.features.outputs import class_scores
 from timm_icasc.task import PublicApproachTask
 
@@ -66,7 +73,8 @@ def test_forward(pair, parameters):
     assert all(torch.equal(values, other.terms[name]) for name, values in plain.terms.items())
 
 
-@pytest.mark.parametrize('kind, parameters', [(ICASCTask, {}), (ICASCTask, {'start_steps': 9}), (PublicApproachTask, {})])
+@pytest.mark.parametrize('kind, parameters', [
+    (ICASCTask, {}), (ICASCTask, {'start_steps': 9}), (PublicApproachTask, {})])
 def test_tasks(pair, kind, parameters):
     plain, other = (kind(model, verbose=False, **parameters)(IMAGES, TARGET) for model in pair)
     assert torch.equal(plain['loss'], other['loss']) and torch.equal(plain['output'], other['output'])
