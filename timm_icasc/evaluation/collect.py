@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..data import evenly_spaced, image_name
 from ..errors import DataError, TargetError
+from ..features.outputs import class_scores
 from ..labels import MULTI, SINGLE
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
@@ -209,7 +210,7 @@ class _Collector:
         values: dict[str, torch.Tensor] = {}
         if checkpoint.layers is None:
             with torch.inference_mode():
-                logits = checkpoint.model(images)
+                logits = class_scores(checkpoint.model(images))
         else:
             logits, values = separability(
                 checkpoint.model, images, target, checkpoint.layers, self.config, labels)
@@ -347,7 +348,8 @@ def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> ImageRecords
     for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
         _check_targets(target, checkpoint)
         scores.append(
-            checkpoint.labels.probabilities(checkpoint.model(images.to(checkpoint.device))).cpu())
+            checkpoint.labels.probabilities(
+                class_scores(checkpoint.model(images.to(checkpoint.device)))).cpu())
         targets.append(target)
     return _records(checkpoint, indices, scores, targets)
 
@@ -360,7 +362,7 @@ def _ten_crop_scores(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarr
             checkpoint, torch.utils.data.Subset(dataset, list(indices)),
             -(-checkpoint.batch_size // 10))
         for crops, _ in tqdm(loader, desc=f'{checkpoint.label}, ten crops', leave=False, disable=None):
-            logits = checkpoint.model(crops.flatten(0, 1).to(checkpoint.device))
+            logits = class_scores(checkpoint.model(crops.flatten(0, 1).to(checkpoint.device)))
             scores.append(
                 checkpoint.labels.probabilities(logits).unflatten(0, crops.shape[:2]).mean(1).cpu())
     return torch.cat(scores).numpy()

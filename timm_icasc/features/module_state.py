@@ -86,10 +86,12 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def is_checkpointing(model: nn.Module) -> bool:
-    """Whether gradient checkpointing is on, by the flag that timm's models carry."""
+    """Whether gradient checkpointing is on, by the flag that the models of timm or of Hugging Face carry."""
     # Not getattr: where the flag is missing, as in most modules, torch goes through parameters, buffers and children,
     # and steps ask several times.
-    return any(vars(module).get('grad_checkpointing', False) for module in model.modules())
+    return any(
+        vars(module).get('grad_checkpointing', False) or vars(module).get('gradient_checkpointing', False)
+        for module in model.modules())
 
 
 # Where torch and timm define their activations and norms.

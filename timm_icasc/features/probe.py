@@ -20,6 +20,8 @@ from .graph import (
 from .layout import FeatureLayer, read_layout
 from .meta import Materialize, random_tensor
 from .module_state import activation_or_norm, evaluation_mode
+from .outputs import find_class_scores
+from .owner import ancestor_with
 
 __all__ = ['Call', 'Probe']
 
@@ -105,14 +107,14 @@ class Probe:
             module.register_forward_hook(after(path)) for path,
             module in model.named_modules() if path]
         try:
-            self.logits = self._forward(self._images.requires_grad_(), self._random_weights)
+            output = self._forward(self._images.requires_grad_(), self._random_weights)
         finally:
             for handle in handles:
                 handle.remove()
-        self._check_logits()
+        self.logits = self._check_logits(output)
         self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
 
-    def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> Any:
         with evaluation_mode(self.model), torch.enable_grad():
             try:
                 return torch.func.functional_call(self.model, weights, (images,))
@@ -122,25 +124,25 @@ class Probe:
                     f'(`input_size` says channels, height and width): '
                     f'{one_line(e)}') from e
 
-    def _check_logits(self) -> None:
-        logits, model = self.logits, self.model
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or getattr(model, 'num_classes', 1) == 0:
-            is_tensor = isinstance(logits, torch.Tensor)
+    def _check_logits(self, output: Any) -> torch.Tensor:
+        logits, model = find_class_scores(output), self.model
+        if logits is None or logits.ndim != 2 or getattr(model, 'num_classes', 1) == 0:
+            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise LayerResolutionError(
-                f'{type(model).__name__} does not return class logits [B, C] but '
-                f'{tuple(logits.shape) if is_tensor else type(logits).__name__}; ' + (
-                    'create it with num_classes >= 2 and without features_only.' if is_tensor else
-                    "wrap it in a module whose forward returns them alone, such as model(x).logits or model(x)['out'];"
-                    ' a timm model is to be made without features_only.'))
+                f'{type(model).__name__} does not return class logits [B, C] but {got}; a timm model does with '
+                "num_classes >= 2 and without features_only, a model of one's own may return an object or a dictionary "
+                "with 'logits' or a tuple with the scores first.")
+        return logits
 
     def candidates(
             self,
             path: str,
             channels: int | None = None,
-            prefix_tokens: int = 0,
     ) -> list[FeatureLayer]:
         """The features with a spatial grid that the module puts out, on the path to the logits or not."""
         candidates = []
+        owner = ancestor_with(self.model, path, 'num_prefix_tokens')
+        prefix_tokens = owner[1].num_prefix_tokens if owner else 0
         for index, (x, version) in enumerate(
             zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
@@ -157,17 +159,21 @@ class Probe:
 
         None where it has one that does not know the order of these tokens.
         """
-        if layer.layout != 'NLC' or not hasattr(self.model, 'reroll'):
+        owner = ancestor_with(self.model, layer.path, 'reroll') if layer.layout == 'NLC' else None
+        if owner is None:
             return {}
-        blocks = {
-            int(path.split('.')[1]): block for path, block in self.calls.items() if re.fullmatch(r'blocks\.\d+', path)}
+        prefix, model = owner
+        numbers = [
+            (re.fullmatch(r'blocks\.(\d+)', path[len(prefix):].strip('.')), block)
+            for path, block in self.calls.items() if path.startswith(prefix)]
+        blocks = {int(number[1]): block for number, block in numbers if number}
         numbered = torch.arange(call.outputs[layer.output_index].shape[1])[None, :, None]
         # Inside a block, tokens are in the order of the block before until it pools them; after it, in its own.
         for number in (
                 max((n for n, block in blocks.items() if block.ended <= call.ended), default=0),
                 max((n for n, block in blocks.items() if block.began <= call.ended), default=0)):
             try:
-                order = self.model.reroll(numbered, number)[0, ..., 0]
+                order = model.reroll(numbered, number)[0, ..., 0]
                 break
             except RuntimeError:  # not the tokens that this block hands on
                 continue
@@ -337,7 +343,7 @@ class Probe:
 
         constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
         stack.callback(self._replace(layer, start_here))
-        logits = self._forward(self._images[:1].detach(), constants)  # one image tells
+        logits = find_class_scores(self._forward(self._images[:1].detach(), constants))  # one image tells
         return features[0], logits
 
     def _replace(

@@ -15,6 +15,7 @@ import torch.nn as nn
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers
 from .module_state import is_checkpointing, one_thread, unwrap_model
+from .owner import described_features, own_value, owners
 from .probe import Probe
 
 __all__ = ['check_layers', 'inspect_layers', 'resolve_layers']
@@ -40,8 +41,8 @@ class _Resolver:
     def __init__(self, model: nn.Module, probe: Probe):
         self.probe = probe
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.info = [dict(entry) for entry in getattr(model, 'feature_info', None) or ()]
-        self.prefix_tokens = getattr(model, 'num_prefix_tokens', 0)
+        self.info = described_features(
+            model, self._latest_first(), lambda path: bool(self._candidates(path)))
 
     def resolve(self) -> ICASCLayers | None:
         """The two layers at the ends of their stages, each moved on to the activation or norm behind it."""
@@ -111,7 +112,7 @@ class _Resolver:
 
     def _candidates(self, path: str, channels: int | None = None) -> list[FeatureLayer]:
         return [
-            r for r in self.probe.candidates(path, channels, self.prefix_tokens)
+            r for r in self.probe.candidates(path, channels)
             if self.probe.is_on_path(r)]
 
     def named(self, path: str) -> list[FeatureLayer]:
@@ -155,7 +156,7 @@ class _Resolver:
                 continue  # a bare pool (VGG) repeats the layer before it: the two maps would be one
             # A container whose children the model calls one by one is never called itself: its last block stands in.
             inside = [p for p in self._latest_first() if f'{p}.'.startswith(f'{path}.')]
-            candidates = [r for p in inside for r in self.probe.candidates(p, entry.get('num_chs'), self.prefix_tokens)]
+            candidates = [r for p in inside for r in self.probe.candidates(p, entry.get('num_chs'))]
             # What is off the path (the patches of a head that reads the class token) still says where to step back.
             features.append(min(candidates, default=None, key=lambda r: (
                 math.prod(r.grid) == 1, self._scale_mismatch(r, entry),
@@ -303,6 +304,16 @@ def _resolve_explicit(
     return layers
 
 
+def _own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """The input size that the model, or the first part of it that tells one, was made for."""
+    for path, config in owners(model, 'pretrained_cfg'):
+        channels, height, width = config.get('input_size', DEFAULT_INPUT_SIZE)
+        own_channels = own_value(model.get_submodule(path), 'in_chans')
+        return (channels if own_channels is None else own_channels, height, width)
+    channels = own_value(model, 'in_chans')
+    return DEFAULT_INPUT_SIZE if channels is None else (channels, *DEFAULT_INPUT_SIZE[1:])
+
+
 _cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
 
 
@@ -338,13 +349,12 @@ def resolve_layers(
         check_layers(model, layers)
         return layers
     if input_size is None:
-        input_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', DEFAULT_INPUT_SIZE)
-        input_size = (getattr(model, 'in_chans', input_size[0]), *input_size[1:])
+        input_size = _own_input_size(model)
     if not (isinstance(input_size, (list, tuple)) and len(input_size) == 3):
         raise LayerResolutionError(f'input_size must be (channels, height, width), got {input_size!r}.')
     # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
     # or another pooling changes which tokens the logits see.
-    state = (is_checkpointing(model), str(getattr(model, 'global_pool', None)), tuple(map(id, model.modules())))
+    state = (is_checkpointing(model), *((id(m), str(vars(m).get('global_pool'))) for m in model.modules()))
     key = (str(layers), tuple(input_size), hash(state))
     resolved = _cache.setdefault(model, {})
     if key not in resolved:

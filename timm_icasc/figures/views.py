@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..evaluation.checkpoint import Checkpoint
+from ..features.outputs import class_scores
 from ..labels import MULTI
 from ..losses import attention_consistency, attention_overlap, resize_mask, target_mask
 from ..objective.maps import attention_maps
@@ -88,7 +89,7 @@ def view_classes(
     """
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
-        logits = checkpoint.model(images).float().cpu()
+        logits = class_scores(checkpoint.model(images)).float().cpu()
     scores = checkpoint.labels.probabilities(logits)
     topk = min(topk, logits.shape[1])
     order = logits.sort(dim=1, descending=True, stable=True).indices
@@ -135,7 +136,7 @@ def view_layers(
     """
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
-        logits = checkpoint.model(images).float().cpu()
+        logits = class_scores(checkpoint.model(images)).float().cpu()
     scores = checkpoint.labels.probabilities(logits)
     classes = [
         max(truth or range(len(row)), key=lambda c, row=row: row[c])

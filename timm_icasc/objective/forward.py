@@ -12,6 +12,7 @@ import torch.nn as nn
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, ImageSize, image_size_of
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, is_sharded
+from ..features.outputs import class_scores
 from ..features.tap import capture_features
 from ..labels import KINDS, ClassPair
 from ..losses import resize_mask, target_mask
@@ -160,7 +161,7 @@ def icasc_forward(
     labels = KINDS[multilabel]
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
-        return ICASCOutput(logits=model(images))
+        return ICASCOutput(logits=class_scores(model(images)))
     if not inference:
         config.check_trainable()
     order = 1 if inference else config.order
@@ -173,7 +174,7 @@ def icasc_forward(
             model, images, target, tapped, order, config.share, labels)
     else:
         with capture_features(model, tapped, order=order, inference=inference) as features:
-            all_logits = logits = model(images)
+            all_logits = logits = class_scores(model(images))
         classes = labels.select(logits, target)
 
     with _recording(model):

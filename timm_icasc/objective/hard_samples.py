@@ -14,6 +14,7 @@ from .._precision import at_least_float32
 from ..errors import ICASCError
 from ..features.layout import FeatureLayer, Images
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, unwrap_model
+from ..features.outputs import class_scores
 from ..features.tap import capture_features
 from ..labels import ClassPair, LabelKind
 
@@ -146,7 +147,7 @@ def forward_most_confused(
         raise ICASCError('share < 1 does not work with gradient checkpointing: use one of the two.')
     first, recorded = layers[0].path, _RecordStatistics()
     with capture_features(model, layers[:1], order=1, tail_mode=recorded) as first_run:
-        all_logits = model(images)
+        all_logits = class_scores(model(images))
     classes = labels.select(all_logits, target)
     chosen = most_confused(all_logits, classes, max(1, round(share * len(all_logits))))
     part = (
@@ -156,5 +157,5 @@ def forward_most_confused(
     with hold_batch_norm_statistics(model), capture_features(
             model, layers, order=order, tail_mode=_RepeatStatistics(recorded.statistics),
             first_feature=_take(first_run[first], chosen)) as features:
-        logits = model(part)
+        logits = class_scores(model(part))
     return HardSamples(all_logits, part, logits, ClassPair(*(x[chosen] for x in classes)), features)

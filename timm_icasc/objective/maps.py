@@ -19,6 +19,7 @@ from ..features.layout import (
     image_size_of,
     input_size,
 )
+from ..features.outputs import class_scores
 from ..features.resolve import resolve_layers
 from ..features.tap import capture_features
 from ..labels import class_indices
@@ -112,7 +113,7 @@ def attention_maps(
     chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
     with capture_features(
         model, [chosen], order=2 if create_graph else 1, inference=not create_graph) as features:
-        logits = model(images)
+        logits = class_scores(model(images))
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False):
         indices = class_indices(classes, topk, logits)

@@ -11,6 +11,7 @@ from timm.task import ClassificationTask
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, input_size
 from ..features.module_state import DATA_PARALLEL, unwrap_model
+from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers
 from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
@@ -195,7 +196,7 @@ class ICASCTask(ClassificationTask):
         if torch.is_grad_enabled() and self.training:
             self.step += 1
         if not scale or not any(self.config.weights.values()):
-            logits = self.trainable_module(input)
+            logits = class_scores(self.trainable_module(input))
             self.check_target(logits, target)
             loss = self.criterion(logits, target)
             return {'loss': loss, 'output': logits, 'loss_cls': loss.detach()}

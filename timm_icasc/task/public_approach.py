@@ -17,6 +17,7 @@ from ..attention import METHODS
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, image_size_of, input_size
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
+from ..features.outputs import class_scores
 from ..features.tap import capture_features
 from ..labels import SINGLE
 from ..losses import resize_mask, target_mask
@@ -99,7 +100,7 @@ def _forward(
     order = 1 if 'constant-weights' in defects else config.order
     places = {'inner': layers.inner, 'last': layers.last}
     with capture_features(model, list(places.values()), order=order) as taps:
-        logits = model(images)
+        logits = class_scores(model(images))
     features = [taps[layer.path] for layer in places.values()]
     classes, image_size = SINGLE.select(logits, target), image_size_of(images)
     maps, method = {}, METHODS[config.attention]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ...features.layout import ICASCLayers
 from ...features.module_state import evaluation_mode
+from ...features.outputs import class_scores
 from ...objective.maps import attention_maps
 
 __all__ = ['background_saliency', 'make_cues', 'seed_cues']
@@ -38,7 +39,7 @@ def background_saliency(
     """
     with torch.enable_grad():
         images = images.detach().requires_grad_()
-        score = (model(images) * (labels > 0)).sum()
+        score = (class_scores(model(images)) * (labels > 0)).sum()
         gradient, = torch.autograd.grad(score, images)
     saliency = gradient.abs().amax(1, keepdim=True)
     windows = F.unfold(F.pad(saliency, [MEDIAN // 2] * 4, mode='reflect'), MEDIAN)
