@@ -26,6 +26,7 @@ from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
 from .boxes import Geometry, localise, transform_geometry
 from .checkpoint import Checkpoint
+from .faithfulness import map_faithfulness
 from .image_records import ImageRecords
 from .robustness import map_robustness
 from .separability import separability
@@ -93,6 +94,30 @@ def _filled_up(present: list[list[int]], device: torch.device) -> torch.Tensor:
     most = max(1, *map(len, present))
     filled = [(classes + [classes[0] if classes else 0] * most)[:most] for classes in present]
     return torch.tensor(filled, device=device)
+
+
+def _told_from(
+        present: list[list[int]],
+        drawn: torch.Tensor,
+        logits: torch.Tensor,
+) -> torch.Tensor:
+    """Which classes each drawn one is to be told from, as weights `[B, K, C]` that add up to 1.
+
+    The other present ones; a class that is alone has none.
+    """
+    weights = torch.zeros(*drawn.shape, logits.shape[1], device=logits.device, dtype=logits.dtype)
+    for i, classes in enumerate(present):
+        for k in range(len(classes)):
+            rest = [c for c in classes if c != classes[k]]
+            if rest:
+                weights[i, k, rest] = 1 / len(rest)
+    return weights
+
+
+def _most_confusing(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The class of highest score beside the target, as weights `[B, 1, C]`."""
+    rival = logits.scatter(1, target[:, None], -torch.inf).argmax(1, keepdim=True)
+    return torch.zeros_like(logits).scatter(1, rival, 1.)[:, None]
 
 
 def _cooccurring_overlap(maps: torch.Tensor, present: list[list[int]]) -> torch.Tensor:
@@ -186,9 +211,11 @@ class _Collector:
             tolerance: float,
             layer: str,
             robustness: bool,
+            faithfulness: bool,
     ):
         self.checkpoint, self.config, self.indices = checkpoint, config, indices
-        self.tolerance, self.layer, self.robustness = tolerance, layer, robustness
+        self.tolerance, self.layer = tolerance, layer
+        self.robustness, self.faithfulness = robustness, faithfulness
         self.transform = checkpoint.dataset.transform
         self.has_boxes = hasattr(checkpoint.dataset, 'boxes')
         self.geometries: dict[tuple[int, int], Geometry] = {}
@@ -214,7 +241,8 @@ class _Collector:
         else:
             logits, values = separability(
                 checkpoint.model, images, target, checkpoint.layers, self.config, labels)
-            values.update(self._of_present_classes(images, sizes, labels.present(target), rows))
+            values.update(
+                self._of_present_classes(images, sizes, labels.present(target), rows, logits))
         self.scores.append(labels.probabilities(logits).cpu())
         self.targets.append(target.cpu())
         for name, column in values.items():
@@ -226,6 +254,7 @@ class _Collector:
             sizes: Sequence[torch.Tensor],
             present: list[list[int]],
             rows: list[int],
+            logits: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Measures of the maps of the present classes, `[B]` each; those of the boxes go to `pairs`."""
         checkpoint, config = self.checkpoint, self.config
@@ -235,10 +264,16 @@ class _Collector:
             values.update(_mean_over_present(map_robustness(
                 checkpoint.model, images, drawn, checkpoint.layers, config.attention, self.layer,
                 config.sigma), present))
-        if several or self.has_boxes:
+        if several or self.has_boxes or self.faithfulness:
             maps = attention_maps(
                 checkpoint.model, images, drawn, method=config.attention, layer=self.layer,
                 layers=checkpoint.layers)
+        if self.faithfulness:
+            others = (
+                _told_from(present, drawn, logits) if several else _most_confusing(logits, drawn[:, 0]))
+            values.update(_mean_over_present(map_faithfulness(
+                checkpoint.model, images, maps, drawn, others,
+                [self.indices[row] for row in rows], checkpoint.labels.probabilities), present))
         if several:
             values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
         if self.has_boxes:
@@ -290,6 +325,7 @@ def collect_records(
         tolerance: float = 0.,
         layer: str = 'last',
         robustness: bool = False,
+        faithfulness: bool = False,
 ) -> ImageRecords:
     """Run a checkpoint over its test images and keep what is measured of each.
 
@@ -304,6 +340,7 @@ def collect_records(
         tolerance: Margin of the pointing game in pixels of the input.
         layer: 'last' or 'inner': whose maps are held against boxes and against those of co-occurring classes.
         robustness: Also hold the present classes' maps against those of the flipped and of the cropped image.
+        faithfulness: Also blur and mask the images by the present classes' maps (`faithfulness.map_faithfulness`).
     """
     utils.random_seed(SEED)
     device, dataset = checkpoint.device, checkpoint.dataset
@@ -311,7 +348,7 @@ def collect_records(
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     indices = list(range(len(dataset))) if indices is None else list(indices)
     collector = _Collector(
-        checkpoint, config or ICASCConfig(), indices, tolerance, layer, robustness)
+        checkpoint, config or ICASCConfig(), indices, tolerance, layer, robustness, faithfulness)
     with _transformed_by(dataset, _Sized(dataset.transform)):
         loader = _loader(checkpoint, _Numbered(dataset, indices), checkpoint.batch_size)
         for (images, sizes), target, rows in tqdm(
@@ -335,7 +372,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> 
     indices = evenly_spaced(checkpoint.dataset, options.images or len(checkpoint.dataset)).indices
     return collect_records(
         checkpoint, config, indices, options.ten_crop, options.tolerance, options.layer,
-        options.robustness)
+        options.robustness, options.faithfulness)
 
 
 @torch.inference_mode()

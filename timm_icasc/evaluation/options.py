@@ -23,6 +23,10 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         '--robustness', action='store_true',
         help="also hold the true classes' maps against those of the flipped and of the cropped image")
     group.add_argument(
+        '--faithfulness', action='store_true',
+        help="also blur the images where the true classes' maps are highest, and see how far the scores fall, "
+             "a class's own and another's; deletion, insertion, average drop (20 forward passes an image and class)")
+    group.add_argument(
         '--attention', default='ach', choices=list(METHODS),
         help=f"attention maps: {', '.join(method.title for method in METHODS.values())} (default: %(default)s)")
     group.add_argument(
