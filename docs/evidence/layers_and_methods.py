@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         loader = collect._loader(checkpoint, collect._Numbered(dataset, indices), batch)
         for (images, sizes), target, rows in tqdm(loader, desc=checkpoint.label, disable=None):
             sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
-            for place, layers in choices.items():
+            for layers in choices.values():
                 layer = getattr(layers, args.layer)
                 with torch.no_grad():
                     logits = class_scores(checkpoint.model(images))
@@ -168,8 +168,8 @@ def run(args: argparse.Namespace) -> int:
                         table.add((layer.path, name), 'below 0', (feature < 0).float().mean())
                         if hasattr(dataset, 'boxes'):
                             measure_boxes(
-                                table, layer.path, name, checkpoint, maps[name], sizes, checkpoint.labels.present(target),
-                                [indices[row] for row in rows])
+                                table, layer.path, name, checkpoint, maps[name], sizes,
+                                checkpoint.labels.present(target), [indices[row] for row in rows])
             with torch.no_grad():
                 drops = region_drops(
                     checkpoint.model, images,

@@ -416,7 +416,7 @@ def test_a_block_that_is_called_more_than_once():
     layers = resolve_layers(model, input_size=(3, 64, 64))
     assert (layers.inner.path, layers.last.path, layers.last.grid) == ('stem', 'block', (4, 4))
     images = torch.randn(2, 3, 64, 64)
-    maps = timm_icasc.attention_maps(model, images, classes=0)
+    maps = timm_icasc.attention_maps(model, images, classes=0, method='ach')
     feature = model.block(model.block(model.block(model.stem(images))))
     weights = (model.head.weight[0] / 16).relu() * 16  # the gradient of the mean, summed over the 4 x 4 grid
     expected = torch.einsum('k,bkhw->bhw', weights, feature).relu() / 16

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
     group.add_argument(
         '--attention', nargs='+', choices=list(METHODS), metavar='NAME',
-        help=f"attention maps: {', '.join(METHODS)}; of classes and layers also several, side by side (default: ach; "
+        help=f"attention maps: {', '.join(METHODS)}; of classes and layers also several, side by side (default: grad_cam; "
              f"of layers {', '.join(name for name, method in METHODS.items() if method.in_paper)})")
     group.add_argument(
         '--layer', default='last', choices=('inner', 'last'),
@@ -119,7 +119,7 @@ def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Pat
         if checkpoint.layers is None:
             raise ICASCError(f"no attention maps of '{checkpoint.label}': name its layers, --layers INNER LAST.")
     check_same_data(checkpoints)
-    indices, methods = _choose(args, checkpoints), args.attention or ['ach']
+    indices, methods = _choose(args, checkpoints), args.attention or ['grad_cam']
     if args.kind == 'layers':
         layers_figure(checkpoints, indices, path, args.attention)
     elif args.kind == 'classes':

@@ -46,8 +46,8 @@ def ancestor_with(model: nn.Module, path: str, name: str) -> tuple[str, nn.Modul
 
 
 def _entries(feature_info: Any) -> list[dict[str, Any]]:
-    """The entries of a model's list, or of the `FeatureInfo` of timm's feature extractors."""
-    return [dict(entry) for entry in getattr(feature_info, 'info', feature_info)]
+    """The entries of a model's list, or of the `FeatureInfo` of timm's feature extractors; none of a block's method."""
+    return [] if callable(feature_info) else [dict(entry) for entry in getattr(feature_info, 'info', feature_info)]
 
 
 def _descriptions(model: nn.Module, path: str = '') -> dict[str, list[dict[str, Any]]]:

@@ -30,7 +30,7 @@ def classes_figure(
         indices: Sequence[int],
         path: Path,
         topk: int = 5,
-        method: str | Sequence[str] = 'ach',
+        method: str | Sequence[str] = 'grad_cam',
         layer: str = 'last',
 ) -> Path:
     """One row per image: the image, then for each checkpoint and method the maps of the classes that it scores highest.

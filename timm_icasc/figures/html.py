@@ -108,7 +108,7 @@ def browsing_page(
         indices: Sequence[int],
         path: Path,
         topk: int = 3,
-        method: str = 'ach',
+        method: str = 'grad_cam',
         layer: str = 'last',
         batch_size: int = 16,
 ) -> Path:

@@ -80,7 +80,7 @@ def view_classes(
         checkpoint: Checkpoint,
         indices: Sequence[int],
         topk: int = 5,
-        method: str = 'ach',
+        method: str = 'grad_cam',
         layer: str = 'last',
 ) -> list[list[ClassView]]:
     """For each image the `topk` classes of highest score, highest first.

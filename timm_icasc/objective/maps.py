@@ -75,7 +75,7 @@ def attention_maps(
         images: Images,
         classes: torch.Tensor | Sequence[int] | int | None = None,
         topk: int = 5,
-        method: str = 'ach',
+        method: str = 'grad_cam',
         layer: str = 'last',
         layers: ICASCLayers | Sequence[str] | None = None,
         create_graph: bool = False,
