@@ -51,7 +51,7 @@ def evaluate(model, images, labels, masks):
     model.eval()
     with torch.no_grad():
         correct = (model(images).argmax(1) == labels).float().mean().item()
-    maps = attention_maps(model, images, classes=labels[:, None], layer='inner')[:, 0]  # no graph
+    maps = attention_maps(model, images, classes=labels[:, None], method='ach', layer='inner')[:, 0]
     shares = 1 - attention_consistency(maps, resize_mask(masks, maps.shape[-2:]), theta=1.)
     return correct, shares.mean().item()
 

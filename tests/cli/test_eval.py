@@ -165,7 +165,8 @@ def test_boxes_of_one_class(options, size, corner, tmp_path):
             image = Image.open(tmp_path / 'cub' / 'images' / f'{c + 1:03d}.{colour}' / f'{i}.png')
             image = image.resize(size, Image.Resampling.BILINEAR).crop((*corner, corner[0] + 32, corner[1] + 32))
             x = (torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
-            heat = F.interpolate(attention_maps(model, x[None], [c], method='ach'), (32, 32), mode='bilinear')[0, 0].numpy()
+            maps = attention_maps(model, x[None], [c], method='ach')
+            heat = F.interpolate(maps, (32, 32), mode='bilinear')[0, 0].numpy()
             scale_x, scale_y = size[0] / 50, size[1] / 40
             left, top = (5 + 3 * i) * scale_x - corner[0], (10 + c) * scale_y - corner[1]
             in_box = [(y, x) for y in range(32) for x in range(32)

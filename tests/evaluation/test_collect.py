@@ -31,7 +31,8 @@ def test_maps_are_those_of_training(checkpoint):
     target = torch.tensor([0, 1])
     trained = icasc_forward(model, images, target, task.resolve_layers(size), task.config)
     for place in ('inner', 'last'):
-        evaluated = attention_maps(model, images, target[:, None], method='ach', layer=place, layers=checkpoint.layers)[:, 0]
+        evaluated = attention_maps(
+            model, images, target[:, None], method='ach', layer=place, layers=checkpoint.layers)[:, 0]
         assert evaluated.shape[1:] == getattr(checkpoint.layers, place).grid and evaluated.any()
         torch.testing.assert_close(evaluated, trained.maps[f'target_{place}'].detach())
 

@@ -45,8 +45,9 @@ def train(model):
 
 def measure(model, depth, last, images, classes):
     """Share of maps that exist at `depth`, overlap of target and confused, energy on ink, overlap with the last."""
-    maps = attention_maps(model, images, classes=classes, method='ach', layer='inner', layers=(f'blocks.{depth - 1}', last))
-    last_maps = attention_maps(model, images, classes=classes, method='ach', layer='last', layers=(f'blocks.{depth - 1}', last))
+    asked = {'classes': classes, 'method': 'ach', 'layers': (f'blocks.{depth - 1}', last)}
+    maps = attention_maps(model, images, layer='inner', **asked)
+    last_maps = attention_maps(model, images, layer='last', **asked)
     ink = torch.nn.functional.adaptive_avg_pool2d((images.mean(1) > 0).float()[:, None], maps.shape[-2:])[:, 0]
     target, confused = maps.unbind(1)
     energy = (target * (ink > 0)).sum((1, 2)) / target.sum((1, 2))

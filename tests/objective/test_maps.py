@@ -47,6 +47,12 @@ class TestAttentionMaps:
         torch.testing.assert_close(maps, attention_maps(toy, images))
         assert all(p.grad is None for p in toy.parameters())
 
+    def test_grad_cam_is_drawn_unless_told_otherwise(self, toy):
+        images = torch.randn(2, 3, 16, 16)
+        drawn = attention_maps(toy, images, classes=1)
+        assert torch.equal(drawn, attention_maps(toy, images, classes=1, method='grad_cam'))
+        assert not torch.equal(drawn, attention_maps(toy, images, classes=1, method='ach'))
+
     def test_explicit_layers(self, toy):
         images = torch.randn(2, 3, 16, 16)
         maps = attention_maps(toy, images, layers=('stem.0', 'stem'), layer='last', topk=1)

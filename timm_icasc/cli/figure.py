@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
     group.add_argument(
         '--attention', nargs='+', choices=list(METHODS), metavar='NAME',
-        help=f"attention maps: {', '.join(METHODS)}; of classes and layers also several, side by side (default: grad_cam; "
+        help=f"attention maps: {', '.join(METHODS)}; of classes and layers also several, together (default: grad_cam; "
              f"of layers {', '.join(name for name, method in METHODS.items() if method.in_paper)})")
     group.add_argument(
         '--layer', default='last', choices=('inner', 'last'),
