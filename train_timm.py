@@ -26,8 +26,9 @@ from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, one_lin
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
-from timm_icasc.hub.upload import repo_name
+from timm_icasc.hub.upload import check_license, repo_name
 from timm_icasc.labels import MULTI
+from timm_icasc.publish.export import check_publishable
 from timm_icasc.publish.push import push_finished
 from timm_icasc.runs.folder import (
     ARGUMENTS,
@@ -356,9 +357,16 @@ def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
         draw(args, run_dir, runs)
         log(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
         if args.push_to_hub:
-            push_finished(run_dir, args.push_to_hub)
+            push_finished(run_dir, args.push_to_hub, args.license)
     if args.distributed:
         torch.distributed.destroy_process_group()
+
+
+def check_push(job: TrainingJob) -> None:
+    """Find out before the first step what would keep the weights from being published after the last."""
+    args = job.args
+    if args.push_to_hub and utils.is_primary(args):
+        check_license(check_publishable(model_record(job), args.license), args.push_to_hub)
 
 
 def main() -> int:
@@ -375,12 +383,13 @@ def main() -> int:
             log(args, f"--resume auto: '{args.output}' has no run {args.experiment or 'yet'}: a new one begins")
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
-            repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
+            repo_name(args.push_to_hub)  # what the upload lacks should not be found out after the training
         runs = {}
         with stopping_loaders(), interruptible() as flag:
             for name, icasc in chosen_methods(args):
                 choice = {'icasc': icasc, 'icasc_compare': False}
                 job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
+                check_push(job)
                 if run_dir is None:  # only now: a refused option leaves no folder behind
                     run_dir = open_run_dir(args)
                 folder = run_dir
@@ -403,7 +412,8 @@ def main() -> int:
             'holds the model as it began, and no whole epoch'
         print(
             f'\ninterrupted ({e}); {run_dir} {state}. Go on with: train_timm.py --resume auto --output '
-            f'{run_dir.parent} --experiment {run_dir.name}', file=sys.stderr)
+            f'{run_dir.parent} --experiment {run_dir.name}'
+            + (f' --push-to-hub {args.push_to_hub}' if args.push_to_hub else ''), file=sys.stderr)
         return e.exit_code
     return 0
 
