@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm.task
 import torch
 import torch.nn as nn
 from timm import utils
-from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils.summary import trim_summary
 from tqdm import tqdm
 
 from timm_icasc.data import begin_epoch
-from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, one_line
+from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, check_version, one_line
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
@@ -47,6 +46,7 @@ from timm_icasc.training.console import LOSSES, format_epoch, format_header, log
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.training.job import TrainingJob, icasc_config, seed_epoch, set_up, set_up_device
 from timm_icasc.training.model_record import model_record
+from timm_icasc.version import TIMM_FOR_TRAINING
 
 LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 
@@ -196,10 +196,10 @@ def resume(job: TrainingJob, run_dir: Path) -> int:
     if not args.resume or not checkpoint.is_file():
         return 0
     try:
-        start_epoch = resume_task_checkpoint(
+        start_epoch = timm.task.resume_task_checkpoint(
             job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
         if args.model_ema:
-            load_task_ema_checkpoint(job.task, str(checkpoint))
+            timm.task.load_task_ema_checkpoint(job.task, str(checkpoint))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
     if job.scheduler is not None and start_epoch > 0:
@@ -308,7 +308,7 @@ def train(
     saver = None
     if utils.is_primary(args):
         saver = create_saver(job, run_dir)
-        trim_summary(str(run_dir / SUMMARY), start_epoch)
+        utils.summary.trim_summary(str(run_dir / SUMMARY), start_epoch)
         save_args(given, run_dir, command)
     announce(job, run_dir, start_epoch)
     record = {}
@@ -375,6 +375,7 @@ def main() -> int:
     warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
     try:
         args = parse_args()
+        check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'training')
         given = dict(vars(args))
         run_dir = Path(args.run_dir) if args.run_dir else None
         command = command_of(given, run_dir)

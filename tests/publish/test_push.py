@@ -70,7 +70,8 @@ class TestRoundTrip:
         result = push(compared, 'me/round')
         assert result.code == 0, result.err
         repo = hub.repos['me/round']
-        assert tuple(sorted(repo.head['files'])) == WITHOUT_FIGURE and len(repo.commits) == 2, 'one commit after the first'
+        assert tuple(sorted(repo.head['files'])) == WITHOUT_FIGURE
+        assert len(repo.commits) == 2, 'one commit after the first'
         (tag, commit), = repo.tags.items()
         assert tag.startswith('verified-') and commit == repo.head['oid'] and f'me/round@{tag}' in result.out
         config = json.loads(hub.read('me/round', 'config.json'))

@@ -10,7 +10,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, validate_rep
 from ..errors import DamagedError, HubError
 from ..version import __version__
 from .download import PICKLES, fetch
-from .failures import check_reachable, one_line_errors, repo_at, request_timeout
+from .failures import check_client, check_reachable, one_line_errors, repo_at, request_timeout
 from .model_folder import CONFIG, README, WEIGHTS, file_sha256
 from .staging import temporary_folder
 
@@ -44,7 +44,9 @@ def repo_name(repo_id: str) -> str:
 
     Raises:
         HubError: No repo name, no network, no token, or an invalid one.
+        VersionError: The Hub's client is too old.
     """
+    check_client()
     where = repo_at(repo_id, None)
     with one_line_errors(where):
         validate_repo_id(repo_id)
