@@ -507,3 +507,39 @@ def test_train_timm_pushes_when_it_is_done(noise_options, hub, client, tmp_path)
     (tmp_path / 'x.safetensors').write_bytes(content)
     loaded = timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'x.safetensors'))
     assert torch.equal(model.fc.weight, loaded.fc.weight)
+
+
+class TestLicense:
+    """Found out before the first step, from the same sources as after the last."""
+
+    @pytest.fixture
+    def train(self, noise_options, client, tmp_path):
+        """Train on weights of unknown license, to be published; returns what a command returns."""
+        torch.save(timm.create_model('resnet20_cifar', num_classes=3).state_dict(), tmp_path / 'source.pth')
+
+        def call(*options):
+            argv = [
+                *noise_options, '--initial-checkpoint', str(tmp_path / 'source.pth'), '--output',
+                str(tmp_path / 'output'), '--experiment', 'x', '--push-to-hub', 'me/licensed', *options]
+            return client(token='hf_owner', code=(
+                f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_timm\nsys.argv = {argv}\n'
+                f'sys.exit(train_timm.main())'))
+        return call
+
+    @pytest.mark.parametrize('options, message', [
+        ((), "the license of the weights that the run starts from, 'source.pth', is not known: name that of the result "
+             'with --license, for instance --license apache-2.0.'),
+        (('--license', 'Apache 2.0'), 'me/licensed@main: the metadata of README.md are refused: "license" must be one of '
+                                      'the license identifiers')])
+    def test_refused_before_the_first_step(self, options, message, train, tmp_path):
+        result = train(*options)
+        assert result.code == 2 and result.err == f'train_timm.py: error: {message}\n'
+        assert not (tmp_path / 'output').exists() and 'epoch' not in result.out
+
+    def test_the_remedy_has_it(self, hub, train, client, tmp_path):
+        hub.fail('POST', '/commit/', status=403)
+        result = train('--license', 'cc-by-4.0')
+        command = f'push {tmp_path / "output" / "x"} me/licensed --license cc-by-4.0'
+        assert result.code == 2 and result.err.strip().endswith(f'publish it with: timm-icasc {command}')
+        assert client(*command.split(), token='hf_owner').code == 0
+        assert json.loads(hub.read('me/licensed', 'config.json'))['pretrained_cfg']['license'] == 'cc-by-4.0'

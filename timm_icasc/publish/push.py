@@ -130,7 +130,7 @@ def push(
     if ready and license:
         raise HubError(f"`license`: '{source}' has one in its {CONFIG}.")
     if ready and not class_names:
-        raise HubError(f"`class_names=False`: take 'label_names' out of the {CONFIG} of '{source}' yourself.")
+        raise HubError(f"`class_names`: '{source}' goes up as it is; take 'label_names' out of its {CONFIG} yourself.")
     runs = [] if ready else open_measured_runs(source)
     chosen = _chosen_figure(source, _read_ready(source) if ready else runs[-1].arguments, figure)
     repo_id = repo_name(repo_id)
