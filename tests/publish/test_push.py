@@ -529,8 +529,8 @@ class TestLicense:
     @pytest.mark.parametrize('options, message', [
         ((), "the license of the weights that the run starts from, 'source.pth', is not known: name that of the result "
              'with --license, for instance --license apache-2.0.'),
-        (('--license', 'Apache 2.0'), 'me/licensed@main: the metadata of README.md are refused: "license" must be one of '
-                                      'the license identifiers')])
+        (('--license', 'Apache 2.0'), 'me/licensed@main: the metadata of README.md are refused: "license" must be one '
+                                      'of the license identifiers')])
     def test_refused_before_the_first_step(self, options, message, train, tmp_path):
         result = train(*options)
         assert result.code == 2 and result.err == f'train_timm.py: error: {message}\n'
