@@ -222,7 +222,7 @@ class TestWhatLeavesTheMachine:
     def test_names_of_classes(self, run, hub, push):
         assert push(run, 'me/nameless', '--no-class-names').code == 0
         assert 'label_names' not in json.loads(hub.read('me/nameless', 'config.json'))
-        for name in self.published(hub, 'me/nameless'):
+        for name in self.published(hub, 'me/nameless') - {'model.safetensors'}:
             assert b'ant' not in re.findall(rb'\w+', hub.read('me/nameless', name)), name
 
     @pytest.mark.parametrize('name', ['README.md', 'args.yaml', 'config.json', 'model.safetensors', 'attention.png'])

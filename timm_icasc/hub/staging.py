@@ -13,6 +13,8 @@ __all__ = ['temporary_folder']
 
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name))
 
+_folders: set[str] = set()
+
 ATTEMPTS = 5  # to remove a folder into which a transfer goes on writing
 
 
@@ -23,40 +25,54 @@ def _remove(folder: str) -> None:
             return
 
 
-def _wait_for_signal(reader: socket.socket, folder: str) -> None:
-    """Remove the folder and end the process when the number of a signal arrives; return when the socket closes."""
+def _wait_for_signal(reader: socket.socket) -> None:
+    """Remove the folders and end the process when the number of a signal arrives; return when the socket closes."""
     while number := reader.recv(1):
         if number[0] in SIGNALS:
-            _remove(folder)
+            for folder in list(_folders):
+                _remove(folder)
             os._exit(128 + number[0])
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A new folder that is gone afterwards, also where SIGTERM or SIGHUP ends the process inside.
+def _watching() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP remove the folders before they end the process.
 
     A thread waits for the signal: a handler of Python's would wait for the main thread, which a transfer may keep for
     minutes. A signal that the process ignores, or answers in its own way, is left alone, and so is every one where this
     is not the main thread.
     """
-    folder = tempfile.mkdtemp(prefix='timm-icasc-')
     main = threading.current_thread() is threading.main_thread()
     caught = [number for number in SIGNALS if main and signal.getsignal(number) is signal.SIG_DFL]
+    if not caught:
+        yield
+        return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    watcher = threading.Thread(target=_wait_for_signal, args=(reader, folder), daemon=True)
+    watcher = threading.Thread(target=_wait_for_signal, args=(reader,), daemon=True)
     watcher.start()
-    before = signal.set_wakeup_fd(writer.fileno()) if caught else None
+    before = signal.set_wakeup_fd(writer.fileno())
     for number in caught:
         signal.signal(number, lambda *_: None)  # what writes the signal's number to the socket
     try:
-        yield Path(folder)
+        yield
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
-        if caught:
-            signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(before)
         writer.close()
         watcher.join()
         reader.close()
-        _remove(folder)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new folder that is gone afterwards, also where SIGTERM or SIGHUP ends the process inside; they may be nested."""
+    with _watching():
+        folder = tempfile.mkdtemp(prefix='timm-icasc-')
+        _folders.add(folder)
+        try:
+            yield Path(folder)
+        finally:
+            _remove(folder)
+            _folders.discard(folder)
