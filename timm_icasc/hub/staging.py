@@ -67,7 +67,7 @@ def _watching() -> Iterator[None]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A new folder that is gone afterwards, also where SIGTERM or SIGHUP ends the process inside; they may be nested."""
+    """A new folder that is gone afterwards, also where SIGTERM or SIGHUP ends the process; they may be nested."""
     with _watching():
         folder = tempfile.mkdtemp(prefix='timm-icasc-')
         _folders.add(folder)

@@ -11,7 +11,12 @@ import torch.nn as nn
 
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, ImageSize, image_size_of
-from ..features.module_state import check_shards, hold_batch_norm_statistics, is_checkpointing, is_sharded
+from ..features.module_state import (
+    check_shards,
+    hold_batch_norm_statistics,
+    is_checkpointing,
+    is_sharded,
+)
 from ..features.tap import capture_features
 from ..labels import KINDS, ClassPair
 from ..losses import resize_mask, target_mask
