@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm.task
 import torch
 import torch.nn as nn
 from timm import utils
-from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils.summary import trim_summary
 from tqdm import tqdm
 
 from timm_icasc.data import begin_epoch
-from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, one_line
+from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, check_version, one_line
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
-from timm_icasc.hub.upload import repo_name
+from timm_icasc.hub.upload import check_license, repo_name
 from timm_icasc.labels import MULTI
+from timm_icasc.publish.export import check_publishable
 from timm_icasc.publish.push import push_finished
 from timm_icasc.runs.folder import (
     ARGUMENTS,
@@ -46,6 +46,7 @@ from timm_icasc.training.console import LOSSES, format_epoch, format_header, log
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.training.job import TrainingJob, icasc_config, seed_epoch, set_up, set_up_device
 from timm_icasc.training.model_record import model_record
+from timm_icasc.version import TIMM_FOR_TRAINING
 
 LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 
@@ -195,10 +196,10 @@ def resume(job: TrainingJob, run_dir: Path) -> int:
     if not args.resume or not checkpoint.is_file():
         return 0
     try:
-        start_epoch = resume_task_checkpoint(
+        start_epoch = timm.task.resume_task_checkpoint(
             job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
         if args.model_ema:
-            load_task_ema_checkpoint(job.task, str(checkpoint))
+            timm.task.load_task_ema_checkpoint(job.task, str(checkpoint))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
     if job.scheduler is not None and start_epoch > 0:
@@ -307,7 +308,7 @@ def train(
     saver = None
     if utils.is_primary(args):
         saver = create_saver(job, run_dir)
-        trim_summary(str(run_dir / SUMMARY), start_epoch)
+        utils.summary.trim_summary(str(run_dir / SUMMARY), start_epoch)
         save_args(given, run_dir, command)
     announce(job, run_dir, start_epoch)
     record = {}
@@ -356,9 +357,16 @@ def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
         draw(args, run_dir, runs)
         log(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
         if args.push_to_hub:
-            push_finished(run_dir, args.push_to_hub)
+            push_finished(run_dir, args.push_to_hub, args.license)
     if args.distributed:
         torch.distributed.destroy_process_group()
+
+
+def check_push(job: TrainingJob) -> None:
+    """Find out before the first step what would keep the weights from being published after the last."""
+    args = job.args
+    if args.push_to_hub and utils.is_primary(args):
+        check_license(check_publishable(model_record(job), args.license), args.push_to_hub)
 
 
 def main() -> int:
@@ -367,6 +375,7 @@ def main() -> int:
     warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
     try:
         args = parse_args()
+        check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'training')
         given = dict(vars(args))
         run_dir = Path(args.run_dir) if args.run_dir else None
         command = command_of(given, run_dir)
@@ -375,12 +384,13 @@ def main() -> int:
             log(args, f"--resume auto: '{args.output}' has no run {args.experiment or 'yet'}: a new one begins")
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
-            repo_name(args.push_to_hub)  # a token that is not valid should not be found out after the training
+            repo_name(args.push_to_hub)  # what the upload lacks should not be found out after the training
         runs = {}
         with stopping_loaders(), interruptible() as flag:
             for name, icasc in chosen_methods(args):
                 choice = {'icasc': icasc, 'icasc_compare': False}
                 job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
+                check_push(job)
                 if run_dir is None:  # only now: a refused option leaves no folder behind
                     run_dir = open_run_dir(args)
                 folder = run_dir
@@ -403,7 +413,8 @@ def main() -> int:
             'holds the model as it began, and no whole epoch'
         print(
             f'\ninterrupted ({e}); {run_dir} {state}. Go on with: train_timm.py --resume auto --output '
-            f'{run_dir.parent} --experiment {run_dir.name}', file=sys.stderr)
+            f'{run_dir.parent} --experiment {run_dir.name}'
+            + (f' --push-to-hub {args.push_to_hub}' if args.push_to_hub else ''), file=sys.stderr)
         return e.exit_code
     return 0
 

@@ -12,6 +12,7 @@ from .errors import (
     LayerResolutionError,
     NonFiniteLossError,
     TargetError,
+    VersionError,
 )
 from .features.layout import FeatureLayer, ICASCLayers
 from .features.resolve import resolve_layers
@@ -24,8 +25,8 @@ from .version import __version__
 
 __all__ = [
     'DataError', 'FeatureLayer', 'HubError', 'ICASCConfig', 'ICASCError', 'ICASCLayers', 'ICASCOutput', 'ICASCTask',
-    'LayerResolutionError', 'MultiLabelICASCTask', 'NonFiniteLossError', 'TargetError', '__version__', 'attention',
-    'attention_maps', 'icasc_forward', 'losses', 'models', 'resolve_layers',
+    'LayerResolutionError', 'MultiLabelICASCTask', 'NonFiniteLossError', 'TargetError', 'VersionError', '__version__',
+    'attention', 'attention_maps', 'icasc_forward', 'losses', 'models', 'resolve_layers',
 ]
 
 _register_tags()

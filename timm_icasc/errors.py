@@ -3,6 +3,7 @@
 An argument stands in backquotes, with a value or without: `layers`, `order=1`. A command that prints the message puts
 the option of its own that means the argument in its place (`training.arguments.name_options`).
 """
+import re
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
@@ -18,6 +19,10 @@ class ICASCError(ValueError):
     def line(self) -> str:
         """The message alone: a process that loads data wraps its traceback around it."""
         return str(self).strip().splitlines()[-1].removeprefix(f'{type(self).__module__}.{type(self).__name__}: ')
+
+
+class VersionError(ICASCError, ImportError):
+    """An installed package is older than what was asked for needs."""
 
 
 class LayerResolutionError(ICASCError):
@@ -42,3 +47,19 @@ class HubError(ICASCError):
 
 class DamagedError(HubError):
     """A file of weights is not what it was when it was published."""
+
+
+def check_version(package: str, installed: str, least: str, purpose: str) -> None:
+    """Raise VersionError where `installed` is a version of the package below `least`.
+
+    Args:
+        package: Its name for pip.
+        installed: Its version here.
+        least: The oldest version that will do.
+        purpose: What needs it, the subject of the message.
+    """
+    numbers, wanted = ([int(n) for n in re.findall(r'\d+', version)[:3]] for version in (installed, least))
+    if numbers < wanted:
+        raise VersionError(
+            f"{purpose} needs {package} {least} or later, this is {package} {installed}: pip install "
+            f"'{package}>={least}'.")

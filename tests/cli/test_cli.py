@@ -2,10 +2,14 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import timm_icasc_cli
 from timm_icasc import ICASCError, cli
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_help_lists_every_command(capsys):
@@ -39,6 +43,28 @@ def test_a_users_mistake_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(module, 'run', fail)
     assert cli.main(['bench', 'resnet18']) == 2
     assert capsys.readouterr().err == 'timm-icasc bench: error: no such thing\n'
+
+
+@pytest.mark.parametrize('arguments, code, said', [
+    (['--version'], 0, 'timm-icasc '), (['--help'], 0, 'usage: timm-icasc'), (['layer'], 2, ''), ([], 2, '')])
+def test_what_needs_no_torch_loads_none(arguments, code, said):
+    """Nor timm, nor this package, which loads both."""
+    out = subprocess.run([sys.executable, '-c', f"""
+import sys, timm_icasc_cli
+sys.argv = ['timm-icasc', *{arguments!r}]
+try:
+    timm_icasc_cli.main()
+except SystemExit as e:
+    print(e.code, [name for name in ('torch', 'timm', 'timm_icasc', 'numpy', 'yaml') if name in sys.modules])
+"""], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert out.startswith(said) and out.endswith(f'{code} []\n')
+
+
+def test_the_script_runs_commands(monkeypatch, capsys):
+    assert 'timm-icasc = "timm_icasc_cli:main"' in (ROOT / 'pyproject.toml').read_text()
+    monkeypatch.setattr(sys, 'argv', ['timm-icasc', 'card', 'nowhere.yaml'])
+    assert timm_icasc_cli.main() == 2
+    assert capsys.readouterr().err.startswith("timm-icasc card: error: 'nowhere.yaml': ")
 
 
 def test_runs_as_a_module():

@@ -1,6 +1,7 @@
 """What `timm-icasc doctor` finds, and that only what needs mending makes it fail."""
 import json
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -58,7 +59,7 @@ def test_a_cache_that_cannot_be_written(examine, tmp_path):
 def test_a_step_that_fails(examine, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError('no kernel image\nis available')
-    monkeypatch.setattr(doctor, 'ICASCTask', fail)
+    monkeypatch.setattr(doctor, 'icasc_forward', fail)
     code, lines, record = examine()
     assert code == 1 and lines[-1].startswith('to be mended: step on cpu, order 1, step on cpu, order 2')
     assert found(record, 'step on cpu, order 1') == (False, 'RuntimeError: no kernel image is available')
@@ -75,6 +76,27 @@ def test_terms_whose_gradient_reaches_nothing(examine, monkeypatch):
     code, _, record = examine()
     ok, text = found(record, 'step on cpu, order 2')
     assert code == 1 and not ok and text.endswith('their gradient on the first layer 0')
+
+
+class TestOlderPackages:
+    """Maps work with them, the rest says what it needs: no fault of the installation."""
+
+    def test_timm(self, examine, monkeypatch):
+        monkeypatch.setattr(timm, '__version__', '1.0.23')
+        code, _, record = examine()
+        assert code == 0 and found(record, 'versions') == (
+            None, "maps work, but training needs timm 1.0.31 or later, this is timm 1.0.23: pip install "
+            "'timm>=1.0.31'.")
+        assert found(record, 'step on cpu, order 2')[0]
+
+    def test_the_client_of_the_hub(self, examine, monkeypatch):
+        monkeypatch.setattr(doctor, 'get_token', lambda: 'hf_owner')
+        monkeypatch.setattr(huggingface_hub, '__version__', '0.36.2')
+        code, _, record = examine()
+        said = "exchanging weights with the Hub needs huggingface_hub 1.33 or later, this is huggingface_hub 0.36.2: " \
+            "pip install 'huggingface_hub>=1.33'."
+        assert code == 0 and found(record, 'versions') == (None, f'maps work, but {said}')
+        assert found(record, 'Hub token') == (None, f'there is one, not checked: {said}')
 
 
 class TestToken:

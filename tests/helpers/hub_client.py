@@ -123,7 +123,8 @@ def _serve() -> None:
                 _child(json.loads(line), path)
             print(json.dumps({'pid': pid}), flush=True)
             _, status = os.waitpid(pid, 0)
-            result = json.loads(Path(path).read_text()) if not status else {'code': -status, 'out': '', 'err': ''}
+            result = json.loads(Path(path).read_text()) if not status else {
+                'code': os.waitstatus_to_exitcode(status), 'out': '', 'err': ''}
             print(json.dumps(result), flush=True)
 
 

@@ -169,20 +169,23 @@ def test_a_changed_timm_costs_a_warning_only(spoil, monkeypatch):
         registry.register_tags()
 
 
-class TestWithoutSymbolicLinks:
-    """timm_icasc/hub_cards is a link; git leaves a text file in its place where the system has none."""
+class TestWhereTheCardsLie:
+    """Beside the package in a checkout, in it where it is installed; there is no link from one to the other."""
 
     @pytest.fixture
     def package(self, tmp_path):
         shutil.copytree(
             Path(timm_icasc.__file__).parent, tmp_path / 'x' / 'timm_icasc', symlinks=True,
             ignore=shutil.ignore_patterns('__pycache__', 'hub_cards'))
-        (tmp_path / 'x' / 'timm_icasc' / 'hub_cards').write_text('../hub_cards')
         return tmp_path / 'x' / 'timm_icasc'
 
     def test_a_checkout_finds_the_folder_beside_the_package(self, package):
         shutil.copytree(CARDS, package.parent / 'hub_cards')
         assert registry.find_cards(package) == package.parent / 'hub_cards'
+
+    def test_an_installation_has_it_inside(self, package):
+        shutil.copytree(CARDS, package / 'hub_cards')
+        assert registry.find_cards(package) == package / 'hub_cards'
 
     def test_an_installation_lacks_it_and_says_so(self, package, client):
         """The import goes on; publishing a run, which needs the template of the card, is refused in one line."""

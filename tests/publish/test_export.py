@@ -117,7 +117,7 @@ print(hash('timm_icasc'))''')
         run = open_runs(train_on_noise(
             '--model', 'test_resnet', '--input-size', 3, 32, 32, '--interpolation',
             'bicubic', '--initial-checkpoint', tmp_path / 'source.pth'))[0]
-        with pytest.raises(HubError, match="started from the weights 'source.pth', whose license is not known"):
+        with pytest.raises(HubError, match="that the run starts from, 'source.pth', is not known"):
             export(run, tmp_path / 'x', 'icasc_noise')
         config = export(run, tmp_path / 'x', 'icasc_noise', 'cc-by-nc-4.0')
         pretrained = config['pretrained_cfg']

@@ -18,6 +18,7 @@ CARDS = ROOT / 'hub_cards'
 NAME = 'resnet20_cifar.icasc_digits'
 WEIGHTS = CARDS / NAME / 'model.safetensors'
 PUSHED = ('.gitattributes', 'README.md', 'args.yaml', 'attention.png', 'config.json', 'model.safetensors')
+WITHOUT_FIGURE = tuple(name for name in PUSHED if name != 'attention.png')
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ class TestRoundTrip:
         result = push(compared, 'me/round')
         assert result.code == 0, result.err
         repo = hub.repos['me/round']
-        assert tuple(sorted(repo.head['files'])) == PUSHED and len(repo.commits) == 2, 'one commit after the first'
+        assert tuple(sorted(repo.head['files'])) == WITHOUT_FIGURE
+        assert len(repo.commits) == 2, 'one commit after the first'
         (tag, commit), = repo.tags.items()
         assert tag.startswith('verified-') and commit == repo.head['oid'] and f'me/round@{tag}' in result.out
         config = json.loads(hub.read('me/round', 'config.json'))
@@ -166,6 +168,131 @@ class TestRoundTrip:
         assert push(card, 'me/parts').code == 0
         assert len([r for r in hub.requests[before:] if '/storage/part/' in r]) == 3
         assert hub.read('me/parts', 'model.safetensors') == WEIGHTS.read_bytes()
+
+
+class TestWhatLeavesTheMachine:
+    """No more than was asked for: files of the folder alone, no link, no picture of private images, no local path."""
+
+    @pytest.fixture
+    def run(self, compared, tmp_path):
+        return shutil.copytree(compared, tmp_path / 'jobs' / 'run')
+
+    def published(self, hub, repo_id):
+        return {name for name in hub.repos[repo_id].head['files'] if name != '.gitattributes'}
+
+    def test_pictures_of_a_users_images_are_asked_for(self, run, hub, push):
+        assert (run / 'attention.png').is_file()
+        result = push(run, 'me/figure')
+        assert result.out.endswith('published: README.md, args.yaml, config.json, model.safetensors\n')
+        assert 'attention.png' not in hub.read('me/figure', 'README.md').decode()
+        assert push(run, 'me/figure', '--figure').code == 0
+        assert hub.read('me/figure', 'attention.png') == (run / 'attention.png').read_bytes()
+        assert '![Attention maps](attention.png)' in hub.read('me/figure', 'README.md').decode()
+
+    def test_those_of_a_public_data_set_go_along(self, run, hub, push, card):
+        arguments = run / 'icasc' / 'args.yaml'
+        arguments.write_text(arguments.read_text().replace("dataset: ''", 'dataset: digits'))
+        assert push(run, 'me/of-digits').code == 0 and 'attention.png' in self.published(hub, 'me/of-digits')
+        assert push(run, 'me/of-digits-without', '--no-figure').code == 0
+        assert 'attention.png' not in self.published(hub, 'me/of-digits-without')
+        assert push(card, 'me/card-without', '--no-figure').code == 0
+        assert 'attention.png' not in hub.read('me/card-without', 'README.md').decode()
+
+    def test_a_folder_of_private_images(self, run, hub, push, client, tmp_path):
+        """Published with its figure, fetched, and pushed to another place: asked for again."""
+        assert push(run, 'me/first', '--figure').code == 0
+        assert client('pull', 'me/first', '--to', tmp_path / 'pulled').code == 0
+        assert push(tmp_path / 'pulled', 'me/second').code == 0
+        assert 'attention.png' not in self.published(hub, 'me/second')
+        assert 'attention.png' not in hub.read('me/second', 'README.md').decode()
+
+    def test_a_figure_that_is_not_there(self, run, push):
+        result = push(run / 'icasc', 'me/no-figure', '--figure')
+        assert result.code == 2 and f"--figure: '{run / 'icasc'}' holds no attention.png." in result.err
+
+    def test_nothing_is_taken_from_the_folder_above(self, run, hub, push):
+        """Neither the job's figure for one of its runs, nor anybody's for a run of its own."""
+        arguments = run / 'icasc' / 'args.yaml'
+        arguments.write_text(arguments.read_text().replace("dataset: ''", 'dataset: digits'))
+        shutil.copy(run / 'attention.png', run.parent)
+        alone = shutil.copytree(run / 'icasc', run.parent / 'alone')
+        for folder, name in ((run / 'icasc', 'me/inner'), (alone, 'me/alone')):
+            assert push(folder, name).code == 0 and 'attention.png' not in self.published(hub, name)
+
+    def test_names_of_classes(self, run, hub, push):
+        assert push(run, 'me/nameless', '--no-class-names').code == 0
+        assert 'label_names' not in json.loads(hub.read('me/nameless', 'config.json'))
+        for name in self.published(hub, 'me/nameless') - {'model.safetensors'}:
+            assert b'ant' not in re.findall(rb'\w+', hub.read('me/nameless', name)), name
+
+    @pytest.mark.parametrize('name', ['README.md', 'args.yaml', 'config.json', 'model.safetensors', 'attention.png'])
+    def test_a_link_in_an_exported_folder(self, name, hub, push, card, tmp_path):
+        (tmp_path / 'token').write_text('hf_secret')
+        if (card / name).exists() and name != 'README.md':
+            (card / name).rename(tmp_path / 'token')
+        (card / name).unlink(missing_ok=True)
+        (card / name).symlink_to(tmp_path / 'token')
+        result = push(card, 'me/linked')
+        assert result.code == 2 and len(result.err.splitlines()) == 1
+        assert f"'{card / name}' is a link" in result.err and 'me/linked' not in hub.repos
+
+    @pytest.mark.parametrize('name', [
+        'attention.png', 'icasc', 'icasc/args.yaml', 'icasc/results.json', 'icasc/last.pth.tar', 'baseline/args.yaml'])
+    def test_a_link_in_a_run(self, name, run, hub, push, tmp_path):
+        (run / name).rename(tmp_path / 'elsewhere')
+        (run / name).symlink_to(tmp_path / 'elsewhere')
+        result = push(run, 'me/linked', '--figure')
+        assert result.code == 2 and len(result.err.splitlines()) == 1
+        assert f"'{run / name}' is a link" in result.err and 'me/linked' not in hub.repos
+
+    def test_the_folder_itself_may_be_one(self, run, push, tmp_path):
+        (tmp_path / 'newest').symlink_to(run)
+        assert push(tmp_path / 'newest', 'me/newest').code == 0
+
+    def test_local_paths_stay_here(self, run, noise_options, hub, push):
+        data = Path(noise_options[noise_options.index('--data-dir') + 1])
+        assert str(data) in (run / 'icasc' / 'results.json').read_text()
+        assert push(run, 'me/paths', '--figure').code == 0
+        for name in self.published(hub, 'me/paths'):
+            assert str(data.parent).encode() not in hub.read('me/paths', name), name
+        config = json.loads(hub.read('me/paths', 'config.json'))
+        assert f'--data-dir {data.name} ' in config['timm_icasc']['command']
+        assert f'data_dir: {data.name}\n' in hub.read('me/paths', 'args.yaml').decode()
+        assert f'--data-dir {data.name} ' in hub.read('me/paths', 'README.md').decode()
+
+    @pytest.mark.parametrize('name', ['args.yaml', 'config.json'])
+    def test_an_exported_folder_with_local_paths(self, name, hub, push, card):
+        if name == 'args.yaml':
+            (card / name).write_text('data_dir: /home/alice/cats\n')
+        else:
+            config = json.loads((card / name).read_text())
+            config['timm_icasc']['command'] = 'train_timm.py --data-dir /home/alice/cats'
+            (card / name).write_text(json.dumps(config))
+        result = push(card, 'me/old-export')
+        assert result.code == 2 and len(result.err.splitlines()) == 1
+        assert f"'{card / name}' names a path of the machine that it was made on" in result.err
+        assert 'me/old-export' not in hub.repos
+
+    @pytest.mark.parametrize('method, path', [('PUT', '/storage/upload/'), ('GET', '/storage/object/')])
+    def test_a_signal_leaves_no_copy(self, method, path, run, hub, client, push, tmp_path):
+        """SIGTERM on the way there and on the way back: the process ends at once, its copies are gone."""
+        (tmp_path / 'tmp').mkdir()
+        name = f'me/stopped-{method}'
+        assert push(run, name).code == 0  # what it sends
+        content = hub.read(name, 'model.safetensors')
+        if method == 'PUT':
+            hub.object(hashlib.sha256(content).hexdigest()).unlink()
+        hub.fail(method, path, 'hold')
+        code = (
+            f'import tempfile\ntempfile.tempdir = {str(tmp_path / "tmp")!r}\n'
+            f'from pathlib import Path\nfrom timm_icasc.publish.push import push\npush(Path({str(run)!r}), "{name}-2")')
+        pid = client.start(code=code, token='hf_owner')
+        assert hub.reached.wait(60)
+        assert list((tmp_path / 'tmp').iterdir()), 'copies'
+        os.kill(pid, signal.SIGTERM)
+        assert client.finish().code == 128 + signal.SIGTERM
+        hub.released.set()
+        assert not list((tmp_path / 'tmp').iterdir())
 
 
 class TestFaults:
@@ -277,6 +404,14 @@ push.push(Path({str(card)!r}), 'me/silent')""", token='hf_owner')
             'different from what was sent; it is not tagged. Run the command again.\n')
         assert not hub.repos['me/bent'].tags
 
+    @pytest.mark.parametrize('name', ['README.md', 'args.yaml', 'config.json'])
+    def test_so_is_none_of_the_small_files(self, name, hub, push, card):
+        """Each is compared, and not the last one alone."""
+        hub.fail('GET', f'/api/resolve-cache/.*/{name}', 'flip', times=None)
+        result = push(card, f'me/bent-{name}')
+        assert result.code == 2 and f'@{hub.repos[f"me/bent-{name}"].head["oid"]}: {name} ' in result.err
+        assert not hub.repos[f'me/bent-{name}'].tags
+
 
 REFUSED = {
     'no token': (
@@ -372,3 +507,39 @@ def test_train_timm_pushes_when_it_is_done(noise_options, hub, client, tmp_path)
     (tmp_path / 'x.safetensors').write_bytes(content)
     loaded = timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'x.safetensors'))
     assert torch.equal(model.fc.weight, loaded.fc.weight)
+
+
+class TestLicense:
+    """Found out before the first step, from the same sources as after the last."""
+
+    @pytest.fixture
+    def train(self, noise_options, client, tmp_path):
+        """Train on weights of unknown license, to be published; returns what a command returns."""
+        torch.save(timm.create_model('resnet20_cifar', num_classes=3).state_dict(), tmp_path / 'source.pth')
+
+        def call(*options):
+            argv = [
+                *noise_options, '--initial-checkpoint', str(tmp_path / 'source.pth'), '--output',
+                str(tmp_path / 'output'), '--experiment', 'x', '--push-to-hub', 'me/licensed', *options]
+            return client(token='hf_owner', code=(
+                f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_timm\nsys.argv = {argv}\n'
+                f'sys.exit(train_timm.main())'))
+        return call
+
+    @pytest.mark.parametrize('options, message', [
+        ((), "the license of the weights that the run starts from, 'source.pth', is not known: name that of the result "
+             'with --license, for instance --license apache-2.0.'),
+        (('--license', 'Apache 2.0'), 'me/licensed@main: the metadata of README.md are refused: "license" must be one '
+                                      'of the license identifiers')])
+    def test_refused_before_the_first_step(self, options, message, train, tmp_path):
+        result = train(*options)
+        assert result.code == 2 and result.err == f'train_timm.py: error: {message}\n'
+        assert not (tmp_path / 'output').exists() and 'epoch' not in result.out
+
+    def test_the_remedy_has_it(self, hub, train, client, tmp_path):
+        hub.fail('POST', '/commit/', status=403)
+        result = train('--license', 'cc-by-4.0')
+        command = f'push {tmp_path / "output" / "x"} me/licensed --license cc-by-4.0'
+        assert result.code == 2 and result.err.strip().endswith(f'publish it with: timm-icasc {command}')
+        assert client(*command.split(), token='hf_owner').code == 0
+        assert json.loads(hub.read('me/licensed', 'config.json'))['pretrained_cfg']['license'] == 'cc-by-4.0'

@@ -61,13 +61,6 @@ class TestRun:
         (run / 'last.pth.tar').unlink()
         assert not has_begun(run)
 
-    def test_the_figure_may_lie_above(self, run):
-        assert open_run(run).figure is None
-        (run.parent / 'attention.png').touch()
-        assert open_run(run).figure == run.parent / 'attention.png'
-        (run / 'attention.png').touch()
-        assert open_run(run).figure == run / 'attention.png'
-
 
 class TestWeights:
 

@@ -119,3 +119,24 @@ class TestResume:
     def test_auto_without_a_run_starts_afresh(self, tmp_path):
         args = parse_args(['--resume', 'auto', '--output', str(tmp_path)])
         assert args.run_dir is None and args.dataset == 'digits'
+
+
+class TestPublishing:
+    """Only the command line publishes: a file may be somebody else's, that of a run to go on with too."""
+
+    def test_no_run_asks_for_it_when_it_goes_on(self, tmp_path):
+        run = tmp_path / 'run'
+        run.mkdir()
+        (run / 'last.pth.tar').touch()
+        (run / 'args.yaml').write_text('dataset: digits\npush_to_hub: somebody/else\nlicense: mit\n')
+        with pytest.warns(UserWarning, match=f"'{run / 'args.yaml'}' asks to publish as 'somebody/else'"):
+            args = parse_args(['--output', str(tmp_path), '--resume', 'auto'])
+        assert args.run_dir == str(run) and args.push_to_hub == '' and args.license == 'mit'
+        with pytest.warns(UserWarning):
+            args = parse_args(['--output', str(tmp_path), '--resume', 'auto', '--push-to-hub', 'me/x'])
+        assert args.push_to_hub == 'me/x'
+
+    def test_nor_does_a_file_of_options(self, tmp_path):
+        file = write(tmp_path / 'args.yaml', 'dataset: digits\npush-to-hub: somebody/else\n')
+        with pytest.warns(UserWarning, match='add --push-to-hub somebody/else'):
+            assert parse_args(['--config', file]).push_to_hub == ''

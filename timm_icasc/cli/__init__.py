@@ -6,44 +6,25 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ..errors import ICASCError
+import timm
+
+from ..errors import ICASCError, VersionError, check_version
 from ..training.arguments import name_options
-from ..version import __version__
+from ..version import TIMM_FOR_TRAINING, __version__
+from .commands import COMMANDS, NEED_TRAINING, build_parser
 
-__all__ = ['main']
-
-# Each command is the module of its name. It has `add_arguments(parser)`, whose parser already carries the description
-# (the module's docstring), and `run(args)`, which returns the exit code. Only the command at hand is imported.
-COMMANDS = {
-    'layers': 'which two layers ICASC looks at, and whether it trains, for any architecture',
-    'eval': 'measure trained checkpoints, or two against each other',
-    'figure': 'what trained checkpoints attend to: class maps, layers, KS chart, a page to browse',
-    'segment': 'attention as weak cues for semantic segmentation (Table 2)',
-    'paper': 'finished runs beside the figures of the paper, mean and deviation over seeds',
-    'sweep': 'a study: variants x seeds of train_timm.py, their records and what follows from them',
-    'bench': 'what a training step with ICASC costs on this machine',
-    'card': 'the cards of hub_cards/: evaluate, render, check',
-    'push': 'publish a finished run on the Hugging Face Hub',
-    'pull': 'fetch weights from the Hub and verify them',
-    'doctor': 'whether everything here is in order: versions, devices, packages, Hub, a step of ICASC',
-}
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='timm-icasc', description='ICASC for timm models; training is train_timm.py.',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='commands:\n' + '\n'.join(f'  {name:<8} {text}' for name, text in COMMANDS.items())
-        + '\n\ntimm-icasc COMMAND --help explains one.')
-    parser.add_argument('--version', action='version', version=f'timm-icasc {__version__}')
-    parser.add_argument('command', choices=list(COMMANDS), metavar='COMMAND')
-    parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='...')
-    return parser
+__all__ = ['COMMANDS', 'main']
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 with one line on stderr where the input is at fault."""
-    chosen = _build_parser().parse_args(argv)
+    chosen = build_parser(__version__).parse_args(argv)
+    try:
+        if chosen.command in NEED_TRAINING:
+            check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'this command')
+    except VersionError as e:
+        print(f'timm-icasc {chosen.command}: error: {e.line}', file=sys.stderr)
+        return 2
     module = importlib.import_module(f'{__package__}.{chosen.command}')
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     parser = argparse.ArgumentParser(
@@ -60,4 +41,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130
-

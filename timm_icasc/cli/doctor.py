@@ -19,10 +19,13 @@ import torch
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..errors import HubError, ICASCError
-from ..hub.failures import LOG_IN, check_reachable, one_line_errors, request_timeout
+from ..errors import HubError, ICASCError, VersionError, check_version
+from ..features.resolve import resolve_layers
+from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_errors, request_timeout
+from ..objective.config import ICASCConfig
+from ..objective.forward import icasc_forward
 from ..runs.provenance import installed_versions
-from ..task.icasc import ICASCTask
+from ..version import TIMM_FOR_TRAINING
 
 ANSWER_SECONDS = 10
 
@@ -74,13 +77,24 @@ def _check_token() -> tuple[bool | None, str]:
     if not get_token():
         return None, f'none; only push and private repos need one: {LOG_IN}'
     try:
+        check_client()
         check_reachable('the Hub')
         with one_line_errors('the Hub'), request_timeout(ANSWER_SECONDS):
             return True, f"valid, of {HfApi().whoami()['name']}"
-    except HubError as e:
+    except (HubError, VersionError) as e:
         refused = isinstance(
             e.__cause__, HfHubHTTPError) and e.__cause__.response.status_code == 401
         return (False, e.line) if refused else (None, f'there is one, not checked: {e.line}')
+
+
+def _check_versions() -> tuple[bool | None, str]:
+    """Whether everything works with the versions that are here; less than everything is no fault."""
+    try:
+        check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'training')
+        check_client()
+        return True, 'recent enough for maps, training and the Hub'
+    except VersionError as e:
+        return None, f'maps work, but {e.line}'
 
 
 def _check_cache() -> tuple[bool | None, str]:
@@ -97,11 +111,12 @@ def _check_step(device: str, order: int) -> tuple[bool | None, str]:
     """The gradient of the terms alone, without the classification loss, has to reach the first layer."""
     torch.manual_seed(0)
     try:
-        task = ICASCTask(timm.create_model('resnet20_cifar').to(device), order=order, verbose=False)
+        model, config = timm.create_model('resnet20_cifar').to(device), ICASCConfig(order=order)
         images, target = torch.randn(4, 3, 32, 32, device=device), torch.arange(4, device=device)
-        loss = task.icasc_forward(images, target).weighted_sum(task.config)
+        layers = resolve_layers(model, input_size=(3, 32, 32))
+        loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
         loss.backward()
-        gradient = next(task.parameters()).grad
+        gradient = next(model.parameters()).grad
         gradient = 0. if gradient is None else gradient.abs().sum().item()
     except Exception as e:  # whatever a broken installation makes torch say
         return False, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
@@ -112,7 +127,8 @@ def _check_step(device: str, order: int) -> tuple[bool | None, str]:
 
 def _findings() -> Iterator[Finding]:
     checks: dict[str, Callable[[], tuple[bool | None, str]]] = {
-        'accelerator': _check_devices, 'Hub token': _check_token, 'Hub cache': _check_cache}
+        'versions': _check_versions, 'accelerator': _check_devices, 'Hub token': _check_token,
+        'Hub cache': _check_cache}
     for device in _devices():
         for order in (1, 2):
             checks[f'step on {device}, order {order}'] = lambda d=device, o=order: _check_step(d, o)

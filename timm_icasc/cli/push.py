@@ -7,6 +7,11 @@ safetensors, config.json and the card go up in one commit, are fetched back into
 `verified-...`. Weights are those after the last epoch (the averaged ones, where the run kept an average), which the
 results are of. Run it again after an interruption: what has arrived is not sent twice. Log in with `hf auth login`.
 
+Published are config.json (with the names of the classes, of data set and of initial weights), model.safetensors,
+args.yaml and the card README.md. attention.png shows six of your validation images. It goes along, and onto the card,
+where the data set is a public one, else only with --figure. Of local paths in commands and options the last part stays.
+Nothing else in the folder is taken, and no link is followed.
+
 Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the weight tag NAME finds its weights.
 """
 import argparse
@@ -24,9 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--license', metavar='ID', help='license of the weights, e.g. cc-by-nc-4.0 (default: that of '
         'the weights the run started from; apache-2.0 where it started from none)')
     parser.add_argument('--private', action='store_true', help='create the repo as a private one')
+    parser.add_argument(
+        '--figure', action=argparse.BooleanOptionalAction, default=None,
+        help='publish attention.png, which shows validation images of yours (default: where the data set is digits, a '
+             'named one of this package or of torchvision; not of image folders, lists and streams)')
+    parser.add_argument(
+        '--class-names', action=argparse.BooleanOptionalAction, default=True,
+        help='publish the names of the classes in config.json (default: do)')
 
 
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
-    report(push(args.source, args.repo_id, args.license, args.private))
+    report(push(
+        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names))
     return 0

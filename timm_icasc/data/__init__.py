@@ -7,6 +7,7 @@ from .dataset_factory import (
     create_dataset,
     evenly_spaced,
     image_name,
+    is_public,
     labels_of,
     name_classes,
 )
@@ -23,5 +24,5 @@ __all__ = [
     'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'ILSVRC2012', 'LabelledImages',
     'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'VOCDevkit',
     'VOC_CLASSES', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'create_dataset',
-    'evenly_spaced', 'image_name', 'is_stream', 'labels_of', 'name_classes', 'use_pad_crop',
+    'evenly_spaced', 'image_name', 'is_public', 'is_stream', 'labels_of', 'name_classes', 'use_pad_crop',
 ]

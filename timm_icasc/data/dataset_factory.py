@@ -19,7 +19,10 @@ from .read_image import read_with_names
 from .streams import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
-__all__ = ['NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'labels_of', 'name_classes']
+__all__ = [
+    'NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'is_public', 'labels_of',
+    'name_classes',
+]
 
 # Name -> how to make it from root, split and the transform and Pillow mode that every data set takes.
 NAMES = {
@@ -34,6 +37,18 @@ NAMES = {
 }
 
 TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
+
+# Of the torch/ data sets, those that are no folder of images.
+PUBLIC_OF_TORCHVISION = tuple(f'torch/{name}' for name in (
+    'cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', 'inat', 'inaturalist', 'places365',
+    'imagenet'))
+
+
+def is_public(name: str | None) -> bool:
+    """Whether the images of a data set are everybody's; those of a user's own folder, list or stream are not."""
+    name = name or ''
+    return name == 'digits' or name in NAMES and name != 'multilabel' or name.lower() in PUBLIC_OF_TORCHVISION
+
 
 def create_dataset(
         name: str,

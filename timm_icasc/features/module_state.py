@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn as nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..errors import ICASCError
+from ..errors import ICASCError, VersionError
 
 __all__ = [
-    'DATA_PARALLEL', 'activation_or_norm', 'evaluation_mode', 'hold_batch_norm_statistics',
+    'DATA_PARALLEL', 'activation_or_norm', 'check_shards', 'evaluation_mode', 'hold_batch_norm_statistics',
     'is_checkpointing', 'is_sharded', 'one_thread', 'unwrap_model',
 ]
 
@@ -110,6 +111,18 @@ def activation_or_norm(module: nn.Module) -> str | None:
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 (`fully_shard`) gathers parameters for a forward or backward pass, and lets go of them after it."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def check_shards(model: nn.Module) -> None:
+    """Raise VersionError where torch itself cannot run a model of `fully_shard`: before 2.7, on a CPU.
+
+    torch 2.6 asks the stand-in for a stream on a CPU to record an event, which that cannot do.
+    """
+    if is_sharded(model) and not hasattr(torch.cpu.Stream, 'record_event') and any(
+            parameter.device.type == 'cpu' for parameter in model.parameters()):
+        raise VersionError(
+            f'torch {torch.__version__} cannot run fully_shard (FSDP2) on a CPU, with or without ICASC: take a later '
+            f'torch (pip install -U torch), or DistributedDataParallel.')
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:

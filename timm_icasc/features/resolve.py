@@ -14,7 +14,7 @@ import torch.nn as nn
 
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers
-from .module_state import is_checkpointing, one_thread, unwrap_model
+from .module_state import check_shards, is_checkpointing, one_thread, unwrap_model
 from .owner import described_features, own_value, owners
 from .probe import Probe
 
@@ -341,10 +341,12 @@ def resolve_layers(
 
     Raises:
         LayerResolutionError: A path does not exist, or no spatial feature is on the path to the logits.
+        VersionError: The model's parameters are in shards on a CPU, which this torch cannot run.
     """
     if not isinstance(model, nn.Module):
         raise LayerResolutionError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
     model = unwrap_model(model)
+    check_shards(model)
     if isinstance(layers, ICASCLayers):
         check_layers(model, layers)
         return layers

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlparse
 
+import huggingface_hub
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     BadRequestError,
@@ -20,9 +21,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from ..errors import HubError
+from ..errors import HubError, check_version
+from ..version import HUB_FOR_TRANSFERS
 
-__all__ = ['check_reachable', 'one_line_errors', 'request_timeout', 'repo_at']
+__all__ = ['check_client', 'check_reachable', 'one_line_errors', 'request_timeout', 'repo_at']
 
 CONNECT_SECONDS = 5
 
@@ -34,6 +36,15 @@ LOG_IN = "'hf auth login', or a token from https://huggingface.co/settings/token
 def repo_at(repo_id: str, revision: str | None) -> str:
     """How every message names a source."""
     return f"{repo_id}@{revision or 'main'}"
+
+
+def check_client() -> None:
+    """Raise VersionError where the Hub's client is older than the one that transfers can rely on.
+
+    Older ones wait for a silent Hub for ever, do not go on with a broken download, and say less of what went wrong.
+    """
+    check_version(
+        'huggingface_hub', huggingface_hub.__version__, HUB_FOR_TRANSFERS, 'exchanging weights with the Hub')
 
 
 def _connect(host: str, port: int) -> None:

@@ -5,6 +5,7 @@ import timm
 
 from ..errors import HubError
 from .download import fetch, split_source
+from .failures import check_client
 from .model_folder import WEIGHTS, check_folder
 from .tags import WEIGHT_TAGS
 
@@ -22,6 +23,7 @@ def pull(source: str) -> tuple:
 
     Raises:
         HubError: As of `download.fetch`.
+        VersionError: The Hub's client is too old to fetch from it.
     """
     if source.startswith('local-dir:'):
         folder = Path(source.removeprefix('local-dir:'))
@@ -35,5 +37,6 @@ def pull(source: str) -> tuple:
         raise HubError(
             f"'{source}' is no weight tag of timm_icasc; its tags are "
             f"{', '.join(sorted(WEIGHT_TAGS)) or 'none'}. A repo is OWNER/NAME.")
+    check_client()
     fetched = fetch(*split_source(source))
     return fetched.folder, fetched.where, fetched.config, fetched.sha256

@@ -27,7 +27,7 @@ MARK = '_timm_icasc_original'
 
 
 def find_cards(package: Path) -> Path:
-    """The folder hub_cards: inside the package, or, in a checkout that came without symbolic links, beside it."""
+    """The folder hub_cards: inside the package where it is installed, beside it in a checkout."""
     inside = package / 'hub_cards'
     return next((path for path in (inside, package.parent / 'hub_cards') if (path / TEMPLATE).is_file()), inside)
 
@@ -97,7 +97,7 @@ def find_tags(cards: Path = CARDS) -> dict[str, WeightTag]:
         FileNotFoundError: There is no such folder.
     """
     if not cards.is_dir():
-        raise FileNotFoundError(f"no folder '{cards}'; install timm_icasc again, from a checkout with symbolic links")
+        raise FileNotFoundError(f"no folder '{cards}'; install timm_icasc again")
     found = {}
     for path in sorted(cards.glob('*/config.json')):
         folder, config = path.parent, json.loads(path.read_text(encoding='utf-8'))

@@ -1,6 +1,6 @@
 """A folder of model files to the Hub: one commit, fetched back and compared, then tagged."""
 import hashlib
-import tempfile
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, validate_rep
 from ..errors import DamagedError, HubError
 from ..version import __version__
 from .download import PICKLES, fetch
-from .failures import check_reachable, one_line_errors, repo_at, request_timeout
+from .failures import check_client, check_reachable, one_line_errors, repo_at, request_timeout
 from .model_folder import CONFIG, README, WEIGHTS, file_sha256
+from .staging import temporary_folder
 
-__all__ = ['Upload', 'publish', 'repo_name']
+__all__ = ['Upload', 'check_license', 'publish', 'repo_name']
 
 ANSWER_SECONDS = 120  # joining the parts of a large file takes the Hub a while
 
@@ -27,12 +28,14 @@ class Upload:
         commit: The commit, 40 digits.
         tag: Its tag.
         sha256: Of model.safetensors.
+        files: What was sent.
         pickles: Files in the repo, from before, that hold weights as a pickle.
     """
     repo_id: str
     commit: str
     tag: str
     sha256: str
+    files: list[str]
     pickles: list[str]
 
 
@@ -41,7 +44,9 @@ def repo_name(repo_id: str) -> str:
 
     Raises:
         HubError: No repo name, no network, no token, or an invalid one.
+        VersionError: The Hub's client is too old.
     """
+    check_client()
     where = repo_at(repo_id, None)
     with one_line_errors(where):
         validate_repo_id(repo_id)
@@ -80,7 +85,7 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Uplo
     check_reachable(where)
     api = HfApi(library_name='timm_icasc', library_version=__version__)
     with one_line_errors(where), request_timeout(ANSWER_SECONDS):
-        _validate(files[README], where)  # before anything is left on the Hub
+        _validate(files[README].read_text(encoding='utf-8'), where)  # before anything is left on the Hub
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         before = api.model_info(repo_id)
         if private and not before.private:
@@ -97,15 +102,26 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Uplo
     with one_line_errors(repo_at(repo_id, commit)), request_timeout(ANSWER_SECONDS):
         api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
     return Upload(
-        repo_id, commit, tag, hashes[WEIGHTS],
+        repo_id, commit, tag, hashes[WEIGHTS], sorted(files),
         [file.rfilename for file in before.siblings if file.rfilename.endswith(PICKLES)])
 
 
-def _validate(card: Path, where: str) -> None:
+def check_license(license: str, repo_id: str) -> None:
+    """Ask the Hub whether it knows a license, before there is a card that names it.
+
+    Raises:
+        HubError: It does not, or cannot be asked.
+    """
+    where = repo_at(repo_id, None)
+    with one_line_errors(where), request_timeout(ANSWER_SECONDS):
+        _validate(f'---\nlicense: {json.dumps(license)}\n---\n', where)
+
+
+def _validate(card: str, where: str) -> None:
     """Ask the Hub whether it takes the metadata of a card."""
     response = get_session().post(  # `ModelCard.validate` asks huggingface.co, whatever HF_ENDPOINT says, before 2.2
         f'{constants.ENDPOINT}/api/validate-yaml', headers={'Accept': 'text/plain'},
-        json={'repoType': 'model', 'content': card.read_text(encoding='utf-8')})
+        json={'repoType': 'model', 'content': card})
     if response.status_code == 400:
         raise HubError(f"{where}: the metadata of {README} are refused: {' '.join(response.text.split())}")
     hf_raise_for_status(response)
@@ -115,13 +131,13 @@ def _compare(repo_id: str, commit: str, hashes: dict[str, str]) -> None:
     """Fetch a commit into a fresh cache, as a stranger would, and compare it with what was sent."""
     where = repo_at(repo_id, commit)
     different = '{}: {} came back different from what was sent; it is not tagged. Run the command again.'
-    with tempfile.TemporaryDirectory(prefix='timm-icasc-') as cache:
+    with temporary_folder() as cache:
         try:
-            fetch(repo_id, commit, hashes[WEIGHTS], Path(cache))
+            fetch(repo_id, commit, hashes[WEIGHTS], cache)
         except DamagedError as e:
             raise HubError(different.format(where, WEIGHTS)) from e
         with one_line_errors(where), request_timeout(ANSWER_SECONDS):
-            for name in hashes.keys() - {WEIGHTS}:
+            for name in sorted(hashes.keys() - {WEIGHTS}):
                 fetched = hf_hub_download(repo_id, name, revision=commit, cache_dir=cache)
-            if file_sha256(fetched) != hashes[name]:
+                if file_sha256(fetched) != hashes[name]:
                     raise HubError(different.format(where, name))

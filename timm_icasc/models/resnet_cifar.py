@@ -7,7 +7,7 @@ Stochastic depth: `Deep Networks with Stochastic Depth` - https://arxiv.org/abs/
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, create_classifier, get_device_dtype
+from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock
@@ -148,12 +148,13 @@ class ResNetCifar(nn.Module):
             num_classes: Number of classes for the new classifier, 0 to remove it.
             global_pool: Global pooling type, current pooling is kept if None.
         """
-        dd = get_device_dtype(self)
+        parameter = next(self.parameters())
         self.num_classes = num_classes
         if global_pool is None:
             global_pool = self.global_pool.pool_type
         self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=global_pool, **dd)
+            self.num_features, num_classes, pool_type=global_pool, device=parameter.device,
+            dtype=parameter.dtype)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.global_pool.train(self.training)
         self.fc.train(self.training)

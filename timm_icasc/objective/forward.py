@@ -11,7 +11,12 @@ import torch.nn as nn
 
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, ImageSize, image_size_of
-from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, is_sharded
+from ..features.module_state import (
+    check_shards,
+    hold_batch_norm_statistics,
+    is_checkpointing,
+    is_sharded,
+)
 from ..features.outputs import class_scores
 from ..features.tap import capture_features
 from ..labels import KINDS, ClassPair
@@ -110,6 +115,7 @@ def _mean_over_classes(
 
 def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
     """Raise where a backward pass would lack parameters, or wait for passes that other processes do not make."""
+    check_shards(model)
     if order == 2 and is_sharded(model):
         raise ICASCError(
             'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '

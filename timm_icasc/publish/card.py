@@ -128,6 +128,7 @@ def render(
         results: dict[str, Any],
         name: str,
         load: str,
+        figure: bool = True,
 ) -> str:
     """The text of a card.
 
@@ -137,6 +138,7 @@ def render(
         results: Evaluated runs: 'dataset', 'split', 'images', 'attention_images', 'runs'.
         name: Name of the model, in the Hub's leaderboards.
         load: What `timm.create_model` takes.
+        figure: Whether to show attention.png, where there is one.
 
     Raises:
         HubError: A value that the card needs is missing, or one is there that it does not know.
@@ -172,7 +174,7 @@ def render(
             'published': _paper(config['architecture'], results['dataset'], measure),
             'rows': _rows(results['runs']), 'attention': list(ATTENTION), 'differences': _differences(results['runs']),
             'several_seeds': len({run['seed'] for run in results['runs']}) > 1,
-            'figure': written['figure'] if (folder / FIGURE).is_file() else None,
+            'figure': written['figure'] if figure and (folder / FIGURE).is_file() else None,
         }
         body = environment.get_template(TEMPLATE).render(context)
         head = _metadata(name, written, config, results, ours['method'])
@@ -194,10 +196,10 @@ def _read_sources(path: Path) -> tuple:
     return written, results
 
 
-def render_sources(path: Path, load: str | None = None) -> str:
-    """The card of hub_cards/NAME.yaml, with NAME.json and NAME/ beside it; `load` as for `render`."""
+def render_sources(path: Path, load: str | None = None, figure: bool = True) -> str:
+    """The card of hub_cards/NAME.yaml, with NAME.json and NAME/ beside it; `load`, `figure` as for `render`."""
     written, results = _read_sources(path)
-    return render(path.with_suffix(''), written, results, path.stem, load or path.stem)
+    return render(path.with_suffix(''), written, results, path.stem, load or path.stem, figure)
 
 
 def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str:
@@ -285,11 +287,13 @@ def write_results(path: Path, folders: list[Path]) -> None:
         HubError: The YAML names none of the runs, or as of `evaluate_runs`.
     """
     written = yaml.safe_load(path.read_text(encoding='utf-8'))
-    runs = [run for folder in folders for run in open_measured_runs(folder)]
-    shipped = written['shipped_run']
-    chosen = [run for run in runs if {'method': run.method, 'seed': run.results['seed']} == shipped]
+    found = [(folder, run) for folder in folders for run in open_measured_runs(folder)]
+    shipped, runs = written['shipped_run'], [run for _, run in found]
+    chosen = [pair for pair in found if {'method': pair[1].method, 'seed': pair[1].results['seed']} == shipped]
     if len(chosen) != 1:
         raise HubError(f"'{path}': shipped_run {shipped} is {len(chosen)} of these runs, and must be one.")
     results = evaluate_runs(runs)
     path.with_suffix('.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
-    export(chosen[0], path.with_suffix(''), path.stem.partition('.')[2], written['license'])
+    (folder, run), = chosen
+    figure = folder / FIGURE if written['figure'] and (folder / FIGURE).is_file() else None
+    export(run, path.with_suffix(''), path.stem.partition('.')[2], written['license'], figure)

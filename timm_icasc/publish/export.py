@@ -1,6 +1,7 @@
 """From the folder of a finished run to the files of a model repo: config.json, model.safetensors, the figure."""
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from ..hub.model_folder import (
     file_sha256,
     write_weights,
 )
-from ..runs.folder import ARGUMENTS, LOCATION_OPTIONS, Run, open_runs
+from ..runs.folder import ARGUMENTS, COMPARED, LAST, PUBLISHING_OPTIONS, RESULTS, Run, open_runs
+from .local_paths import without_local_paths
 
-__all__ = ['export', 'open_measured_runs']
+__all__ = ['check_publishable', 'export', 'open_measured_runs', 'refuse_links']
 
 OWN_LICENSE = 'apache-2.0'  # of weights trained from random initialisation, where the author names none
 
@@ -31,29 +33,58 @@ PAPER = {
     'paper_ids': 'arXiv:1811.07484'}
 
 
+def refuse_links(*files: Path) -> None:
+    """Raise HubError where one of the files is a link: what it leads to was not put there to be published."""
+    for file in files:
+        if file.is_symlink():
+            raise HubError(f"'{file}' is a link, and none is followed to what is published: put the file itself there.")
+
+
 def open_measured_runs(folder: Path) -> list[Run]:
-    """`open_runs`, each with a measure that a card can judge it by.
+    """`open_runs`, to be published: each with a measure that a card can judge it by, and without local paths.
 
     Raises:
-        HubError: As of `open_runs`, or a run has no such measure.
+        HubError: As of `open_runs`, a run has no such measure, or one of its files is a link.
     """
+    compared = [Path(folder) / name for name in COMPARED]
+    refuse_links(*compared, *(
+        place / name for place in (Path(folder), *compared) for name in (ARGUMENTS, RESULTS, LAST, FIGURE)))
     runs = open_runs(folder)
     for run in runs:
         try:
             measure_of(run.metrics)
         except KeyError as e:
             raise run.outdated() from e
-    return runs
+    return [
+        replace(run, **{name: without_local_paths(getattr(run, name)) for name in ('arguments', 'results')})
+        for run in runs]
 
 
-def _license(run: Run, chosen: str | None) -> str:
-    source = run.model['source']
-    if chosen or source is None:
-        return chosen or OWN_LICENSE
+def check_publishable(model: dict[str, Any], license: str | None) -> str:
+    """Check before a run, or after it, that its weights can be published; returns their license.
+
+    Args:
+        model: What the run notes down of its model (`training.model_record`).
+        license: Identifier that the user chose.
+
+    Raises:
+        HubError: The license is not known, or timm could not load the weights again.
+    """
+    if not timm.is_model(model['architecture']):
+        raise HubError(
+            f"the architecture '{model['architecture']}' is not registered with timm: import the package "
+            f'that defines it.')
+    if model['model_args'] is None:
+        raise HubError(
+            f"timm does not tell the arguments of the model '{model['architecture']}'; its weights could not be "
+            f'loaded again.')
+    source = model['source']
+    if license or source is None:
+        return license or OWN_LICENSE
     if not source['license']:
         raise HubError(
-            f"'{run.folder}' started from the weights '{source['name']}', whose license is not known: "
-            f'name that of the result with `license`, for instance `license=apache-2.0`.')
+            f"the license of the weights that the run starts from, '{source['name']}', is not known: name that of "
+            f'the result with `license`, for instance `license=apache-2.0`.')
     return source['license']
 
 
@@ -72,25 +103,34 @@ def _provenance(run: Run) -> dict[str, Any]:
 
 
 def _write_options(run: Run, folder: Path) -> None:
-    """All options of the run, without those that say where its files went."""
+    """All options of the run, without those that say where its files went and how they were published."""
     if not run.arguments:
         raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was trained.")
-    kept = {name: value for name, value in run.arguments.items() if name not in LOCATION_OPTIONS}
+    kept = {name: value for name, value in run.arguments.items() if name not in PUBLISHING_OPTIONS}
     (folder / OPTIONS).write_text(yaml.safe_dump(kept), encoding='utf-8')
 
 
-def export(run: Run, folder: Path, tag: str, license: str | None = None) -> dict[str, Any]:
-    """Write config.json, model.safetensors, args.yaml and attention.png of a run; check that timm can load them.
+def export(
+        run: Run,
+        folder: Path,
+        tag: str,
+        license: str | None = None,
+        figure: Path | None = None,
+        class_names: bool = True,
+) -> dict[str, Any]:
+    """Write config.json, model.safetensors, args.yaml and the figure of a run; check that timm can load them.
 
     `config.json` says what the run itself noted down: nothing of it comes from the configuration of the weights
     that the run may have started with.
 
     Args:
-        run: A finished run.
+        run: A finished run, of `open_measured_runs`.
         folder: Where to; it is created.
         tag: Name of these weights among those of the architecture, as in `ARCHITECTURE.TAG`.
         license: Identifier of the license; by default that of the source weights, or apache-2.0 for a run that
             started from random ones.
+        figure: attention.png of the run, which shows validation images; None to leave it out.
+        class_names: Whether the configuration names the classes.
 
     Returns:
         The configuration.
@@ -99,19 +139,10 @@ def export(run: Run, folder: Path, tag: str, license: str | None = None) -> dict
         HubError: The run lacks something, or its weights do not fit the architecture that it names.
         ICASCError: Its checkpoint cannot be read.
     """
-    model = run.model
-    if not timm.is_model(model['architecture']):
-        raise HubError(
-            f"the architecture '{model['architecture']}' is not registered with timm: import the package "
-            f'that defines it.')
-    if model['model_args'] is None:
-        raise HubError(
-            f'timm {run.results["versions"]["timm"]} did not tell the arguments of the model; its weights '
-            f'could not be loaded again.')
+    model, license = run.model, check_publishable(run.model, license)
     run.check_last_epoch()
     folder.mkdir(parents=True, exist_ok=True)
     _write_options(run, folder)
-    license = _license(run, license)
     provenance = write_weights(run.load_weights(), _provenance(run), folder / WEIGHTS)
     config = {
         'architecture': model['architecture'], 'num_classes': model['num_classes'], 'model_args': model['model_args'],
@@ -124,9 +155,9 @@ def export(run: Run, folder: Path, tag: str, license: str | None = None) -> dict
         },
         METADATA_KEY: {**provenance, 'sha256': file_sha256(folder / WEIGHTS)},
     }
-    if model['label_names']:
+    if model['label_names'] and class_names:
         config['label_names'] = model['label_names']
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    if run.figure is not None:
-        shutil.copyfile(run.figure, folder / FIGURE)
+    if figure is not None:
+        shutil.copyfile(figure, folder / FIGURE)
     return check_folder(folder, str(run.folder))[0]

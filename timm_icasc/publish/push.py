@@ -1,28 +1,125 @@
 """From a finished run, or a folder of hub_cards/, to a verified commit on the Hub."""
 import json
-import tempfile
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
+import yaml
 from huggingface_hub import constants
+from safetensors import SafetensorError, safe_open
 
+from ..data import is_public
 from ..errors import HubError, ICASCError
-from ..hub.model_folder import CONFIG, FILES, README, WEIGHTS, check_folder
+from ..hub.model_folder import (
+    CONFIG,
+    FIGURE,
+    FILES,
+    METADATA_KEY,
+    OPTIONS,
+    README,
+    WEIGHTS,
+    check_folder,
+)
+from ..hub.staging import temporary_folder
 from ..hub.tags import record_path
 from ..hub.upload import Upload, publish, repo_name
 from .card import render_run, render_sources
-from .export import export, open_measured_runs
+from .export import export, open_measured_runs, refuse_links
+from .local_paths import find_local_path
 
 __all__ = ['push', 'push_finished']
 
 
-def push(source: Path, repo_id: str, license: str | None = None, private: bool = False) -> Upload:
+def _chosen_figure(folder: Path, options: dict[str, Any], wanted: bool | None) -> Path | None:
+    """The figure of a folder, if it is to be published: where it is asked for, or shows a data set that is public.
+
+    Args:
+        folder: What the user named; of no other folder a figure is taken.
+        options: Of the run, of which 'dataset' counts.
+        wanted: Whether it was asked for; None where nothing was said.
+
+    Raises:
+        HubError: It was asked for, and is not there.
+    """
+    figure = folder / FIGURE
+    if wanted and not figure.is_file():
+        raise HubError(f"`figure`: '{folder}' holds no {FIGURE}.")
+    return figure if wanted or wanted is None and figure.is_file() and is_public(options.get('dataset')) else None
+
+
+def _read_ready(folder: Path) -> dict[str, Any]:
+    """Check that an exported folder can be published as it is; returns its options, empty where it has none.
+
+    Raises:
+        HubError: A file is a link, is damaged, or says where something lies on the machine that it was made on.
+    """
+    refuse_links(*(folder / name for name in FILES))
+    config = check_folder(folder, str(folder))[0]
+    try:
+        options = yaml.safe_load((folder / OPTIONS).read_text(encoding='utf-8')) if (folder / OPTIONS).is_file() else {}
+        with safe_open(folder / WEIGHTS, 'pt') as file:
+            header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
+    except (OSError, ValueError, yaml.YAMLError, SafetensorError) as e:
+        raise HubError(f"'{folder}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+    options = options if isinstance(options, dict) else {}
+    for name, content in ((CONFIG, config.get(METADATA_KEY)), (OPTIONS, options), (WEIGHTS, header)):
+        found = find_local_path(content)
+        if found is not None:
+            raise HubError(
+                f"'{folder / name}' names a path of the machine that it was made on ({found[:100]!r}): publish the "
+                f'folder of the run itself, which leaves such paths out.')
+    return options
+
+
+def _stage_ready(source: Path, folder: Path, repo_id: str, figure: Path | None) -> dict[str, Path]:
+    """The files of an exported folder by name; a card that has to be written goes to `folder`."""
+    files = {
+        name: source / name for name in FILES
+        if (source / name).is_file() and (name != FIGURE or figure is not None)}
+    sources = source.resolve().parent / f'{source.resolve().name}.yaml'
+    text = None
+    if sources.is_file():
+        text = render_sources(sources, f'hf-hub:{repo_id}', figure is not None)
+    elif README in files and figure is None:
+        text = re.sub(rf'^!\[.*\]\({FIGURE}\)\n+', '', files[README].read_text(encoding='utf-8'), flags=re.M)
+    if text is not None:
+        files[README] = folder / README
+        files[README].write_text(text, encoding='utf-8')
+    return files
+
+
+def _note_place(published: Upload, source: Path) -> None:
+    """Write beside a folder of hub_cards/ where its weight tag finds the weights."""
+    record = {'repo_id': published.repo_id, 'revision': published.commit, 'sha256': published.sha256}
+    path = record_path(source.resolve())
+    try:
+        path.write_text(json.dumps(record, indent=2) + '\n')
+    except OSError as e:
+        raise HubError(
+            f"published as {published.repo_id}@{published.commit}, but '{path}' cannot be written "
+            f'({e.strerror}), so that the weight tag does not find it; run the command again.') from e
+
+
+def push(
+        source: Path,
+        repo_id: str,
+        license: str | None = None,
+        private: bool = False,
+        figure: bool | None = None,
+        class_names: bool = True,
+) -> Upload:
     """Publish `source`; see the command's description.
 
     Args:
-        source: Run directory (of an --icasc-compare job, its ICASC run), or an exported folder with config.json.
+        source: Run directory (of an --icasc-compare job, its ICASC run), or an exported folder with config.json. None
+            of its files may be a link.
         repo_id: 'OWNER/NAME', or 'NAME' for the token's owner.
         license: Identifier of the license of the weights; by default what `export` says.
         private: Whether a new repo is private.
+        figure: Whether attention.png is published, which shows validation images; None where they are of a public
+            data set.
+        class_names: Whether the configuration of a run names its classes.
 
     Raises:
         HubError: The run is not finished, or the Hub, the network or a check refuses.
@@ -32,34 +129,23 @@ def push(source: Path, repo_id: str, license: str | None = None, private: bool =
     ready = (source / CONFIG).is_file() and (source / WEIGHTS).is_file()
     if ready and license:
         raise HubError(f"`license`: '{source}' has one in its {CONFIG}.")
-    if not ready:
-        runs = open_measured_runs(source)
-        run = runs[-1]
+    if ready and not class_names:
+        raise HubError(f"`class_names`: '{source}' goes up as it is; take 'label_names' out of its {CONFIG} yourself.")
+    runs = [] if ready else open_measured_runs(source)
+    chosen = _chosen_figure(source, _read_ready(source) if ready else runs[-1].arguments, figure)
     repo_id = repo_name(repo_id)
-    with tempfile.TemporaryDirectory(prefix='timm-icasc-') as staging:
-        folder, card = Path(staging), source.resolve().parent / f'{source.resolve().name}.yaml'
+    with temporary_folder() as folder:
         if ready:
-            check_folder(source, str(source))
-            text = render_sources(card, f'hf-hub:{repo_id}') if card.is_file() else None
+            files = _stage_ready(source, folder, repo_id, chosen)
         else:
-            tag = f"{'icasc' if run.model['icasc'] else 'baseline'}_{run.model['dataset'].replace('/', '_')}"
-            export(run, folder, tag, license)
-            text = render_run(run, runs, folder, repo_id)
-        if text is not None:
-            (folder / README).write_text(text, encoding='utf-8')
-        found = [
-            place / name for place in ((source, folder) if ready else (folder,)) for name in FILES]
-        files = {path.name: path for path in found if path.is_file()}
+            model = runs[-1].model
+            tag = f"{'icasc' if model['icasc'] else 'baseline'}_{model['dataset'].replace('/', '_')}"
+            export(runs[-1], folder, tag, license, chosen, class_names)
+            (folder / README).write_text(render_run(runs[-1], runs, folder, repo_id), encoding='utf-8')
+            files = {name: folder / name for name in FILES if (folder / name).is_file()}
         published = publish(files, repo_id, private)
-    if ready and card.is_file():
-        record = {'repo_id': published.repo_id, 'revision': published.commit, 'sha256': published.sha256}
-        path = record_path(source.resolve())
-        try:
-            path.write_text(json.dumps(record, indent=2) + '\n')
-        except OSError as e:
-            raise HubError(
-                f"published as {published.repo_id}@{published.commit}, but '{path}' cannot be written "
-                f'({e.strerror}), so that the weight tag does not find it; run the command again.') from e
+    if ready and source.resolve().with_name(f'{source.resolve().name}.yaml').is_file():
+        _note_place(published, source)
     return published
 
 
@@ -67,20 +153,21 @@ def report(published: Upload) -> None:
     print(
         f'{constants.ENDPOINT}/{published.repo_id}/tree/{published.tag}\n'
         f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'
-        f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)")
+        f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)\n"
+        f"published: {', '.join(published.files)}")
     if published.pickles:
         print(f"note: the repo also holds {', '.join(published.pickles)}, from before; nothing here loads a pickle")
 
 
-def push_finished(run_dir: Path, repo_id: str) -> None:
+def push_finished(run_dir: Path, repo_id: str, license: str | None = None) -> None:
     """Publish at the end of a training run, which is saved whatever becomes of it.
 
     Raises:
         HubError: As of `push`, with the command that tries again.
     """
     try:
-        report(push(run_dir, repo_id))
+        report(push(run_dir, repo_id, license))
     except ICASCError as e:
-        raise HubError(
-            f'`repo_id`: {e} The run is saved; publish it with: timm-icasc push {run_dir} '
-            f'{repo_id}') from e
+        named = ['--license', license] if license else []
+        command = shlex.join(['timm-icasc', 'push', str(run_dir), repo_id, *named])
+        raise HubError(f'`repo_id`: {e} The run is saved; publish it with: {command}') from e

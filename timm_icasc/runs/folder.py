@@ -21,7 +21,7 @@ from ..errors import HubError, ICASCError, one_line
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION', 'FIGURE',
-    'IMAGES', 'INCIDENTAL', 'LAST', 'LOCATION_OPTIONS', 'PAIRS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run',
+    'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run',
     'SEGMENTATION',
     'SUMMARY', 'check_folders', 'collect_runs', 'collect_segmentations', 'command_of', 'find_runs', 'find_weights',
     'group_runs', 'has_begun', 'latest_run', 'open_run', 'open_run_dir', 'open_runs', 'save_args',
@@ -47,9 +47,11 @@ SEGMENTATION = 'segmentation'  # .json, .pth.tar; of `timm-icasc segment`
 INCIDENTAL = (
     'seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
     'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
-    'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub')
+    'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub',
+    'license')
 
-LOCATION_OPTIONS = ('output', 'experiment', 'push_to_hub')  # options that say where the files of a run go
+# Options that say where the files of a run go, and under which license.
+PUBLISHING_OPTIONS = ('output', 'experiment', 'push_to_hub', 'license')
 
 COMMAND = '# '  # before the command, in the first line of args.yaml
 
@@ -111,12 +113,6 @@ class Run:
     def checkpoint(self) -> Path:
         """The weights after the last epoch, which the results are of."""
         return self.folder / LAST
-
-    @property
-    def figure(self) -> Path | None:
-        """The attention maps of the job, where they were drawn: here, or above the runs of --icasc-compare."""
-        folders = (self.folder, self.folder.parent)
-        return next((folder / FIGURE for folder in folders if (folder / FIGURE).is_file()), None)
 
     @property
     def data(self) -> str:
@@ -367,7 +363,7 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     first = text.partition('\n')[0].removeprefix(COMMAND)
     same = all(
         given.get(name) == value for name,
-        value in yaml.safe_load(text).items() if name not in LOCATION_OPTIONS)
+        value in yaml.safe_load(text).items() if name not in PUBLISHING_OPTIONS)
     return first if same else f"{first} && {'python ' if world == 1 else ''}{command}"
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import timm
 import torch
 import torch.nn as nn
 from timm.task import ClassificationTask
 
-from ..errors import ICASCError
+from ..errors import ICASCError, check_version
 from ..features.layout import ICASCLayers, Images, input_size
 from ..features.module_state import DATA_PARALLEL, unwrap_model
 from ..features.outputs import class_scores
@@ -17,6 +18,7 @@ from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig
 from ..objective.forward import ICASCOutput, icasc_forward
+from ..version import TIMM_FOR_TRAINING
 
 if TYPE_CHECKING:
     from ..metrics import MultiLabelEvaluator
@@ -52,6 +54,7 @@ class ICASCTask(ClassificationTask):
     Raises:
         LayerResolutionError: The model has no usable layers.
         ICASCError: The model is already compiled.
+        VersionError: timm is older than its tasks are that this one builds on. `icasc_forward` works with it.
 
     Examples:
 
@@ -78,6 +81,7 @@ class ICASCTask(ClassificationTask):
             verbose: bool = True,
             **parameters: Any,
     ):
+        check_version('timm', timm.__version__, TIMM_FOR_TRAINING, type(self).__name__)
         if hasattr(model, '_orig_mod'):
             raise ICASCError(
                 'ICASCTask needs gradients of inner features, which a compiled model does not give: pass the plain '

@@ -2,8 +2,10 @@
 import argparse
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from timm.utils import ParseKwargs
 
@@ -242,8 +244,13 @@ def _add_misc(parser: argparse.ArgumentParser) -> None:
              '--output, or in --output/--experiment')
     group.add_argument(
         '--push-to-hub', default='', metavar='OWNER/NAME',
-        help='publish the finished run on the Hugging Face Hub, as timm-icasc push does; the token is '
-             'checked before training')
+        help='publish the finished run on the Hugging Face Hub, as timm-icasc push does: with its figure '
+             'of validation images only where the data set is a public one. Token and license are checked '
+             'before training. No file can ask for it, a run to go on with neither')
+    group.add_argument(
+        '--license', metavar='ID',
+        help='license of the published weights, e.g. cc-by-nc-4.0 (default: that of the weights the run '
+             'starts from; apache-2.0 where it starts from none)')
     group.add_argument(
         '--checkpoint-hist', type=int, default=2, metavar='N',
         help='number of checkpoints to keep (default: %(default)s)')
@@ -426,6 +433,16 @@ def _check(args: argparse.Namespace) -> None:
             '(or --dataset digits).')
 
 
+def _without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The options of a file, which may be somebody else's, without its wish to publish what comes of them."""
+    repo_id = options.pop('push_to_hub', '')
+    if repo_id:
+        warnings.warn(
+            f"'{file}' asks to publish as '{repo_id}', which the command line alone can: add --push-to-hub "
+            f'{repo_id}.', stacklevel=3)
+    return options
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; defaults come from a resumed run's args.yaml, from --config, or from the digits recipe.
 
@@ -447,7 +464,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not files and not first.data_dir and not first.dataset:
         files = [DEFAULT_RECIPE]
     for file in files:
-        parser.set_defaults(**load_config(file, parser))
+        parser.set_defaults(**_without_publishing(load_config(file, parser), file))
     args = parser.parse_args(argv)
     _check(args)
     args.run_dir = str(run_dir) if run_dir is not None else None

@@ -17,7 +17,7 @@ from timm import utils
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, MultiLabelClassificationTask, evaluation_sample_limit
+from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import labels_of
@@ -166,7 +166,7 @@ def set_up_task(
 ) -> ClassificationTask:
     """`ICASCTask` or `MultiLabelICASCTask`, or timm's plain task where ICASC is off."""
     if labels is MULTI:
-        plain_class, icasc_class = MultiLabelClassificationTask, MultiLabelICASCTask
+        plain_class, icasc_class = timm.task.MultiLabelClassificationTask, MultiLabelICASCTask
         criterion: dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss()}
     else:
         plain_class, icasc_class = ClassificationTask, ICASCTask
@@ -236,7 +236,7 @@ class TrainingJob:
 
     def create_evaluator(self) -> Any:
         """What collects the predictions on the validation images: timm's, or that of several classes per image."""
-        limit = evaluation_sample_limit(self.loader_val)
+        limit = timm.task.evaluation_sample_limit(self.loader_val)
         if self.labels is MULTI:
             return MultiLabelEvaluator(limit, self.names)
         return self.task.create_evaluator(max_samples=limit)
