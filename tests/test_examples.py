@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / 'examples'
-PYTHON = ('own_loop.py', 'maps_in_a_loss.py', 'torchvision_model.py', 'multilabel.py')
+PYTHON = ('own_loop.py', 'maps_in_a_loss.py', 'torchvision_model.py', 'multilabel.py', 'lightning_module.py')
 SHELL = ('compare_two_runs.sh', 'publish.sh')
 
 
@@ -98,6 +98,20 @@ def test_multilabel(run):
     precision, loss = values('mAP', text), values('loss_cls', text)
     assert len(precision) == 3 and loss[2] < loss[0]
     assert precision[2] > 40, 'chance is the share of images that show a digit, 19 %'
+
+
+def test_lightning_module(run):
+    pytest.importorskip('lightning')
+    text = run('lightning_module.py', '--epochs', 2, '--images', 500)
+    assert values('accuracy', text)[0] > 0.3 and 'after 20 steps' in text, 'chance is 0.1'
+    found, model = map(int, re.search(r'(\d+) tensors; (\d+) of the model', text).groups())
+    assert found == model + 1, 'each weight once, and the step'
+
+
+def test_lightning_module_without_lightning(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lightning', None)
+    with pytest.raises(ModuleNotFoundError, match='lightning'):
+        run('lightning_module.py')
 
 
 @pytest.mark.slow  # four commands, each of which loads torch

@@ -33,6 +33,18 @@ def test_text_is_aligned_and_numbers_keep_their_digits():
         'loss          -    3']
 
 
+def test_numbers_that_are_compared_have_as_many_decimals():
+    """Of a measure in its row; in other tables in their columns."""
+    assert text([
+        {'measure': 'top-1 %', 'a': 7.5, 'b': 15.}, {'measure': 'top-5 %', 'a': 0.5, 'b': float('nan')},
+        {'measure': 'overlap', 'a': 0.5, 'b': 1.}]).splitlines()[1:] == [
+            'top-1 %    7.50   15.00', 'top-5 %    0.50       -', 'overlap  0.5000  1.0000']
+    assert text([
+        {'method': 'x', 'top-1 %': 7.5, 's': 9.5, 'ks': 0.25},
+        {'method': 'y', 'top-1 %': 9., 's': 12.25, 'ks': None}]).splitlines()[1:] == [
+            'x          7.50   9.50  0.2500', 'y          9.00  12.25       -']
+
+
 def test_more_columns_of_text():
     rows = [{'model': 'm', 'step': 'plain', 's': '1.0'}, {'model': 'm', 'step': 'x', 's': '10.0'}]
     assert text(rows, left=2).splitlines() == ['model  step      s', 'm      plain   1.0', 'm      x      10.0']

@@ -1,4 +1,5 @@
 """Options, recipes, and messages about both."""
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,13 @@ def test_argparse_errors_are_one_line_and_exit_code_2(argv, capsys):
         parse_args(argv)
     assert error.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize('cores, workers', [(1, 1), (2, 2), (64, 4)])
+def test_loading_processes_fit_the_cores(cores, workers, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)), raising=False)
+    assert parse_args(['--data-dir', '/data']).workers == workers
+    assert parse_args(['--data-dir', '/data', '-j', '9']).workers == 9, 'as given'
 
 
 def test_help_teaches(capsys):

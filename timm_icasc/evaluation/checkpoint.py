@@ -21,7 +21,7 @@ from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..labels import LabelKind
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
-from ..training.arguments import parse_args
+from ..training.arguments import parse_args, usable_cores
 from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
 
@@ -94,6 +94,8 @@ def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> a
     args = parse_args(argv)
     if args.input_size and getattr(given, 'img_size', None):  # the run's size gives way to what is asked for
         args.input_size = [args.input_size[0], given.img_size, given.img_size]
+    if getattr(given, 'workers', None) is None:  # the run may be of a larger machine
+        args.workers = min(args.workers, usable_cores())
     if given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
         args.dataset = ''  # the embedded data of the run give way to the folder
     return args

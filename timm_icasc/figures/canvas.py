@@ -75,17 +75,18 @@ class Page:
             style: str = 'normal',
             align: str = 'center',
     ) -> None:
-        """Write one line, shortened with an ellipsis where it is wider than `width`."""
+        """Write one line; where it is wider than `width`, an ellipsis takes its middle: names differ at their ends."""
         font = FontProperties(size=size, weight=weight, style=style)
         shown = text = ' '.join(text.split())[:200]
 
         def fits(line: str) -> bool:
             # Class names are data: a dollar sign in them starts no formula.
             return self.renderer.get_text_width_height_descent(line, font, ismath=False)[0] <= width
+        def shortened(kept: int) -> str:
+            return f'{text[:(kept + 1) // 2].rstrip()}\u2026{text[len(text) - kept // 2:].lstrip()}'
         if not fits(text):
-            lengths = range(1, len(text))
-            kept = bisect_left(lengths, True, key=lambda n: not fits(f'{text[:n].rstrip()}\u2026'))
-            shown = f'{text[:kept].rstrip()}\u2026'
+            kept = bisect_left(range(1, len(text)), True, key=lambda n: not fits(shortened(n)))
+            shown = shortened(kept)
         self.axes.text(x, baseline, shown, ha=align, va='baseline', color='black', font=font, parse_math=False)
 
     def scale_bar(self, left: int, top: int, width: int) -> None:

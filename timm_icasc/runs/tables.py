@@ -3,7 +3,7 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,26 @@ MARKDOWN = TableFormat(
     headerrow=DataRow('| ', ' | ', ' |'), datarow=DataRow('| ', ' | ', ' |'), padding=0, with_header_hide=None)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: int) -> str:
     if value is None or isinstance(value, float) and math.isnan(value):
         return NOTHING
-    if isinstance(value, float):
-        return f'{value:.2f}' if abs(value) >= 10 else f'{value:.4f}'
-    return str(value)
+    return f'{value:.{digits}f}' if isinstance(value, float) else str(value)
+
+
+def _digits(name: Any, values: Iterable[Any]) -> int:
+    """Decimals of numbers that are compared with each other, so that 7.50 stands beside 15.00."""
+    greatest = max((abs(value) for value in values if isinstance(value, float) and value == value), default=0)
+    return 2 if '%' in str(name) or greatest >= 10 else 4
 
 
 def _cells(rows: Rows) -> list[list[str]]:
-    return [[_cell(value) for value in row.values()] for row in rows]
+    names = list(rows[0])
+    if names[0] == 'measure':  # the values of a measure stand beside each other, in other tables below each other
+        digits = [[_digits(row['measure'], row.values())] * len(names) for row in rows]
+    else:
+        digits = [[_digits(name, (row[name] for row in rows)) for name in names]] * len(rows)
+    return [[_cell(*cell) for cell in zip(row.values(), each, strict=True)] for row, each in zip(
+        rows, digits, strict=True)]
 
 
 def text(rows: Rows, left: int = 1) -> str:

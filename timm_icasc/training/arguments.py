@@ -1,6 +1,7 @@
 """Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
 import argparse
 import math
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -64,6 +65,11 @@ Without any option it trains a small ResNet on the embedded digits in about a mi
   torchrun --nproc_per_node=8 train_timm.py ...                    several GPUs, one process each
   train_timm.py --resume auto                                      go on with the newest interrupted run
 """
+
+
+def usable_cores() -> int:
+    """Cores of this process. Torch warns of more data loading processes than that."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,8 +234,8 @@ def _add_misc(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Miscellaneous parameters')
     group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed (default: %(default)s)')
     group.add_argument(
-        '-j', '--workers', type=int, default=4, metavar='N',
-        help='data loading processes (default: %(default)s)')
+        '-j', '--workers', type=int, default=min(4, usable_cores()), metavar='N',
+        help='data loading processes (default: 4, or the number of cores where that is less)')
     group.add_argument('--pin-mem', action='store_true', help='pin CPU memory in the data loader')
     group.add_argument('--no-prefetcher', action='store_true', help='plain data loader')
     group.add_argument(
