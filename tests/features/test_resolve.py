@@ -1,10 +1,10 @@
 """Which layers are chosen, and that looking leaves no trace."""
 import copy
-from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+import torchvision
 from helpers.models import create
 from helpers.several_outputs import PARAMS, RECORDS
 
@@ -500,17 +500,24 @@ class TestClearErrors:
         with pytest.raises(LayerResolutionError, match='does not return class logits'):
             resolve_layers(model, input_size=(3, 64, 64))
 
-    @pytest.mark.parametrize('wrap', [
-        lambda logits: {'out': logits}, lambda logits: SimpleNamespace(logits=logits), lambda logits: [logits]])
-    def test_logits_inside_an_output(self, wrap):
-        """As of torchvision's segmentation models, or those of transformers."""
+    def test_layer_hidden_by_an_operation_in_place(self):
+        """torchvision's densenet calls F.relu(x, inplace=True) behind its features."""
+        model = torchvision.models.DenseNet(2, (1, 1, 1, 1), 4, num_classes=5)
+        with pytest.raises(LayerResolutionError, match=(
+                "'features.norm5' of DenseNet is hidden: what follows overwrites its output .* Name 'features'")):
+            resolve_layers(model, ('features.denseblock3', 'features.norm5'), (3, 64, 64))
+        layers = resolve_layers(model, ('features.denseblock3', 'features'), (3, 64, 64))
+        assert layers.last.path == 'features' and layers.last.modified_in_place
+
+    def test_logits_under_another_name(self):
+        """As of torchvision's segmentation models."""
         class Wrapped(torch.nn.Module):
             def __init__(self):
                 super().__init__()
                 self.model = timm.create_model('resnet18')
 
             def forward(self, x):
-                return wrap(self.model(x))
+                return {'out': self.model(x)}
 
-        with pytest.raises(LayerResolutionError, match=r'wrap it in a module whose forward .* model\(x\).logits or'):
+        with pytest.raises(LayerResolutionError, match="logits .* but dict; .* a model of one's own may return"):
             resolve_layers(Wrapped(), input_size=(3, 64, 64))

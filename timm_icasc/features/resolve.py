@@ -274,6 +274,18 @@ def check_layers(model: nn.Module, layers: ICASCLayers | Sequence[str]) -> None:
     _check_paths(model, layers)
 
 
+def _why_none(probe: Probe, path: str) -> str:
+    """Why the module at `path` has no feature, and what to name instead."""
+    if path not in probe.calls or not any(f.modified_in_place for f in probe.candidates(path)):
+        return 'has no spatial feature on the path to the logits: its module must be called in forward() and return ' \
+            'a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]'
+    parts = path.split('.')
+    outer = ('.'.join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+    seen = next((p for p in outer if p in probe.calls and any(map(probe.is_on_path, probe.candidates(p)))), None)
+    return 'is hidden: what follows overwrites its output in place, as F.relu(x, inplace=True) does. Name ' + (
+        f"'{seen}', which hands the same tensor on" if seen else 'another module') + ', or leave inplace out there'
+
+
 @torch.inference_mode(False)
 def _resolve_explicit(
         model: nn.Module,
@@ -291,9 +303,7 @@ def _resolve_explicit(
     inner, last = map(_Resolver(model, probe).named, paths)
     for path, features in zip(paths, (inner, last), strict=True):
         if not features:
-            raise LayerResolutionError(
-                f"Layer '{path}' of {type(model).__name__} has no spatial feature on the path to the logits: its "
-                f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K].')
+            raise LayerResolutionError(f"Layer '{path}' of {type(model).__name__} {_why_none(probe, path)}.")
     # As in the automatic choice: the deepest stage with a finer grid than the last layer's, where there is one.
     layers = ICASCLayers(next((f for f in inner if _is_finer(f, last[0])), inner[0]), last[0])
     for layer in layers:
