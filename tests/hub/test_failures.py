@@ -294,6 +294,11 @@ def test_a_proxy_that_is_not_there(hub, client, nowhere):
         'or HF_ENDPOINT.')
 
 
+def test_evaluation_of_a_repo_that_is_not_there(hub, client):
+    line = said(client('eval', 'hf-hub:me/missing', '--dataset', 'digits'), hub)
+    assert line.startswith('me/missing@main: no such repo, or a private one; check the name')
+
+
 def test_what_timm_alone_says(hub, client):
     """`timm.create_model('hf-hub:...')` is timm's: these are the cases that pull exists for."""
     def create(repo_id, **kwargs):

@@ -13,6 +13,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn as nn
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm import utils
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -73,10 +74,15 @@ def _explain_hub(name: str, unreachable: str, error: Exception) -> None:
     """Raise what the Hub's client said of the model `hf-hub:REPO` in one line that names the repo."""
     repo, _, revision = name.partition(':')[2].partition('@')
     where = repo_at(repo, revision)
-    if unreachable:
+    if unreachable and isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
         raise HubError(f'{where}: not in the cache, and {unreachable}') from error
-    with one_line_errors(where):
-        raise error
+    try:
+        with one_line_errors(where):
+            raise error
+    except HubError:
+        raise
+    except Exception as e:  # not of the Hub: what the model's own factory says
+        raise ICASCError(f'--model {name}: {one_line(e)}') from e
 
 
 def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable: str) -> nn.Module:
