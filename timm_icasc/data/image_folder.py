@@ -63,7 +63,8 @@ def _check_endings(folder: Path, has_map: bool) -> None:
         folders[:] = filter(is_class, folders)
         endings = [os.path.splitext(file)[1].lower() for file in files if path != str(folder)]
         read.update([path] * any(ending in readable for ending in endings))
-        left_out.update((path, ending) for ending in endings if ending in ENDINGS and ending not in readable)
+        unread = [ending for ending in endings if ending in ENDINGS and ending not in readable]
+        left_out.update((path, ending) for ending in unread)
     which = f"which are not read here ({', '.join(readable)} are): convert them, or take `name=torch/image_folder`"
     for path, ending in sorted(left_out):
         if path not in read and not has_map:
@@ -87,11 +88,13 @@ def settle_classes(dataset: Any) -> None:
     if not isinstance(holder, (ReaderImageFolder, torchvision.datasets.DatasetFolder)):
         return
     names = {index: name for name, index in holder.class_to_idx.items()}
-    kept = [(file, names[i]) for file, i in holder.samples if _lies_in_class(file, str(holder.root))]
+    root = str(holder.root)
+    kept = [(file, names[i]) for file, i in holder.samples if _lies_in_class(file, root)]
     if len(kept) == len(holder.samples):
         return
     filled = {name for _, name in kept}
-    index = {name: i for i, name in enumerate(name for name in holder.class_to_idx if name in filled)}
+    remaining = [name for name in holder.class_to_idx if name in filled]
+    index = {name: i for i, name in enumerate(remaining)}
     holder.samples, holder.class_to_idx = [(file, index[name]) for file, name in kept], index
     if holder is dataset:
         dataset.imgs, dataset.targets = dataset.samples, [target for _, target in dataset.samples]

@@ -47,7 +47,8 @@ class ILSVRC2012(LabelledImages):
             raise DataError(f"`root`: no folder '{base / split}'.")
         class_to_idx = {name: i for i, name in enumerate(names)}
         if any(p.is_dir() for p in folder.iterdir()):
-            unknown = sorted({p.name for p in folder.iterdir() if p.is_dir() and is_class(p.name)} ^ set(names))
+            found = {p.name for p in folder.iterdir() if p.is_dir() and is_class(p.name)}
+            unknown = sorted(found ^ set(names))
             if unknown:
                 raise DataError(f"'{folder}' and '{base / 'train'}' differ in the classes: {', '.join(unknown[:5])}.")
             samples, _ = find_images_and_targets(str(folder), class_to_idx=class_to_idx)

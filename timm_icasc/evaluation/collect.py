@@ -269,8 +269,9 @@ class _Collector:
                 checkpoint.model, images, drawn, method=config.attention, layer=self.layer,
                 layers=checkpoint.layers)
         if self.faithfulness:
-            others = (
-                _told_from(present, drawn, logits) if several else _most_confusing(logits, drawn[:, 0]))
+            others = _told_from(present, drawn, logits)
+            if not several:
+                others = _most_confusing(logits, drawn[:, 0])
             values.update(_mean_over_present(map_faithfulness(
                 checkpoint.model, images, maps, drawn, others,
                 [self.indices[row] for row in rows], checkpoint.labels.probabilities), present))

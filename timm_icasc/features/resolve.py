@@ -281,7 +281,8 @@ def _why_none(probe: Probe, path: str) -> str:
             'a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]'
     parts = path.split('.')
     outer = ('.'.join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
-    seen = next((p for p in outer if p in probe.calls and any(map(probe.is_on_path, probe.candidates(p)))), None)
+    called = (p for p in outer if p in probe.calls)
+    seen = next((p for p in called if any(map(probe.is_on_path, probe.candidates(p)))), None)
     return 'is hidden: what follows overwrites its output in place, as F.relu(x, inplace=True) does. Name ' + (
         f"'{seen}', which hands the same tensor on" if seen else 'another module') + ', or leave inplace out there'
 

@@ -47,8 +47,9 @@ def open_measured_runs(folder: Path) -> list[Run]:
         HubError: As of `open_runs`, a run has no such measure, or one of its files is a link.
     """
     compared = [Path(folder) / name for name in COMPARED]
-    refuse_links(*compared, *(
-        place / name for place in (Path(folder), *compared) for name in (ARGUMENTS, RESULTS, LAST, FIGURE)))
+    read = (ARGUMENTS, RESULTS, LAST, FIGURE)
+    refuse_links(
+        *compared, *(place / name for place in (Path(folder), *compared) for name in read))
     runs = open_runs(folder)
     for run in runs:
         try:

@@ -63,7 +63,8 @@ def _read_ready(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, SafetensorError) as e:
         raise HubError(f"'{folder}' cannot be read: {' '.join(str(e).split())[:200]}") from e
     options = options if isinstance(options, dict) else {}
-    for name, content in ((CONFIG, config.get(METADATA_KEY)), (OPTIONS, options), (WEIGHTS, header)):
+    written = ((CONFIG, config.get(METADATA_KEY)), (OPTIONS, options), (WEIGHTS, header))
+    for name, content in written:
         found = find_local_path(content)
         if found is not None:
             raise HubError(

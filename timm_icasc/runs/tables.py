@@ -35,7 +35,8 @@ def _cell(value: Any, digits: int) -> str:
 
 def _digits(name: Any, values: Iterable[Any]) -> int:
     """Decimals of numbers that are compared with each other, so that 7.50 stands beside 15.00."""
-    greatest = max((abs(value) for value in values if isinstance(value, float) and value == value), default=0)
+    numbers = [abs(v) for v in values if isinstance(v, float) and v == v]
+    greatest = max(numbers, default=0)
     return 2 if '%' in str(name) or greatest >= 10 else 4
 
 

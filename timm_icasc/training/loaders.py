@@ -61,7 +61,8 @@ def _match_classes(
         val: Dataset,
 ) -> None:
     """Number the classes of the validation as those of the training, where they are the same in another order."""
-    train_only, val_only = ([name for name in a if name not in b] for a, b in ((names, val_names), (val_names, names)))
+    train_only = [name for name in names if name not in val_names]
+    val_only = [name for name in val_names if name not in names]
     if not train_only and not val_only:
         name_classes(val, names)
         return
