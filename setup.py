@@ -13,13 +13,14 @@ def describe(readme: str, project: str) -> str:
     Args:
         readme: README.md.
         project: pyproject.toml. With `Source` among its addresses, links and images go there; without, of a link its
-            text stays and of an image nothing.
+            text stays, and of an image nothing, nor its caption below.
     """
     found = re.search(r'^Source = "(https://[^"]+?)/?"$', project, re.M)
-    image = rf'![\1]({found[1]}/raw/main/\2)' if found else ''
-    link = rf'[\1]({found[1]}/blob/main/\2)' if found else r'\1'
     relative = r'((?!https?:|#|mailto:)[^)]+)'
-    return re.sub(rf'(?<!!)\[([^]]+)\]\({relative}\)', link, re.sub(rf'!\[([^]]*)\]\({relative}\)', image, readme))
+    image, link = rf'!\[([^]]*)\]\({relative}\)', rf'(?<!!)\[([^]]+)\]\({relative}\)'
+    if not found:
+        return re.sub(link, r'\1', re.sub(rf'{image}(\n\n\*[^*]+\*\n)?', '', readme))
+    return re.sub(link, rf'[\1]({found[1]}/blob/main/\2)', re.sub(image, rf'![\1]({found[1]}/raw/main/\2)', readme))
 
 
 setup(

@@ -93,6 +93,7 @@ class TestDistributions:
         describe = runpy.run_path(str(ROOT / 'setup.py'))['describe']
         readme, project = '![Maps](docs/a.png) [Text](docs/b.md#part) [c](#c) [d](https://d)', '[project.urls]\n'
         assert describe(readme, project) == ' Text [c](#c) [d](https://d)'
+        assert describe('a\n\n![Maps](b.png)\n\n*Rows: c.*\n\nd *e*', project) == 'a\n\n\nd *e*'
         assert describe(readme, project + 'Source = "https://host/me/x/"\n') == (
             '![Maps](https://host/me/x/raw/main/docs/a.png) [Text](https://host/me/x/blob/main/docs/b.md#part) '
             '[c](#c) [d](https://d)')

@@ -7,7 +7,7 @@ from timm_icasc.publish.local_paths import find_local_path, without_local_paths
 @pytest.mark.parametrize('command, published', [
     ('train_timm.py --data-dir /home/alice/cats --lr 0.1', 'train_timm.py --data-dir cats --lr 0.1'),
     ("train_timm.py --data-dir '/home/alice/My Data/cats'", 'train_timm.py --data-dir cats'),
-    ("train_timm.py --data-dir='/home/alice/My Data/'", "train_timm.py --data-dir='My Data'"),
+    ("train_timm.py --data-dir='/home/alice/My Data/'", "train_timm.py '--data-dir=My Data'"),
     ('train_timm.py --data clients/acme/cats', 'train_timm.py --data cats'),  # an option cut short, a relative path
     ('train_timm.py --pretrained-path ~/w.pth', 'train_timm.py --pretrained-path w.pth'),
     ('train_timm.py --initial-checkpoint ../../w.pth', 'train_timm.py --initial-checkpoint w.pth'),
