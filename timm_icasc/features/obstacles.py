@@ -1,6 +1,7 @@
 """Why a model gives no gradients of its class scores at its features, each reason in a sentence of its own."""
 from collections.abc import Sequence
 
+import torch
 import torch.nn as nn
 
 __all__ = ['obstacle_to_gradients']
@@ -20,10 +21,11 @@ def obstacle_to_gradients(
         unrecorded: Of those that ran with gradients switched off.
         stops: Of those that put out no graph though their input had one, innermost first.
     """
-    if not called and any(True for _ in model.children()):
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    if scripted or (not called and any(True for _ in model.children())):
         return (
-            'its modules are not called one by one (a scripted, traced or exported model?), so pass the model that it '
-            'was made of')
+            'its modules are not called one by one (scripted, traced or exported?), so pass the model that it was made '
+            'of')
     if unrecorded:
         return (
             f"'{unrecorded[0]}' runs with gradients switched off (torch.no_grad() or inference_mode() in forward()?), "

@@ -66,6 +66,8 @@ class Probe:
         self._layouts: dict[tuple[str, int], Layout] = {}  # by what made the tensors
         self.unrecorded: list[str] = []  # modules that ran with gradients switched off
         self.stops: list[str] = []  # modules that took a gradient's path in and put out none, innermost first
+        if isinstance(model, torch.jit.ScriptModule):  # cannot be run with other weights
+            raise LayerResolutionError(f'{type(model).__name__} shows no layers: {self.obstacle()}.')
         parameter = next(model.parameters(), torch.empty(0))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
