@@ -12,10 +12,12 @@ import torch
 
 __all__ = ['channel_axis', 'tokens_in_front']
 
-# Operations that put out channels on axis 1, and those whose output lies as their input does with other sizes.
+# Operations that put out channels on axis 1; those whose output lies as their input does with other sizes; those that
+# mix axes, behind which nothing is known.
 CHANNELS_FIRST = re.compile(
     r'Convolution|Conv2D|BatchNorm|GroupNorm|Pool2D|(Upsample|ReflectionPad|ReplicationPad)\w*2D|Pixel(Uns|S)huffle')
 SAME_AXES = re.compile(r'Cat|Slice|Split|ConstantPad')
+MIXING = re.compile(r'mmBackward|MmBackward|Attention|Linear')
 
 # A node of the graph with, for each axis of its output, the axis of the tensor asked about; None for those that are not
 # among them.
@@ -53,7 +55,7 @@ def _through_view(
 def _before(node: Any, axes: tuple[int | None, ...]) -> Iterator[_Step]:
     """The nodes that the operation took its input from, as far as it tells where the axes were."""
     name, shape = node.name(), _shape(node)
-    for parent, output in node.next_functions:
+    for parent, output in () if MIXING.search(name) else node.next_functions:
         before = _shape(parent, output) if parent is not None else None
         if before is None or shape is None:
             continue
