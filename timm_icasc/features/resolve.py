@@ -316,8 +316,9 @@ def _why_none(resolver: _Resolver, path: str, stated: Layout | None) -> str:
     probe = resolver.probe
     if path not in probe.calls or not any(f.modified_in_place for f in probe.candidates(path)):
         return (
-            f'has no spatial feature {f"of the layout {stated} " if stated else ""}on the path to the logits: its module '
-            f'must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]{resolver.choices()}')
+            f'has no spatial feature {f"of the layout {stated} " if stated else ""}on the path to the logits: its '
+            f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]'
+            f'{resolver.choices()}')
     parts = path.split('.')
     outer = ('.'.join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
     seen = next((p for p in outer if p in probe.calls and any(map(probe.is_on_path, probe.candidates(p)))), None)
