@@ -64,16 +64,16 @@ def _entries(feature_info: Any) -> list[dict[str, Any]]:
 def _descriptions(model: nn.Module, path: str = '') -> dict[str, list[dict[str, Any]]]:
     """Path of each module that describes its features -> its entries, their paths as the whole model has them."""
     found = {}
-    for inner, info in owners(model, 'feature_info', lambda value: bool(_entries(value))):
+    for inner, info in owners(model, 'feature_info', lambda value: not callable(value)):
         entries, module = _entries(info), model.get_submodule(inner)
         own = f'{path}.{inner}'.strip('.')
         # Wrappers copy the list of what they wrap; the paths in it are those of the original.
         copied = [
             (child, m) for child, m in module.named_modules()
             if child and _entries(own_value(m, 'feature_info')) == entries]
-        if copied:
+        if entries and copied:
             found |= _descriptions(copied[0][1], f'{own}.{copied[0][0]}'.strip('.'))
-        else:
+        elif entries:
             found[own] = [{**entry, 'module': _full_path(module, own, entry.get('module'))} for entry in entries]
     return found
 
