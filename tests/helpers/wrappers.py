@@ -52,6 +52,14 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Linear(2, linear.out_features, bias=False)
         nn.init.zeros_(self.lora_B.weight)
 
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    @property
+    def bias(self):
+        return self.base_layer.bias
+
     def forward(self, x):
         return self.base_layer(x) + self.lora_B(self.lora_A(x))
 

@@ -74,7 +74,9 @@ def add_model_arguments(
         '--best', action='store_true',
         help='the weights of the best epoch, which the validation images have chosen, not of the last')
     group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
-    group.add_argument('--layers', nargs=2, metavar=('INNER', 'LAST'), help='module paths of the two layers')
+    group.add_argument(
+        '--layers', nargs=2, metavar=('INNER', 'LAST'),
+        help='module paths of the two layers; PATH:NHWC, PATH:NLC+5 (5 tokens in front) state the layout too')
     group.add_argument('--img-size', type=int, metavar='N', help='image size')
     group.add_argument('-b', '--batch-size', type=int, metavar='N', help='images per batch')
     group.add_argument('-j', '--workers', type=int, metavar='N', help='data loading processes')

@@ -3,6 +3,7 @@
 Shapes: `B` batch, `K` channels, `H W` feature grid, `L` tokens (prefix tokens such as the class token included).
 """
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..errors import LayerResolutionError
 
 __all__ = [
-    'FeatureLayer', 'ICASCLayers', 'ImageSize', 'Images', 'PatchGrid', 'image_size_of',
+    'FeatureLayer', 'ICASCLayers', 'ImageSize', 'Images', 'Layout', 'PatchGrid', 'image_size_of',
     'input_size', 'read_layout',
 ]
 
@@ -67,6 +68,71 @@ def _token_grid(num_tokens: int, image_size: tuple[int, int]) -> tuple[int, int]
     grids = [(h, num_tokens // h) for h in range(1, num_tokens + 1) if num_tokens % h == 0]
     grid = min(grids, key=lambda g: _aspect_mismatch(g, image_size), default=None)
     return grid if grid and _aspect_mismatch(grid, image_size) <= MAX_ASPECT_MISMATCH else None
+
+
+def _is_patch_grid(grid: tuple[int, int], image_size: tuple[int, int]) -> bool:
+    """Whether square patches of some size cut the image into this grid, with or without a rest at both ends."""
+    patch = max(1, image_size[0] // grid[0])
+    return any(
+        tuple(rounded(side / size) for side in image_size) == grid
+        for size in range(max(1, patch // 2), patch + 2) for rounded in (math.floor, math.ceil))
+
+
+# More tokens than this are not looked for in front of the patches: every number would do for some grid.
+MAX_PREFIX_TOKENS = 16
+
+
+def _find_prefix(
+        length: int,
+        image_size: tuple[int, int],
+        own: int,
+        in_front: int | None,
+) -> int | None:
+    """How many of `length` tokens come before those of a grid; None where no number leaves a grid.
+
+    Args:
+        length: Number of tokens.
+        image_size: Height and width of the images.
+        own: The number by the model's own word.
+        in_front: The number that the model was seen to put there, if it was.
+    """
+    def grid_behind(prefix: int) -> tuple[int, int] | None:
+        return _token_grid(length - prefix, image_size) if prefix < length else None
+
+    if in_front is not None and grid_behind(in_front):
+        return in_front
+    # The model's word comes first among equals, but it may speak of another layer (CaiT's class token joins late).
+    usual = [prefix for prefix in dict.fromkeys((own, 0, 1, 2)) if grid_behind(prefix)]
+    if usual:
+        return min(usual, key=lambda prefix: _aspect_mismatch(grid_behind(prefix), image_size))
+    return next((
+        prefix for prefix in range(3, MAX_PREFIX_TOKENS + 1)
+        if grid_behind(prefix) and _is_patch_grid(grid_behind(prefix), image_size)), None)
+
+
+class Layout(NamedTuple):
+    """What is known of a tensor's axes before its shape is looked at.
+
+    Attributes:
+        name: 'NCHW', 'NHWC', 'NLC'; None if unknown.
+        prefix_tokens: Number of tokens before those of the grid; None if unknown.
+        is_stated: By the user's word, which is not doubted.
+    """
+    name: str | None = None
+    prefix_tokens: int | None = None
+    is_stated: bool = False
+
+    @classmethod
+    def split(cls, text: str) -> tuple[str, 'Layout | None']:
+        """Module path and layout of 'PATH:LAYOUT'; `LAYOUT` is NCHW, NHWC, NLC or NLC+N, with N prefix tokens."""
+        match = re.fullmatch(r'(.+):(?:(NCHW|NHWC)|(NLC)(?:\+(\d+))?)', text)
+        if match is None:
+            return text, None
+        path, name, tokens, prefix = match.groups()
+        return path, cls(name or tokens, None if prefix is None else int(prefix), is_stated=True)
+
+    def __str__(self) -> str:
+        return f'{self.name}' + (f'+{self.prefix_tokens}' if self.prefix_tokens is not None else '')
 
 
 @lru_cache(maxsize=64)
@@ -154,8 +220,11 @@ def read_layout(
         channels: int | None = None,
         prefix_tokens: int = 0,
         output_index: int = 0,
+        known: Layout | None = None,
 ) -> FeatureLayer | None:
-    """Tell the layout of a tensor from its shape; None where it has no spatial grid.
+    """Tell the layout of a tensor; None where it has no spatial grid.
+
+    What is known of its axes comes first, then its number of channels, then the aspect of its grid.
 
     Args:
         path: Module that puts the tensor out.
@@ -164,23 +233,24 @@ def read_layout(
         channels: Number of channels, if known; a tensor without an axis of that size is not the feature.
         prefix_tokens: Number of prefix tokens by the model's own word.
         output_index: Position of the tensor in the module's output.
+        known: By the user's word, or by what made the tensor.
     """
+    known = known or Layout()
     if len(shape) == 4:
         candidates = [
             FeatureLayer(path, 'NCHW', shape[1], (shape[2], shape[3]), output_index=output_index),
             FeatureLayer(path, 'NHWC', shape[3], (shape[1], shape[2]), output_index=output_index),
         ]
+        candidates = [r for r in candidates if known.name in (None, r.layout)]
         if channels is not None:
             candidates = [r for r in candidates if r.channels == channels]
         # min() keeps the first of equals: a 64-channel 64 x 64 feature is read as NCHW.
         return min(candidates, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
-    if len(shape) == 3 and channels in (None, shape[2]):
-        # The model's word comes first among equals, but it may speak of another layer (CaiT's class token joins late).
-        candidates = []
-        for prefix in dict.fromkeys((prefix_tokens, 0, 1, 2)):
-            grid = _token_grid(shape[1] - prefix, image_size) if shape[1] > prefix else None
-            if grid is not None:
-                candidates.append(FeatureLayer(
-                    path, 'NLC', shape[2], grid, prefix_tokens=prefix, output_index=output_index))
-        return min(candidates, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
+    if len(shape) == 3 and channels in (None, shape[2]) and known.name in (None, 'NLC'):
+        prefix = known.prefix_tokens
+        if prefix is None or not known.is_stated:
+            prefix = _find_prefix(shape[1], image_size, prefix_tokens, prefix)
+        grid = _token_grid(shape[1] - prefix, image_size) if prefix is not None and prefix < shape[1] else None
+        if grid is not None:
+            return FeatureLayer(path, 'NLC', shape[2], grid, prefix_tokens=prefix, output_index=output_index)
     return None

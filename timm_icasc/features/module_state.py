@@ -13,8 +13,9 @@ from torch.distributed.fsdp import FSDPModule
 from ..errors import ICASCError, VersionError
 
 __all__ = [
-    'DATA_PARALLEL', 'activation_or_norm', 'check_shards', 'evaluation_mode', 'hold_batch_norm_statistics',
-    'is_checkpointing', 'is_sharded', 'one_thread', 'unwrap_model',
+    'DATA_PARALLEL', 'activation_or_norm', 'check_shards', 'compiled_around', 'evaluation_mode',
+    'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_sharded', 'one_thread', 'run_eagerly',
+    'unwrap_model',
 ]
 
 DATA_PARALLEL = (
@@ -75,15 +76,43 @@ def hold_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and torch.compile wrappers."""
     while True:
-        inner = getattr(model, '_orig_mod', None)
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ICASCError(DATA_PARALLEL)
-        if inner is None and isinstance(
+        inner = None
+        if '_orig_mod' in model._modules:  # not hasattr: wrappers hand on attributes of a compiled part
+            inner = model._orig_mod
+        elif isinstance(
             model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if inner is None:
             return model
         model = inner
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module itself is compiled, by `torch.compile(module)` or by `module.compile()`."""
+    return '_orig_mod' in module._modules or vars(module).get('_compiled_call_impl') is not None
+
+
+@contextmanager
+def run_eagerly(model: nn.Module) -> Iterator[None]:
+    """Run compiled models, and compiled parts of models, as the plain ones that they were made of."""
+    if not any(map(is_compiled, model.modules())):
+        yield
+        return
+    with torch.compiler.set_stance('force_eager'):
+        yield
+
+
+def compiled_around(model: nn.Module, path: str) -> bool:
+    """Whether the module at `path` of the unwrapped model is compiled, or lies in something that is."""
+    inner = unwrap_model(model)
+    names = path.split('.')
+    around = [inner.get_submodule('.'.join(names[:depth])) for depth in range(len(names) + 1)]
+    while model is not inner:
+        around.append(model)
+        model = model._orig_mod if '_orig_mod' in model._modules else model.module
+    return any(map(is_compiled, around))
 
 
 def is_checkpointing(model: nn.Module) -> bool:

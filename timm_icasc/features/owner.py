@@ -20,14 +20,24 @@ def own_value(module: nn.Module, name: str) -> Any:
     return getattr(module, name, None)
 
 
-def owners(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
-    """Path and value of every module that owns the attribute and lies in no other that does, outermost first."""
+def owners(
+        model: nn.Module,
+        name: str,
+        is_meant: Callable[[Any], bool] = lambda value: True,
+) -> Iterator[tuple[str, Any]]:
+    """Path and value of every module that owns the attribute and lies in no other that does, outermost first.
+
+    Args:
+        model: Any module.
+        name: Of the attribute.
+        is_meant: Whether a value is what is looked for, where others have something else by that name.
+    """
     level = [('', model)]
     while level:
         below = []
         for path, module in level:
             value = own_value(module, name)
-            if value is not None:
+            if value is not None and is_meant(value):
                 yield path, value
             else:
                 below += [(f'{path}.{child}' if path else child, m) for child, m in module.named_children()]
@@ -47,19 +57,20 @@ def ancestor_with(model: nn.Module, path: str, name: str) -> tuple[str, nn.Modul
 
 def _entries(feature_info: Any) -> list[dict[str, Any]]:
     """The entries of a model's list, or of the `FeatureInfo` of timm's feature extractors; none of a block's method."""
-    return [] if callable(feature_info) else [dict(entry) for entry in getattr(feature_info, 'info', feature_info)]
+    info = getattr(feature_info, 'info', feature_info)
+    return [dict(entry) for entry in info] if isinstance(info, (list, tuple)) else []
 
 
 def _descriptions(model: nn.Module, path: str = '') -> dict[str, list[dict[str, Any]]]:
     """Path of each module that describes its features -> its entries, their paths as the whole model has them."""
     found = {}
-    for inner, info in owners(model, 'feature_info'):
+    for inner, info in owners(model, 'feature_info', lambda value: not callable(value)):
         entries, module = _entries(info), model.get_submodule(inner)
         own = f'{path}.{inner}'.strip('.')
         # Wrappers copy the list of what they wrap; the paths in it are those of the original.
         copied = [
             (child, m) for child, m in module.named_modules()
-            if child and _entries(own_value(m, 'feature_info') or ()) == entries]
+            if child and _entries(own_value(m, 'feature_info')) == entries]
         if entries and copied:
             found |= _descriptions(copied[0][1], f'{own}.{copied[0][0]}'.strip('.'))
         elif entries:

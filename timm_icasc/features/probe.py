@@ -17,9 +17,11 @@ from .graph import (
     nodes_on_every_path,
     read_through_views,
 )
-from .layout import FeatureLayer, read_layout
+from .layout import FeatureLayer, Layout, read_layout
 from .meta import Materialize, random_tensor
-from .module_state import activation_or_norm, evaluation_mode
+from .module_state import activation_or_norm, evaluation_mode, run_eagerly
+from .obstacles import obstacle_to_gradients
+from .origin import channel_axis, tokens_in_front
 from .outputs import find_class_scores
 from .owner import ancestor_with
 
@@ -42,6 +44,10 @@ def _is_feature(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.requires_grad and x.ndim in (3, 4) and len(x) == 2
 
 
+def _has_graph(tensors: Any) -> bool:
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree_flatten(tensors)[0])
+
+
 class Probe:
     """Outputs of every module, and gradients of the logits with respect to them, in evaluation mode.
 
@@ -57,6 +63,11 @@ class Probe:
         self._gradients: dict[int, torch.Tensor | None] = {}
         self._shares: dict[FeatureLayer, float] = {}
         self._passages: dict[Any, set[Any]] = {}
+        self._layouts: dict[tuple[str, int], Layout] = {}  # by what made the tensors
+        self.unrecorded: list[str] = []  # modules that ran with gradients switched off
+        self.stops: list[str] = []  # modules that took a gradient's path in and put out none, innermost first
+        if isinstance(model, torch.jit.ScriptModule):  # cannot be run with other weights
+            raise LayerResolutionError(f'{type(model).__name__} shows no layers: {self.obstacle()}.')
         parameter = next(model.parameters(), torch.empty(0))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
@@ -76,6 +87,8 @@ class Probe:
             def hook(module, args):
                 self._clock += 1
                 began.setdefault(path, []).append(self._clock)
+                if not torch.is_grad_enabled():
+                    self.unrecorded.append(path)
             return hook
 
         def after(path: str) -> Callable:
@@ -83,6 +96,8 @@ class Probe:
                 self._clock += 1
                 leaves, structure = tree_flatten(output)
                 features = [_is_feature(x) for x in leaves]
+                if _has_graph(args) and not _has_graph(leaves):
+                    self.stops.append(path)
                 # An alias tells what is used once the module has returned from what is used inside it alone.
                 leaves = [
                     x.view_as(x) if feature else x for x,
@@ -112,10 +127,14 @@ class Probe:
             for handle in handles:
                 handle.remove()
         self.logits = self._check_logits(output)
+        if not self.logits.requires_grad:
+            raise LayerResolutionError(
+                f'The class scores of {type(model).__name__} have no gradient: '
+                f'{self.obstacle() or "forward() computes them without one"}.')
         self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
 
     def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> Any:
-        with evaluation_mode(self.model), torch.enable_grad():
+        with evaluation_mode(self.model), run_eagerly(self.model), torch.enable_grad():
             try:
                 return torch.func.functional_call(self.model, weights, (images,))
             except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
@@ -134,12 +153,32 @@ class Probe:
                 "with 'logits' or a tuple with the scores first.")
         return logits
 
+    def obstacle(self) -> str:
+        """Why gradients of the class scores do not reach features, and the remedy: for a message."""
+        return obstacle_to_gradients(self.model, list(self.calls), self.unrecorded, self.stops)
+
+    def _made_layout(self, path: str, index: int) -> Layout:
+        """The layout of an output as the graph behind it tells."""
+        if (path, index) not in self._layouts:
+            x = self.calls[path].outputs[index]
+            axis = channel_axis(x) if x.ndim == 4 else None
+            self._layouts[path, index] = Layout(
+                {1: 'NCHW', 3: 'NHWC'}.get(axis), tokens_in_front(x) if x.ndim == 3 else None)
+        return self._layouts[path, index]
+
     def candidates(
             self,
             path: str,
             channels: int | None = None,
+            stated: Layout | None = None,
     ) -> list[FeatureLayer]:
-        """The features with a spatial grid that the module puts out, on the path to the logits or not."""
+        """The features with a spatial grid that the module puts out, on the path to the logits or not.
+
+        Args:
+            path: Module path.
+            channels: Number of channels, if known.
+            stated: The layout, if the user states it.
+        """
         candidates = []
         owner = ancestor_with(self.model, path, 'num_prefix_tokens')
         prefix_tokens = owner[1].num_prefix_tokens if owner else 0
@@ -147,9 +186,13 @@ class Probe:
             zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
             if x is not None:
-                layer = read_layout(path, x.shape, self.image_size, channels, prefix_tokens, index)
-            own_order = self._own_order(layer, self.calls[path]) if layer is not None else None
-            if own_order is not None:
+                layer = read_layout(
+                    path, x.shape, self.image_size, channels, prefix_tokens, index,
+                    stated or self._made_layout(path, index))
+            own_order = {}
+            if layer is not None and not stated:
+                own_order = self._own_order(layer, self.calls[path])
+            if layer is not None and own_order is not None:
                 modified = x._version != version
                 candidates.append(replace(layer, modified_in_place=modified, **own_order))
         return candidates

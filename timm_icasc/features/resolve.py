@@ -4,16 +4,18 @@ The *last* layer is the deepest feature with a grid that all of the class scores
 activation where there is one. The *inner* layer is the same at (about) twice its resolution; isotropic models, whose
 features share one resolution, use the feature at 3/4 of their depth. docs/layers.md tells the rules.
 """
+import logging
 import math
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn as nn
 
 from ..errors import LayerResolutionError
-from .layout import FeatureLayer, ICASCLayers
+from .layout import FeatureLayer, ICASCLayers, Layout
 from .module_state import check_shards, is_checkpointing, one_thread, unwrap_model
 from .owner import described_features, own_value, owners
 from .probe import Probe
@@ -27,6 +29,15 @@ ISOTROPIC_INNER_DEPTH = 0.75
 MIN_INNER_RATIO = 1.5
 
 DEFAULT_INPUT_SIZE = (3, 224, 224)
+
+# How many paths a message proposes.
+CHOICES_OF_A_GRID = 3
+MAX_CHOICES = 9
+
+# Fewer cells along a side say little about where something is; the paper's networks have 7.
+MIN_CELLS, USUAL_CELLS = 4, 7
+
+_logger = logging.getLogger(__name__)
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -110,12 +121,17 @@ class _Resolver:
         inner = self._at_depth(self._series(last), last) if last is not None else None
         return ICASCLayers(inner, last) if inner is not None else None
 
-    def _candidates(self, path: str, channels: int | None = None) -> list[FeatureLayer]:
+    def _candidates(
+            self,
+            path: str,
+            channels: int | None = None,
+            stated: Layout | None = None,
+    ) -> list[FeatureLayer]:
         return [
-            r for r in self.probe.candidates(path, channels)
+            r for r in self.probe.candidates(path, channels, stated)
             if self.probe.is_on_path(r)]
 
-    def named(self, path: str) -> list[FeatureLayer]:
+    def named(self, path: str, stated: Layout | None = None) -> list[FeatureLayer]:
         """What the module at `path` puts out: as `feature_info` describes it, the deepest stage first, then the rest.
 
         Several entries may describe one module, by resolutions (CoaT) or by channels (CrossViT).
@@ -126,8 +142,23 @@ class _Resolver:
         for entry in reversed(self.info):
             if f'{path}.'.startswith(f"{entry.get('module')}."):
                 described += sorted(
-                    self._candidates(path, entry.get('num_chs')), key=lambda r: self._scale_mismatch(r, entry))[:1]
-        return described + self._candidates(path)
+                    self._candidates(path, entry.get('num_chs'), stated),
+                    key=lambda r: self._scale_mismatch(r, entry))[:1]
+        return described + self._candidates(path, stated=stated)
+
+    def choices(self) -> str:
+        """For a message: the last modules of each resolution that put out a feature, in their order."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for path in self._latest_first():
+            for grid in {c.grid for c in self._candidates(path) if math.prod(c.grid) > 1}:
+                found.setdefault(grid, []).append(path)
+        named = [
+            f"'{path}' ({grid[0]} x {grid[1]})"
+            for grid, paths in list(found.items())[::-1] for path in paths[:CHOICES_OF_A_GRID][::-1]]
+        obstacle = self.probe.obstacle() if len(named) < 2 else ''
+        if obstacle:
+            return f' ({obstacle})'
+        return f'. Spatial features on the way to the scores: {", ".join(named[-MAX_CHOICES:]) or "none"}'
 
     def _called_children(self, path: str) -> list[str]:
         """The modules called directly inside `path`; ModuleLists and the like are looked through."""
@@ -229,11 +260,12 @@ class _Resolver:
 
 def _find(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICASCLayers, Probe]:
     probe = Probe(model, input_size)
-    layers = _Resolver(model, probe).resolve()
+    resolver = _Resolver(model, probe)
+    layers = resolver.resolve()
     if layers is None:
         raise LayerResolutionError(
-            f'{type(model).__name__} has no two features with a spatial gradient from the logits; name both '
-            f"yourself with `layers`, the module paths of the inner and the last.")
+            f'{type(model).__name__} shows no two features with a spatial gradient from the logits; name both '
+            f'yourself with `layers`, the module paths of the inner and the last{resolver.choices()}.')
     return layers, probe
 
 
@@ -259,26 +291,34 @@ def _check_paths(model: nn.Module, paths: Sequence[str]) -> None:
             siblings = [name for name in modules if name.count('.') == path.count('.') and name]
             raise LayerResolutionError(
                 f"{type(model).__name__} has no layer '{path}'; modules at that depth: {', '.join(siblings[:12])}"
-                f"{', ...' if len(siblings) > 12 else ''}.")
+                f"{', ...' if len(siblings) > 12 else ''}."
+                f"{' A layout behind a colon is NCHW, NHWC, NLC or NLC+N.' if ':' in path else ''}")
 
 
-def check_layers(model: nn.Module, layers: ICASCLayers | Sequence[str]) -> None:
+def _are_layers(layers: Any) -> bool:
+    return isinstance(layers, (tuple, list)) and len(layers) == 2 and all(isinstance(f, FeatureLayer) for f in layers)
+
+
+def check_layers(model: nn.Module, layers: ICASCLayers | Sequence[str] | Sequence[FeatureLayer]) -> None:
     """Raise LayerResolutionError where `layers` are not two modules of the model; nothing is run."""
-    if isinstance(layers, ICASCLayers):
+    if _are_layers(layers):
         _check_paths(model, [layer.path for layer in layers])
         return
     is_pair = isinstance(layers, (list, tuple)) and len(layers) == 2
     if not is_pair or not all(isinstance(path, str) for path in layers):
         raise LayerResolutionError(
             f'layers must be two module paths, (inner, last), or the answer of resolve_layers, got {layers!r}.')
-    _check_paths(model, layers)
+    _check_paths(model, [Layout.split(path)[0] for path in layers])
 
 
-def _why_none(probe: Probe, path: str) -> str:
+def _why_none(resolver: _Resolver, path: str, stated: Layout | None) -> str:
     """Why the module at `path` has no feature, and what to name instead."""
+    probe = resolver.probe
     if path not in probe.calls or not any(f.modified_in_place for f in probe.candidates(path)):
-        return 'has no spatial feature on the path to the logits: its module must be called in forward() and return ' \
-            'a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]'
+        return (
+            f'has no spatial feature {f"of the layout {stated} " if stated else ""}on the path to the logits: its '
+            f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]'
+            f'{resolver.choices()}')
     parts = path.split('.')
     outer = ('.'.join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
     called = (p for p in outer if p in probe.calls)
@@ -294,6 +334,7 @@ def _resolve_explicit(
         input_size: tuple[int, int, int],
 ) -> ICASCLayers:
     check_layers(model, paths)
+    paths, stated = zip(*map(Layout.split, paths), strict=True)
     modules = dict(model.named_modules(remove_duplicate=False))
     first_name = {module: path for path, module in model.named_modules()}  # a module may have several
     paths = [first_name[modules[path]] for path in paths]
@@ -301,10 +342,11 @@ def _resolve_explicit(
     calls = [probe.calls.get(path) for path in paths]
     if paths[0] == paths[1] or (None not in calls and calls[0].ended > calls[1].ended):
         raise LayerResolutionError(f"layers are (inner, last): '{paths[0]}' must come before '{paths[1]}'.")
-    inner, last = map(_Resolver(model, probe).named, paths)
-    for path, features in zip(paths, (inner, last), strict=True):
+    resolver = _Resolver(model, probe)
+    inner, last = map(resolver.named, paths, stated)
+    for path, layout, features in zip(paths, stated, (inner, last), strict=True):
         if not features:
-            raise LayerResolutionError(f"Layer '{path}' of {type(model).__name__} {_why_none(probe, path)}.")
+            raise LayerResolutionError(f"Layer '{path}' of {type(model).__name__} {_why_none(resolver, path, layout)}.")
     # As in the automatic choice: the deepest stage with a finer grid than the last layer's, where there is one.
     layers = ICASCLayers(next((f for f in inner if _is_finer(f, last[0])), inner[0]), last[0])
     for layer in layers:
@@ -325,13 +367,22 @@ def _own_input_size(model: nn.Module) -> tuple[int, int, int]:
     return DEFAULT_INPUT_SIZE if channels is None else (channels, *DEFAULT_INPUT_SIZE[1:])
 
 
+@lru_cache  # once in a process
+def _warn_of_few_cells(path: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
+    cells = [round(side * USUAL_CELLS / min(grid)) for side in grid]
+    enough = [round(side * USUAL_CELLS / min(grid)) for side in size]
+    _logger.warning(
+        f"The last layer '{path}' has {grid[0]} x {grid[1]} cells on {size[0]} x {size[1]} images, too few to say "
+        f'where something is: images of {enough[0]} x {enough[1]} would give {cells[0]} x {cells[1]}.')
+
+
 _cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
 
 
 @torch.inference_mode(False)
 def resolve_layers(
         model: nn.Module,
-        layers: ICASCLayers | Sequence[str] | None = None,
+        layers: ICASCLayers | Sequence[str] | Sequence[FeatureLayer] | None = None,
         input_size: tuple[int, int, int] | None = None,
 ) -> ICASCLayers:
     """Find the inner and the last feature layer of a classifier (section 3 of the paper).
@@ -341,10 +392,13 @@ def resolve_layers(
     as they are), choice of layers, input size and state of gradient checkpointing.
 
     Args:
-        model: Classifier `[B, C, H, W] -> [B, num_classes]`; timm models carry the `feature_info` this reads.
+        model: Classifier `[B, C, H, W] -> [B, num_classes]`, or one that returns an object or a dictionary with
+            `logits` or a tuple with the scores first; timm models, wrapped or not, carry the `feature_info` this reads.
         layers: Module paths (inner, last) to use instead, for any `nn.Module`; of several tensors that a module puts
-            out, the one that `feature_info` describes is meant. `ICASCLayers` are handed back as they are, whatever
-            the input size: they say which tensor is meant, and how it is read.
+            out, the one that `feature_info` describes is meant. A path may state the layout behind a colon:
+            'stages.2:NHWC', or 'blocks.5:NLC+5' for tokens of which the first 5 are no pixels. `ICASCLayers`, or two
+            `FeatureLayer`, are handed back as they are, whatever the input size: they say which tensor is meant, and
+            how it is read.
         input_size: Channels, height, width of the images; the model's pretrained_cfg when None, else 3 x 224 x 224.
 
     Returns:
@@ -358,8 +412,9 @@ def resolve_layers(
         raise LayerResolutionError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
     model = unwrap_model(model)
     check_shards(model)
-    if isinstance(layers, ICASCLayers):
+    if _are_layers(layers):
         check_layers(model, layers)
+        layers = layers if isinstance(layers, ICASCLayers) else ICASCLayers(*layers)
         return layers
     if input_size is None:
         input_size = _own_input_size(model)
@@ -376,4 +431,7 @@ def resolve_layers(
                 resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
             else:
                 resolved[key] = _find(model, tuple(input_size))[0]
+        last = resolved[key].last
+        if min(last.grid) < MIN_CELLS:
+            _warn_of_few_cells(last.path, last.grid, tuple(input_size[1:]))
     return resolved[key]

@@ -11,9 +11,9 @@ import torch.nn as nn
 from torch.overrides import TorchFunctionMode
 
 from ..double_backward.mode import TwiceDifferentiable
-from ..errors import LayerResolutionError
+from ..errors import ICASCError, LayerResolutionError
 from .layout import FeatureLayer
-from .module_state import is_checkpointing, one_thread, unwrap_model
+from .module_state import compiled_around, is_checkpointing, one_thread, run_eagerly, unwrap_model
 
 __all__ = ['capture_features']
 
@@ -38,6 +38,7 @@ def capture_features(
         inference: bool = False,
         tail_mode: TorchFunctionMode | None = None,
         first_feature: torch.Tensor | None = None,
+        run_plain: bool = False,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Capture the outputs of `layers` in the forward pass that runs inside the context.
 
@@ -50,14 +51,20 @@ def capture_features(
         tail_mode: Entered behind the first tap.
         first_feature: Taken in place of the first tap's output: the tail runs on it, with its graph. No graph is built
             before that tap.
+        run_plain: Run a compiled model as the plain one that it was made of.
 
     Yields:
         Dictionary from module path to feature, in the layer's own layout, filled by the forward pass.
 
     Raises:
         LayerResolutionError: The forward pass did not call the module of a layer.
+        ICASCError: A layer is in a compiled model, unless `run_plain`.
     """
-    model = unwrap_model(model)
+    if not run_plain and any(compiled_around(model, layer.path) for layer in layers):
+        raise ICASCError(
+            '`model` is compiled, and so gives no gradients of inner features: train the plain model, and compile its '
+            'evaluation (`ICASCTask.compile`).')
+    called, model = model, unwrap_model(model)
     thread = threading.get_ident()
     features: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
@@ -86,6 +93,8 @@ def capture_features(
             return hook
 
         stack.enter_context(one_thread(model))
+        if run_plain:
+            stack.enter_context(run_eagerly(called))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(not inference and first_feature is None))
         for layer in layers:

@@ -85,7 +85,7 @@ def attention_maps(
     Runs the model in the mode it is in; call `model.eval()` first for maps that do not depend on the batch.
 
     Args:
-        model: Classifier.
+        model: Classifier; a compiled one runs as the plain one that it was made of.
         images: `[B, 3, height, width]`, normalised as the model expects; or a dictionary of NaFlex patches.
         classes: Class indices: one for all, `[K]` for every image, or `[B, K]` (a label per image: `target[:, None]`);
             None for the `topk` predicted classes, highest first (`model(images).topk(topk).indices`).
@@ -112,7 +112,8 @@ def attention_maps(
         raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
     chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
     with capture_features(
-        model, [chosen], order=2 if create_graph else 1, inference=not create_graph) as features:
+        model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
+        run_plain=True) as features:
         logits = class_scores(model(images))
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False):

@@ -11,7 +11,7 @@ from timm.task import ClassificationTask
 
 from ..errors import ICASCError, check_version
 from ..features.layout import ICASCLayers, Images, input_size
-from ..features.module_state import DATA_PARALLEL, unwrap_model
+from ..features.module_state import DATA_PARALLEL, is_compiled, unwrap_model
 from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers
 from ..labels import MULTI, SINGLE
@@ -82,7 +82,7 @@ class ICASCTask(ClassificationTask):
             **parameters: Any,
     ):
         check_version('timm', timm.__version__, TIMM_FOR_TRAINING, type(self).__name__)
-        if hasattr(model, '_orig_mod'):
+        if is_compiled(model):
             raise ICASCError(
                 'ICASCTask needs gradients of inner features, which a compiled model does not give: pass the plain '
                 'model and call task.compile(), which compiles its evaluation.')

@@ -1,0 +1,116 @@
+"""What made a tensor, by the autograd graph: a convolution puts channels first, whatever the aspect of its grid.
+
+The graph is followed backwards from the tensor through operations that move axes (permute, transpose, view) or leave
+them where they are, to the first that says by definition which axis the channels are, or where tokens were put before.
+"""
+import re
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+
+__all__ = ['channel_axis', 'tokens_in_front']
+
+# Operations that put out channels on axis 1; those whose output lies as their input does with other sizes; those that
+# mix axes, behind which nothing is known.
+CHANNELS_FIRST = re.compile(
+    r'Convolution|Conv2D|BatchNorm|GroupNorm|Pool2D|(Upsample|ReflectionPad|ReplicationPad)\w*2D|Pixel(Uns|S)huffle')
+SAME_AXES = re.compile(r'Cat|Slice|Split|ConstantPad')
+MIXING = re.compile(r'mmBackward|MmBackward|Attention|Linear')
+
+# A node of the graph with, for each axis of its output, the axis of the tensor asked about; None for those that are not
+# among them.
+_Step = tuple[Any, tuple[int | None, ...]]
+
+
+def _shape(node: Any, output: int = 0) -> tuple[int, ...] | None:
+    try:
+        return tuple(node._input_metadata[output].shape)
+    except (AttributeError, IndexError, RuntimeError):
+        return None
+
+
+def _signed(axis: int, ndim: int) -> int:
+    """An axis as torch saves it: negative ones wrapped around to 64 bits."""
+    return (axis - 2 ** 64 if axis >= 2 ** 63 else axis) % ndim
+
+
+def _through_view(
+        axes: tuple[int | None, ...],
+        shape: tuple[int, ...],
+        before: tuple[int, ...],
+) -> tuple[int | None, ...]:
+    """The axes of `before`, which was viewed as `shape`: those that both begin with, and those that both end with."""
+    found: list[int | None] = [None] * len(before)
+    for order in (1, -1):
+        for i, (a, b) in enumerate(zip(before[::order], shape[::order], strict=False)):
+            if a != b:
+                break
+            position = i if order == 1 else -1 - i
+            found[position] = axes[position]
+    return tuple(found)
+
+
+def _before(node: Any, axes: tuple[int | None, ...]) -> Iterator[_Step]:
+    """The nodes that the operation took its input from, as far as it tells where the axes were."""
+    name, shape = node.name(), _shape(node)
+    for parent, output in () if MIXING.search(name) else node.next_functions:
+        before = _shape(parent, output) if parent is not None else None
+        if before is None or shape is None:
+            continue
+        if name.startswith('Permute'):
+            dims = [_signed(d, len(shape)) for d in node._saved_dims]
+            yield parent, tuple(axes[dims.index(i)] for i in range(len(dims)))
+        elif name.startswith('Transpose'):
+            a, b = (_signed(d, len(shape)) for d in (node._saved_dim0, node._saved_dim1))
+            swapped = list(axes)
+            swapped[a], swapped[b] = axes[b], axes[a]
+            yield parent, tuple(swapped)
+        elif before == shape or (SAME_AXES.match(name) and len(before) == len(shape)):
+            yield parent, axes
+        elif re.match(r'(Unsafe)?View|ReshapeAlias|Unsqueeze|Squeeze', name) and prod(before) == prod(shape):
+            yield parent, _through_view(axes, shape, before)
+
+
+def _history(x: torch.Tensor, same_shape: bool = False) -> Iterator[_Step]:
+    """The operations behind `x` in whose output its axes are known, nearest first along each branch."""
+    seen, steps = set(), [(x.grad_fn, tuple(range(x.ndim)))]
+    while steps:
+        node, axes = steps.pop()
+        if node is None or node in seen or (same_shape and _shape(node) != tuple(x.shape)):
+            continue
+        seen.add(node)
+        yield node, axes
+        steps += reversed(list(_before(node, axes)))
+
+
+def channel_axis(x: torch.Tensor) -> int | None:
+    """The axis of the channels; None where the graph does not tell.
+
+    Args:
+        x: A tensor with a graph, values or not.
+    """
+    for node, axes in _history(x):
+        shape = _shape(node)
+        if shape is None:
+            continue
+        if CHANNELS_FIRST.search(node.name()) and len(shape) > 2:
+            return axes[1]
+        if node.name().startswith('NativeLayerNorm') and len(node._saved_normalized_shape) == 1:
+            return axes[-1]
+    return None
+
+
+def tokens_in_front(x: torch.Tensor) -> int | None:
+    """How many tokens of `[B, L, K]` were put in front of the rest, more than half; None where the graph shows none.
+
+    Args:
+        x: Tokens with a graph, values or not.
+    """
+    for node, _ in _history(x, same_shape=True):
+        if node.name().startswith('Cat') and _signed(node._saved_dim, x.ndim) == 1:
+            # A frozen class token has no graph, and leaves no length behind; the whole has.
+            last = _shape(*node.next_functions[-1]) if node.next_functions[-1][0] is not None else None
+            return x.shape[1] - last[1] if last is not None and 2 * last[1] > x.shape[1] else None
+    return None
