@@ -3,7 +3,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,10 @@ def _has_graph(tensors: Any) -> bool:
     return any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree_flatten(tensors)[0])
 
 
+class _Enough(Exception):
+    """Ends a forward pass that has shown what it was run for."""
+
+
 class Probe:
     """Outputs of every module, and gradients of the logits with respect to them, in evaluation mode.
 
@@ -80,20 +84,32 @@ class Probe:
             for name, p in model.named_parameters()
             if (p.ndim > 1 or name.split('.')[-1] == 'weight') and not p.detach().any()
         }
-        self._clock = 0
+        output = self._watched_forward()
+        self.logits = self._check_logits(output)
+        if not self.logits.requires_grad:
+            raise LayerResolutionError(
+                f'The class scores of {type(model).__name__} have no gradient: '
+                f'{self.obstacle() or "forward() computes them without one"}.')
+        self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
+
+    def _watched_forward(self) -> Any:
+        """Run the model on the images, and note each module's call; what it puts out."""
+        clock = 0
         began: dict[str, list[int]] = {}
 
         def before(path: str) -> Callable:
             def hook(module, args):
-                self._clock += 1
-                began.setdefault(path, []).append(self._clock)
+                nonlocal clock
+                clock += 1
+                began.setdefault(path, []).append(clock)
                 if not torch.is_grad_enabled():
                     self.unrecorded.append(path)
             return hook
 
         def after(path: str) -> Callable:
             def hook(module, args, output):
-                self._clock += 1
+                nonlocal clock
+                clock += 1
                 leaves, structure = tree_flatten(output)
                 features = [_is_feature(x) for x in leaves]
                 if _has_graph(args) and not _has_graph(leaves):
@@ -104,7 +120,7 @@ class Probe:
                     feature in zip(leaves, features, strict=True)]
                 number = self.calls[path].number + 1 if path in self.calls else 0
                 self.calls[path] = Call(
-                    path, began[path].pop(), self._clock, number,
+                    path, began[path].pop(), clock, number,
                     [x if feature else None for x, feature in zip(leaves, features, strict=True)],
                     [
                         x._version if feature else 0
@@ -117,21 +133,15 @@ class Probe:
 
         handles = [
             module.register_forward_pre_hook(before(path)) for path,
-            module in model.named_modules() if path]
+            module in self.model.named_modules() if path]
         handles += [
             module.register_forward_hook(after(path)) for path,
-            module in model.named_modules() if path]
+            module in self.model.named_modules() if path]
         try:
-            output = self._forward(self._images.requires_grad_(), self._random_weights)
+            return self._forward(self._images.requires_grad_(), self._random_weights)
         finally:
             for handle in handles:
                 handle.remove()
-        self.logits = self._check_logits(output)
-        if not self.logits.requires_grad:
-            raise LayerResolutionError(
-                f'The class scores of {type(model).__name__} have no gradient: '
-                f'{self.obstacle() or "forward() computes them without one"}.')
-        self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
 
     def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> Any:
         with evaluation_mode(self.model), run_eagerly(self.model), torch.enable_grad():
@@ -323,22 +333,32 @@ class Probe:
         return (layer.to_nchw(gradient, self.image_size) != 0).any(1).float().mean().item()
 
     def negative_share(self, layers: Sequence[FeatureLayer]) -> list[float] | None:
-        """Share of each feature's values below 0, in the order of the forward pass.
+        """Share of each feature's values below 0.
 
-        On meta tensors, with random values from the feature before the first layer on; None if there is none.
+        On meta tensors, with random values from the feature before each layer on; None if there is none.
         """
-        if not self.on_meta:
-            return [(self._feature(layer) < 0).float().mean().item() for layer in layers]
-        start = self._before(layers[0])
+        values = [self._random_value(layer) if self.on_meta else self._feature(layer) for layer in layers]
+        if any(value is None for value in values):
+            return None
+        return [(value < 0).float().mean().item() for value in values]
+
+    def _random_value(self, layer: FeatureLayer) -> torch.Tensor | None:
+        start, seen = self._before(layer), []
         if start is None:
             return None
-        values: dict[FeatureLayer, torch.Tensor] = {}
+
+        def look(x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            raise _Enough  # the rest of a large model would take long
+
         with ExitStack() as stack:
-            for layer in layers:
-                look = partial(values.setdefault, layer)
-                stack.callback(self._replace(layer, look))
-            self._run_tail(start, stack)
-        return [(values[layer] < 0).float().mean().item() for layer in layers]
+            stack.callback(self._replace(layer, look))
+            try:
+                self._run_tail(start, stack)
+            except LayerResolutionError as e:
+                if not isinstance(e.__cause__, _Enough):
+                    raise
+        return seen[0]
 
     def _before(self, layer: FeatureLayer) -> FeatureLayer | None:
         """The latest feature that was there before the layer's module began, and that the layer is computed from."""

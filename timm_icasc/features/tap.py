@@ -4,7 +4,7 @@ Nothing outlives the context: no hook, no changed module, no global setting.
 """
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 import torch.nn as nn
@@ -28,6 +28,13 @@ def _check_called(
             raise LayerResolutionError(
                 f"{type(model).__name__} did not call '{layer.path}': gradient checkpointing calls other modules, so "
                 f'find the layers (resolve_layers) after it is switched on or off.')
+
+
+def _refuse_compiled(model: nn.Module, layers: Sequence[FeatureLayer]) -> None:
+    if any(compiled_around(model, layer.path) for layer in layers):
+        raise ICASCError(
+            '`model` is compiled, and so gives no gradients of inner features: train the plain model, and compile its '
+            'evaluation (`ICASCTask.compile`).')
 
 
 @contextmanager
@@ -60,12 +67,9 @@ def capture_features(
         LayerResolutionError: The forward pass did not call the module of a layer.
         ICASCError: A layer is in a compiled model, unless `run_plain`.
     """
-    if not run_plain and any(compiled_around(model, layer.path) for layer in layers):
-        raise ICASCError(
-            '`model` is compiled, and so gives no gradients of inner features: train the plain model, and compile its '
-            'evaluation (`ICASCTask.compile`).')
-    called, model = model, unwrap_model(model)
-    thread = threading.get_ident()
+    if not run_plain:
+        _refuse_compiled(model, layers)
+    called, model, thread = model, unwrap_model(model), threading.get_ident()
     features: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         def tap(layer: FeatureLayer):
@@ -93,8 +97,7 @@ def capture_features(
             return hook
 
         stack.enter_context(one_thread(model))
-        if run_plain:
-            stack.enter_context(run_eagerly(called))
+        stack.enter_context(run_eagerly(called) if run_plain else nullcontext())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(not inference and first_feature is None))
         for layer in layers:

@@ -289,8 +289,7 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
              '%(default)s)')
     group.add_argument(
         '--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
-        help='module paths of the two layers (default: found from the model); PATH:NHWC, PATH:NLC+5 (5 tokens '
-             'in front) state the layout too')
+        help='module paths of the two layers (default: found from the model); PATH:NLC+5 states a layout too')
     group.add_argument(
         '--icasc-weights', type=float, nargs=len(TERMS),
         metavar=tuple(term.name.upper() for term in TERMS),
