@@ -37,6 +37,14 @@ def _refuse_compiled(model: nn.Module, layers: Sequence[FeatureLayer]) -> None:
             'evaluation (`ICASCTask.compile`).')
 
 
+def _captured(feature: torch.Tensor, modified_in_place: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The feature with a graph, and what to hand on: a copy, where the model would overwrite it."""
+    if feature.requires_grad:
+        return feature, feature.clone() if modified_in_place else feature
+    feature = feature.detach().requires_grad_()  # a frozen or unrecorded trunk: the graph starts here
+    return feature, feature.clone()  # a leaf must not be overwritten in place
+
+
 @contextmanager
 def capture_features(
         model: nn.Module,
@@ -85,14 +93,7 @@ def capture_features(
                         stack.enter_context(tail_mode)
                     if first_feature is not None:
                         feature = first_feature
-                handed_on = feature
-                if not feature.requires_grad:
-                    # A frozen or unrecorded trunk: the graph starts here. A leaf must not be overwritten in place.
-                    feature = feature.detach().requires_grad_()
-                    handed_on = feature.clone()
-                elif layer.modified_in_place:
-                    handed_on = feature.clone()
-                features[layer.path] = feature
+                features[layer.path], handed_on = _captured(feature, layer.modified_in_place)
                 return layer.replace(output, handed_on)
             return hook
 
