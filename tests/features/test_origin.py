@@ -200,7 +200,8 @@ def test_any_number_of_tokens_in_front(before, size):
     (53, (224, 224), 0, None, 4),
     (30, (80, 80), 5, None, 5),  # the model's word leaves 5 x 5, none leaves 5 x 6
     (30, (80, 80), 0, 5, 5),  # the graph's
-    (30, (80, 80), 0, None, 0),
+    (30, (80, 80), 0, None, 5),  # and the square image's
+    (30, (80, 96), 0, None, 0),
     (196, (224, 224), 1, None, 0),  # CaiT: the class token joins late, and 195 = 13 x 15 is close
     (212, (224, 224), 0, None, 16),
     (197, (224, 224), 0, 8, 1),  # what was seen leaves no grid

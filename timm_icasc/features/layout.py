@@ -103,11 +103,13 @@ def _find_prefix(
         return in_front
     # The model's word comes first among equals, but it may speak of another layer (CaiT's class token joins late).
     usual = [prefix for prefix in dict.fromkeys((own, 0, 1, 2)) if grid_behind(prefix)]
-    if usual:
-        return min(usual, key=lambda prefix: _aspect_mismatch(grid_behind(prefix), image_size))
+    best = min(usual, key=lambda prefix: _aspect_mismatch(grid_behind(prefix), image_size), default=None)
+    # Patches cut a square image into a square: 212 tokens are 14 x 14 behind 16, not 14 x 15 behind 2.
+    doubtful = best is None or (image_size[0] == image_size[1] and len(set(grid_behind(best))) > 1)
+    more = range(3, MAX_PREFIX_TOKENS + 1) if doubtful else ()
     return next((
-        prefix for prefix in range(3, MAX_PREFIX_TOKENS + 1)
-        if grid_behind(prefix) and _is_patch_grid(grid_behind(prefix), image_size)), None)
+        prefix for prefix in more
+        if grid_behind(prefix) and _is_patch_grid(grid_behind(prefix), image_size)), best)
 
 
 class Layout(NamedTuple):

@@ -30,9 +30,9 @@ def obstacle_to_gradients(
         return (
             f"'{unrecorded[0]}' runs with gradients switched off (torch.no_grad() or inference_mode() in forward()?), "
             'so take that out; requires_grad_(False) freezes parameters and lets gradients through')
-    for path in stops:
+    for path in called:  # some put out a graph all the same, which leads nowhere
         kind = type(model.get_submodule(path))
-        if 'quant' in f'{kind.__module__}.{kind.__name__}'.lower():
+        if 'quantized' in kind.__module__.lower():
             return f"'{path}' is quantised and has no derivative, so pass the model as it was before"
     if stops:
         return f"'{stops[0]}' hands no gradient on (detach() or an operation without a derivative?), so let it"
