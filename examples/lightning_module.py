@@ -78,7 +78,7 @@ def main():
     model.load_state_dict(
         {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)})
     print(
-        f'{args.output}: {len(weights)} tensors; {len(model.state_dict())} of the model, and a step')
+        f'{args.output}: {len(weights)} tensors; {len(model.state_dict())} of the model, a step')
 
 
 if __name__ == '__main__':

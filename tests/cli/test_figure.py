@@ -70,7 +70,9 @@ def test_images_without_their_aspect(options, size, corner, tmp_path):
     """What a figure shows of an image of 50 x 40 is of the pixels that --crop-mode lets the model see."""
     data = make_cub(tmp_path / 'cub')
     run = make_run(tmp_path / 'run', num_classes=3, dataset='cub200', data_dir=str(data))
-    assert figure('classes', run, '--indices', 1, '--topk', 3, *options, '--output', tmp_path / 'f.svg') == 0
+    assert figure(
+        'classes', run, '--indices', 1, '--topk', 3, '--attention', 'ach', *options,
+        '--output', tmp_path / 'f.svg') == 0
     model, _, _ = model_and_images(run, (0,), num_classes=3)
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
     image = Image.open(data / 'images' / '001.red' / '2.png').resize(size, Image.Resampling.BILINEAR)
@@ -79,7 +81,8 @@ def test_images_without_their_aspect(options, size, corner, tmp_path):
     row, texts = model(images).softmax(1)[0], texts_of(tmp_path / 'f.svg')
     assert all(f'{probability:.1%}' in texts for probability in row.tolist())
     for c in (1, 2):
-        overlap = attention_overlap(*attention_maps(model, images, [0, c])[0][:, None]).item()
+        maps = attention_maps(model, images, [0, c], method='ach')
+        overlap = attention_overlap(*maps[0][:, None]).item()
         assert f'overlap {overlap:.2f}' in texts
 
 

@@ -14,7 +14,7 @@ from timm_icasc import (
     icasc_forward,
     resolve_layers,
 )
-from timm_icasc.features.outputs import class_scores
+from timm_icasc.features.outputs import class_scores, find_class_scores
 from timm_icasc.task import PublicApproachTask
 
 
@@ -84,3 +84,11 @@ def test_tasks(pair, kind, parameters):
 def test_anything_else_is_refused_in_one_sentence(output):
     with pytest.raises(ICASCError, match=f"`model` returned {type(output).__name__} without class scores: [^.]*\\.$"):
         class_scores(output)
+
+
+def test_two_sets_of_scores_leave_open_which_is_meant():
+    scores = torch.zeros(2, 5)
+    assert find_class_scores((scores, torch.zeros(2, 7))) is scores
+    assert find_class_scores((scores, scores + 1)) is None
+    with pytest.raises(ICASCError, match='several sets of class scores'):
+        class_scores((scores, scores + 1))

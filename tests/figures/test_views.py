@@ -18,10 +18,10 @@ def test_views_show_the_maps_that_training_trains(checkpoint):
     layers = ICASCTask(checkpoint.model, verbose=False).resolve_layers(size)
     images, targets = load_items(checkpoint, [0])
     for place in ('inner', 'last'):
-        maps = attention_maps(checkpoint.model, images, int(targets[0]), layer=place, layers=layers)
+        maps = attention_maps(checkpoint.model, images, int(targets[0]), method='ach', layer=place, layers=layers)
         heat = F.interpolate(maps, size[1:], mode='bilinear')[0, 0]
         heat = (heat / heat.max()).numpy()
-        shown = next(view for view in view_classes(checkpoint, [0], layer=place)[0] if view.truth)
+        shown = next(view for view in view_classes(checkpoint, [0], method='ach', layer=place)[0] if view.truth)
         assert shown.heat == pytest.approx(heat, abs=1e-5) and heat.any()
         assert getattr(view_layers(checkpoint, [0], 'ach')[1][0], place) == pytest.approx(heat, abs=1e-5)
 

@@ -344,7 +344,7 @@ def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F81
     assert segment(
         run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
         '--output', tmp_path / 'cues') == 0
-    assert {(layer.path, layer.output_index) for layer in tapped} == {('parallel_blocks.4', 3)}
+    assert {(layer.path, layer.output_index) for layer in tapped} == {('parallel_blocks.5.norm14', 0)}
 
 
 def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):

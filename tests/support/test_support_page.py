@@ -57,6 +57,14 @@ def test_summary_counts_timms_own_and_names_what_falls_short(record):
     assert '`fine`' not in text and '`ours`' not in text
 
 
+def test_rows_of_before_the_layers_moved_are_counted(record):
+    assert '3 were looked at before layers moved behind the activation' in summary(record)
+    for result in record['models'].values():
+        result['negative'] = [0.5, 0.]
+    text = summary(record)
+    assert 'looked at before' not in text and 'never below 0 in 3' in text
+
+
 def test_an_unfinished_sweep_says_so(record):
     assert 'not finished' not in summary({**record, 'total': 5})
     assert '**The sweep is not finished**: 1,372 architectures' in summary({**record, 'total': 1377})

@@ -125,7 +125,7 @@ class TestResume:
         assert chosen.run_dir == str(old) and chosen.epochs == 1
 
     def test_auto_without_a_run_starts_afresh(self, tmp_path):
-        args = parse_args(['--resume', 'auto', '--output', str(tmp_path)])
+        args = parse_args(['--resume', 'auto', '--output', str(tmp_path), '--dataset', 'digits'])
         assert args.run_dir is None and args.dataset == 'digits'
 
 

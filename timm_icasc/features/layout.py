@@ -103,7 +103,8 @@ def _find_prefix(
         return in_front
     # The model's word comes first among equals, but it may speak of another layer (CaiT's class token joins late).
     usual = [prefix for prefix in dict.fromkeys((own, 0, 1, 2)) if grid_behind(prefix)]
-    best = min(usual, key=lambda prefix: _aspect_mismatch(grid_behind(prefix), image_size), default=None)
+    best = min(
+        usual, key=lambda prefix: _aspect_mismatch(grid_behind(prefix), image_size), default=None)
     # Patches cut a square image into a square: 212 tokens are 14 x 14 behind 16, not 14 x 15 behind 2.
     doubtful = best is None or (image_size[0] == image_size[1] and len(set(grid_behind(best))) > 1)
     more = range(3, MAX_PREFIX_TOKENS + 1) if doubtful else ()
@@ -252,7 +253,8 @@ def read_layout(
         prefix = known.prefix_tokens
         if prefix is None or not known.is_stated:
             prefix = _find_prefix(shape[1], image_size, prefix_tokens, prefix)
-        grid = _token_grid(shape[1] - prefix, image_size) if prefix is not None and prefix < shape[1] else None
+        in_front = prefix is not None and prefix < shape[1]
+        grid = _token_grid(shape[1] - prefix, image_size) if in_front else None
         if grid is not None:
             return FeatureLayer(path, 'NLC', shape[2], grid, prefix_tokens=prefix, output_index=output_index)
     return None

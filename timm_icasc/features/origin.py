@@ -111,6 +111,7 @@ def tokens_in_front(x: torch.Tensor) -> int | None:
     for node, _ in _history(x, same_shape=True):
         if node.name().startswith('Cat') and _signed(node._saved_dim, x.ndim) == 1:
             # A frozen class token has no graph, and leaves no length behind; the whole has.
-            last = _shape(*node.next_functions[-1]) if node.next_functions[-1][0] is not None else None
+            parent = node.next_functions[-1]
+            last = _shape(*parent) if parent[0] is not None else None
             return x.shape[1] - last[1] if last is not None and 2 * last[1] > x.shape[1] else None
     return None

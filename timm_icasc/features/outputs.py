@@ -17,7 +17,9 @@ def find_class_scores(output: Any) -> torch.Tensor | None:
     if scores is None and isinstance(output, Mapping):
         scores = output.get('logits')
     if scores is None and isinstance(output, (tuple, list)) and output:
-        scores = output[0]
+        shapes = [x.shape for x in output if isinstance(x, torch.Tensor) and x.ndim == 2]
+        # Two sets of scores (a distilled network in training) leave open which is meant.
+        scores = output[0] if len(set(shapes)) == len(shapes) else None
     return scores if isinstance(scores, torch.Tensor) else None
 
 
@@ -26,12 +28,16 @@ def class_scores(output: Any) -> torch.Tensor:
 
     Args:
         output: The scores themselves; an object with the attribute `logits`, as Hugging Face's models return, or a
-            dictionary with that key; or a tuple or list whose first element they are.
+            dictionary with that key; or a tuple or list whose first element they are, if no other has their shape.
 
     Raises:
         ICASCError: It is nothing of these.
     """
     scores = find_class_scores(output)
+    if scores is None and isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
+        raise ICASCError(
+            '`model` returned several sets of class scores, as a distilled network does in training: return one of '
+            'them (timm: `set_distilled_training(False)`).')
     if scores is None:
         raise ICASCError(
             f'`model` returned {type(output).__name__} without class scores: return a tensor [B, C], an object or a '

@@ -15,7 +15,7 @@ __all__ = ['ancestor_with', 'described_features', 'owners', 'own_value']
 
 def own_value(module: nn.Module, name: str) -> Any:
     """The attribute of the module itself or of its class; None where it has none, or hands on another module's."""
-    if inspect.getattr_static(module, name, None) is None:
+    if inspect.getattr_static(module, name, None) is None and name not in module._modules:
         return None
     return getattr(module, name, None)
 

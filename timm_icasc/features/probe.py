@@ -290,18 +290,10 @@ class Probe:
         """Whether no gradient reaches the grid of `source` but by `layer`."""
         if self.on_meta:
             return not self._share(source, self._tail_gradient(source, layer))
-        gradient, layer_gradient = self._gradient(source), self._gradient(layer)
-        if gradient is None or layer_gradient is None:
-            return False
-        with evaluation_mode(self.model):
-            through, = torch.autograd.grad(
-                self._feature(layer), [self._feature(source)], layer_gradient,
-                retain_graph=True, allow_unused=True)
-        if through is None:
-            return False
-        whole, rest = (
-            source.to_nchw(g, self.image_size).abs().max() for g in (gradient, gradient - through))
-        return bool(rest <= 1e-5 * whole)
+        # A graph of its own: sharded parameters are there for one backward pass only.
+        again = Probe(self.model, self.input_size)
+        again._feature(layer).register_hook(torch.zeros_like)
+        return not again.nonzero_share(source)
 
     @cached_property
     def _graph(self) -> set[Any]:
@@ -314,8 +306,8 @@ class Probe:
                 id(x): x for call in self.calls.values() for x in call.outputs if x is not None}
             with evaluation_mode(self.model):  # gradient checkpointing runs modules again
                 self._gradients = dict(zip(features, torch.autograd.grad(
-                    self.logits, list(features.values()), self._cotangent,
-                    retain_graph=True, allow_unused=True), strict=True))
+                    self.logits, list(features.values()), self._cotangent, allow_unused=True),
+                    strict=True))
         return self._gradients[id(self._feature(layer))]
 
     def nonzero_share(self, layer: FeatureLayer) -> float:
@@ -337,7 +329,8 @@ class Probe:
 
         On meta tensors, with random values from the feature before each layer on; None if there is none.
         """
-        values = [self._random_value(layer) if self.on_meta else self._feature(layer) for layer in layers]
+        value_of = self._random_value if self.on_meta else self._feature
+        values = [value_of(layer) for layer in layers]
         if any(value is None for value in values):
             return None
         return [(value < 0).float().mean().item() for value in values]
@@ -362,7 +355,7 @@ class Probe:
 
     def _before(self, layer: FeatureLayer) -> FeatureLayer | None:
         """The latest feature that was there before the layer's module began, and that the layer is computed from."""
-        behind = graph_nodes(self._feature(layer))
+        behind = graph_nodes(self._feature(layer)) - set(read_through_views(self._node(layer)))
         earlier = [c for c in self.calls.values() if c.ended < self.calls[layer.path].began]
         for call in sorted(earlier, key=lambda c: c.ended, reverse=True):
             for index, node in enumerate(call.nodes):

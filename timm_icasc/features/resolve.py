@@ -154,7 +154,8 @@ class _Resolver:
                 found.setdefault(grid, []).append(path)
         named = [
             f"'{path}' ({grid[0]} x {grid[1]})"
-            for grid, paths in list(found.items())[::-1] for path in paths[:CHOICES_OF_A_GRID][::-1]]
+            for grid, paths in list(found.items())[::-1]
+            for path in paths[:CHOICES_OF_A_GRID][::-1]]
         obstacle = self.probe.obstacle() if len(named) < 2 else ''
         if obstacle:
             return f' ({obstacle})'
@@ -296,10 +297,14 @@ def _check_paths(model: nn.Module, paths: Sequence[str]) -> None:
 
 
 def _are_layers(layers: Any) -> bool:
-    return isinstance(layers, (tuple, list)) and len(layers) == 2 and all(isinstance(f, FeatureLayer) for f in layers)
+    is_pair = isinstance(layers, (tuple, list)) and len(layers) == 2
+    return is_pair and all(isinstance(layer, FeatureLayer) for layer in layers)
 
 
-def check_layers(model: nn.Module, layers: ICASCLayers | Sequence[str] | Sequence[FeatureLayer]) -> None:
+def check_layers(
+        model: nn.Module,
+        layers: ICASCLayers | Sequence[str] | Sequence[FeatureLayer],
+) -> None:
     """Raise LayerResolutionError where `layers` are not two modules of the model; nothing is run."""
     if _are_layers(layers):
         _check_paths(model, [layer.path for layer in layers])

@@ -77,13 +77,17 @@ class Page:
     ) -> None:
         """Write one line; where it is wider than `width`, an ellipsis takes its middle: names differ at their ends."""
         font = FontProperties(size=size, weight=weight, style=style)
-        shown = text = ' '.join(text.split())[:200]
+        text = ' '.join(text.split())
+        # Nothing of the middle is seen of a text of thousands of letters, and measuring it takes long.
+        shown = text = text if len(text) <= 400 else text[:200] + text[-200:]
 
         def fits(line: str) -> bool:
             # Class names are data: a dollar sign in them starts no formula.
             return self.renderer.get_text_width_height_descent(line, font, ismath=False)[0] <= width
+
         def shortened(kept: int) -> str:
             return f'{text[:(kept + 1) // 2].rstrip()}\u2026{text[len(text) - kept // 2:].lstrip()}'
+
         if not fits(text):
             kept = bisect_left(range(1, len(text)), True, key=lambda n: not fits(shortened(n)))
             shown = shortened(kept)

@@ -28,7 +28,7 @@ MARK = '_timm_icasc_original'
 
 def find_cards(package: Path) -> Path:
     """The folder hub_cards: inside the package where it is installed, beside it in a checkout."""
-    inside = package / 'hub_cards'
+    inside, package = package / 'hub_cards', package.resolve()
     return next((path for path in (inside, package.parent / 'hub_cards') if (path / TEMPLATE).is_file()), inside)
 
 

@@ -128,6 +128,11 @@ def _totals(record: dict[str, Any]) -> list[str]:
         lines[-1] += (
             f" The sweep took {record.get('processor_seconds', 0) / 60:.0f} minutes of processor time, "
             f"{record['seconds'] / 60:.0f} by the clock in {record['jobs']} processes.")
+    outdated = sum('negative' not in r for r in reached)
+    if outdated:
+        lines += [
+            '', f'{outdated:,} were looked at before layers moved behind the activation: their rows show the ends of '
+            f'the stages, and no share below 0.']
     missing = record.get('total', 0) - len(record['models'])
     if missing > 0:
         lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
