@@ -345,7 +345,8 @@ def collect_records(
         indices: Positions in the data set; all when None.
         ten_crop: Also score ten crops of each image.
         tolerance: Margin of the pointing game in pixels of the input.
-        layer: 'last' or 'inner': whose maps are held against boxes and against those of co-occurring classes.
+        layer: 'last' or 'inner': whose maps are held against boxes, against those of co-occurring classes, and flipped,
+            cropped and blurred images.
         robustness: Also hold the present classes' maps against those of the flipped and of the cropped image.
         faithfulness: Also blur and mask the images by the present classes' maps (`faithfulness.map_faithfulness`).
     """

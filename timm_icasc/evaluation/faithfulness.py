@@ -74,8 +74,8 @@ class Subject:
     def __getitem__(self, rows: torch.Tensor) -> 'Subject':
         """The images `rows`, one after another."""
         return Subject(
-            self.model, self.probabilities, self.images[rows], self.baseline[rows], self.logits[rows],
-            self.baseline_logits[rows])
+            self.model, self.probabilities, self.images[rows], self.baseline[rows],
+            self.logits[rows], self.baseline_logits[rows])
 
     @property
     def size(self) -> tuple[int, int]:
@@ -179,9 +179,9 @@ def deletion_insertion(
     ranks = _ranks(maps, subject.size)
     total = ranks[0].numel()
     counts = [*range(0, total, -(-total // steps)), total]
-    shares = torch.tensor(counts, dtype=subject.logits.dtype, device=ranks.device) / total
-    first, last = (
-        subject.probability(logits, classes) for logits in (subject.logits, subject.baseline_logits))
+    shares = torch.tensor(counts, dtype=torch.float64) / total
+    first = subject.probability(subject.logits, classes)
+    last = subject.probability(subject.baseline_logits, classes)
     areas = {}
     for name, kept, removed, ends in (
             ('deletion', subject.images, subject.baseline, (first, last)),
@@ -189,7 +189,8 @@ def deletion_insertion(
         between = [
             subject.probability(subject.scores(torch.where(ranks < count, removed, kept)), classes)
             for count in counts[1:-1]]
-        areas[name] = torch.trapezoid(torch.stack([ends[0], *between, ends[1]], 1), shares.to(first))
+        curve = torch.stack([ends[0], *between, ends[1]], 1)
+        areas[name] = torch.trapezoid(curve, shares.to(curve))
     return areas
 
 
@@ -246,7 +247,7 @@ def map_values(
     """
     valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
     missing = silent(maps)
-    nothing = torch.full(classes.shape, torch.nan, dtype=subject.logits.dtype, device=classes.device)
+    nothing = subject.logits.new_full(classes.shape, torch.nan)
     names = ['own_drop', 'other_drop', 'class_specificity'] + curves * [
         'deletion', 'insertion', 'average_drop', 'average_increase']
     columns = {name: nothing.clone() for name in names}

@@ -203,7 +203,7 @@ TITLES = {
     'other_drop_random': 'drop of other classes, random region',
     'class_specificity_random': 'class-specificity, random region', 'deletion': 'deletion (low is good)',
     'insertion': 'insertion', 'average_drop': 'average drop', 'average_increase': 'average increase',
-    'silent_maps': 'present classes without a map',
+    'silent_maps': 'silent maps',
     **{term.name: f'{term.title} (Eq. {term.equation})' for term in TERMS},
     'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last', 'zero_maps': 'zero maps',
     'overlap_cooccurring': 'overlap of co-occurring classes', 'pointing': 'pointing game',
