@@ -1,12 +1,21 @@
 """The scripts of docs/evidence, whose tables docs/evidence.md quotes, on a folder of a few images."""
+import json
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from helpers.hub_fixtures import save_noise
+from helpers.runs import make_packed_voc, make_run
+
+from timm_icasc.attention import METHODS
+from timm_icasc.evaluation.checkpoint import load_checkpoint
+from timm_icasc.evaluation.collect import collect_records
+from timm_icasc.evaluation.options import default_options
+from timm_icasc.objective import ICASCConfig
 
 SCRIPTS = Path(__file__).parent.parent / 'docs' / 'evidence'
 
@@ -52,3 +61,40 @@ def test_robustness_chance(folder, checkpoint, monkeypatch, capsys):
         'robustness_chance.py', [folder, '--model', 'resnet20_cifar', checkpoint], monkeypatch, capsys)
     assert name == str(checkpoint) and 0 < int(region.rstrip('%')) < 100
     assert len(ious) == 4 and all(0 <= float(iou) <= 1 for iou in ious)
+
+
+def test_layers_and_methods_of_one_class_an_image(folder, checkpoint, tmp_path, monkeypatch, capsys):
+    found = rows('layers_and_methods.py', [
+        checkpoint, '--model', 'resnet20_cifar', '--data-dir', folder, '--val-split', 'test', '--images', 4,
+        '--batch-size', 4, '--curves', '--at', 'layer1', 'layer2', '--at', 'layer2', 'layer3',
+        '--json', tmp_path / 'record.json'], monkeypatch, capsys)
+    assert [row[:2] for row in found] == [
+        *([layer, method] for layer in ('layer2', 'layer3') for method in METHODS), ['-', 'random region']]
+    record = json.loads((tmp_path / 'record.json').read_text())
+    assert record['images'] == 4 and record['model'] == 'resnet20_cifar' and record['layer'] == 'last'
+    for row in record['rows'][:-1]:
+        assert {'silent', 'own drop', 'specificity', 'deletion', 'insertion', 'average drop', 'increase', 'overlap',
+                'below 0'} <= set(row)
+        assert 0 <= row['silent'] < 1 and row['below 0'] == 0  # a ResNet's stages end in a ReLU
+
+
+def test_layers_and_methods_of_several_classes_are_those_of_eval(tmp_path, monkeypatch, capsys):
+    """One batch or several, one class or more an image: means over the maps of what eval measures."""
+    data = make_packed_voc(tmp_path / 'voc')
+    run = make_run(tmp_path / 'run', num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val')
+    found = rows('layers_and_methods.py', [
+        run, '--methods', 'finer_cam', 'ach', '--curves', '--batch-size', 4, '--json', tmp_path / 'record.json'],
+        monkeypatch, capsys)
+    assert [row[1] for row in found] == ['finer_cam', 'ach', 'random region']
+    row = json.loads((tmp_path / 'record.json').read_text())['rows'][1]
+    records = collect_records(
+        load_checkpoint(str(run), default_options()), ICASCConfig(attention='ach'), faithfulness=True)
+    counts = (records.targets > 0).sum(1)
+    # An image's value is the mean over its classes; the table's over all of them, where no map is silent.
+    assert row['silent'] == records.images['silent_maps'].max() == 0 and counts.max() > 1
+    for name, column in (('own_drop', 'own drop'), ('deletion', 'deletion'), ('average_drop', 'average drop')):
+        pooled = (records.images[name] * counts).sum() / counts.sum()
+        assert row[column] == pytest.approx(pooled, rel=1e-4, abs=1e-6)
+    assert row['pointing'] == pytest.approx(records.pairs['pointing'].mean())
+    assert row['energy'] == pytest.approx(records.pairs['energy'].mean())
+    assert row['overlap'] == pytest.approx(np.nanmean(records.images['overlap_cooccurring']), rel=1e-4)

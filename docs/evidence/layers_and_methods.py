@@ -6,7 +6,7 @@
 Each `--at INNER LAST` is a block of rows; without one, the automatic choice. Of each image, the maps of its present
 classes are measured (with one class per image, of its class and of the most confusing one) as `timm-icasc eval
 --faithfulness` does: where a class's map is highest, a quarter of the image is blurred. `--curves` adds deletion,
-insertion, average drop and increase (20 more forward passes a map). With boxes, localisation is measured as well.
+insertion, average drop and increase (15 more forward passes a map). With boxes, localisation is measured as well.
 All methods of a layer share one forward pass and its gradients. Prints a table; `--json` keeps it as a record.
 """
 import argparse
@@ -23,14 +23,7 @@ from timm_icasc.data import evenly_spaced
 from timm_icasc.evaluation import collect
 from timm_icasc.evaluation.boxes import localise, transform_geometry
 from timm_icasc.evaluation.checkpoint import load_checkpoints
-from timm_icasc.evaluation.faithfulness import (
-    average_drop,
-    deletion_insertion,
-    highest,
-    own_and_other,
-    random_maps,
-    region_drops,
-)
+from timm_icasc.evaluation.faithfulness import Subject, map_values, random_values
 from timm_icasc.evaluation.options import add_checkpoint_arguments
 from timm_icasc.features.outputs import class_scores
 from timm_icasc.features.resolve import resolve_layers
@@ -55,8 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write the table here')
 
 
+# The table's columns, and what `map_values` calls them.
+COLUMNS = {
+    'silent_maps': 'silent', 'own_drop': 'own drop', 'class_specificity': 'specificity', 'deletion': 'deletion',
+    'insertion': 'insertion', 'average_drop': 'average drop', 'average_increase': 'increase'}
+
+
 def maps_of(layer, model, images, drawn, methods):
-    """Maps `[B, K, h, w]` of each method from one forward pass, the scores, and the feature `[B, C, h, w]`."""
+    """Maps `[B, K, h, w]` of each method from one forward pass, and the feature `[B, C, h, w]`."""
     with capture_features(model, [layer], order=1, inference=True) as features:
         logits = class_scores(model(images))
     feature, size = features[layer.path], tuple(images.shape[-2:])
@@ -70,8 +69,8 @@ def maps_of(layer, model, images, drawn, methods):
                 gradient, = score_gradients(name, logits, cotangent, [feature], create_graph=False)
                 gradients[score] = layer.to_nchw(gradient, size)
             columns[name].append(METHODS[name].function(layer.to_nchw(feature, size), gradients[score]).detach())
-    return {name: torch.stack(maps, 1) for name, maps in columns.items()}, logits.detach(), layer.to_nchw(
-        feature.detach(), size)
+    maps = {name: torch.stack(column, 1) for name, column in columns.items()}
+    return maps, layer.to_nchw(feature.detach(), size)
 
 
 class Table:
@@ -92,105 +91,93 @@ class Table:
         return result
 
 
-def measure(table, place, name, checkpoint, images, maps, drawn, weights, counts, logits, curves):
+def measure(table, row, subject, maps, drawn, weights, asked_for, curves):
     """One method at one layer, on a batch."""
-    model, size = checkpoint.model, images.shape[-2:]
-    for k in range(drawn.shape[1]):
-        real = torch.tensor([k < count for count in counts])
-        silent = maps[:, k].amax((-2, -1)) == 0
-        table.add((place, name), 'silent', silent[real].float())
-        drops = region_drops(model, images, highest(maps[:, k], size), logits)
-        own, specificity = own_and_other(drops, drawn[:, k], weights[:, k])
-        kept = real & ~silent
-        table.add((place, name), 'own drop', own[kept])
-        table.add((place, name), 'specificity', specificity[kept])
-        if curves:
-            probabilities = checkpoint.labels.probabilities
-            deletion, insertion = deletion_insertion(model, images, maps[:, k], drawn[:, k], probabilities)
-            fall, rise = average_drop(
-                model, images, maps[:, k], drawn[:, k], probabilities(logits), probabilities)
-            for column, values in (
-                    ('deletion', deletion), ('insertion', insertion), ('average drop', fall), ('increase', rise)):
-                table.add((place, name), column, values[kept])
-    for i, count in enumerate(counts):
+    values = map_values(subject, maps, drawn, weights, asked_for, curves)
+    for name, column in COLUMNS.items():
+        if name in values:
+            table.add(row, column, values[name][asked_for])
+    for i, count in enumerate(asked_for.sum(1).tolist()):
         if count > 1:
             first, second = torch.triu_indices(count, count, 1)
-            table.add((place, name), 'overlap', attention_overlap(maps[i, first], maps[i, second]))
+            table.add(row, 'overlap', attention_overlap(maps[i, first], maps[i, second]))
 
 
-def measure_boxes(table, place, name, checkpoint, maps, sizes, present, indices):
+def measure_boxes(table, row, checkpoint, maps, sizes, present, indices):
     for i, classes in enumerate(present):
         boxes = collect._boxes_by_class(checkpoint.dataset, indices[i])
-        geometry = transform_geometry(checkpoint.dataset.transform, sizes[i])
-        heats = F.interpolate(
-            maps[i][None], size=(geometry.height, geometry.width), mode='bilinear', align_corners=False)[0].numpy()
+        geometry = transform_geometry(checkpoint.dataset.transform.transform, sizes[i])  # that of `_Sized`
+        size = geometry.height, geometry.width
+        heats = F.interpolate(maps[i][None], size=size, mode='bilinear', align_corners=False)[0].cpu().numpy()
         for k, index in enumerate(classes):
             mapped = geometry.boxes(boxes[index]) if index in boxes else ()
             if len(mapped):
                 values = localise(heats[k], mapped, SIGMA, 0.)
                 for column in ('pointing', 'energy'):
-                    table.add((place, name), column, values[column])
+                    table.add(row, column, values[column])
 
 
-def run(args: argparse.Namespace) -> int:
+def classes_of(checkpoint, target, logits):
+    """The classes whose maps are measured: `[B, K]` filled up, and for each image those that count, as lists."""
+    if checkpoint.labels is MULTI:
+        present = checkpoint.labels.present(target)
+        return collect._filled_up(present, target.device), present
+    rival = logits.scatter(1, target[:, None], -torch.inf).argmax(1)
+    drawn = torch.stack([target, rival], 1)
+    return drawn, drawn.tolist()
+
+
+def measure_batch(table, checkpoint, choices, args, images, sizes, target, indices):
+    subject = Subject.of(checkpoint.model, images, checkpoint.labels.probabilities)
+    drawn, counted = classes_of(checkpoint, target, subject.logits)
+    weights, asked_for = collect._told_from(counted, drawn, subject.logits), collect._asked_for(counted, drawn)
+    for layers in choices:
+        layer = getattr(layers, args.layer)
+        maps, feature = maps_of(layer, checkpoint.model, images, drawn, args.methods)
+        for name in args.methods:
+            row = (layer.path, name)
+            measure(table, row, subject, maps[name], drawn, weights, asked_for, args.curves)
+            table.add(row, 'below 0', (feature < 0).float().mean((1, 2, 3)))
+            if hasattr(checkpoint.dataset, 'boxes'):
+                measure_boxes(
+                    table, row, checkpoint, maps[name], sizes, checkpoint.labels.present(target), indices)
+    for name, value in random_values(subject, indices, drawn, weights, asked_for).items():
+        if name in COLUMNS:
+            table.add(('-', 'random region'), COLUMNS[name], value[asked_for])
+
+
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    if args.images < 1:
+        raise SystemExit(f'--images must be at least 1, got {args.images}.')
     checkpoint, = load_checkpoints(args.checkpoints, args)
-    dataset, several = checkpoint.dataset, checkpoint.labels is MULTI
+    dataset, size = checkpoint.dataset, checkpoint.data_config['input_size']
+    choices = [resolve_layers(checkpoint.model, pair, size) for pair in args.pairs or ()] or [checkpoint.layers]
+    if None in choices:
+        raise SystemExit(f"no layers were found in '{checkpoint.source}': name them with --at INNER LAST.")
+    # The same layer of two pairs is one block of rows.
+    choices = list({getattr(layers, args.layer): layers for layers in choices}.values())
     indices = evenly_spaced(dataset, args.images).indices
-    size = checkpoint.data_config['input_size']
-    pairs = {f'{inner}, {last}': (inner, last) for inner, last in args.pairs or ()}
-    choices = {name: resolve_layers(checkpoint.model, pair, size) for name, pair in pairs.items()} or {
-        'automatic': checkpoint.layers}
-    table, batch = Table(), checkpoint.batch_size
+    table = Table()
     with collect._transformed_by(dataset, collect._Sized(dataset.transform)):
-        loader = collect._loader(checkpoint, collect._Numbered(dataset, indices), batch)
+        loader = collect._loader(checkpoint, collect._Numbered(dataset, indices), checkpoint.batch_size)
         for (images, sizes), target, rows in tqdm(loader, desc=checkpoint.label, disable=None):
             sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
-            for layers in choices.values():
-                layer = getattr(layers, args.layer)
-                with torch.no_grad():
-                    logits = class_scores(checkpoint.model(images))
-                if several:
-                    present = checkpoint.labels.present(target)
-                    drawn = collect._filled_up(present, images.device)
-                else:
-                    rival = logits.scatter(1, target[:, None], -torch.inf).argmax(1)
-                    drawn = torch.stack([target, rival], 1)
-                    present = drawn.tolist()
-                weights = collect._told_from(present, drawn, logits)
-                maps, logits, feature = maps_of(layer, checkpoint.model, images, drawn, args.methods)
-                counts = [len(classes) for classes in present]
-                with torch.no_grad():
-                    for name in args.methods:
-                        measure(
-                            table, layer.path, name, checkpoint, images, maps[name], drawn, weights, counts, logits,
-                            args.curves)
-                        table.add((layer.path, name), 'below 0', (feature < 0).float().mean())
-                        if hasattr(dataset, 'boxes'):
-                            measure_boxes(
-                                table, layer.path, name, checkpoint, maps[name], sizes,
-                                checkpoint.labels.present(target), [indices[row] for row in rows])
-            with torch.no_grad():
-                drops = region_drops(
-                    checkpoint.model, images,
-                    highest(random_maps([indices[r] for r in rows], images), images.shape[-2:]), logits)
-                for k in range(drawn.shape[1]):
-                    real = torch.tensor([k < count for count in counts])
-                    own, specificity = own_and_other(drops, drawn[:, k], weights[:, k])
-                    table.add(('-', 'random region'), 'own drop', own[real])
-                    table.add(('-', 'random region'), 'specificity', specificity[real])
+            measure_batch(
+                table, checkpoint, choices, args, images.to(checkpoint.device), sizes, target.to(checkpoint.device),
+                [indices[row] for row in rows])
     means = table.means()
+    columns = dict.fromkeys(key for row in means for key in row)
     print(markdown([{
         key: value if isinstance(value, str) else '-' if value is None else f'{value:.3f}'
-        for key, value in {**dict.fromkeys({k: None for row in means for k in row}), **row}.items()} for row in means]))
+        for key, value in {**dict.fromkeys(columns), **row}.items()} for row in means]))
     if args.json:
         Path(args.json).write_text(json.dumps({
             'checkpoint': checkpoint.label, 'model': checkpoint.args.model, 'images': len(indices),
             'layer': args.layer, 'rows': means, **provenance(checkpoint.args)}, indent=1) + '\n')
-    return 0
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    raise SystemExit(run(parser.parse_args()))
+    run(parser.parse_args())

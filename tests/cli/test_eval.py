@@ -13,6 +13,9 @@ from PIL import Image
 from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.cli import main
 from timm_icasc.data import DigitsDataset
+from timm_icasc.evaluation.checkpoint import load_checkpoint
+from timm_icasc.evaluation.faithfulness import blurred, highest
+from timm_icasc.evaluation.options import default_options
 from timm_icasc.losses import attention_overlap
 
 
@@ -66,13 +69,85 @@ def voc_run(folder, seed=0):
 def test_the_same_numbers_each_time_and_for_every_batch_size(make, sizes, tmp_path):
     run = make(tmp_path / 'run')
     for name, size in (('first', sizes[0]), ('second', sizes[0]), ('third', sizes[1])):
-        assert evaluate(run, '--images', 30, '--batch-size', size, '--output', tmp_path / name) == 0
+        assert evaluate(
+            run, '--images', 30, '--batch-size', size, '--output', tmp_path / name,
+            *['--faithfulness'] * (make is voc_run)) == 0
     first, second, third = (json.loads((tmp_path / name / 'run' / 'eval.json').read_text())['measures']
                             for name in ('first', 'second', 'third'))
     assert ('pointing' in first) == (make is voc_run)
     assert first == second
     assert first == pytest.approx(third, rel=1e-4)
     assert (tmp_path / 'first' / 'summary.csv').read_text().startswith('checkpoint,')
+
+
+FAITHFULNESS = {
+    'own_drop', 'other_drop', 'class_specificity', 'deletion', 'insertion', 'average_drop', 'average_increase'}
+
+
+@pytest.mark.parametrize('layer', ['last', 'inner'])
+def test_faithfulness_of_several_classes_by_loops(layer, tmp_path, capsys):
+    """Each present class of each image by itself: its map's quarter blurred, the scores before and after."""
+    run = voc_run(tmp_path / 'run')
+    assert evaluate(run, '--faithfulness', '--layer', layer, '--attention', 'grad_cam', '--batch-size', 4) == 0
+    rows = list(csv.DictReader(open(run / 'eval' / 'images.csv')))
+    checkpoint = load_checkpoint(str(run), default_options())
+    found = {name: [] for name in ('own_drop', 'other_drop', 'class_specificity', 'silent_maps')}
+    several = 0
+    for row in rows:
+        image, target = checkpoint.dataset[int(row['index'])]
+        present, values = (target > 0).nonzero().flatten().tolist(), {name: [] for name in found}
+        several += len(present) > 1
+        for c in present:
+            heat = attention_maps(checkpoint.model, image[None], [c], method='grad_cam', layer=layer)[0]
+            values['silent_maps'].append(float(heat.max() == 0))
+            if heat.max() == 0:
+                continue
+            ranked = F.interpolate(heat[None], (32, 32), mode='bilinear')[0, 0].flatten().argsort(
+                descending=True, stable=True)[:256]
+            changed, blur = image.clone().flatten(1), blurred(image[None])[0].flatten(1)
+            changed[:, ranked] = blur[:, ranked]
+            with torch.no_grad():
+                drop = (checkpoint.model(image[None]) - checkpoint.model(changed.view(1, 3, 32, 32)))[0]
+            values['own_drop'].append(drop[c].item())
+            if rest := [drop[d].item() for d in present if d != c]:
+                values['other_drop'].append(sum(rest) / len(rest))
+                values['class_specificity'].append(drop[c].item() - sum(rest) / len(rest))
+        for name, column in values.items():
+            found[name].append(np.mean(column) if column else np.nan)
+            assert float(row[name]) == pytest.approx(found[name][-1], rel=1e-3, abs=1e-5, nan_ok=True)
+        assert (row['other_drop'] == 'nan') == (len(values['other_drop']) == 0)
+    assert 0 < several < len(rows)
+    measures, text = read(run)['measures'], capsys.readouterr().out
+    for name, column in found.items():
+        assert measures[name] == pytest.approx(np.nanmean(column), rel=1e-3, abs=1e-5)
+    random = {f'{name}_random' for name in ('own_drop', 'other_drop', 'class_specificity')}
+    assert FAITHFULNESS | random <= set(measures)
+    printed = [line.split('  ')[0] for line in text.splitlines()]
+    assert printed.index('own drop (logit)') < printed.index('silent maps') < printed.index('pointing game')
+
+
+def test_faithfulness_of_one_class_is_told_from_its_rival_and_compared(run, tmp_path, capsys):
+    other = make_run(tmp_path / 'other', seed=1)
+    assert evaluate('--compare', run, other, '--faithfulness', '--images', 4, '--resamples', 20) == 0
+    result = read(other, 'comparison.json')['measures']
+    assert FAITHFULNESS <= set(result) and all(result[name]['low'] <= result[name]['high'] for name in FAITHFULNESS)
+    checkpoint = load_checkpoint(str(run), default_options())
+    for row in csv.DictReader(open(run / 'eval' / 'images.csv')):
+        image, target = checkpoint.dataset[int(row['index'])]
+        with torch.no_grad():
+            logits = checkpoint.model(image[None])[0]
+        rival = max((c for c in range(10) if c != target), key=lambda c: float(logits[c]))
+        heat = attention_maps(checkpoint.model, image[None], [target], method='ach')[0]
+        mask = highest(heat, (32, 32))
+        with torch.no_grad():
+            drop = logits - checkpoint.model(torch.where(mask, blurred(image[None]), image[None]))[0]
+        assert float(row['own_drop']) == pytest.approx(drop[target].item(), rel=1e-3, abs=1e-5)
+        assert float(row['other_drop']) == pytest.approx(drop[rival].item(), rel=1e-3, abs=1e-5)
+
+
+def test_what_is_not_asked_for_is_not_measured(run):
+    assert evaluate(run, '--images', 4) == 0
+    assert not (FAITHFULNESS | {'silent_maps', 'flip_iou'}) & set(read(run)['measures'])
 
 
 def test_ten_crops(run):

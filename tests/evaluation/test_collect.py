@@ -1,4 +1,5 @@
 """Evaluation measures the very maps that training trains, also where a module puts out several tensors."""
+import gc
 import shutil
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from helpers.runs import make_packed_voc
 from helpers.several_outputs import PARAMS, load_run, tapped  # noqa: F401
 
 from timm_icasc import ICASCLayers, ICASCTask, attention_maps, icasc_forward
-from timm_icasc.evaluation.collect import collect_records
+from timm_icasc.evaluation.collect import _Collector, collect_records
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.figures.views import view_classes, view_layers
 from timm_icasc.paper.segmentation.cues import make_cues
@@ -78,3 +79,17 @@ def test_a_run_that_names_its_layers_by_path(name, tmp_path):
     task = ICASCTask(checkpoint.model, layers=paths, input_size=checkpoint.data_config['input_size'], verbose=False)
     assert checkpoint.layers == task.resolve_layers(checkpoint.data_config['input_size']) == automatic
     shutil.rmtree(tmp_path)
+
+
+def test_what_is_kept_of_an_image_is_its_numbers(tmp_path, monkeypatch):
+    """No image, map or graph outlives its batch: the tensors that live grow by a few numbers an image."""
+    checkpoint, living = load_run(tmp_path / 'run', 'resnet20_cifar', num_classes=10, dataset='digits'), []
+    checkpoint.batch_size, add = 1, _Collector.add
+
+    def counted(self, *args):
+        add(self, *args)
+        living.append(sum(t.numel() for t in gc.get_objects() if type(t) is torch.Tensor))
+
+    monkeypatch.setattr(_Collector, 'add', counted)
+    collect_records(checkpoint, indices=range(4), robustness=True, faithfulness=True)
+    assert max(living[1:]) - living[1] < 200 < 3 * 32 * 32  # scores, target, 20 measures of two images

@@ -8,14 +8,18 @@ from torch import nn
 
 from timm_icasc import attention_maps
 from timm_icasc.evaluation.faithfulness import (
+    Subject,
     average_drop,
     blurred,
     deletion_insertion,
     highest,
     map_faithfulness,
+    map_values,
     own_and_other,
     random_maps,
+    random_values,
     region_drops,
+    silent,
 )
 
 SIZE = (24, 32)
@@ -70,7 +74,23 @@ def test_drops_are_those_of_the_blurred_region(images):
         for i in range(12):
             for j in range(16):
                 changed[b, :, i, j] = blur[b, :, i, j]
-    torch.testing.assert_close(region_drops(TWO, images, mask, TWO(images)), TWO(images) - TWO(changed))
+    torch.testing.assert_close(region_drops(Subject.of(TWO, images, softmax), mask), TWO(images) - TWO(changed))
+
+
+def test_the_blur_by_loops():
+    """Products with a Gaussian of 1/12 of the shorter side, cut off at two deviations, the border reflected."""
+    image = torch.randn(1, 1, 12, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kernel = {d: math.exp(-d ** 2 / 2) for d in (-2, -1, 0, 1, 2)}  # a side of 12: a deviation of 1
+
+    def at(i, size):
+        return -i if i < 0 else 2 * (size - 1) - i if i >= size else i
+    found = blurred(image)
+    for i in range(12):
+        for j in range(20):
+            value = sum(
+                a * b * float(image[0, 0, at(i + d, 12), at(j + e, 20)])
+                for d, a in kernel.items() for e, b in kernel.items()) / sum(kernel.values()) ** 2
+            assert float(found[0, 0, i, j]) == pytest.approx(value, abs=1e-7)
 
 
 def test_the_blur_keeps_the_mean_and_takes_the_detail(images):
@@ -83,15 +103,17 @@ def test_own_and_other_by_loops():
     generator = torch.Generator().manual_seed(0)
     drops = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     own, others = torch.tensor([0, 2, 1, 1]), torch.tensor([[0, .5, .5], [1, 0, 0], [0, 0, 0], [0, 0, 1.]]).double()
-    own_drop, specificity = own_and_other(drops, own, others)
+    drops[3, 0] = torch.nan  # a class that counts for nothing here
+    values = own_and_other(drops, own, others)
     for b in range(4):
         expected = float(drops[b, own[b]])
-        assert own_drop[b] == expected
-        other = sum(float(drops[b, c] * others[b, c]) for c in range(3))
+        assert values['own_drop'][b] == expected
+        other = sum(float(drops[b, c] * others[b, c]) for c in range(3) if others[b, c])
         if others[b].any():
-            assert specificity[b] == pytest.approx(expected - other)
+            assert values['other_drop'][b] == pytest.approx(other)
+            assert values['class_specificity'][b] == pytest.approx(expected - other)
         else:
-            assert specificity[b].isnan()
+            assert values['other_drop'][b].isnan() and values['class_specificity'][b].isnan()
 
 
 def test_a_right_map_tells_the_classes_apart_and_a_wrong_one_does_not(images):
@@ -100,6 +122,7 @@ def test_a_right_map_tells_the_classes_apart_and_a_wrong_one_does_not(images):
     right = torch.stack([map_of(LEFT), map_of(RIGHT)], 1).expand(3, -1, -1, -1)
     values = map_faithfulness(TWO, images, right, classes, others, [0, 1, 2], softmax)
     assert (values['own_drop'] > 0.6).all() and (values['class_specificity'] > 0.6).all()
+    assert (values['other_drop'].abs() < 1e-6).all()
     assert values['own_drop'].mean() > 2 * values['own_drop_random'].mean()
     wrong = map_faithfulness(TWO, images, right.flip(1), classes, others, [0, 1, 2], softmax)
     assert (wrong['own_drop'].abs() < 1e-6).all() and (wrong['class_specificity'] < -0.6).all()
@@ -107,13 +130,29 @@ def test_a_right_map_tells_the_classes_apart_and_a_wrong_one_does_not(images):
     assert not values['silent_maps'].any()
 
 
-def test_a_silent_map_is_counted_and_measured_nowhere(images):
-    maps = torch.stack([map_of(LEFT).expand(3, -1, -1), torch.zeros(3, *SIZE)], 1)
+@pytest.mark.parametrize('nothing', [0., 3., torch.nan, torch.inf])
+def test_a_map_that_ranks_no_pixel_is_counted_and_measured_nowhere(images, nothing):
+    """Zero everywhere, flat, or not finite: the region of such a map would be one of the sort's making."""
+    maps = torch.stack([map_of(LEFT).expand(3, -1, -1), torch.full((3, *SIZE), nothing)], 1)
     classes, others = torch.tensor([[0, 1]]).expand(3, 2), torch.tensor([[0., 1.], [1., 0.]]).expand(3, 2, 2)
+    assert silent(maps).tolist() == [[False, True]] * 3
     values = map_faithfulness(TWO, images, maps, classes, others, [0, 1, 2], softmax)
     assert values.pop('silent_maps').tolist() == [[0, 1]] * 3
     for value in values.values():
         assert value[:, 0].isfinite().all() and value[:, 1].isnan().all()
+
+
+def test_only_maps_that_are_all_silent(images):
+    values = map_faithfulness(
+        TWO, images, torch.zeros(3, 1, *SIZE), torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1, 2), [0, 1, 2],
+        softmax)
+    assert values.pop('silent_maps').all() and all(value.isnan().all() for value in values.values())
+
+
+def test_one_pixel_that_is_not_a_number_spoils_its_map(images):
+    maps = map_of(LEFT)
+    maps[0, 3, 3] = torch.nan
+    assert silent(maps).item()
 
 
 def test_a_class_without_another_has_no_specificity(images):
@@ -121,6 +160,47 @@ def test_a_class_without_another_has_no_specificity(images):
         TWO, images, map_of(LEFT).expand(3, -1, -1)[:, None], torch.zeros(3, 1, dtype=torch.long),
         torch.zeros(3, 1, 2), [0, 1, 2], softmax)
     assert values['class_specificity'].isnan().all() and values['own_drop'].isfinite().all()
+
+
+def test_classes_that_are_not_asked_for_cost_nothing_and_have_no_values(images):
+    """Images with fewer classes than others of their batch: no value, and no forward pass."""
+    class Counted(LooksAt):
+        images = 0
+
+        def forward(self, x):
+            self.images += len(x)
+            return super().forward(x)
+
+    classes, others = torch.tensor([[0, 1]]).expand(3, 2), torch.tensor([[0., 1.], [1., 0.]]).expand(3, 2, 2)
+    maps = torch.stack([map_of(LEFT), map_of(RIGHT)], 1).expand(3, -1, -1, -1)
+    valid = torch.tensor([[True, True], [True, False], [True, False]])
+    model = Counted(LEFT, RIGHT)
+    some = map_faithfulness(model, images, maps, classes, others, [0, 1, 2], softmax, valid)
+    all_of_them = map_faithfulness(TWO, images, maps, classes, others, [0, 1, 2], softmax)
+    for name, value in some.items():
+        torch.testing.assert_close(value[valid], all_of_them[name][valid])
+        assert value[~valid].isnan().all()
+    # The image, the blurred one, a random region; of each map its region, seven steps of two curves, the masked image.
+    assert model.images == 3 * 3 + 4 * (1 + 14 + 1)
+    alone = map_values(Subject.of(TWO, images, softmax), maps, classes, others, valid, curves=False)
+    assert set(alone) == {'own_drop', 'other_drop', 'class_specificity', 'silent_maps'}
+    for name, value in alone.items():
+        torch.testing.assert_close(value, some[name], equal_nan=True)
+
+
+def test_random_regions_by_loops(images):
+    """One region an image, of its own seed: a quarter of the pixels, where a random 4 x 4 map is highest."""
+    classes, others = torch.tensor([[0, 1]]).expand(3, 2), torch.tensor([[0., 1.], [1., 0.]]).expand(3, 2, 2)
+    values = random_values(Subject.of(TWO, images, softmax), [7, 8, 7], classes, others)
+    for b, seed in enumerate((7, 8, 7)):
+        grid = torch.rand(4, 4, generator=torch.Generator().manual_seed(seed))
+        smooth = nn.functional.interpolate(grid[None, None], SIZE, mode='bilinear')[0, 0]
+        changed, chosen = images[b:b + 1].clone(), smooth.flatten().argsort(descending=True)[:SIZE[0] * SIZE[1] // 4]
+        for p in chosen.tolist():
+            changed[0, :, p // SIZE[1], p % SIZE[1]] = blurred(images[b:b + 1])[0, :, p // SIZE[1], p % SIZE[1]]
+        drops = (TWO(images[b:b + 1]) - TWO(changed))[0]
+        torch.testing.assert_close(values['own_drop'][b], drops)
+        torch.testing.assert_close(values['class_specificity'][b], drops - drops.flip(0))
 
 
 def test_batches_do_not_change_values_and_images_are_the_seeds(images):
@@ -168,9 +248,9 @@ def test_average_drop_and_the_curves_are_torchcams():
     images = torch.randn(4, 3, *SIZE, generator=generator, dtype=torch.float64)
     maps = torch.rand(4, 6, 8, generator=generator, dtype=torch.float64)
     classes = torch.tensor([0, 3, 2, 4])
-    with torch.no_grad():
-        drop, rise = average_drop(model, images, maps, classes, softmax(model(images)), softmax)
-        deletion, insertion = deletion_insertion(model, images, maps, classes, softmax, steps=8)
+    subject = Subject.of(model, images, softmax)
+    drop, rise = average_drop(subject, maps, classes).values()
+    deletion, insertion = deletion_insertion(subject, maps, classes, steps=8).values()
     reference = metrics.ClassificationMetric(_Maps(model, maps), softmax)
     reference.update(images, classes.tolist())
     assert drop.mean().item() == pytest.approx(reference.summary()['avg_drop'], abs=1e-6)
@@ -183,21 +263,62 @@ def test_average_drop_and_the_curves_are_torchcams():
     assert insertion.mean().item() == pytest.approx(summary[1], abs=5e-5)
 
 
-def test_the_area_under_a_curve_by_hand(images):
+@pytest.mark.parametrize('probabilities', [softmax, torch.sigmoid])
+def test_the_area_under_a_curve_by_hand(images, probabilities):
     """A step more of the ranking at a time, and trapezoids between the steps."""
     maps, classes, steps = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 1, 0]), 4
-    deletion, _ = deletion_insertion(TWO, images, maps, classes, softmax, steps)
-    blur = blurred(images)
-    for b in range(3):
-        order = sorted(range(maps[b].numel()), key=lambda p, b=b: -float(maps[b].flatten()[p]))
-        values = []
-        for step in range(steps + 1):
-            changed = images[b].clone().flatten(1)
-            for p in order[:math.ceil(len(order) / steps) * step]:
-                changed[:, p] = blur[b].flatten(1)[:, p]
-            values.append(float(softmax(TWO(changed.view(1, 3, *SIZE)))[0, classes[b]]))
-        area = sum((values[i] + values[i + 1]) / 2 / steps for i in range(steps))
-        assert float(deletion[b]) == pytest.approx(area, abs=1e-5)
+    areas = deletion_insertion(Subject.of(TWO, images, probabilities), maps, classes, steps)
+    for name, whole, other in (('deletion', images, blurred(images)), ('insertion', blurred(images), images)):
+        for b in range(3):
+            order = sorted(range(maps[b].numel()), key=lambda p, b=b: -float(maps[b].flatten()[p]))
+            values = []
+            for step in range(steps + 1):
+                changed = whole[b].clone().flatten(1)
+                for p in order[:math.ceil(len(order) / steps) * step]:
+                    changed[:, p] = other[b].flatten(1)[:, p]
+                values.append(float(probabilities(TWO(changed.view(1, 3, *SIZE)))[0, classes[b]]))
+            area = sum((values[i] + values[i + 1]) / 2 / steps for i in range(steps))
+            assert float(areas[name][b]) == pytest.approx(area, abs=1e-5)
+
+
+def test_steps_that_do_not_divide_the_pixels(images):
+    """The last step is a shorter one, and counts for less."""
+    maps = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
+    flat = Subject.of(lambda x: torch.zeros(len(x), 2), images, softmax)
+    areas = deletion_insertion(flat, maps, torch.tensor([0, 1, 0]), steps=7)
+    for area in areas.values():
+        torch.testing.assert_close(area, torch.full((3,), 0.5))
+
+
+def test_average_drop_by_loops():
+    model, generator = small_network(), torch.Generator().manual_seed(3)
+    images = torch.randn(4, 3, *SIZE, generator=generator, dtype=torch.float64)
+    maps, classes = torch.rand(4, *SIZE, generator=generator, dtype=torch.float64), torch.tensor([1, 0, 4, 2])
+    values = average_drop(Subject.of(model, images, softmax), maps, classes)
+    for b in range(4):
+        masked, low, high = images[b].clone(), float(maps[b].min()), float(maps[b].max())
+        for i in range(SIZE[0]):
+            for j in range(SIZE[1]):
+                masked[:, i, j] *= (float(maps[b, i, j]) - low) / (high - low)
+        with torch.no_grad():
+            before, after = (float(softmax(model(x[None]))[0, classes[b]]) for x in (images[b], masked))
+        assert float(values['average_drop'][b]) == pytest.approx(max(0, before - after) / before, abs=1e-9)
+        assert float(values['average_increase'][b]) == float(after > before)
+
+
+def test_own_drop_is_road_with_another_filling():
+    """pytorch-grad-cam's ROAD, most relevant first, at its percentile 75: there the score after less the one before."""
+    metric = pytest.importorskip('pytorch_grad_cam.metrics.perturbation_confidence')
+    targets = pytest.importorskip('pytorch_grad_cam.utils.model_targets')
+    model, generator = small_network().float(), torch.Generator().manual_seed(4)
+    images, maps = torch.randn(4, 3, *SIZE, generator=generator), torch.rand(4, *SIZE, generator=generator)
+    classes = torch.tensor([0, 3, 2, 4])
+    road = metric.PerturbationConfidenceMetric(metric.RemoveMostRelevantFirst(
+        75, lambda image, kept: torch.where(kept > 0, image, blurred(image[None])[0])))
+    changes = road(images, maps.numpy(), [targets.ClassifierOutputTarget(int(c)) for c in classes], model)
+    values = map_values(
+        Subject.of(model, images, softmax), maps[:, None], classes[:, None], torch.zeros(4, 1, 5), curves=False)
+    torch.testing.assert_close(values['own_drop'][:, 0], -torch.from_numpy(changes))
 
 
 def test_a_trained_networks_maps_are_better_than_chance_where_it_looks_at_one_place():

@@ -96,6 +96,12 @@ def _filled_up(present: list[list[int]], device: torch.device) -> torch.Tensor:
     return torch.tensor(filled, device=device)
 
 
+def _asked_for(present: list[list[int]], drawn: torch.Tensor) -> torch.Tensor:
+    """Which of the classes of `_filled_up` are present ones, bool `[B, K]`: the others fill up a row."""
+    counts = torch.tensor([len(classes) for classes in present], device=drawn.device)
+    return torch.arange(drawn.shape[1], device=drawn.device) < counts[:, None]
+
+
 def _told_from(
         present: list[list[int]],
         drawn: torch.Tensor,
@@ -273,8 +279,8 @@ class _Collector:
             if not several:
                 others = _most_confusing(logits, drawn[:, 0])
             values.update(_mean_over_present(map_faithfulness(
-                checkpoint.model, images, maps, drawn, others,
-                [self.indices[row] for row in rows], checkpoint.labels.probabilities), present))
+                checkpoint.model, images, maps, drawn, others, [self.indices[row] for row in rows],
+                checkpoint.labels.probabilities, _asked_for(present, drawn)), present))
         if several:
             values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
         if self.has_boxes:
@@ -339,7 +345,8 @@ def collect_records(
         indices: Positions in the data set; all when None.
         ten_crop: Also score ten crops of each image.
         tolerance: Margin of the pointing game in pixels of the input.
-        layer: 'last' or 'inner': whose maps are held against boxes and against those of co-occurring classes.
+        layer: 'last' or 'inner': whose maps are held against boxes, against those of co-occurring classes, and flipped,
+            cropped and blurred images.
         robustness: Also hold the present classes' maps against those of the flipped and of the cropped image.
         faithfulness: Also blur and mask the images by the present classes' maps (`faithfulness.map_faithfulness`).
     """

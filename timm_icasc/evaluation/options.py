@@ -25,13 +25,14 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--faithfulness', action='store_true',
         help="also blur the images where the true classes' maps are highest, and see how far the scores fall, "
-             "a class's own and another's; deletion, insertion, average drop (20 forward passes an image and class)")
+             "a class's own and another's; deletion, insertion, average drop (about 20 forward passes an image, "
+             '16 for each further class)')
     group.add_argument(
         '--attention', default='ach', choices=list(METHODS),
         help=f"attention maps: {', '.join(method.title for method in METHODS.values())} (default: %(default)s)")
     group.add_argument(
         '--layer', default='last', choices=('last', 'inner'),
-        help='whose maps are held against boxes and co-occurring classes (default: %(default)s)')
+        help='whose maps are held against boxes, co-occurring classes and blurred images (default: %(default)s)')
     group.add_argument(
         '--sigma', type=float, default=0.55,
         help='mask threshold, fraction of the maximum, Eq. 4; also of the box (default: %(default)s)')
