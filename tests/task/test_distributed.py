@@ -54,7 +54,7 @@ def gradients_of_shards(rank, folder):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh('cpu', (2,))
-    for name, blocks, kwargs in ARCHITECTURES:
+    for name, blocks, kwargs, layers in ARCHITECTURES:
         model = create(name, **kwargs).double().eval()
         for block in [module for path in blocks for module in model.get_submodule(path).children()]:
             fully_shard(block, mesh=mesh)
@@ -65,7 +65,7 @@ def gradients_of_shards(rank, folder):
             continue
         for share in SHARES:
             model.zero_grad()
-            task = ICASCTask(model, order=1, share=share, verbose=False)
+            task = ICASCTask(model, order=1, layers=layers, share=share, verbose=False)
             task(half(IMAGES, rank), half(TARGET, rank))['loss'].backward()
             gradients = {key: p.grad.full_tensor() for key, p in model.named_parameters()}
             if rank == 0:
@@ -75,8 +75,8 @@ def gradients_of_shards(rank, folder):
 
 
 ARCHITECTURES = (
-    ('resnet20_cifar', ('layer1', 'layer2', 'layer3'), {}),
-    ('vit_tiny_patch16_224', ('blocks',), {'img_size': 32, 'depth': 4}),
+    ('resnet20_cifar', ('layer1', 'layer2', 'layer3'), {}, ('layer2', 'layer3')),
+    ('vit_tiny_patch16_224', ('blocks',), {'img_size': 32, 'depth': 4}, ('blocks.1', 'blocks.2')),
 )
 
 
@@ -98,9 +98,9 @@ def test_fully_sharded_parameters_at_order_1(tmp_path):
     in_two_processes(gradients_of_shards, tmp_path)
     if not RUNS_SHARDS:
         return
-    for (name, _, kwargs), share in product(ARCHITECTURES, SHARES):
+    for (name, _, kwargs, layers), share in product(ARCHITECTURES, SHARES):
         model = create(name, **kwargs).double().eval()
-        task = ICASCTask(model, order=1, share=share, verbose=False)
+        task = ICASCTask(model, order=1, layers=layers, share=share, verbose=False)
         for rank in range(2):
             (task(half(IMAGES, rank), half(TARGET, rank))['loss'] / 2).backward()
         gradients = torch.load(tmp_path / f'{name}-{share}.pt')

@@ -14,8 +14,8 @@ from ..errors import ICASCError, VersionError
 
 __all__ = [
     'DATA_PARALLEL', 'activation_or_norm', 'check_shards', 'compiled_around', 'evaluation_mode',
-    'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_sharded', 'one_thread', 'run_eagerly',
-    'unwrap_model',
+    'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
+    'is_sharded', 'one_thread', 'run_eagerly', 'unwrap_model',
 ]
 
 DATA_PARALLEL = (
@@ -152,6 +152,15 @@ def check_shards(model: nn.Module) -> None:
         raise VersionError(
             f'torch {torch.__version__} cannot run fully_shard (FSDP2) on a CPU, with or without ICASC: take a later '
             f'torch (pip install -U torch), or DistributedDataParallel.')
+
+
+def is_inside_shard(model: nn.Module, path: str) -> bool:
+    """Whether the module lies in a part of the model that FSDP2 gathers and lets go as a whole, the model itself aside.
+
+    A backward pass that ends inside of such a part leaves it half way.
+    """
+    names = path.split('.')
+    return any(isinstance(model.get_submodule('.'.join(names[:n])), FSDPModule) for n in range(1, len(names)))
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:

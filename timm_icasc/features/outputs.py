@@ -34,7 +34,8 @@ def class_scores(output: Any) -> torch.Tensor:
         ICASCError: It is nothing of these.
     """
     scores = find_class_scores(output)
-    if scores is None and isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
+    several = isinstance(output, (tuple, list)) and len(output) > 1
+    if scores is None and several and isinstance(output[0], torch.Tensor):
         raise ICASCError(
             '`model` returned several sets of class scores, as a distilled network does in training: return one of '
             'them (timm: `set_distilled_training(False)`).')

@@ -16,7 +16,7 @@ import torch.nn as nn
 
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers, Layout
-from .module_state import check_shards, is_checkpointing, one_thread, unwrap_model
+from .module_state import check_shards, is_checkpointing, is_inside_shard, one_thread, unwrap_model
 from .owner import described_features, own_value, owners
 from .probe import Probe
 
@@ -81,15 +81,17 @@ class _Resolver:
         """
         found: dict[str, FeatureLayer] = {}
         for path in self._latest_first():
-            if self.probe.calls[path].began < self.probe.calls[end.path].ended:
+            if self.probe.calls[path].began < self.probe.calls[end.path].ended or is_inside_shard(
+                    self.probe.model, path):
                 continue
             for feature in self._candidates(path):
                 kind, name = self.probe.maker(feature)
                 if feature.grid != end.grid or kind is None or kind in found or name != path:
                     continue
                 in_time = last is None or self._ends_before(feature, last)
-                if in_time and self.probe.carries_all(feature, end) and (
-                        self.probe.nonzero_share(feature) >= self.probe.nonzero_share(end)):
+                share = self.probe.nonzero_share  # told at once, the passage perhaps by another forward pass
+                if in_time and share(feature) >= share(end) and (
+                        self.probe.carries_all(feature, end)):
                     found[kind] = feature
         ends_in_activation = self.probe.maker(end)[0] == 'activation'
         return found.get('activation') or (end if ends_in_activation else found.get('norm', end))
