@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.commands import training_options
 
 import train_timm
 from timm_icasc.attention import METHODS
@@ -124,10 +125,7 @@ def test_examples_run(page, monkeypatch):
 def test_options_of_training_exist(page, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     for line in re.findall(r'^\S.*train_timm\.py (--.*)', '\n'.join(blocks(page, 'bash')), re.M):
-        given = line.split('#')[0].split()
-        if '--resume' in given:  # which would look for a run; the pages' readers have one
-            given += ['--data-dir', 'data']
-        train_timm.parse_args([*given, '--output', str(tmp_path)])
+        train_timm.parse_args([*training_options(line), '--output', str(tmp_path)])
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.commands import training_options
 
 from timm_icasc.training.arguments import parse_args
 
@@ -23,10 +24,7 @@ def test_examples_run(code, monkeypatch):
 @pytest.mark.parametrize('line', re.findall(r'^\S.*train_timm\.py (--.*)', README, re.M))
 def test_commands_parse(line, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    given = line.split('#')[0].split()
-    if '--resume' in given:  # which would look for a run; the readers have one
-        given += ['--data-dir', 'data']
-    parse_args([*given, '--output', str(tmp_path)])
+    parse_args([*training_options(line), '--output', str(tmp_path)])
 
 
 def test_the_default_recipe_is_the_one_described():

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from timm_icasc.attention import METHODS
 from timm_icasc.data import evenly_spaced
 from timm_icasc.evaluation import collect
-from timm_icasc.evaluation.boxes import localise, transform_geometry
+from timm_icasc.evaluation.boxes import transform_geometry
 from timm_icasc.evaluation.checkpoint import load_checkpoints
 from timm_icasc.evaluation.faithfulness import Subject, map_values, random_values
 from timm_icasc.evaluation.options import add_checkpoint_arguments
@@ -30,7 +29,7 @@ from timm_icasc.features.resolve import resolve_layers
 from timm_icasc.features.tap import capture_features
 from timm_icasc.labels import MULTI
 from timm_icasc.losses import attention_overlap
-from timm_icasc.objective.maps import score_gradients
+from timm_icasc.objective.maps import class_attention, score_gradients
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.runs.tables import markdown
 
@@ -66,9 +65,8 @@ def maps_of(layer, model, images, drawn, methods):
         for name in methods:
             score = METHODS[name].score
             if score not in gradients:
-                gradient, = score_gradients(name, logits, cotangent, [feature], create_graph=False)
-                gradients[score] = layer.to_nchw(gradient, size)
-            columns[name].append(METHODS[name].function(layer.to_nchw(feature, size), gradients[score]).detach())
+                gradients[score], = score_gradients(name, logits, cotangent, [feature], create_graph=False)
+            columns[name].append(class_attention(name, layer, feature, gradients[score], size).detach())
     maps = {name: torch.stack(column, 1) for name, column in columns.items()}
     return maps, layer.to_nchw(feature.detach(), size)
 
@@ -104,17 +102,12 @@ def measure(table, row, subject, maps, drawn, weights, asked_for, curves):
 
 
 def measure_boxes(table, row, checkpoint, maps, sizes, present, indices):
-    for i, classes in enumerate(present):
-        boxes = collect._boxes_by_class(checkpoint.dataset, indices[i])
-        geometry = transform_geometry(checkpoint.dataset.transform.transform, sizes[i])  # that of `_Sized`
-        size = geometry.height, geometry.width
-        heats = F.interpolate(maps[i][None], size=size, mode='bilinear', align_corners=False)[0].cpu().numpy()
-        for k, index in enumerate(classes):
-            mapped = geometry.boxes(boxes[index]) if index in boxes else ()
-            if len(mapped):
-                values = localise(heats[k], mapped, SIGMA, 0.)
-                for column in ('pointing', 'energy'):
-                    table.add(row, column, values[column])
+    boxes = [collect._boxes_by_class(checkpoint.dataset, index) for index in indices]
+    transform = checkpoint.dataset.transform.transform  # that of `_Sized`
+    geometries = [transform_geometry(transform, size) for size in sizes]
+    for pair in collect._localise_batch(maps, present, boxes, geometries, indices, SIGMA, 0.):
+        for column in ('pointing', 'energy'):
+            table.add(row, column, pair[column])
 
 
 def classes_of(checkpoint, target, logits):
@@ -122,7 +115,7 @@ def classes_of(checkpoint, target, logits):
     if checkpoint.labels is MULTI:
         present = checkpoint.labels.present(target)
         return collect._filled_up(present, target.device), present
-    rival = logits.scatter(1, target[:, None], -torch.inf).argmax(1)
+    rival = checkpoint.labels.select(logits, target).confused.argmax(1)
     drawn = torch.stack([target, rival], 1)
     return drawn, drawn.tolist()
 

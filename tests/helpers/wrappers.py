@@ -28,18 +28,20 @@ class LightningLike(nn.Module):
 class HandsOn(nn.Module):
     """PEFT's: every attribute that it lacks is looked for in what it wraps."""
 
+    wrapped = 'model'  # the name of what it wraps
+
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        setattr(self, self.wrapped, model)
 
     def __getattr__(self, name):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__('model'), name)
+            return getattr(super().__getattr__(self.wrapped), name)
 
     def forward(self, *args, **kwargs):
-        return self.model(*args, **kwargs)
+        return getattr(self, self.wrapped)(*args, **kwargs)
 
 
 class LoRALinear(nn.Module):
@@ -64,27 +66,19 @@ class LoRALinear(nn.Module):
         return self.base_layer(x) + self.lora_B(self.lora_A(x))
 
 
-class PeftLike(nn.Module):
+class PeftLike(HandsOn):
     """The structure of `peft.get_peft_model`: `PeftModel.base_model.model`, frozen but for the updates."""
 
+    wrapped = 'base_model'
+
     def __init__(self, model):
-        super().__init__()
-        self.base_model = HandsOn(model)
+        super().__init__(HandsOn(model))
         model.requires_grad_(False)
         adapted = [
             (module, name, child) for module in model.modules() for name, child in module.named_children()
             if isinstance(child, nn.Linear) and name in ('qkv', 'proj', 'query', 'value')]
         for module, name, child in adapted:
             setattr(module, name, LoRALinear(child))
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__('base_model'), name)
-
-    def forward(self, *args, **kwargs):
-        return self.base_model(*args, **kwargs)
 
 
 class Copies(nn.Module):

@@ -120,12 +120,6 @@ def _told_from(
     return weights
 
 
-def _most_confusing(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The class of highest score beside the target, as weights `[B, 1, C]`."""
-    rival = logits.scatter(1, target[:, None], -torch.inf).argmax(1, keepdim=True)
-    return torch.zeros_like(logits).scatter(1, rival, 1.)[:, None]
-
-
 def _cooccurring_overlap(maps: torch.Tensor, present: list[list[int]]) -> torch.Tensor:
     """Mean overlap of the maps of every two classes present in an image, `[B]`; NaN with fewer than two.
 
@@ -275,9 +269,10 @@ class _Collector:
                 checkpoint.model, images, drawn, method=config.attention, layer=self.layer,
                 layers=checkpoint.layers)
         if self.faithfulness:
-            others = _told_from(present, drawn, logits)
-            if not several:
-                others = _most_confusing(logits, drawn[:, 0])
+            if several:
+                others = _told_from(present, drawn, logits)
+            else:
+                others = checkpoint.labels.select(logits, drawn[:, 0]).confused[:, None]
             values.update(_mean_over_present(map_faithfulness(
                 checkpoint.model, images, maps, drawn, others, [self.indices[row] for row in rows],
                 checkpoint.labels.probabilities, _asked_for(present, drawn)), present))

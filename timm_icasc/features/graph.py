@@ -19,6 +19,10 @@ _NORMS = re.compile(
     r'(NativeBatchNorm|CudnnBatchNorm|MiopenBatchNorm|NativeLayerNorm|NativeGroupNorm|FusedRmsNorm)Backward')
 
 
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
 def graph_nodes(root: torch.Tensor, cut: Any = None) -> set[Any]:
     """Every node of the autograd graph behind a tensor; with `cut`, those that are left when that node is cut out."""
     seen, nodes = {cut}, [root.grad_fn]
@@ -26,7 +30,7 @@ def graph_nodes(root: torch.Tensor, cut: Any = None) -> set[Any]:
         node = nodes.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            nodes.extend(parent for parent, _ in node.next_functions)
+            nodes.extend(_parents(node))
     return seen - {cut}
 
 
@@ -43,10 +47,6 @@ def made_by(node: Any) -> str | None:
     """'activation' or 'norm', where one of these computed the values of the tensor whose node this is."""
     name = list(read_through_views(node))[-1].name()
     return 'activation' if _ACTIVATIONS.match(name) else 'norm' if _NORMS.match(name) else None
-
-
-def _parents(node: Any) -> list[Any]:
-    return [parent for parent, _ in node.next_functions if parent is not None]
 
 
 def _deepest_first(root: Any) -> list[Any]:

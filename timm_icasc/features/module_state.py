@@ -15,7 +15,7 @@ from ..errors import ICASCError, VersionError
 __all__ = [
     'DATA_PARALLEL', 'activation_or_norm', 'check_shards', 'compiled_around', 'evaluation_mode',
     'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
-    'is_sharded', 'one_thread', 'run_eagerly', 'unwrap_model',
+    'is_sharded', 'one_thread', 'paths_around', 'run_eagerly', 'unwrap_model',
 ]
 
 DATA_PARALLEL = (
@@ -89,6 +89,11 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def paths_around(path: str) -> list[str]:
+    """Paths of the modules that the one at `path` lies in, the model itself aside, outermost first."""
+    return [path[:i] for i, letter in enumerate(path) if letter == '.']
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether the module itself is compiled, by `torch.compile(module)` or by `module.compile()`."""
     return '_orig_mod' in module._modules or vars(module).get('_compiled_call_impl') is not None
@@ -107,8 +112,7 @@ def run_eagerly(model: nn.Module) -> Iterator[None]:
 def compiled_around(model: nn.Module, path: str) -> bool:
     """Whether the module at `path` of the unwrapped model is compiled, or lies in something that is."""
     inner = unwrap_model(model)
-    names = path.split('.')
-    around = [inner.get_submodule('.'.join(names[:depth])) for depth in range(len(names) + 1)]
+    around = [inner.get_submodule(outer) for outer in ('', *paths_around(path), path)]
     while model is not inner:
         around.append(model)
         model = model._orig_mod if '_orig_mod' in model._modules else model.module
@@ -159,8 +163,7 @@ def is_inside_shard(model: nn.Module, path: str) -> bool:
 
     A backward pass that ends inside of such a part leaves it half way.
     """
-    names = path.split('.')
-    return any(isinstance(model.get_submodule('.'.join(names[:n])), FSDPModule) for n in range(1, len(names)))
+    return any(isinstance(model.get_submodule(outer), FSDPModule) for outer in paths_around(path))
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:

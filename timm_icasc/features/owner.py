@@ -10,6 +10,8 @@ from typing import Any
 
 import torch.nn as nn
 
+from .module_state import paths_around
+
 __all__ = ['ancestor_with', 'described_features', 'owners', 'own_value']
 
 
@@ -46,9 +48,7 @@ def owners(
 
 def ancestor_with(model: nn.Module, path: str, name: str) -> tuple[str, nn.Module] | None:
     """The outermost module around `path`, or at it, that owns the attribute, with its path."""
-    names = path.split('.')
-    for depth in range(len(names) + 1):
-        outer = '.'.join(names[:depth])
+    for outer in ('', *paths_around(path), path):
         module = model.get_submodule(outer)
         if own_value(module, name) is not None:
             return outer, module

@@ -1,7 +1,7 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -115,28 +115,22 @@ class Probe:
                 if _has_graph(args) and not _has_graph(leaves):
                     self.stops.append(path)
                 # An alias tells what is used once the module has returned from what is used inside it alone.
-                leaves = [
-                    x.view_as(x) if feature else x for x,
-                    feature in zip(leaves, features, strict=True)]
+                outputs = [
+                    x.view_as(x) if feature else None
+                    for x, feature in zip(leaves, features, strict=True)]
                 number = self.calls[path].number + 1 if path in self.calls else 0
                 self.calls[path] = Call(
-                    path, began[path].pop(), clock, number,
-                    [x if feature else None for x, feature in zip(leaves, features, strict=True)],
-                    [
-                        x._version if feature else 0
-                        for x, feature in zip(leaves, features, strict=True)],
-                    [
-                        x.grad_fn if feature else None
-                        for x, feature in zip(leaves, features, strict=True)])
-                return tree_unflatten(leaves, structure)
+                    path, began[path].pop(), clock, number, outputs,
+                    [0 if x is None else x._version for x in outputs],
+                    [None if x is None else x.grad_fn for x in outputs])
+                return tree_unflatten(
+                    [x if out is None else out for x, out in zip(leaves, outputs, strict=True)],
+                    structure)
             return hook
 
-        handles = [
-            module.register_forward_pre_hook(before(path)) for path,
-            module in self.model.named_modules() if path]
-        handles += [
-            module.register_forward_hook(after(path)) for path,
-            module in self.model.named_modules() if path]
+        named = [(path, module) for path, module in self.model.named_modules() if path]
+        handles = [module.register_forward_pre_hook(before(path)) for path, module in named]
+        handles += [module.register_forward_hook(after(path)) for path, module in named]
         try:
             return self._forward(self._images.requires_grad_(), self._random_weights)
         finally:
@@ -147,6 +141,8 @@ class Probe:
         with evaluation_mode(self.model), run_eagerly(self.model), torch.enable_grad():
             try:
                 return torch.func.functional_call(self.model, weights, (images,))
+            except _Enough:
+                raise
             except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
                 raise LayerResolutionError(
                     f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images '
@@ -344,13 +340,9 @@ class Probe:
             seen.append(x)
             raise _Enough  # the rest of a large model would take long
 
-        with ExitStack() as stack:
+        with suppress(_Enough), ExitStack() as stack:
             stack.callback(self._replace(layer, look))
-            try:
-                self._run_tail(start, stack)
-            except LayerResolutionError as e:
-                if not isinstance(e.__cause__, _Enough):
-                    raise
+            self._run_tail(start, stack)
         return seen[0]
 
     def _before(self, layer: FeatureLayer) -> FeatureLayer | None:

@@ -16,7 +16,14 @@ import torch.nn as nn
 
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers, Layout
-from .module_state import check_shards, is_checkpointing, is_inside_shard, one_thread, unwrap_model
+from .module_state import (
+    check_shards,
+    is_checkpointing,
+    is_inside_shard,
+    one_thread,
+    paths_around,
+    unwrap_model,
+)
 from .owner import described_features, own_value, owners
 from .probe import Probe
 
@@ -80,18 +87,20 @@ class _Resolver:
             last: The last layer, if an inner one is meant, which comes before it.
         """
         found: dict[str, FeatureLayer] = {}
+        share = self.probe.nonzero_share
         for path in self._latest_first():
             if self.probe.calls[path].began < self.probe.calls[end.path].ended or is_inside_shard(
                     self.probe.model, path):
                 continue
             for feature in self._candidates(path):
-                kind, name = self.probe.maker(feature)
-                if feature.grid != end.grid or kind is None or kind in found or name != path:
-                    continue
                 in_time = last is None or self._ends_before(feature, last)
-                share = self.probe.nonzero_share  # told at once, the passage perhaps by another forward pass
-                if in_time and share(feature) >= share(end) and (
-                        self.probe.carries_all(feature, end)):
+                if feature.grid != end.grid or not in_time:
+                    continue
+                kind, name = self.probe.maker(feature)
+                if kind is None or kind in found or name != path:
+                    continue
+                # The share is told at once, the passage perhaps by another forward pass.
+                if share(feature) >= share(end) and self.probe.carries_all(feature, end):
                     found[kind] = feature
         ends_in_activation = self.probe.maker(end)[0] == 'activation'
         return found.get('activation') or (end if ends_in_activation else found.get('norm', end))
@@ -240,11 +249,10 @@ class _Resolver:
 
     def _is_stage_before(self, layer: FeatureLayer, last: FeatureLayer) -> bool:
         """Whether `layer` precedes `last`, and is no branch inside a block that does."""
-        parents = [layer.path[:i] for i, letter in enumerate(layer.path) if letter == '.']
         began = self.probe.calls[last.path].began
         return self._precedes(layer, last) and not any(
             parent in self.probe.calls and self.probe.calls[parent].ended < began
-            for parent in parents)
+            for parent in paths_around(layer.path))
 
     def _inner(self, stages: list[FeatureLayer], last: FeatureLayer) -> FeatureLayer | None:
         for feature in (f for f in stages[::-1] if _is_finer(f, last)):
@@ -326,9 +334,7 @@ def _why_none(resolver: _Resolver, path: str, stated: Layout | None) -> str:
             f'has no spatial feature {f"of the layout {stated} " if stated else ""}on the path to the logits: its '
             f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]'
             f'{resolver.choices()}')
-    parts = path.split('.')
-    outer = ('.'.join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
-    called = (p for p in outer if p in probe.calls)
+    called = (p for p in paths_around(path)[::-1] if p in probe.calls)
     seen = next((p for p in called if any(map(probe.is_on_path, probe.candidates(p)))), None)
     return 'is hidden: what follows overwrites its output in place, as F.relu(x, inplace=True) does. Name ' + (
         f"'{seen}', which hands the same tensor on" if seen else 'another module') + ', or leave inplace out there'

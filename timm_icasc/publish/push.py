@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 
 from ..data import is_public
-from ..errors import HubError, ICASCError
+from ..errors import HubError, ICASCError, one_line
 from ..hub.model_folder import (
     CONFIG,
     FIGURE,
@@ -61,7 +61,7 @@ def _read_ready(folder: Path) -> dict[str, Any]:
         with safe_open(folder / WEIGHTS, 'pt') as file:
             header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
     except (OSError, ValueError, yaml.YAMLError, SafetensorError) as e:
-        raise HubError(f"'{folder}' cannot be read: {' '.join(str(e).split())[:200]}") from e
+        raise HubError(f"'{folder}' cannot be read: {one_line(e)}") from e
     options = options if isinstance(options, dict) else {}
     written = ((CONFIG, config.get(METADATA_KEY)), (OPTIONS, options), (WEIGHTS, header))
     for name, content in written:
