@@ -12,6 +12,7 @@ from .dataset_factory import (
     name_classes,
 )
 from .digits import DigitsDataset
+from .few_images import FewImages, few_of_each_class
 from .image_list import MultiLabelList
 from .imagenet import ILSVRC2012
 from .labelled_images import Box, LabelledImages, MultiLabelImages
@@ -21,8 +22,9 @@ from .transforms import use_pad_crop
 from .voc import VOC_CLASSES, PackedVOC, VOCDevkit
 
 __all__ = [
-    'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'ILSVRC2012', 'LabelledImages',
+    'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'FewImages', 'ILSVRC2012', 'LabelledImages',
     'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'VOCDevkit',
     'VOC_CLASSES', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'create_dataset',
-    'evenly_spaced', 'image_name', 'is_public', 'is_stream', 'labels_of', 'name_classes', 'use_pad_crop',
+    'evenly_spaced', 'few_of_each_class', 'image_name', 'is_public', 'is_stream', 'labels_of',
+    'name_classes', 'use_pad_crop',
 ]

@@ -28,6 +28,7 @@ INFINITY = math.inf
 
 RANGES = {
     'batch_size': (1, INFINITY), 'validation_batch_size': (1, INFINITY), 'epochs': (1, INFINITY),
+    'limit_train': (1, INFINITY), 'head_init_scale': (0, INFINITY),
     'grad_accum_steps': (1, INFINITY), 'checkpoint_hist': (1, INFINITY), 'log_interval': (1, INFINITY),
     'img_size': (1, INFINITY), 'input_size': (1, INFINITY), 'num_classes': (1, INFINITY), 'workers': (0, INFINITY),
     'seed': (0, INFINITY), 'lr': (0, INFINITY), 'crop_padding': (0, INFINITY), 'crop_pct': (0.01, 1),
@@ -90,6 +91,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--val-split', metavar='NAME', default='validation',
         help='validation split (default: %(default)s)')
+    group.add_argument(
+        '--limit-train', type=int, metavar='N',
+        help='train on N images of each class, drawn by --seed (default: on all)')
     group.add_argument('--class-map', default='', metavar='FILENAME', help='file that maps class to index')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
     group.add_argument(
@@ -108,6 +112,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help='start from pretrained weights')
     group.add_argument('--pretrained-path', metavar='PATH', help='file with the pretrained weights')
     group.add_argument('--initial-checkpoint', default='', metavar='PATH', help='load the weights of this checkpoint')
+    group.add_argument(
+        '--head-init-scale', type=float, metavar='F',
+        help='multiply the first weights of the head; 0 lets it begin with equal scores')
+    group.add_argument('--head-init-bias', type=float, metavar='B', help='first value of the head\'s biases')
     group.add_argument('--num-classes', type=int, metavar='N', help='number of classes (default: the data set\'s)')
     group.add_argument('--gp', metavar='POOL', help='global pool type: fast, avg, max, avgmax, avgmaxc')
     group.add_argument('--img-size', type=int, metavar='N', help='image size (default: the model\'s)')

@@ -119,6 +119,27 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
         raise ICASCError(f'{file}--model {args.model}: {message}{remedy}') from e
 
 
+@torch.no_grad()
+def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
+    """What --head-init-scale and --head-init-bias say of the classifier's first weights, as timm's script does."""
+    if args.head_init_scale is None and args.head_init_bias is None:
+        return
+    option = '--head-init-bias' if args.head_init_scale is None else '--head-init-scale'
+    head = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    heads = head if isinstance(head, (tuple, list, nn.ModuleList)) else [head]
+    for head in heads:
+        if not isinstance(getattr(head, 'weight', None), torch.Tensor):
+            raise ICASCError(f'{option}: {args.model} has no classifier with weights; leave it out.')
+        if args.head_init_scale is not None:
+            head.weight.mul_(args.head_init_scale)
+            if head.bias is not None:
+                head.bias.mul_(args.head_init_scale)
+        if args.head_init_bias is not None:
+            if head.bias is None:
+                raise ICASCError(f'--head-init-bias: the classifier of {args.model} has no bias; leave it out.')
+            nn.init.constant_(head.bias, args.head_init_bias)
+
+
 def set_up_model(args: argparse.Namespace) -> nn.Module:
     """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
     local = (*HUB_NAMES, 'local-dir:')
@@ -141,6 +162,7 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
         unreachable = go_offline_unless_the_hub_answers()
     model = _create_model(args, kwargs, unreachable)
     getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
+    _initialise_head(args, model)
     if args.grad_checkpointing:
         if not hasattr(model, 'set_grad_checkpointing'):
             raise ICASCError(f'--grad-checkpointing: {args.model} does not support it.')

@@ -14,6 +14,7 @@ from ..data import (
     class_names,
     create_dataset,
     evenly_spaced,
+    few_of_each_class,
     labels_of,
     name_classes,
     use_pad_crop,
@@ -98,6 +99,8 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     if names and args.num_classes < len(names):
         raise DataError(f'--num-classes {args.num_classes} is fewer than the {len(names)} classes of the data set.')
     _check_labels(args, labels_of(train), names)
+    if args.limit_train is not None:
+        train = few_of_each_class(train, args.limit_train, args.seed, names)
     return train, val, names
 
 

@@ -1,0 +1,81 @@
+"""A few training images of each class, drawn by the seed."""
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import ImageDataset
+
+from ..errors import DataError
+
+__all__ = ['FewImages', 'few_of_each_class']
+
+
+class FewImages(torch.utils.data.Subset):
+    """Some images of a data set, which keeps its classes and its transform.
+
+    Args:
+        dataset: The whole.
+        indices: Which of its images, in this order.
+        class_names: Names in the order of the labels, if known.
+    """
+
+    def __init__(self, dataset: Any, indices: list[int], class_names: list[str] | None):
+        super().__init__(dataset, indices)
+        self.class_names = class_names
+
+    @property
+    def transform(self) -> Callable | None:
+        """Of the whole data set; settable, as timm's `create_loader` does."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Callable | None) -> None:
+        self.dataset.transform = transform
+
+    def filename(self, index: int, *args, **kwargs) -> str:
+        return self.dataset.filename(self.indices[index], *args, **kwargs)
+
+
+def _targets(dataset: Any) -> np.ndarray | None:
+    """Class index of each image, no image being read; None where the data set does not tell."""
+    if isinstance(dataset, ImageDataset):
+        samples = getattr(dataset.reader, 'samples', None)
+        return None if samples is None else np.asarray([target for _, target in samples])
+    targets = getattr(dataset, 'targets', None)
+    return None if targets is None else np.asarray(targets)
+
+
+def few_of_each_class(
+        dataset: Any,
+        count: int,
+        seed: int,
+        class_names: list[str] | None = None,
+) -> FewImages:
+    """At most `count` images of each class; the same seed draws the same, and a larger count adds to a smaller one's.
+
+    Args:
+        dataset: Images and one class index each.
+        count: Images a class.
+        seed: Of the draw.
+        class_names: Names in the order of the labels, if known.
+
+    Raises:
+        DataError: The data set has several classes per image, is a stream, or does not tell its labels unread.
+    """
+    if not hasattr(dataset, '__len__'):
+        raise DataError('`limit_train` cannot draw from a stream: write a smaller shard.')
+    targets = _targets(dataset)
+    if targets is None:
+        raise DataError(
+            f'`limit_train` needs the label of each image, which {type(dataset).__name__} does not tell before it has '
+            f'read them: take an image folder.')
+    if targets.ndim != 1:
+        raise DataError('`limit_train` is for single-label data; these images have any number of classes.')
+    kept = []
+    for target in np.unique(targets):
+        own = np.flatnonzero(targets == target)
+        # A generator for each class: another class more, or an image, changes no other class's draw.
+        order = np.random.default_rng((seed, int(target))).permutation(len(own))
+        kept += own[order[:count]].tolist()
+    return FewImages(dataset, sorted(kept), class_names)
