@@ -1,12 +1,12 @@
 """Meta tensors: shapes without values, followed quickly, and put into values where values are wanted."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 __all__ = ['Materialize', 'RememberShapes', 'random_tensor']
 
@@ -94,12 +94,20 @@ class RememberShapes(TorchDispatchMode):
 class Materialize(TorchDispatchMode):
     """Where real and meta tensors meet in an operation, put random values in place of the meta ones.
 
-    Random matrices let every dependence through that the architecture has, which is all that is asked of them.
+    Random matrices let every dependence through that the architecture has, which is all that is asked of them. A meta
+    tensor has the same values wherever it is met, in a view or in the backward pass.
+
+    Args:
+        generator: Of the random values.
+        images: Number of images. What has a row for each of them (and is no weight of so many rows) has the same values
+            in each.
     """
 
-    def __init__(self, generator: torch.Generator):
+    def __init__(self, generator: torch.Generator, images: int = 1):
         super().__init__()
         self.generator = generator
+        self.images = images
+        self._values: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}  # of a storage
         self.attention = _MaterializeAttention(self)
 
     def __enter__(self):
@@ -115,7 +123,18 @@ class Materialize(TorchDispatchMode):
             return x
         if not x.is_floating_point():
             return torch.zeros(x.shape, dtype=x.dtype)
-        return random_tensor(x.shape, self.generator).mul_(0.1).to(x.dtype)
+        key = x.untyped_storage()._cdata, x.dtype
+        if key not in self._values:
+            # The tensor is kept as well: a storage that is gone may leave its number to another one.
+            self._values[key] = x, self._draw(x)
+        return self._values[key][1].as_strided(x.shape, x.stride(), x.storage_offset())
+
+    def _draw(self, x: torch.Tensor) -> torch.Tensor:
+        """Values for the whole storage of `x`."""
+        number = x.untyped_storage().nbytes() // x.element_size()
+        has_row_for_each = self.images > 1 and x.ndim > 1 and len(x) == self.images and number == x.numel()
+        rows = self.images if has_row_for_each and x.stride(0) == number // self.images else 1
+        return random_tensor((number // rows,), self.generator).mul_(0.1).to(x.dtype).repeat(rows)
 
     def materialize(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if _real_meets_meta(args, kwargs):
@@ -129,12 +148,22 @@ class Materialize(TorchDispatchMode):
             args = [_as_initialised(x, name) for x, name in zip(args, names, strict=False)]
             kwargs = {name: _as_initialised(x, name) for name, x in kwargs.items()}
             args, kwargs = self.materialize(args, kwargs)
+            if _overwrites_first(func):  # the values are others' as well
+                args = (args[0].clone(), *args[1:])
         return func(*args, **kwargs)
 
 
 def _real_meets_meta(args: Any, kwargs: Any) -> bool:
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-    return any(x.device.type == 'meta' for x in tensors) and any(x.ndim and x.device.type != 'meta' for x in tensors)
+    tensors = list(_tensors((*args, *kwargs.values())))
+    return any(x.is_meta for x in tensors) and any(x.ndim and not x.is_meta for x in tensors)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 # What norms start from, and what of them must not be drawn at random: a variance below 0 has no root.

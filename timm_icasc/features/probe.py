@@ -1,16 +1,15 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn as nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..errors import LayerResolutionError, one_line
+from ..errors import LayerResolutionError
 from .graph import (
     graph_nodes,
     made_by,
@@ -18,25 +17,15 @@ from .graph import (
     read_through_views,
 )
 from .layout import FeatureLayer, Layout, read_layout
-from .meta import Materialize, random_tensor
-from .module_state import activation_or_norm, evaluation_mode, run_eagerly
+from .meta import random_tensor
+from .module_state import activation_or_norm, evaluation_mode
 from .obstacles import obstacle_to_gradients
 from .origin import channel_axis, tokens_in_front
 from .outputs import find_class_scores
 from .owner import ancestor_with
+from .tail import Call, Tail, run_model
 
-__all__ = ['Call', 'Probe']
-
-
-class Call(NamedTuple):
-    """One call of a module during the probe's forward pass."""
-    path: str
-    began: int
-    ended: int
-    number: int  # how many calls of the same module went before
-    outputs: list[torch.Tensor | None]  # None for what cannot be a feature of two images
-    versions: list[int]
-    nodes: list[Any]  # of the autograd graph, as the module put the outputs out
+__all__ = ['Probe']
 
 
 def _is_feature(x: Any) -> bool:
@@ -46,10 +35,6 @@ def _is_feature(x: Any) -> bool:
 
 def _has_graph(tensors: Any) -> bool:
     return any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree_flatten(tensors)[0])
-
-
-class _Enough(Exception):
-    """Ends a forward pass that has shown what it was run for."""
 
 
 class Probe:
@@ -65,9 +50,11 @@ class Probe:
         self.image_size = input_size[-2:]
         self.calls: dict[str, Call] = {}  # the last call of each module
         self._gradients: dict[int, torch.Tensor | None] = {}
+        self._tail_gradients: dict[tuple[str, int], torch.Tensor | None] = {}
         self._shares: dict[FeatureLayer, float] = {}
         self._passages: dict[Any, set[Any]] = {}
         self._layouts: dict[tuple[str, int], Layout] = {}  # by what made the tensors
+        self.tail = Tail(model, input_size, self.calls)
         self.unrecorded: list[str] = []  # modules that ran with gradients switched off
         self.stops: list[str] = []  # modules that took a gradient's path in and put out none, innermost first
         if isinstance(model, torch.jit.ScriptModule):  # cannot be run with other weights
@@ -132,22 +119,10 @@ class Probe:
         handles = [module.register_forward_pre_hook(before(path)) for path, module in named]
         handles += [module.register_forward_hook(after(path)) for path, module in named]
         try:
-            return self._forward(self._images.requires_grad_(), self._random_weights)
+            return run_model(self.model, self._images.requires_grad_(), self._random_weights)
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _forward(self, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> Any:
-        with evaluation_mode(self.model), run_eagerly(self.model), torch.enable_grad():
-            try:
-                return torch.func.functional_call(self.model, weights, (images,))
-            except _Enough:
-                raise
-            except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
-                raise LayerResolutionError(
-                    f'{type(self.model).__name__} cannot run on {" x ".join(map(str, self.input_size))} images '
-                    f'(`input_size` says channels, height and width): '
-                    f'{one_line(e)}') from e
 
     def _check_logits(self, output: Any) -> torch.Tensor:
         logits, model = find_class_scores(output), self.model
@@ -275,17 +250,21 @@ class Probe:
         """
         if layer.modified_in_place:  # what its module put out is not what is handed on
             return False
+        return self.is_on_every_path(layer, source) or (
+            source.prefix_tokens > 0 and self._is_fixed_by(layer, source))
+
+    def is_on_every_path(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
+        """Whether no path of the graph leads from the class scores back to `source` but through `layer`."""
         root = self._feature(source).grad_fn
         if root not in self._passages:
             self._passages[root] = nodes_on_every_path(self.logits.grad_fn, root)
-        if self._node(layer) in self._passages[root]:
-            return True
-        return source.prefix_tokens > 0 and self._is_fixed_by(layer, source)
+        return self._node(layer) in self._passages[root]
 
     def _is_fixed_by(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
         """Whether no gradient reaches the grid of `source` but by `layer`."""
         if self.on_meta:
-            return not self._share(source, self._tail_gradient(source, layer))
+            gradients = self.tail.gradients(source, fixed=layer)
+            return not self._share(source, gradients[source.path, source.output_index])
         # A graph of its own: sharded parameters are there for one backward pass only.
         again = Probe(self.model, self.input_size)
         again._feature(layer).register_hook(torch.zeros_like)
@@ -309,11 +288,18 @@ class Probe:
     def nonzero_share(self, layer: FeatureLayer) -> float:
         """Share of the grid positions that the logits depend on, prefix tokens left aside; 0 off the path."""
         if layer not in self._shares:
-            gradient = None
-            if self.is_on_path(layer):
-                gradient = self._tail_gradient(layer) if self.on_meta else self._gradient(layer)
-            self._shares[layer] = self._share(layer, gradient)
+            reached = self.is_on_path(layer)
+            self._shares[layer] = self._share(layer, self._known_gradient(layer)) if reached else 0.
         return self._shares[layer]
+
+    def _known_gradient(self, layer: FeatureLayer) -> torch.Tensor | None:
+        """The gradient; on meta tensors, of random values, and whatever is behind becomes known with it."""
+        if not self.on_meta:
+            return self._gradient(layer)
+        key = layer.path, layer.output_index
+        if key not in self._tail_gradients:
+            self._tail_gradients.update(self.tail.gradients(layer))
+        return self._tail_gradients[key]
 
     def _share(self, layer: FeatureLayer, gradient: torch.Tensor | None) -> float:
         if gradient is None:
@@ -325,88 +311,12 @@ class Probe:
 
         On meta tensors, with random values from the feature before each layer on; None if there is none.
         """
-        value_of = self._random_value if self.on_meta else self._feature
+        value_of = self.tail.value if self.on_meta else self._feature
         values = [value_of(layer) for layer in layers]
         if any(value is None for value in values):
             return None
         return [(value < 0).float().mean().item() for value in values]
 
-    def _random_value(self, layer: FeatureLayer) -> torch.Tensor | None:
-        start, seen = self._before(layer), []
-        if start is None:
-            return None
-
-        def look(x: torch.Tensor) -> torch.Tensor:
-            seen.append(x)
-            raise _Enough  # the rest of a large model would take long
-
-        with suppress(_Enough), ExitStack() as stack:
-            stack.callback(self._replace(layer, look))
-            self._run_tail(start, stack)
-        return seen[0]
-
-    def _before(self, layer: FeatureLayer) -> FeatureLayer | None:
-        """The latest feature that was there before the layer's module began, and that the layer is computed from."""
-        behind = graph_nodes(self._feature(layer)) - set(read_through_views(self._node(layer)))
-        earlier = [c for c in self.calls.values() if c.ended < self.calls[layer.path].began]
-        for call in sorted(earlier, key=lambda c: c.ended, reverse=True):
-            for index, node in enumerate(call.nodes):
-                if node in behind:
-                    return FeatureLayer(call.path, 'unknown', 0, (0, 0), output_index=index)
-        return None
-
     def is_reached(self, layer: FeatureLayer) -> bool:
         """Whether a gradient of the logits reaches the feature's grid; on meta tensors, whether a path leads to it."""
         return self.is_on_path(layer) and (self.on_meta or self.nonzero_share(layer) > 0)
-
-    def _tail_gradient(
-            self,
-            layer: FeatureLayer,
-            fixed: FeatureLayer | None = None,
-    ) -> torch.Tensor | None:
-        """The gradient with random values from the feature on, for a model on meta tensors.
-
-        Args:
-            layer: The feature, of one image.
-            fixed: A later feature that is taken as a constant, so that no gradient passes it.
-        """
-        with ExitStack() as stack:
-            if fixed is not None:
-                stack.callback(self._replace(fixed, torch.Tensor.detach))
-            feature, logits = self._run_tail(layer, stack)
-            if not logits.requires_grad:
-                return None
-            cotangent = random_tensor(logits.shape, torch.Generator().manual_seed(1)).to(logits)
-            return torch.autograd.grad(logits, [feature], cotangent, allow_unused=True)[0]
-
-    def _run_tail(self, layer: FeatureLayer, stack: ExitStack) -> tuple[torch.Tensor, torch.Tensor]:
-        """A random feature in place of the layer's, and the logits that follow, while `stack` is open."""
-        generator = torch.Generator().manual_seed(0)
-        features = []
-
-        def start_here(x: torch.Tensor) -> torch.Tensor:
-            stack.enter_context(Materialize(generator))
-            features.append(random_tensor(x.shape, generator).to(x.dtype).requires_grad_())
-            return features[0].clone()  # a leaf must not be overwritten in place
-
-        constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
-        stack.callback(self._replace(layer, start_here))
-        logits = find_class_scores(self._forward(self._images[:1].detach(), constants))  # one image tells
-        return features[0], logits
-
-    def _replace(
-            self,
-            layer: FeatureLayer,
-            function: Callable[[torch.Tensor], torch.Tensor],
-    ) -> Callable[[], None]:
-        """Hand on `function` of the feature in place of it, until the answer is called."""
-        number, calls = self.calls[layer.path].number, 0
-
-        def hook(module, args, output):
-            nonlocal calls
-            calls += 1
-            if calls - 1 == number:
-                return layer.replace(output, function(layer.get(output)))
-            return output
-
-        return self.model.get_submodule(layer.path).register_forward_hook(hook).remove

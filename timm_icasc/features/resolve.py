@@ -27,7 +27,7 @@ from .module_state import (
 from .owner import described_features, own_value, owners
 from .probe import Probe
 
-__all__ = ['check_layers', 'inspect_layers', 'resolve_layers']
+__all__ = ['check_layers', 'find_layers', 'resolve_layers']
 
 # The depth rule of isotropic models, as a fraction of the feature list.
 ISOTROPIC_INNER_DEPTH = 0.75
@@ -99,8 +99,9 @@ class _Resolver:
                 kind, name = self.probe.maker(feature)
                 if kind is None or kind in found or name != path:
                     continue
-                # The share is told at once, the passage perhaps by another forward pass.
-                if share(feature) >= share(end) and self.probe.carries_all(feature, end):
+                # Cheap questions first: the graph is there, a gradient may take another forward pass.
+                may_carry = end.prefix_tokens > 0 or self.probe.is_on_every_path(feature, end)
+                if may_carry and share(end) <= share(feature) and self.probe.carries_all(feature, end):
                     found[kind] = feature
         ends_in_activation = self.probe.maker(end)[0] == 'activation'
         return found.get('activation') or (end if ends_in_activation else found.get('norm', end))
@@ -269,7 +270,16 @@ class _Resolver:
         return next(filter(self.probe.is_reached, earlier[::-1]), None)
 
 
-def _find(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICASCLayers, Probe]:
+@torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
+def find_layers(
+        model: nn.Module,
+        input_size: tuple[int, int, int],
+) -> tuple[ICASCLayers, Probe]:
+    """What the rules give, and the probe that it was read from.
+
+    Raises:
+        LayerResolutionError: There is no pair of layers.
+    """
     probe = Probe(model, input_size)
     resolver = _Resolver(model, probe)
     layers = resolver.resolve()
@@ -278,21 +288,6 @@ def _find(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICASCLaye
             f'{type(model).__name__} shows no two features with a spatial gradient from the logits; name both '
             f'yourself with `layers`, the module paths of the inner and the last{resolver.choices()}.')
     return layers, probe
-
-
-@torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
-def inspect_layers(
-        model: nn.Module,
-        input_size: tuple[int, int, int],
-) -> tuple[ICASCLayers, float, list[float] | None]:
-    """What the rules give, and what is known of it.
-
-    Returns:
-        The layers, the share of the last one's grid that the class scores depend on, and the share of values below 0
-        of the inner and the last (`Probe.negative_share`).
-    """
-    layers, probe = _find(model, input_size)
-    return layers, probe.nonzero_share(layers.last), probe.negative_share(layers)
 
 
 def _check_paths(model: nn.Module, paths: Sequence[str]) -> None:
@@ -443,7 +438,7 @@ def resolve_layers(
             if layers is not None:
                 resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
             else:
-                resolved[key] = _find(model, tuple(input_size))[0]
+                resolved[key] = find_layers(model, tuple(input_size))[0]
         last = resolved[key].last
         if min(last.grid) < MIN_CELLS:
             _warn_of_few_cells(last.path, last.grid, tuple(input_size[1:]))

@@ -10,9 +10,10 @@ from ..errors import LayerResolutionError
 from ..features.graph import graph_nodes
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.meta import RememberShapes
-from ..features.resolve import inspect_layers
+from ..features.resolve import find_layers
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
+from .map_check import map_check
 
 __all__ = ['inspect_architecture']
 
@@ -63,7 +64,7 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
         'family' (the module that defines it), 'input_size', and either 'error' or: 'inner' and 'last' (path, layout,
         channels, grid and what else is not the default of `FeatureLayer`), 'nonzero' (share of the last layer's grid
         that the class scores depend on), 'negative' (share of values below 0 of both layers, with random weights and
-        random values before them; None where they cannot be known), 'order1' and 'order2' (share of the parameter
+        random values before them; None where they cannot be known), 'maps' (`map_check` of the last layer), 'order1' and 'order2' (share of the parameter
         tensors that the gradient of the terms reaches, or the reason why there is none).
     """
     with RememberShapes():
@@ -74,12 +75,16 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
         input_size = (channels, img_size or height, img_size or width)
         record: dict[str, Any] = {'family': timm.model_entrypoint(name).__module__, 'input_size': list(input_size)}
         try:
-            layers, nonzero, negative = inspect_layers(model, input_size)
+            layers, probe = find_layers(model, input_size)
         except LayerResolutionError as e:
             return {**record, 'error': str(e)}
+        negative = probe.negative_share(layers)
+        checked = map_check(probe.tail, layers.last, input_size[1:])
         record.update(
-            inner=_describe(layers.inner), last=_describe(layers.last), nonzero=round(nonzero, 4),
-            negative=negative and [round(share, 3) for share in negative])
+            inner=_describe(layers.inner), last=_describe(layers.last),
+            nonzero=round(probe.nonzero_share(layers.last), 4),
+            negative=negative and [round(share, 3) for share in negative],
+            maps={name: shares and [round(share, 2) for share in shares] for name, shares in checked.items()})
         model.train()
         for order in (1, 2):
             try:

@@ -97,6 +97,12 @@ def _is_never_negative(result: dict[str, Any]) -> bool:
     return (result.get('negative') or [1., 1.])[1] == 0
 
 
+def _mean_of_maps(results: list[dict[str, Any]], method: str, number: int) -> str:
+    """Mean over architectures of one of the shares of `map_check`; '-' where no map was heard."""
+    found = [maps[method][number] for maps in (r.get('maps') for r in results) if maps and maps[method]]
+    return f'{sum(found) / len(found):.0%}' if found else '-'
+
+
 def _count(results: list[dict[str, Any]]) -> str:
     counts = Counter(map(level, results))
     return ', '.join(f'{counts[name]:,} {name}' for name in LEVELS if counts[name])
@@ -123,16 +129,16 @@ def _totals(record: dict[str, Any]) -> list[str]:
             f'{hierarchical:,} have an inner layer of about twice the resolution of the last, '
             f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
             f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}, and its values are never "
-            f'below 0 in {sum(map(_is_never_negative, reached)):,}.']
+            f'below 0 in {sum(map(_is_never_negative, reached)):,}.',
+            '', 'Do the maps find what the scores depend on, with random weights? The last feature is flattened where a '
+            'map is highest, a quarter of it: Grad-CAM takes more of its own class than '
+            f"{_mean_of_maps(reached, 'grad_cam', 0)} of random quarters, and more of it than of "
+            f"{_mean_of_maps(reached, 'grad_cam', 1)} of the other classes; `ach` {_mean_of_maps(reached, 'ach', 0)} "
+            f"and {_mean_of_maps(reached, 'ach', 1)}. Chance is 50%."]
     if 'seconds' in record:
         lines[-1] += (
             f" The sweep took {record.get('processor_seconds', 0) / 60:.0f} minutes of processor time, "
             f"{record['seconds'] / 60:.0f} by the clock in {record['jobs']} processes.")
-    outdated = sum('negative' not in r for r in reached)
-    if outdated:
-        lines += [
-            '', f'{outdated:,} were looked at before layers moved behind the activation: their rows show the ends of '
-            f'the stages, and no share below 0.']
     missing = record.get('total', 0) - len(record['models'])
     if missing > 0:
         lines += ['', f'**The sweep is not finished**: {missing:,} architectures have not been looked at.']
@@ -165,7 +171,9 @@ def support_page(record: dict[str, Any]) -> str:
         '# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
         '', *_totals(record), *_falling_short(record), '',
         "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all. Never",
-        "negative: architectures whose last layer has no value below 0.", '']
+        "negative: architectures whose last layer has no value below 0. `ach`, Grad-CAM: share of random quarters of the",
+        "last feature that take less of a class's score than the quarter where its map is highest (chance: 50%), with",
+        'random weights. A class token or a second branch knows of a score what no map of one feature shows.', '']
     rows = []
     for family, results in sorted(families.items()):
         counts = Counter(map(level, results))
@@ -173,7 +181,8 @@ def support_page(record: dict[str, Any]) -> str:
         rows.append({
             'module': family, 'architectures': len(results), **{name: counts[name] for name in LEVELS},
             'hierarchical': sum(map(_is_hierarchical, results)), 'non-zero': f'{least:.0%}',
-            'never negative': sum(map(_is_never_negative, results))})
+            'never negative': sum(map(_is_never_negative, results)),
+            '`ach`': _mean_of_maps(results, 'ach', 0), 'Grad-CAM': _mean_of_maps(results, 'grad_cam', 0)})
     lines += [
         markdown(rows), '',
         'Layers: module path, `[n]` the n-th of several outputs, layout, prefix tokens + grid. Below 0: share of the',
