@@ -21,7 +21,8 @@ def test_the_record_of_one_architecture():
         'family': 'timm.models.vision_transformer', 'input_size': [3, 160, 160],
         'inner': {'path': 'blocks.3', 'layout': 'NLC', 'channels': 64, 'grid': [10, 10], 'prefix_tokens': 1},
         'last': {'path': 'blocks.5.norm1', 'layout': 'NLC', 'channels': 64, 'grid': [10, 10], 'prefix_tokens': 1},
-        'nonzero': 1.0, 'negative': record['negative'], 'order1': record['order1'], 'order2': record['order2']}
+        'nonzero': 1.0, 'negative': record['negative'], 'maps': {'ach': [1.0, 1.0, 0.0], 'grad_cam': [1.0, 1.0, 0.0]},
+        'order1': record['order1'], 'order2': record['order2']}
     assert all(0.4 < share < 0.6 for share in record['negative'])  # a residual stream, and a norm of it
     # Constant channel weights leave out what stands behind the last layer; exact ones reach the head.
     assert 0 < record['order1'] < record['order2'] <= 1

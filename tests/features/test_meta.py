@@ -80,3 +80,30 @@ def test_values_where_real_and_meta_tensors_meet():
     assert output.device.type == 'cpu' and output.any()
     assert torch.autograd.grad(output.sum(), x)[0].any()
     assert attended.shape == (1, 1, 5, 8) and attended.any()
+
+
+def test_a_meta_tensor_has_the_same_values_in_a_view_and_in_the_backward_pass():
+    x, weight = torch.randn(2, 3, requires_grad=True), torch.empty(4, 3, device='meta')
+    with Materialize(torch.Generator().manual_seed(0)):
+        value = F.linear(torch.eye(3), weight).T
+        assert torch.equal(torch.eye(4) @ weight, value)
+        assert torch.equal(weight.T[1:, 2] + torch.zeros(2), value[2, 1:])
+        gradient, = torch.autograd.grad(F.linear(x, weight).sum(), x)
+    torch.testing.assert_close(gradient, value.sum(0).expand(2, 3))
+
+
+def test_values_that_an_operation_overwrites_are_a_copy():
+    weight = torch.empty(3, device='meta')
+    with Materialize(torch.Generator().manual_seed(0)):
+        before = weight * torch.ones(3)
+        torch.ops.aten.add_(weight, torch.ones(3))
+        assert torch.equal(weight * torch.ones(3), before)
+
+
+def test_every_image_gets_the_same_values():
+    beside, weight = torch.empty(17, 3, device='meta'), torch.empty(5, 3, device='meta')
+    with Materialize(torch.Generator().manual_seed(0), images=17):
+        value = torch.zeros(17, 3) + beside
+        rows = torch.eye(3) @ weight.T
+    assert value[0].any() and torch.equal(value, value[:1].expand(17, 3))
+    assert not torch.equal(rows[:, 0], rows[:, 1])

@@ -1,5 +1,6 @@
 """The support table: what is counted, and that its page says what the record says."""
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ OURS = {**FINE, 'family': 'timm_icasc.models.resnet_cifar'}
 @pytest.fixture
 def record():
     models = {'fine': FINE, 'isotropic': ISOTROPIC, 'first': FIRST, 'refused': REFUSED, 'ours': OURS}
-    return {**load_record(None), 'models': models, 'seconds': 600, 'processor_seconds': 1080.0, 'jobs': 2}
+    return {**load_record(None), 'models': deepcopy(models), 'seconds': 600, 'processor_seconds': 1080.0, 'jobs': 2}
 
 
 def test_levels():
@@ -57,12 +58,19 @@ def test_summary_counts_timms_own_and_names_what_falls_short(record):
     assert '`fine`' not in text and '`ours`' not in text
 
 
-def test_rows_of_before_the_layers_moved_are_counted(record):
-    assert '3 were looked at before layers moved behind the activation' in summary(record)
+def test_summary_says_what_the_maps_find(record):
+    maps = ({'ach': [0.5, 0.6, 0.25], 'grad_cam': [1., 0.8, 0.]}, {'ach': None, 'grad_cam': [0.5, 0.6, 0.]})
+    for result, found in zip(record['models'].values(), maps, strict=False):
+        result['maps'] = found
+    text = summary(record)
+    assert 'than 75% of random quarters' in text and 'than of 70% of the other classes; `ach` 50% and 60%' in text
+    assert '| x | 3 | 2 | 1 | 0 | 2 | 50% | 0 | 50% | 75% |' in support_page(record)
+
+
+def test_values_that_are_never_negative_are_counted(record):
     for result in record['models'].values():
         result['negative'] = [0.5, 0.]
-    text = summary(record)
-    assert 'looked at before' not in text and 'never below 0 in 3' in text
+    assert 'never below 0 in 3' in summary(record)
 
 
 def test_an_unfinished_sweep_says_so(record):
@@ -72,7 +80,8 @@ def test_an_unfinished_sweep_says_so(record):
 
 def test_page_has_families_and_architectures(record):
     page = support_page(record)
-    assert '| x | 3 | 2 | 1 | 0 | 2 | 50% |' in page and '| resnet_cifar | 1 | 1 | 0 | 0 | 1 | 100% |' in page
+    assert '| x | 3 | 2 | 1 | 0 | 2 | 50% | 0 | - | - |' in page
+    assert '| resnet_cifar | 1 | 1 | 0 | 0 | 1 | 100% |' in page
     assert '| refused | 64x64 | - | - |' in page
 
 

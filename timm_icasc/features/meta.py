@@ -132,8 +132,9 @@ class Materialize(TorchDispatchMode):
     def _draw(self, x: torch.Tensor) -> torch.Tensor:
         """Values for the whole storage of `x`."""
         number = x.untyped_storage().nbytes() // x.element_size()
-        has_row_for_each = self.images > 1 and x.ndim > 1 and len(x) == self.images and number == x.numel()
-        rows = self.images if has_row_for_each and x.stride(0) == number // self.images else 1
+        rows = 1
+        if self.images > 1 and x.ndim > 1 and len(x) == self.images:
+            rows = len(x) if x.stride(0) * len(x) == number else 1
         return random_tensor((number // rows,), self.generator).mul_(0.1).to(x.dtype).repeat(rows)
 
     def materialize(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

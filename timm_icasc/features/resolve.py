@@ -100,8 +100,9 @@ class _Resolver:
                 if kind is None or kind in found or name != path:
                     continue
                 # Cheap questions first: the graph is there, a gradient may take another forward pass.
-                may_carry = end.prefix_tokens > 0 or self.probe.is_on_every_path(feature, end)
-                if may_carry and share(end) <= share(feature) and self.probe.carries_all(feature, end):
+                if not (end.prefix_tokens or self.probe.is_on_every_path(feature, end)):
+                    continue
+                if share(end) <= share(feature) and self.probe.carries_all(feature, end):
                     found[kind] = feature
         ends_in_activation = self.probe.maker(end)[0] == 'activation'
         return found.get('activation') or (end if ends_in_activation else found.get('norm', end))

@@ -90,7 +90,8 @@ class Tail:
             if not logits.requires_grad:
                 return dict.fromkeys(whole)
             cotangent = random_tensor(logits.shape, torch.Generator().manual_seed(1)).to(logits)
-            gradients = torch.autograd.grad(logits, list(whole.values()), cotangent, allow_unused=True)
+            gradients = torch.autograd.grad(
+                logits, list(whole.values()), cotangent, allow_unused=True)
             return dict(zip(whole, gradients, strict=True))
 
     @contextmanager
@@ -154,9 +155,10 @@ class Tail:
         with ExitStack() as stack:
             def start_here(x: torch.Tensor) -> torch.Tensor:
                 stack.enter_context(Materialize(generator, images))
-                value = random_tensor(x.shape, generator).to(x.dtype) if values is None else values.detach().clone()
-                features.append(value.requires_grad_())
-                return value.clone()  # a leaf must not be overwritten in place
+                random = values is None
+                value = random_tensor(x.shape, generator).to(x.dtype) if random else values.clone()
+                features.append(value.detach().requires_grad_())
+                return features[0].clone()  # a leaf must not be overwritten in place
 
             stack.enter_context(self._replaced(layer, start_here))
             blank = torch.empty(images, *self.input_size, device='meta')

@@ -64,8 +64,9 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
         'family' (the module that defines it), 'input_size', and either 'error' or: 'inner' and 'last' (path, layout,
         channels, grid and what else is not the default of `FeatureLayer`), 'nonzero' (share of the last layer's grid
         that the class scores depend on), 'negative' (share of values below 0 of both layers, with random weights and
-        random values before them; None where they cannot be known), 'maps' (`map_check` of the last layer), 'order1' and 'order2' (share of the parameter
-        tensors that the gradient of the terms reaches, or the reason why there is none).
+        random values before them; None where they cannot be known), 'maps' (`map_check` of the last layer), 'order1'
+        and 'order2' (share of the parameter tensors that the gradient of the terms reaches, or the reason why there is
+        none).
     """
     with RememberShapes():
         with torch.device('meta'):
@@ -84,7 +85,9 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
             inner=_describe(layers.inner), last=_describe(layers.last),
             nonzero=round(probe.nonzero_share(layers.last), 4),
             negative=negative and [round(share, 3) for share in negative],
-            maps={name: shares and [round(share, 2) for share in shares] for name, shares in checked.items()})
+            maps={
+                name: shares and [round(share, 2) for share in shares]
+                for name, shares in checked.items()})
         model.train()
         for order in (1, 2):
             try:

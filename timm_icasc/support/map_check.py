@@ -51,7 +51,7 @@ def map_check(
         tail: Tail,
         layer: FeatureLayer,
         image_size: tuple[int, int],
-) -> dict[str, list[float]] | None:
+) -> dict[str, list[float] | None]:
     """What flattening the feature at a map's highest quarter does, against random quarters and to other classes.
 
     Args:
@@ -62,19 +62,20 @@ def map_check(
     Returns:
         By method of `CHECKED`: the share of random quarters that take less of the class's score (1 is best, 0.5 is
         chance), the share of other classes that lose less of theirs (likewise), and the share of maps that are zero
-        everywhere. The first two are the mean over the maps that are not; None where all are zero, or where the scores
-        have no gradient there.
+        everywhere. The first two are the mean over the maps that are not; None in place of all three where all are.
     """
     value = tail.value(layer)
     with tail.run(layer, value) as (feature, logits):
         gradients = [
-            torch.autograd.grad(logits[0, c], feature, retain_graph=True)[0] for c in range(CLASSES)]
+            torch.autograd.grad(logits[0, c], feature, retain_graph=True)[0]
+            for c in range(CLASSES)]
     before, value = logits.detach()[0], feature.detach()
     grid = layer.to_nchw(value, image_size)
     maps = {name: torch.cat([
         METHODS[name].function(grid, layer.to_nchw(gradient, image_size)) for gradient in gradients
     ]) for name in CHECKED}
-    positions = layer.to_nchw(torch.arange(value.numel()).view(value.shape), image_size)[0].flatten(1)
+    numbered = torch.arange(value.numel()).view(value.shape)
+    positions = layer.to_nchw(numbered, image_size)[0].flatten(1)
     random = torch.rand((REGIONS, *grid.shape[-2:]), generator=torch.Generator().manual_seed(2))
     regions = _regions(torch.cat([*maps.values(), random]))
     with torch.no_grad(), tail.run(layer, _flattened(value, positions, regions)) as (_, logits):

@@ -130,8 +130,8 @@ def _totals(record: dict[str, Any]) -> list[str]:
             f'{len(reached) - hierarchical:,} are isotropic (3/4 of the depth). The class scores depend on the '
             f"whole grid of the last layer in {sum(r['nonzero'] == 1 for r in reached):,}, and its values are never "
             f'below 0 in {sum(map(_is_never_negative, reached)):,}.',
-            '', 'Do the maps find what the scores depend on, with random weights? The last feature is flattened where a '
-            'map is highest, a quarter of it: Grad-CAM takes more of its own class than '
+            '', 'Do the maps find what the scores depend on, with random weights? The last feature is flattened where '
+            'a map is highest, a quarter of it: Grad-CAM takes more of its own class than '
             f"{_mean_of_maps(reached, 'grad_cam', 0)} of random quarters, and more of it than of "
             f"{_mean_of_maps(reached, 'grad_cam', 1)} of the other classes; `ach` {_mean_of_maps(reached, 'ach', 0)} "
             f"and {_mean_of_maps(reached, 'ach', 1)}. Chance is 50%."]
@@ -171,9 +171,9 @@ def support_page(record: dict[str, Any]) -> str:
         '# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
         '', *_totals(record), *_falling_short(record), '',
         "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all. Never",
-        "negative: architectures whose last layer has no value below 0. `ach`, Grad-CAM: share of random quarters of the",
-        "last feature that take less of a class's score than the quarter where its map is highest (chance: 50%), with",
-        'random weights. A class token or a second branch knows of a score what no map of one feature shows.', '']
+        "negative: architectures whose last layer has no value below 0. `ach`, Grad-CAM: share of random quarters of",
+        "the last feature that take less of a class's score than the quarter where its map is highest (chance: 50%),",
+        'with random weights. A class token or a second branch knows of a score what no map of one feature shows.', '']
     rows = []
     for family, results in sorted(families.items()):
         counts = Counter(map(level, results))

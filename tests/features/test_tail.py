@@ -1,0 +1,92 @@
+"""What stands behind a feature of a model on meta tensors, run with random values."""
+import pytest
+import torch
+from helpers.models import ToyNet, create
+
+from timm_icasc.features.layout import FeatureLayer
+from timm_icasc.features.probe import Probe
+
+SIZE = (3, 16, 16)
+STEM, STAGE = FeatureLayer('stem', 'NCHW', 5, (8, 8)), FeatureLayer('stage', 'NCHW', 6, (4, 4))
+
+
+def tail_of(model, size=SIZE):
+    return Probe(model, size).tail
+
+
+@pytest.fixture
+def tail():
+    with torch.device('meta'):
+        return tail_of(ToyNet())
+
+
+def test_scores_follow_from_the_values(tail):
+    """Of each image alone as of several at once, with the same weights in every run."""
+    values = torch.randn(3, 6, 4, 4)
+    with tail.run(STAGE, values) as (feature, logits):
+        assert logits.shape == (3, 4) and feature.is_leaf and torch.equal(feature, values)
+    for value, expected in zip(values, logits, strict=True):
+        with tail.run(STAGE, value[None]) as (_, alone):
+            torch.testing.assert_close(alone[0], expected)
+
+
+def test_gradients_are_the_derivatives(tail):
+    value, step = torch.randn(1, 6, 4, 4), 1e-3
+    with tail.run(STAGE, value) as (feature, logits):
+        gradient, = torch.autograd.grad(logits[0, 2], feature)
+    scores = []
+    for sign in (1, -1):
+        moved = value.clone()
+        moved[0, 3, 1, 2] += sign * step
+        with tail.run(STAGE, moved) as (_, logits):
+            scores.append(logits[0, 2].item())
+    assert (scores[0] - scores[1]) / (2 * step) == pytest.approx(gradient[0, 3, 1, 2].item(), rel=0.05)
+
+
+def test_one_run_tells_the_gradients_of_all_that_is_behind(tail):
+    gradients = tail.gradients(STEM)
+    shapes = {path: tuple(g.shape) for (path, _), g in gradients.items()}
+    assert shapes['stem'] == (1, 5, 8, 8) and shapes['stage'] == (1, 6, 4, 4) and shapes['stage.0'] == (1, 6, 4, 4)
+    assert all(g.any() for g in gradients.values())
+    assert 'stem' not in {path for path, _ in tail.gradients(STAGE)}
+
+
+def test_nothing_passes_a_feature_that_is_held_fixed(tail):
+    assert tail.gradients(STEM, fixed=STAGE)['stem', 0] is None
+
+
+def test_what_is_overwritten_in_place_has_no_gradient_of_its_own():
+    model = ToyNet()
+    model.stage[1] = torch.nn.ReLU(inplace=True)
+    found = tail_of(model.to('meta')).gradients(STEM)
+    assert ('stage', 0) in found and ('stage.0', 0) not in found
+
+
+def test_a_value_is_computed_as_the_model_computes_it():
+    tail = tail_of(ToyNet(activation=torch.nn.ReLU).to('meta'))
+    value = tail.value(STAGE)
+    assert value.shape == (1, 6, 4, 4) and (value >= 0).all() and (value > 0).any()
+    assert tail.value(STEM) is None  # there is the image alone before it
+
+
+def test_of_a_module_called_twice_the_last_call_is_meant():
+    class Twice(ToyNet):
+        def forward(self, x):
+            x = self.stem(x)
+            return self.fc(self.stage[1](self.stage[0](self.stem[1](x))).mean((2, 3)))
+
+    tail = tail_of(Twice().to('meta'))
+    again = FeatureLayer('stem.1', 'NCHW', 5, (8, 8))
+    with tail.run(again, torch.ones(1, 5, 8, 8)) as (_, one), tail.run(again, torch.ones(1, 5, 8, 8)) as (_, other):
+        assert torch.equal(one, other)
+
+
+def test_the_model_is_left_as_it_was():
+    with torch.device('meta'):
+        model = create('resnet18').train()
+    tail = tail_of(model, (3, 64, 64))
+    layer = FeatureLayer('layer4', 'NCHW', 512, (2, 2))
+    tail.gradients(layer)
+    tail.value(layer)
+    assert all(m.training and not m._forward_hooks for m in model.modules())
+    assert all(p.is_meta for p in model.parameters())
