@@ -355,6 +355,24 @@ def test_a_model_without_feature_info():
     assert (layers.inner.path, layers.last.path) == ('middle', 'late')
 
 
+def test_blocks_before_a_norm_that_ends_the_trunk():
+    """As in Hugging Face's DINOv2 with registers: blocks of one resolution inside an encoder, then a norm."""
+    class Trunk(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = torch.nn.Conv2d(3, 8, 8, 8)
+            self.encoder = torch.nn.Sequential(*(
+                torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(4)))
+            self.norm = torch.nn.LayerNorm(8)
+
+        def forward(self, x):
+            return self.norm(self.encoder(self.patches(x).flatten(2).transpose(1, 2)))
+
+    model = Blocks(lambda m, x: m.head(m.trunk(x).mean(1)), trunk=Trunk(), head=torch.nn.Linear(8, 4))
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path) == ('trunk.encoder.2', 'trunk')
+
+
 @pytest.mark.parametrize('name, inner, last', [
     ('resnet18', 'layer3', 'layer4'),
     # All stages in one container: the layers are inside it.

@@ -182,12 +182,13 @@ class _Resolver:
             children += [child] if child in self.probe.calls else self._called_children(child)
         return children
 
-    def _tails(self, path: str) -> list[str]:
-        """`path`, if it was called, then the child that ended last inside it, that one's child, and so on."""
+    def _tails(self, path: str) -> Iterator[str]:
+        """`path`, if it was called, then what was called inside it: the child that ended last, all inside that, ..."""
+        if path in self.probe.calls:
+            yield path
         children = self._called_children(path)
-        here = [path] if path in self.probe.calls else []
-        return here + (
-            self._tails(max(children, key=lambda c: self.probe.calls[c].ended)) if children else [])
+        for child in sorted(children, key=lambda c: self.probe.calls[c].ended, reverse=True):
+            yield from self._tails(child)
 
     def _latest_first(self) -> list[str]:
         return sorted(self.probe.calls, key=lambda path: self.probe.calls[path].ended, reverse=True)
