@@ -98,3 +98,14 @@ def test_layers_and_methods_of_several_classes_are_those_of_eval(tmp_path, monke
     assert row['pointing'] == pytest.approx(records.pairs['pointing'].mean())
     assert row['energy'] == pytest.approx(records.pairs['energy'].mean())
     assert row['overlap'] == pytest.approx(np.nanmean(records.images['overlap_cooccurring']), rel=1e-4)
+
+
+def test_the_tables_of_layers_are_those_of_the_records():
+    page = runpy.run_path(str(SCRIPTS / 'layers_page.py'))
+    text = (SCRIPTS / 'layers.md').read_text()
+    assert f"<!-- tables begins -->\n{page['tables']()}\n<!-- tables ends -->" in text
+    assert all(f'{name}_' in ''.join(file.name for file in (SCRIPTS / 'maps').iterdir()) for name in page['NETWORKS'])
+    rows = [{'layer': 'a', 'method': 'ach', 'silent': 0.125, 'own drop': 1.5, 'below 0': 0.5},
+            {'layer': '-', 'method': 'random region', 'silent': None, 'own drop': -0.25}]
+    assert page['table'](rows).splitlines()[2:] == [
+        '| `a` | 50% | `ach` | 12.5% | 1.50 |', '|  |  | random region |  | -0.25 |']

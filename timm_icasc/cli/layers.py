@@ -4,8 +4,8 @@
     timm-icasc layers 'vit_*' --img-size 224     every one that matches
     timm-icasc layers --all --json FILE          all of them, as a record; interrupted, it goes on where it stopped
 
-No weights are needed and no values computed: shapes and gradient paths are followed on meta tensors, and what stands
-behind the last layer is run with random values, to see that the class scores depend on its grid. Not for trained
+No weights are needed: shapes and gradient paths are followed on meta tensors. What stands behind the last layer is run
+with random values, to see that the class scores depend on its grid and that maps find where. Not for trained
 models: `timm_icasc.resolve_layers(model)` tells the layers of the model at hand.
 """
 import argparse
