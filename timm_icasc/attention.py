@@ -30,6 +30,8 @@ def _rectified_sum(weights: torch.Tensor, features: torch.Tensor) -> torch.Tenso
     """`ReLU(sum_k w_k F_k)`: weights `[..., K]`, features `[..., K, H, W]` -> `[..., H, W]`."""
     # Autocast would run the contraction in half precision, where the small products of early training vanish.
     with full_precision(features.device):
+        if weights.ndim > 2 and features.ndim > 4 and features.shape[-4] == 1:  # of many classes, one matrix product
+            return torch.einsum('...nk,...khw->...nhw', weights, features.squeeze(-4)).relu()
         return torch.einsum('...k,...khw->...hw', weights, features).relu()
 
 

@@ -33,11 +33,12 @@ def test_table_and_record_of_all_variants(tmp_path, capsys):
 
 def test_maps_are_measured_beside_the_packages_that_are_installed(tmp_path, capsys):
     file = tmp_path / 'maps.json'
-    argv = ['bench', 'resnet20_cifar', '--maps', '-b', '1', '--repeats', '1', '--device', 'cpu', '--topk', '2']
+    argv = ['bench', 'resnet20_cifar', '--maps', '-b', '1', '--repeats', '1', '--device', 'cpu', '--topk', '2', '5']
     assert main([*argv, '--json', str(file)]) == 0
     seconds = json.loads(file.read_text())['maps']['resnet20_cifar']
     packages = ('timm_icasc', 'torchcam', 'pytorch_grad_cam')
-    assert set(seconds) == {maps.FORWARD, *(f'{p} {place}' for p in packages for place in ('last', 'inner'))}
+    assert set(seconds) == {maps.FORWARD, *(
+        f'{p} {place}, K={k}' for p in packages for place in ('last', 'inner') for k in (2, 5))}
     assert len(capsys.readouterr().out.strip().splitlines()) == 2 + len(seconds)
 
 

@@ -1,6 +1,8 @@
 """Attention maps at inference, against one forward pass and against other packages that are installed."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import torch
@@ -38,11 +40,22 @@ def _pytorch_grad_cam(model: nn.Module, path: str, images: torch.Tensor, topk: i
 PEERS = {'torchcam': _torchcam, 'pytorch_grad_cam': _pytorch_grad_cam}
 
 
-def measure_maps(name: str, setting: BenchmarkSetting, topk: int, repeats: int) -> dict[str, float]:
+def measure_maps(
+        name: str,
+        setting: BenchmarkSetting,
+        topk: Sequence[int],
+        repeats: int,
+) -> dict[str, float]:
     """Median seconds for the maps of the top classes of a batch at the last and the inner layer, Grad-CAM throughout.
 
+    Args:
+        name: timm architecture.
+        setting: What is measured.
+        topk: Numbers of classes.
+        repeats: Timed calls of each.
+
     Returns:
-        Seconds of `FORWARD` and, with ' last' or ' inner' after the name, of this package and of the others.
+        Seconds of `FORWARD` and, with layer and number of classes after the name, of this package and of the others.
     """
     model, size = create_model(name, setting)
     model.eval()
@@ -54,12 +67,12 @@ def measure_maps(name: str, setting: BenchmarkSetting, topk: int, repeats: int) 
             return model(images)
 
     calls: dict[str, Callable[[], Any]] = {FORWARD: forward}
-    for place in ('last', 'inner'):
+    for place, k in product(('last', 'inner'), topk):
         layer = getattr(layers, place)
-        calls[f'timm_icasc {place}'] = lambda place=place: attention_maps(
-            model, images, topk=topk, method='grad_cam', layer=place)
+        calls[f'timm_icasc {place}, K={k}'] = partial(
+            attention_maps, model, images, topk=k, method='grad_cam', layer=place)
         if layer.layout == 'NCHW':  # the others take grids of channels without more ado
             calls.update({
-                f'{peer} {place}': lambda call=call, path=layer.path: call(model, path, images, topk)
+                f'{peer} {place}, K={k}': partial(call, model, layer.path, images, k)
                 for peer, call in PEERS.items() if find_spec(peer)})
     return interleaved_seconds(calls, torch.device(setting.device), repeats, f'{name}: maps')

@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='on which operations a step with ICASC spends more than a plain one: milliseconds, and '
              'percent of the whole plain step')
     parser.add_argument(
-        '--topk', type=int, default=5, metavar='N',
-        help='with --maps: maps of this many classes an image (default: %(default)s)')
+        '--topk', type=int, nargs='+', default=[5], metavar='N',
+        help='with --maps: maps of this many classes an image; several numbers, one after the other (default: 5)')
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
 
 
@@ -105,7 +105,8 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
         if not timm.is_model(name):
             raise ICASCError(f"unknown architecture '{name}'; timm.list_models() lists them.")
     for option in ('batch_size', 'repeats', 'threads', 'topk'):
-        if getattr(args, option) < 1:
+        values = getattr(args, option)
+        if min(values if isinstance(values, list) else [values]) < 1:
             raise ICASCError(f"--{option.replace('_', '-')} must be at least 1.")
     if not 0 < args.share <= 1:
         raise ICASCError(f'--share must be above 0 and at most 1, got {args.share:g}.')

@@ -23,6 +23,7 @@ from ..features.outputs import class_scores
 from ..features.resolve import resolve_layers
 from ..features.tap import capture_features
 from ..labels import class_indices
+from .all_classes import pooled_gradients
 
 __all__ = ['attention_maps']
 
@@ -82,7 +83,9 @@ def attention_maps(
 ) -> torch.Tensor:
     """Class-specific attention maps of a classifier.
 
-    Runs the model in the mode it is in; call `model.eval()` first for maps that do not depend on the batch.
+    Runs the model in the mode it is in; call `model.eval()` first for maps that do not depend on the batch. Where the
+    network ends in global average pool and linear layer, the maps of any number of classes take one matrix product;
+    elsewhere a backward pass from the scores to the layer for each.
 
     Args:
         model: Classifier; a compiled one runs as the plain one that it was made of.
@@ -118,6 +121,12 @@ def attention_maps(
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False):
         indices = class_indices(classes, topk, logits)
+        if indices.shape[1] > 1 and not create_graph:
+            gradients = pooled_gradients(
+                model, method, logits, indices, feature, chosen, image_size)
+            if gradients is not None:
+                grid = chosen.to_nchw(feature, image_size)
+                return METHODS[method].function(grid[:, None], gradients).detach()
         maps = []
         for k in range(indices.shape[1]):
             cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
