@@ -84,7 +84,12 @@ LAYOUTS = {
     'backbone': behind('backbone.', **{'projector.0.weight': torch.zeros(2, 2)}),
     'two prefixes': behind('module.encoder.'),
     'of this package\'s task': behind('trainable_module.'),
+    'the task itself': lambda weights: {'_extra_state': torch.tensor(7), **behind('trainable_module.')(weights)},
     'lightning': lambda weights: {'state_dict': behind('model.')(weights), 'epoch': 3, 'optimizer_states': []},
+    'moco': lambda weights: {'state_dict': {
+        **behind('module.encoder_q.', **{'module.queue': torch.zeros(3)})(weights),
+        **behind('module.encoder_k.')(dict(list(weights.items())[:9]))}},
+    'without counts': lambda weights: {k: v for k, v in weights.items() if 'num_batches' not in k},
     'model_state_dict': lambda weights: {'model_state_dict': weights, 'optimizer': {'state': {}}},
     'net': lambda weights: {'net': weights, 'acc': 91.},
     'student': lambda weights: {'student': behind('module.backbone.')(weights)},
@@ -101,6 +106,17 @@ def test_weights_are_found_where_training_scripts_put_them(layout, tmp_path, cap
     assert sorted(heads) == ['fc.bias', 'fc.weight']
     out = capsys.readouterr().out
     assert f'{len(weights) - 2} of {len(weights)} tensors loaded, head new (5 -> 3 classes)' in out
+
+
+@pytest.mark.parametrize('name, others', [
+    ('state_dict_ema', ('state_dict',)), ('model_ema', ('model', 'optimizer')), ('teacher', ('student',)),
+    ('model_state_dict', ('scheduler',)), ('net', ('ema_loss',))])
+def test_of_several_sets_of_tensors_the_one_that_is_meant(name, others, tmp_path):
+    """An average before what it is of, and weights before what else has tensors."""
+    weights = timm.create_model('resnet20_cifar', num_classes=5).state_dict()
+    zeros = {key: torch.zeros_like(value) for key, value in weights.items()}
+    torch.save({**dict.fromkeys(others, zeros), name: weights}, tmp_path / 'weights.pth')
+    assert torch.equal(set_up('resnet20_cifar', tmp_path / 'weights.pth').conv1.weight, weights['conv1.weight'])
 
 
 def test_a_head_of_as_many_classes_is_kept(tmp_path, capsys):
