@@ -173,6 +173,27 @@ def test_a_file_without_one_state_dict(content, message, tmp_path):
         set_up('resnet20_cifar', tmp_path / 'w.pth')
 
 
+def test_a_pickled_model_is_told_what_to_save(tmp_path):
+    torch.save(timm.create_model('resnet20_cifar'), tmp_path / 'w.pth')
+    with pytest.raises(ICASCError, match=r'w.pth. cannot be read: it is none .* whole model: save its state_dict\(\)$'):
+        set_up('resnet20_cifar', tmp_path / 'w.pth')
+
+
+@pytest.mark.parametrize('channels', [(3, 1), (1, 1)])
+def test_the_first_convolution_of_grey_images(channels, tmp_path):
+    """Weights for colour are summed."""
+    weights = timm.create_model('resnet20_cifar', num_classes=3, in_chans=channels[0]).state_dict()
+    torch.save(weights, tmp_path / 'w.pth')
+    model = set_up('resnet20_cifar', tmp_path / 'w.pth', 3, '--in-chans', channels[1])
+    torch.testing.assert_close(model.conv1.weight, weights['conv1.weight'].sum(1, keepdim=True))
+
+
+def test_weights_for_grey_images_do_not_fit_colour(tmp_path):
+    torch.save(timm.create_model('resnet20_cifar', num_classes=3, in_chans=1).state_dict(), tmp_path / 'w.pth')
+    with pytest.raises(ICASCError, match='does not fit --model.*conv1'):
+        set_up('resnet20_cifar', tmp_path / 'w.pth')
+
+
 def test_an_initial_checkpoint_with_another_head_names_the_other_option(tmp_path):
     torch.save(timm.create_model('resnet20_cifar', num_classes=5).state_dict(), tmp_path / 'w.pth')
     args = parse_args([

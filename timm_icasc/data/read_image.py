@@ -100,7 +100,8 @@ class FileImages(ImageDataset):
             file, target, *_ = self.reader[index]
         except OSError as e:
             raise DataError(f"Cannot read the image '{self._name(index)}': {e.strerror or e}") from e
-        return read_image(file, self.input_img_mode, name=self._name(index)), target
+        with file:  # Pillow leaves open what it has not opened
+            return read_image(file, self.input_img_mode, name=self._name(index)), target
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         for attempt in range(RETRIES):
