@@ -1,5 +1,6 @@
 """train_timm.py as its users run it: what it leaves behind, resuming, and one clear line for every bad input."""
 import csv
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import yaml
 from helpers.fake_cuda_graph import OpRecorder
 from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
+from PIL import Image
 
 import train_timm
 from timm_icasc.errors import ICASCError
@@ -435,18 +437,44 @@ def test_images_that_cannot_be_read(run, tmp_path):
     assert code == 2 and "Cannot read the image '" in err and '.png' in err and 'Traceback' not in err
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_an_image_that_cannot_be_read(workers, run, tmp_path, images, caplog):
+def in_two_parts():
+    """A PNG whose second part has no known kind: Pillow raises a SyntaxError, no OSError."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=np.uint8)).save(file, 'PNG')
+    first, _, second = file.getvalue().rpartition(b'IDAT')
+    assert b'IDAT' in first
+    return first + b'????' + second
+
+
+BROKEN = {
+    'no image': lambda whole: b'no image', 'cut off': lambda whole: whole[:len(whole) // 2],
+    'empty': lambda whole: b'', 'broken PNG': lambda whole: in_two_parts()}
+
+
+@pytest.mark.parametrize('how, workers', [(how, 0) for how in BROKEN] + [('broken PNG', 1)])
+def test_an_image_that_cannot_be_read(how, workers, run, tmp_path, images, caplog):
     """In training the next one is taken, with a warning that names it; nothing is measured in another's place."""
     shutil.copytree(images, tmp_path / 'data')
-    broken = bytearray((tmp_path / 'data' / 'train' / 'bat' / '3.png').read_bytes())
-    broken[60:64] = b'????'  # Pillow: SyntaxError, no OSError
+    broken = BROKEN[how]((tmp_path / 'data' / 'train' / 'bat' / '3.png').read_bytes())
     (tmp_path / 'data' / 'train' / 'bat' / '3.png').write_bytes(broken)
     code, _, _ = run('--epochs', '1', data=('--data-dir', str(tmp_path / 'data')))
     assert code == 0 and 'bat/3.png' in caplog.text and 'next one is taken' in caplog.text
     (tmp_path / 'data' / 'val' / 'bat' / '1.png').write_bytes(broken)
     code, _, err = run('--epochs', '1', '-j', workers, data=('--data-dir', str(tmp_path / 'data')))
     assert code == 2 and "Cannot read the image '" in err and 'val/bat/1.png' in err and 'Traceback' not in err
+
+
+def test_an_image_of_too_many_pixels(run, tmp_path, images, caplog, monkeypatch):
+    """Pillow's DecompressionBombError is an error of its own kind."""
+    shutil.copytree(images, tmp_path / 'data')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 5000)
+    for split in ('train', 'val'):
+        Image.new('RGB', (101, 101)).save(tmp_path / 'data' / split / 'bat' / '1.png')
+        data = ('--data-dir', str(tmp_path / 'data'))
+        code, _, err = run('--epochs', '1', '-j', 0, data=data)
+        assert code == (0 if split == 'train' else 2) and 'Traceback' not in err
+    assert 'train/bat/1.png' in caplog.text and 'exceeds limit' in caplog.text
+    assert 'val/bat/1.png' in err and 'exceeds limit' in err
 
 
 def test_a_refused_run_leaves_no_folder(run, tmp_path):
@@ -487,14 +515,15 @@ def test_sigterm_to_the_whole_group_with_loading_processes(images, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in err and '--resume auto' in err
 
 
-def test_classes_that_differ_between_the_splits(run, images, tmp_path):
+@pytest.mark.parametrize('first, second', [('cat', 'none'), ('none', 'cat')])
+def test_classes_that_differ_between_the_splits(first, second, run, images, tmp_path):
     root = tmp_path / 'data'
-    for split in ('train', 'val'):
+    for split, has_cats in (('train', first == 'cat'), ('val', second == 'cat')):
         (root / split).mkdir(parents=True)
-        for name in ('ant', 'bat', 'cat')[:3 if split == 'train' else 2]:
+        for name in ('ant', 'bat', 'cat')[:3 if has_cats else 2]:
             (root / split / name).symlink_to(images / split / name)
     code, _, err = run(data=('--data-dir', str(root)))
-    assert code == 2 and 'differ: only the first has cat; only the second has none. Name them alike' in err
+    assert code == 2 and f'differ: only the first has {first}; only the second has {second}. Name them alike' in err
 
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])

@@ -13,7 +13,8 @@ from PIL import Image
 from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.cli import main
 from timm_icasc.data import DigitsDataset
-from timm_icasc.evaluation.checkpoint import load_checkpoint
+from timm_icasc.evaluation import checkpoint
+from timm_icasc.evaluation.checkpoint import _in_chans, load_checkpoint
 from timm_icasc.evaluation.faithfulness import blurred, highest
 from timm_icasc.evaluation.options import default_options
 from timm_icasc.losses import attention_overlap
@@ -312,6 +313,23 @@ def test_a_grey_model_is_evaluated_in_grey_wherever_it_comes_from(architecture, 
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / 'out').glob('*/eval.json'))]
     assert [result['input_size'] for result in results] == [[1, 32, 32]] * 2
     assert results[0]['measures'] == pytest.approx(results[1]['measures'], rel=1e-5)
+
+
+@pytest.mark.parametrize('first', ['conv1', ('conv1', 'conv2'), (), None])
+def test_the_channels_of_weights(first):
+    """Whatever an architecture tells of its first convolution: a name, several, nothing."""
+    weights = {'conv1.weight': torch.zeros(8, 1, 3, 3), 'conv2.weight': torch.zeros(8, 3, 3, 3)}
+    assert _in_chans(weights, {'first_conv': first, 'input_size': (3, 32, 32)}) == (1 if first else 3)
+
+
+def test_a_run_of_a_larger_machine(tmp_path, monkeypatch):
+    """Torch would warn of more loading processes than cores."""
+    run = make_run(tmp_path / 'run', workers=64)
+    monkeypatch.setattr(checkpoint, 'usable_cores', lambda: 2)
+    options = default_options()
+    assert load_checkpoint(str(run), options).args.workers == 2
+    options.workers = 5
+    assert load_checkpoint(str(run), options).args.workers == 5, 'as given'
 
 
 ANIMALS = ['ape', 'bee', 'cow']

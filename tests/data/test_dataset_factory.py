@@ -1,6 +1,7 @@
 """Data sets: the embedded digits, image folders, and what is said when something is missing."""
 import numpy as np
 import pytest
+import timm.data
 import torch
 from PIL import Image
 from timm.data import create_loader
@@ -12,6 +13,7 @@ from timm_icasc.data import (
     class_names,
     create_dataset,
     evenly_spaced,
+    is_public,
     labels_of,
     use_pad_crop,
 )
@@ -85,6 +87,13 @@ class TestClearErrors:
         with pytest.raises(DataError, match="Cannot read split 'train'.*|is empty"):
             create_dataset('', str(tmp_path), 'train', is_training=True)
 
+    def test_a_mere_value(self, tmp_path, monkeypatch):
+        def create(*_, **__):
+            raise KeyError('train')
+        monkeypatch.setattr(timm.data, 'create_dataset', create)
+        with pytest.raises(DataError, match="Cannot read split 'x' of data set 'torch/cifar100': KeyError: 'train'"):
+            create_dataset('torch/cifar100', str(tmp_path), 'x')
+
     def test_unknown_type(self, tmp_path):
         with pytest.raises(DataError, match='Cannot read split'):
             create_dataset('torch/nothing', str(tmp_path), 'train', is_training=True)
@@ -142,3 +151,11 @@ class TestPadCrop:
         self.loader(dataset, no_aug=True)
         with pytest.raises(DataError, match='`no_aug`'):
             use_pad_crop(dataset, (32, 32), 4)
+
+
+@pytest.mark.parametrize('name, public', [
+    ('digits', True), ('cifar100', True), ('voc2007-packed', True), ('torch/cifar10', True), ('torch/CIFAR10', True),
+    ('', False), (None, False), ('multilabel', False), ('torch/image_folder', False), ('torch/folder', False),
+    ('hfds/me/cats', False), ('hfids/me/cats', False), ('wds/cats', False), ('tfds/cats', False)])
+def test_whose_images_may_be_shown(name, public):
+    assert is_public(name) == public

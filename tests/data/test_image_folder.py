@@ -43,8 +43,31 @@ def test_some_images_that_timm_does_not_read(root):
         assert len(create_dataset('', str(root), 'train')) == 3
 
 
+@pytest.mark.parametrize('files, message', [
+    (['0.heic', '1.heic'], 'its files end in .heic'), (['README.txt', 'x.json'], 'its files end in .json, .txt'),
+    (['0', '1'], 'its files have no endings'), ([], 'it is empty'), (['below/0.heic'], 'its files end in .heic')])
+def test_a_class_without_an_image(files, message, root):
+    """timm leaves it out without a word, and the model has a class less than the folder."""
+    (root / 'train' / 'cat').mkdir()
+    for file in files:
+        (root / 'train' / 'cat' / file).parent.mkdir(exist_ok=True)
+        (root / 'train' / 'cat' / file).write_bytes(b'x')
+    with pytest.raises(DataError, match=rf"the class '.*train/cat' has no image .* \(.png, .*\): {message}\. Put"):
+        create_dataset('', str(root), 'train')
+    (root / 'map.txt').write_text('ant\nbat\n')
+    assert len(create_dataset('', str(root), 'train', class_map=str(root / 'map.txt'))) == 4, 'as the map says'
+
+
+def test_what_else_lies_in_a_class(root):
+    for file in ('README.txt', 'annotations/0.xml', 'more/2.png'):
+        (root / 'train' / 'bat' / file).parent.mkdir(exist_ok=True)
+        (root / 'train' / 'bat' / file).write_bytes(b'x')
+    assert len(create_dataset('', str(root), 'train')) == 5
+
+
 @pytest.mark.parametrize('reader', ['', 'torch/image_folder', 'cifar100'])
-@pytest.mark.parametrize('folder', ['.ipynb_checkpoints', '__MACOSX', 'ant/.ipynb_checkpoints', 'bat/.cache/x'])
+@pytest.mark.parametrize('folder', [
+    '.ipynb_checkpoints', '__MACOSX', 'ant/.ipynb_checkpoints', 'bat/.cache/x', '@eaDir', 'bat/@eaDir', 'lost+found'])
 def test_folders_that_are_no_classes(folder, reader, root):
     (root / 'train' / folder).mkdir(parents=True)
     Image.new('RGB', (4, 4), (9, 9, 9)).save(root / 'train' / folder / 'x.png')

@@ -12,11 +12,12 @@ LEVELS = np.array([[0, 257, 12850], [32896, 65278, 65535]])
 EIGHT_BITS = np.array([[0, 1, 50], [128, 254, 255]])
 
 
-@pytest.fixture(params=['uint16', 'int32'])
+@pytest.fixture(params=['uint16 png', 'int32 tif', '>u2 tif', '<u2 tif', '<u2 jp2'])
 def deep(request, tmp_path):
     """A file of 16-bit levels."""
-    path = tmp_path / ('deep.png' if request.param == 'uint16' else 'deep.tif')
-    Image.fromarray(LEVELS.astype(request.param)).save(path)
+    kind, ending = request.param.split()
+    path = tmp_path / f'deep.{ending}'
+    Image.fromarray(LEVELS.astype(kind)).save(path)
     return path
 
 
@@ -32,7 +33,11 @@ def test_integers_of_eight_bits_stay(tmp_path):
 
 
 def test_a_dark_image_of_sixteen_bits(tmp_path):
-    """Earlier releases of Pillow open a PNG of 16 bits as integers of 32, and all of its levels may be small."""
+    """Pillow opens a PGM of 16 bits, and in earlier releases a PNG, as integers of 32; all levels may be small."""
+    (tmp_path / 'x.pgm').write_bytes(b'P5 2 1 65535\n' + np.array([0, 255], '>u2').tobytes())
+    assert np.array(read_image(tmp_path / 'x.pgm', 'L')).tolist() == [[0, 1]]
+    (tmp_path / 'x.pgm').write_bytes(b'P5 2 1 4095\n' + np.array([0, 4095], '>u2').tobytes())
+    assert np.array(read_image(tmp_path / 'x.pgm', 'L')).tolist() == [[0, 255]], 'of its own greatest level'
     file = tmp_path / 'x.png'
     Image.fromarray(np.array([[0, 255]], 'uint16')).save(file)
     assert np.array(read_image(file, 'L')).tolist() == [[0, 1]]

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tarfile
@@ -19,6 +20,7 @@ import train_timm
 from timm_icasc.cli import main
 from timm_icasc.data import begin_epoch, create_dataset
 from timm_icasc.data import streams as stream
+from timm_icasc.errors import DataError
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.loaders import set_up_data, set_up_loaders
 
@@ -207,4 +209,24 @@ def test_sixteen_bits_and_an_image_that_cannot_be_read(tmp_path, caplog):
     stream = create_dataset('wds/digits', str(write_shards(tmp_path, images, range(count))), 'validation')
     read = [(int(np.array(image).max()), target) for image, target in stream]
     assert read == [(level, level) for level in range(count - 17, count) if level != count - 2]
-    assert 'cannot identify image' in caplog.text
+    name = f"the sample '{count - 2:05d}' of the shard '{tmp_path / 'digits-validation-1.tar'}': cannot identify image"
+    assert name in caplog.text
+
+
+def test_a_target_that_cannot_be_read(tmp_path, caplog):
+    count = sum(map(sum, SHARDS.values()))
+    targets = ['cat' if i == count - 17 else i % 10 for i in range(count)]
+    shards = write_shards(tmp_path, [as_png(np.zeros((8, 8)))] * count, targets)
+    assert len(list(create_dataset('wds/digits', str(shards), 'validation'))) == 16
+    assert f"'{count - 17:05d}' of the shard '{tmp_path / 'digits-validation-0.tar'}': invalid literal" in caplog.text
+
+
+def test_levels_of_no_known_scale_end_the_run(tmp_path):
+    """They are no damage of one file."""
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, .5]], 'float32')).save(file, 'TIFF')
+    count = sum(map(sum, SHARDS.values()))
+    shards = write_shards(tmp_path, [file.getvalue()] * count, [0] * count)
+    name = f"the image '{count - 17:05d}' of the shard '{tmp_path / 'digits-validation-0.tar'}': its levels are"
+    with pytest.raises(DataError, match=re.escape(name)):
+        next(iter(create_dataset('wds/digits', str(shards), 'validation')))

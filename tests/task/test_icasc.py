@@ -337,7 +337,7 @@ def test_the_trainer_of_transformers(toy, tmp_path):
         task, arguments, train_dataset=rows, eval_dataset=rows, compute_metrics=measure)
     trainer.train()
     trainer.evaluate()
-    assert task.step == 3 and task.config == ICASCConfig(theta=0.7)
+    assert task.step == 3 and task.config == ICASCConfig(order=2, theta=0.7)
     assert shapes == [((6, 4), (6,))]  # the logits alone
 
 

@@ -84,7 +84,12 @@ LAYOUTS = {
     'backbone': behind('backbone.', **{'projector.0.weight': torch.zeros(2, 2)}),
     'two prefixes': behind('module.encoder.'),
     'of this package\'s task': behind('trainable_module.'),
+    'the task itself': lambda weights: {'_extra_state': torch.tensor(7), **behind('trainable_module.')(weights)},
     'lightning': lambda weights: {'state_dict': behind('model.')(weights), 'epoch': 3, 'optimizer_states': []},
+    'moco': lambda weights: {'state_dict': {
+        **behind('module.encoder_q.', **{'module.queue': torch.zeros(3)})(weights),
+        **behind('module.encoder_k.')(dict(list(weights.items())[:9]))}},
+    'without counts': lambda weights: {k: v for k, v in weights.items() if 'num_batches' not in k},
     'model_state_dict': lambda weights: {'model_state_dict': weights, 'optimizer': {'state': {}}},
     'net': lambda weights: {'net': weights, 'acc': 91.},
     'student': lambda weights: {'student': behind('module.backbone.')(weights)},
@@ -101,6 +106,17 @@ def test_weights_are_found_where_training_scripts_put_them(layout, tmp_path, cap
     assert sorted(heads) == ['fc.bias', 'fc.weight']
     out = capsys.readouterr().out
     assert f'{len(weights) - 2} of {len(weights)} tensors loaded, head new (5 -> 3 classes)' in out
+
+
+@pytest.mark.parametrize('name, others', [
+    ('state_dict_ema', ('state_dict',)), ('model_ema', ('model', 'optimizer')), ('teacher', ('student',)),
+    ('model_state_dict', ('scheduler',)), ('net', ('ema_loss',))])
+def test_of_several_sets_of_tensors_the_one_that_is_meant(name, others, tmp_path):
+    """An average before what it is of, and weights before what else has tensors."""
+    weights = timm.create_model('resnet20_cifar', num_classes=5).state_dict()
+    zeros = {key: torch.zeros_like(value) for key, value in weights.items()}
+    torch.save({**dict.fromkeys(others, zeros), name: weights}, tmp_path / 'weights.pth')
+    assert torch.equal(set_up('resnet20_cifar', tmp_path / 'weights.pth').conv1.weight, weights['conv1.weight'])
 
 
 def test_a_head_of_as_many_classes_is_kept(tmp_path, capsys):
@@ -154,6 +170,27 @@ def test_a_file_without_one_state_dict(content, message, tmp_path):
     else:
         (tmp_path / 'w.pth').write_bytes(b'no weights')
     with pytest.raises(ICASCError, match=f'--pretrained-path: .*{message}'):
+        set_up('resnet20_cifar', tmp_path / 'w.pth')
+
+
+def test_a_pickled_model_is_told_what_to_save(tmp_path):
+    torch.save(timm.create_model('resnet20_cifar'), tmp_path / 'w.pth')
+    with pytest.raises(ICASCError, match=r'w.pth. cannot be read: it is none .* whole model: save its state_dict\(\)$'):
+        set_up('resnet20_cifar', tmp_path / 'w.pth')
+
+
+@pytest.mark.parametrize('channels', [(3, 1), (1, 1)])
+def test_the_first_convolution_of_grey_images(channels, tmp_path):
+    """Weights for colour are summed."""
+    weights = timm.create_model('resnet20_cifar', num_classes=3, in_chans=channels[0]).state_dict()
+    torch.save(weights, tmp_path / 'w.pth')
+    model = set_up('resnet20_cifar', tmp_path / 'w.pth', 3, '--in-chans', channels[1])
+    torch.testing.assert_close(model.conv1.weight, weights['conv1.weight'].sum(1, keepdim=True))
+
+
+def test_weights_for_grey_images_do_not_fit_colour(tmp_path):
+    torch.save(timm.create_model('resnet20_cifar', num_classes=3, in_chans=1).state_dict(), tmp_path / 'w.pth')
+    with pytest.raises(ICASCError, match='does not fit --model.*conv1'):
         set_up('resnet20_cifar', tmp_path / 'w.pth')
 
 

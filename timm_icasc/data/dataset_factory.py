@@ -6,7 +6,7 @@ from typing import Any
 import timm.data
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from ..labels import SINGLE, LabelKind
 from .caltech import Caltech256
 from .cifar import cifar100
@@ -98,7 +98,7 @@ def create_dataset(
         dataset = timm.data.create_dataset(
             name, root=root, split=split, is_training=is_training, **kwargs)
     except (RuntimeError, AssertionError, OSError, ValueError, ImportError, KeyError) as e:
-        raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {e or type(e).__name__}") from e
+        raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {one_line(e, 400)}") from e
     if not kwargs.get('class_map'):
         settle_classes(dataset)
     if hasattr(dataset, '__len__') and not len(dataset):

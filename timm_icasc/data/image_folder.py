@@ -20,6 +20,9 @@ SPLIT_SYNONYMS = {
     'validation': ('validation', 'val', 'valid', 'eval', 'evaluation'),
 }
 
+# What systems leave in folders: archives of macOS, network drives, recycle bins, file systems.
+NO_CLASSES = ('', '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
+
 # Of images that Pillow reads; timm reads some of them alone.
 ENDINGS = (
     '.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -51,17 +54,20 @@ def check_folder(root: Path, split: str, has_map: bool = False) -> None:
 
 
 def is_class(name: str) -> bool:
-    """Whether a folder is a class: neither hidden, as `.ipynb_checkpoints`, nor what macOS leaves in archives."""
-    return not name.startswith('.') and name not in ('', '__MACOSX')
+    """Whether a folder is a class: neither hidden, as `.ipynb_checkpoints`, nor one of `NO_CLASSES`."""
+    return not name.startswith('.') and name not in NO_CLASSES
 
 
 def _check_endings(folder: Path, has_map: bool) -> None:
     """Say which images are left out, and refuse a class of which there are no others."""
     readable = get_img_extensions()
     read, left_out = set(), Counter()
+    found = {name.name: set() for name in folder.iterdir() if name.is_dir() and is_class(name.name)}
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = filter(is_class, folders)
         endings = [os.path.splitext(file)[1].lower() for file in files if path != str(folder)]
+        if endings:
+            found[Path(path).relative_to(folder).parts[0]].update(endings)
         read.update([path] * any(ending in readable for ending in endings))
         unread = [ending for ending in endings if ending in ENDINGS and ending not in readable]
         left_out.update((path, ending) for ending in unread)
@@ -69,6 +75,13 @@ def _check_endings(folder: Path, has_map: bool) -> None:
     for path, ending in sorted(left_out):
         if path not in read and not has_map:
             raise DataError(f"`root`: the images of '{path}' end in {ending}, {which}.")
+    for name, endings in sorted(found.items()):
+        if endings.isdisjoint(readable) and not has_map:  # it would be no class, without a word
+            have = f"its files end in {', '.join(sorted(endings)[:5])}" if any(endings) else (
+                'its files have no endings' if endings else 'it is empty')
+            raise DataError(
+                f"`root`: the class '{folder / name}' has no image that is read here ({', '.join(readable)}): "
+                f'{have}. Put images there, or take the folder away.')
     if left_out:
         endings = ', '.join(sorted({ending for _, ending in left_out}))
         warnings.warn(

@@ -9,8 +9,10 @@ import numpy as np
 import torchvision
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset
+from timm.data.readers.reader_wds import ReaderWds
 
 from ..errors import DataError, one_line
+from .streams import NamingReaderWds
 
 __all__ = ['FileImages', 'StreamImages', 'read_image', 'read_with_names']
 
@@ -21,6 +23,9 @@ RETRIES = 10  # as timm: of so many unreadable images in a row it is the folder 
 
 # Readers of timm that open image files; that of tensorflow_datasets decodes elsewhere.
 STREAM_READERS = ('ReaderHfids', 'ReaderWds')
+
+# Formats whose 16-bit levels Pillow opens as integers of 32 bits; elsewhere these may be levels of 8 bits.
+SIXTEEN_BITS = ('PNG', 'PPM')
 
 
 def _convert(image: Image.Image, mode: str | None, upright: bool = False) -> Image.Image:
@@ -40,7 +45,7 @@ def _convert(image: Image.Image, mode: str | None, upright: bool = False) -> Ima
             raise ValueError(
                 f'its levels are fractions from {least:g} to {greatest:g}, of no known scale: save 8 or 16 bits')
         return image.convert(mode)
-    if image.mode == 'I' and kind != 'PNG' and greatest <= 255:  # 32-bit integers with levels of 8 bits
+    if image.mode == 'I' and kind not in SIXTEEN_BITS and greatest <= 255:  # 32-bit integers with levels of 8 bits
         return image.convert(mode)
     return Image.fromarray(np.rint(np.clip(levels, 0, 65535) / 257).astype(np.uint8)).convert(mode)
 
@@ -95,7 +100,8 @@ class FileImages(ImageDataset):
             file, target, *_ = self.reader[index]
         except OSError as e:
             raise DataError(f"Cannot read the image '{self._name(index)}': {e.strerror or e}") from e
-        return read_image(file, self.input_img_mode, name=self._name(index)), target
+        with file:  # Pillow leaves open what it has not opened
+            return read_image(file, self.input_img_mode, name=self._name(index)), target
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         for attempt in range(RETRIES):
@@ -127,14 +133,20 @@ class StreamImages(IterableImageDataset):
             '', reader=dataset.reader, transform=dataset.transform,
             target_transform=dataset.target_transform)
         self.reader.input_img_mode = ''  # the reader hands on what is in the file
+        if type(self.reader) is ReaderWds:
+            self.reader.__class__ = NamingReaderWds
         self.mode = mode
 
     def _images(self) -> Iterator[tuple[Image.Image, Any]]:
+        name = ''
         try:
             for image, target in self.reader:
+                name = getattr(image, 'filename', '')
                 yield _convert(image, self.mode), target
+                name = ''
         except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise DataError(f"Cannot read an image of the data set: {one_line(e)}") from e
+            what = f"the image '{name}'" if name else 'an image of the data set'
+            raise DataError(f'Cannot read {what}: {one_line(e)}') from e
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for image, target in self._images():

@@ -1,17 +1,20 @@
 """Data sets that are read from one end to the other (timm's `wds/` and `hfids/`) and have no index."""
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from timm.data.readers import reader_wds
 from timm.data.readers.reader_wds import ReaderWds
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 
-__all__ = ['StreamHead', 'begin_epoch', 'check_package', 'check_shards', 'is_stream']
+__all__ = ['NamingReaderWds', 'StreamHead', 'begin_epoch', 'check_package', 'check_shards', 'is_stream']
 
 # What timm's readers import.
 PACKAGES = {'wds': 'webdataset', 'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets'}
@@ -60,6 +63,33 @@ def begin_epoch(dataset: Dataset, epoch: int) -> None:
     if isinstance(reader, ReaderWds):
         # Without loading processes, which are new in each epoch, the order would go on from the epoch before.
         reader.ds, reader.worker_seed = None, reader.common_seed + epoch
+
+
+def _decode(decode: Callable, sample: dict[str, Any], **options: Any) -> dict[str, Any] | None:
+    """What timm makes of a sample; errors, and the image itself, bear the sample's name."""
+    name = f"{sample.get('__key__')}' of the shard '{sample.get('__url__')}"
+    try:
+        decoded = decode(sample, **options)
+    except Exception as e:
+        if isinstance(e, (TypeError, getattr(reader_wds, 'WdsTargetKeyError', TypeError))):
+            raise  # with these timm ends the run
+        raise DataError(f"Cannot read the sample '{name}': {one_line(e)}") from e
+    for image in (decoded or {}).values():
+        if isinstance(image, Image.Image):
+            image.filename = name
+    return decoded
+
+
+class NamingReaderWds(ReaderWds):
+    """timm's reader of shards, whose warning of a sample that is left out names the shard and the sample's key."""
+
+    def _lazy_init(self) -> None:
+        original = reader_wds._decode
+        reader_wds._decode = partial(_decode, original)
+        try:
+            super()._lazy_init()
+        finally:
+            reader_wds._decode = original
 
 
 class StreamHead(IterableDataset):

@@ -112,11 +112,11 @@ def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> in
 
 def _in_chans(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> int:
     """Channels of the images, read from the first convolution, which says what no configuration need say."""
-    first = config.get('first_conv')
-    first = first[0] if isinstance(first, (list, tuple)) else first
-    weight = weights.get(f'{first}.weight')
-    if weight is not None and weight.ndim == 4 and weight.shape[1] in (1, 3):
-        return weight.shape[1]
+    first = config.get('first_conv') or ()
+    for name in (first,) if isinstance(first, str) else first:
+        weight = weights.get(f'{name}.weight')
+        if weight is not None and weight.ndim == 4 and weight.shape[1] in (1, 3):
+            return weight.shape[1]
     return (config.get('input_size') or (3,))[0]
 
 

@@ -19,7 +19,7 @@ from ..data import (
     name_classes,
     use_pad_crop,
 )
-from ..errors import DataError, ICASCError
+from ..errors import DataError, ICASCError, one_line
 from ..labels import SINGLE, LabelKind
 from .interrupt import ignore_signals
 
@@ -153,7 +153,7 @@ def set_up_loaders(
             collate_fn=collate, **shared)
         loader_val = create_loader(val, distributed=args.distributed, **evaluation, **shared)
     except (AssertionError, ValueError, KeyError) as e:
-        raise ICASCError(f'The augmentation options do not fit: {e or type(e).__name__}') from e
+        raise ICASCError(f'The augmentation options do not fit: {one_line(e)}') from e
     for loader in (loader_train, loader_val):
         loader = getattr(loader, 'loader', loader)  # inside the prefetcher
         loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
