@@ -39,6 +39,12 @@ def test_a_layer_read_in_the_wrong_layout_is_found_out(pooled):
     assert map_check(tail, misread, size)['grad_cam'][0] < 0.8
 
 
+def test_large_grids_give_the_same_one_by_one(pooled, monkeypatch):
+    at_once = map_check(*pooled)
+    monkeypatch.setattr('timm_icasc.support.map_check.POSITIONS_AT_ONCE', 63)
+    assert map_check(*pooled) == at_once
+
+
 def test_no_map_no_shares(pooled, monkeypatch):
     silent = replace(METHODS['ach'], function=lambda features, gradients: features[:, 0] * 0)
     monkeypatch.setattr('timm_icasc.support.map_check.METHODS', dict.fromkeys(CHECKED, silent))

@@ -19,6 +19,9 @@ CLASSES, REGIONS = 4, 9
 
 SHARE = 4  # a quarter of the positions is flattened
 
+# The attention between all positions of 17 images at once would take 20 GB at 4,096: larger grids run one by one.
+POSITIONS_AT_ONCE = 2048
+
 
 def _regions(maps: torch.Tensor) -> torch.Tensor:
     """The highest quarter of each map `[N, h, w]`, at least one position: indices `[N, n]`."""
@@ -40,6 +43,12 @@ def _flattened(value: torch.Tensor, positions: torch.Tensor, regions: torch.Tens
         where = positions[:, region]
         rows.append(flat.index_put((where,), mean.expand(where.shape)))
     return torch.stack(rows).view(len(regions), *value.shape[1:])
+
+
+@torch.no_grad()
+def _scores(tail: Tail, layer: FeatureLayer, values: torch.Tensor) -> torch.Tensor:
+    with tail.run(layer, values) as (_, logits):
+        return logits.detach()
 
 
 def _share_below(values: torch.Tensor, value: torch.Tensor) -> float:
@@ -78,8 +87,10 @@ def map_check(
     positions = layer.to_nchw(numbered, image_size)[0].flatten(1)
     random = torch.rand((REGIONS, *grid.shape[-2:]), generator=torch.Generator().manual_seed(2))
     regions = _regions(torch.cat([*maps.values(), random]))
-    with torch.no_grad(), tail.run(layer, _flattened(value, positions, regions)) as (_, logits):
-        drops = (before - logits.detach()).double()
+    changed = _flattened(value, positions, regions)
+    drops = torch.cat([
+        before - _scores(tail, layer, part)
+        for part in changed.split(len(changed) if positions.shape[1] <= POSITIONS_AT_ONCE else 1)]).double()
     by_chance, found = drops[-REGIONS:], {}
     for number, name in enumerate(CHECKED):
         rows = drops[number * CLASSES:][:CLASSES]
