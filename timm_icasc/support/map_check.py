@@ -88,9 +88,9 @@ def map_check(
     random = torch.rand((REGIONS, *grid.shape[-2:]), generator=torch.Generator().manual_seed(2))
     regions = _regions(torch.cat([*maps.values(), random]))
     changed = _flattened(value, positions, regions)
-    drops = torch.cat([
-        before - _scores(tail, layer, part)
-        for part in changed.split(len(changed) if positions.shape[1] <= POSITIONS_AT_ONCE else 1)]).double()
+    at_once = len(changed) if positions.shape[1] <= POSITIONS_AT_ONCE else 1
+    scores = torch.cat([_scores(tail, layer, part) for part in changed.split(at_once)])
+    drops = (before - scores).double()
     by_chance, found = drops[-REGIONS:], {}
     for number, name in enumerate(CHECKED):
         rows = drops[number * CLASSES:][:CLASSES]
