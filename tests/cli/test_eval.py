@@ -364,6 +364,11 @@ def test_classes_of_another_folder_are_those_of_the_run_by_name(workers, tmp_pat
     for row in rows:
         assert row['target_probability'] == expected[row['file']]['target_probability']
     assert not any('taken as the first ones' in str(w.message) for w in recwarn)
+    assert evaluate(run, '--data-dir', tmp_path / 'other', '--dataset', 'torch/image_folder', '-j', workers) == 0
+    for row, again in zip(rows, csv.DictReader(open(run / 'eval' / 'images.csv')), strict=True):
+        assert row['target_probability'] == again['target_probability']
+    assert evaluate(run, '--data-dir', make_images('capitals', ['Bee', 'cow'])) == 2
+    assert 'has the classes Bee, which' in capsys.readouterr().err
     other = make_images('third', ['bee', 'cow', 'zebra'])
     assert evaluate(run, '--data-dir', other) == 2
     error = capsys.readouterr().err
@@ -445,14 +450,16 @@ def test_nothing_is_measured_in_place_of_an_image_that_cannot_be_read(workers, t
     assert len(error.splitlines()) == 1 and 'bee1.png' in error and not (run / 'eval').exists()
 
 
-def test_boxes_of_a_turned_image(tmp_path, recwarn):
+@pytest.mark.parametrize('orientation, stored', [
+    (2, 'FLIP_LEFT_RIGHT'), (3, 'ROTATE_180'), (5, 'TRANSPOSE'), (6, 'ROTATE_90'), (8, 'ROTATE_270')])
+def test_boxes_of_a_turned_image(orientation, stored, tmp_path, recwarn):
     """The boxes of a user's list are those of the image as viewers show it; a file may be stored lying down."""
     torch.manual_seed(0)
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 40, 3), dtype=np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    exif[0x0112] = orientation
     shown.save(tmp_path / 'upright.png')
-    shown.transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'turned.png', exif=exif)
+    shown.transpose(Image.Transpose[stored]).save(tmp_path / 'turned.png', exif=exif)
     boxes = [['a', 10, 50, 30, 70]]
     rows = [{'image': f'{name}.png', 'labels': ['a'], 'boxes': boxes} for name in ('upright', 'turned')]
     rows.append({'image': 'upright.png', 'labels': ['b'], 'boxes': [['b', 90, 5, 110, 25]]})

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from helpers.architectures import DEPTH, SIGNED_ATTENTION, SMALLEST
+from helpers.versions import recent_timm
 from timm.layers import DropPath
 
 from timm_icasc import ICASCConfig, ICASCTask, attention_maps, icasc_forward, resolve_layers
@@ -17,6 +18,7 @@ from timm_icasc.features.tap import capture_features
 NUM_CLASSES = 6
 
 
+@recent_timm
 def test_every_module_of_timm_is_represented():
     """Models without class scores (encoders) aside."""
     modules = {timm.model_entrypoint(name).__module__ for name in timm.list_models()}

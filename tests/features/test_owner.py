@@ -8,6 +8,7 @@ import timm
 import torch
 from helpers.architectures import DEPTH, SMALLEST
 from helpers.models import create
+from helpers.versions import recent_timm
 from helpers.wrappers import WRAPPERS, Copies, HandsOn, LightningLike, PeftLike
 
 from timm_icasc import ICASCTask, attention_maps, resolve_layers
@@ -17,7 +18,8 @@ from timm_icasc.features.owner import described_features
 # register tokens (DINOv3), several outputs (CoaT), a class token that joins late (CaiT), NHWC (Swin), names that do not
 # exist (Twins), entries that describe nothing (HRNet), and plain ones.
 INTERFACES = [
-    'hiera_tiny_224', 'xcit_nano_12_p8_224', 'vit_tiny_patch16_dinov3_qkvb', 'coat_tiny', 'cait_xxs24_224',
+    'hiera_tiny_224', 'xcit_nano_12_p8_224', pytest.param('vit_tiny_patch16_dinov3_qkvb', marks=recent_timm),
+    pytest.param('coat_tiny', marks=recent_timm), 'cait_xxs24_224',
     'swin_tiny_patch4_window7_224', 'twins_svt_small', 'hrnet_w18_small', 'test_convnext', 'test_efficientnet']
 
 
@@ -53,6 +55,7 @@ def test_each_wrapping(wrapper):
     check('test_vit', wrapper)
 
 
+@recent_timm
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SMALLEST)
 @pytest.mark.parametrize('wrapper', WRAPPERS)
@@ -72,6 +75,7 @@ def test_maps_and_training_are_those_of_the_bare_model(name, wrapper):
     assert torch.equal(*losses)
 
 
+@recent_timm
 def test_the_input_size_is_the_wrapped_models():
     model = timm.create_model('test_vit', in_chans=4, num_classes=5)
     sizes = []

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from helpers.models import create
 from helpers.several_outputs import PARAMS, RECORDS
+from helpers.versions import recent_timm
 
 import timm_icasc
 from timm_icasc import LayerResolutionError, resolve_layers
@@ -229,8 +230,8 @@ def test_layers_of_another_model_are_refused():
 
 @pytest.mark.parametrize('paths, inner, last', [
     # Entries that tell a module's outputs apart by resolution: each layer takes its own.
-    (('parallel_blocks.3', 'parallel_blocks.4'), (2, (4, 4)), (3, (2, 2))),
-    (('parallel_blocks.1', 'parallel_blocks.3'), (2, (4, 4)), (3, (2, 2))),
+    pytest.param(('parallel_blocks.3', 'parallel_blocks.4'), (2, (4, 4)), (3, (2, 2)), marks=recent_timm),
+    pytest.param(('parallel_blocks.1', 'parallel_blocks.3'), (2, (4, 4)), (3, (2, 2)), marks=recent_timm),
     # None describes these, which have one output each.
     (('serial_blocks3.1', 'serial_blocks4.1'), (0, (4, 4)), (0, (2, 2))),
 ])
@@ -259,6 +260,7 @@ def test_outputs_that_the_model_overwrites_are_marked():
     assert not resolve_layers(create('resnet18'), input_size=(3, 64, 64)).last.modified_in_place
 
 
+@recent_timm
 @pytest.mark.parametrize('name', PARAMS)
 def test_the_recorded_output_of_several(name):
     """On meta tensors: the layers of docs/support.json, found anew and by their paths."""
@@ -304,9 +306,12 @@ def describe(layers):
 
 @pytest.mark.parametrize('name, kwargs, size, inner, last', [
     # Stages that put out several tensors: the one of the stage's resolution, on the path to the logits.
-    ('crossvit_tiny_240', {}, 240, ('blocks.0', 1, 'NLC', 1, (14, 14)), ('blocks.1', 1, 'NLC', 1, (14, 14))),
-    ('coat_tiny', {'img_size': 64}, 64,
-     ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)), ('parallel_blocks.5.norm14', 0, 'NLC', 1, (2, 2))),
+    pytest.param(
+        'crossvit_tiny_240', {}, 240, ('blocks.0', 1, 'NLC', 1, (14, 14)), ('blocks.1', 1, 'NLC', 1, (14, 14)),
+        marks=recent_timm),
+    pytest.param(
+        'coat_tiny', {'img_size': 64}, 64, ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)),
+        ('parallel_blocks.5.norm14', 0, 'NLC', 1, (2, 2)), marks=recent_timm),
     # The head reads the class token: the patches count no further than the keys and values of the last block.
     ('pit_ti_224', {'img_size': 64}, 64,
      ('transformers.1', 0, 'NCHW', 0, (4, 4)), ('transformers.2.blocks.3.norm1', 0, 'NLC', 1, (2, 2))),

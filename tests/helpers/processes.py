@@ -5,11 +5,16 @@ import timm
 import torch
 import torch.distributed as dist
 
+from timm_icasc.errors import VersionError
+
 
 def _work(function, rank, folder):
     torch.set_num_threads(1)  # the parent's threads are not there any more
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    function(rank, folder)
+    try:
+        function(rank, folder)
+    except VersionError as e:
+        (folder / f'too_old-{rank}').write_text(e.line)
     dist.destroy_process_group()
 
 
@@ -21,6 +26,8 @@ def in_two_processes(function, folder):
         process.start()
     for process in processes:
         process.join(timeout=300)
+    for file in folder.glob('too_old-*'):
+        raise VersionError(file.read_text())
     assert [process.exitcode for process in processes] == [0, 0], 'the traceback is on stderr'
 
 

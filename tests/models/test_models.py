@@ -3,6 +3,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from helpers.versions import recent_timm
 from timm.layers import DropPath, set_scriptable
 from timm.models import FeatureInfo, group_parameters
 
@@ -75,6 +76,7 @@ def test_registered():
     assert not set(MODELS) & set(timm.list_models(pretrained=True))
 
 
+@recent_timm
 @pytest.mark.parametrize('model_name', MODELS)
 def test_default_cfg_values(model_name):
     model = timm.create_model(model_name)
@@ -222,6 +224,7 @@ def test_backward(model_name):
         assert torch.isfinite(p.grad).all(), f'Gradient of {n} is not finite'
 
 
+@recent_timm
 @pytest.mark.parametrize('model_name', MODELS)
 def test_default_cfgs(model_name):
     model = timm.create_model(model_name).eval()
@@ -247,6 +250,7 @@ def test_default_cfgs(model_name):
     assert model.get_submodule(cfg['classifier']) is model.get_classifier()
 
 
+@recent_timm
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_in_chans(model_name):
     model = timm.create_model(model_name, in_chans=1).eval()
@@ -342,6 +346,7 @@ def test_forward_intermediates_args(model_name, norm):
         model.forward_intermediates(x, output_fmt='NLC')
 
 
+@recent_timm
 @pytest.mark.parametrize('index', [0, 1, -1])
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_prune_intermediate_layers(model_name, index):

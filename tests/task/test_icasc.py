@@ -18,9 +18,11 @@ from timm_icasc import (
     ICASCError,
     ICASCTask,
     LayerResolutionError,
+    MultiLabelICASCTask,
     TargetError,
     attention_maps,
 )
+from timm_icasc.task import PublicApproachTask
 
 TERMS = {'loss_as_inner', 'loss_as_last', 'loss_ac'}
 
@@ -365,14 +367,17 @@ class TestClearErrors:
         with pytest.raises(LayerResolutionError, match='no two features'):
             make_task(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), input_size=(3, 2, 2))
 
-    def test_layers_of_ones_own_are_probed_at_the_size_of_the_images(self):
+    @pytest.mark.parametrize('kind, target', [
+        (ICASCTask, torch.tensor([0, 1])), (MultiLabelICASCTask, torch.eye(10)[:2]),
+        (PublicApproachTask, torch.tensor([0, 1]))])
+    def test_layers_of_ones_own_are_probed_at_the_size_of_the_images(self, kind, target):
         """Not at 224 x 224 when the task is made, which a model of a fixed size cannot take."""
         model = create('vit_tiny_patch16_224', img_size=32)
         model.pretrained_cfg = {}
-        task = make_task(model, layers=('blocks.8', 'blocks.10'))
-        assert set(task(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))) >= TERMS
+        task = kind(model, layers=('blocks.8', 'blocks.10'), verbose=False)
+        assert set(task(torch.randn(2, 3, 32, 32), target)) >= TERMS
         with pytest.raises(LayerResolutionError, match='cannot run on 3 x 48 x 48 images .`input_size`'):
-            make_task(model, layers=('blocks.8', 'blocks.10'), input_size=(3, 48, 48))
+            kind(model, layers=('blocks.8', 'blocks.10'), input_size=(3, 48, 48))
 
     def test_data_parallel(self, toy, batch):
         """Several devices in threads of one process; the copies are marked as torch marks them."""

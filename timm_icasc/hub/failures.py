@@ -41,7 +41,8 @@ def repo_at(repo_id: str, revision: str | None) -> str:
 def check_client() -> None:
     """Raise VersionError where the Hub's client is older than the one that transfers can rely on.
 
-    Older ones wait for a silent Hub for ever, do not go on with a broken download, and say less of what went wrong.
+    Those before 1.0 wait for a silent Hub for ever and say less of what went wrong; 1.0 to 1.32 do not repeat every
+    broken transfer.
     """
     check_version(
         'huggingface_hub', huggingface_hub.__version__, HUB_FOR_TRANSFERS, 'exchanging weights with the Hub')
