@@ -5,10 +5,8 @@ Everything but the task is timm's: data, optimiser, schedule, EMA, checkpoints. 
 """
 import argparse
 import json
-import logging
 import sys
 import time
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,10 +39,11 @@ from timm_icasc.runs.folder import (
     save_args,
 )
 from timm_icasc.runs.provenance import provenance
-from timm_icasc.training.arguments import build_parser, name_options, parse_args
+from timm_icasc.training.arguments import build_parser, parse_args
 from timm_icasc.training.console import LOSSES, format_epoch, format_header, log, print_results
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.training.job import TrainingJob, icasc_config, seed_epoch, set_up, set_up_device
+from timm_icasc.training.messages import report_error, set_up_messages
 from timm_icasc.training.model_record import model_record
 from timm_icasc.version import TIMM_FOR_TRAINING
 
@@ -370,9 +369,8 @@ def check_push(job: TrainingJob) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
     parser, run_dir = build_parser(), None
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
+    set_up_messages(parser)
     try:
         args = parse_args()
         check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'training')
@@ -402,9 +400,8 @@ def main() -> int:
                 flag.raise_if_set()
                 runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
         finish(args, run_dir, runs)
-    except ICASCError as e:
-        print(f'train_timm.py: error: {name_options(e.line, parser)}', file=sys.stderr)
-        return 2
+    except (ICASCError, OSError, RuntimeError) as e:
+        return report_error(e, parser)
     except Interrupted as e:
         if run_dir is None:
             print(f'\ninterrupted ({e}) before the first step', file=sys.stderr)

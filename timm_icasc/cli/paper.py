@@ -13,9 +13,8 @@ paper.yaml.
 import argparse
 from pathlib import Path
 
-import yaml
-
 from ..errors import ICASCError
+from ..foreign_files import read_yaml
 from ..paper.paper_page import HEAD, show
 from ..paper.rows import PAPER, class_rows, figure_rows, paper_rows, segmentation_rows, setting_rows
 from ..runs.folder import RESULTS, check_folders, collect_runs, collect_segmentations
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     runs, segmentations = collect_runs(args.folders), collect_segmentations(args.folders)
     if args.folders and not runs and not segmentations:
         raise ICASCError(f"no finished run ({RESULTS}) below {', '.join(map(str, args.folders))}.")
-    content = yaml.safe_load(PAPER.read_text())
+    content = read_yaml(PAPER)
     rows = [
         *setting_rows(content), *segmentation_rows(segmentations, content['segmentation']),
         *paper_rows(runs, content), *class_rows(runs, content), *figure_rows(content)]

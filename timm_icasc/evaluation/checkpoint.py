@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
-import yaml
 from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
@@ -180,7 +179,7 @@ def _run_beside(weights: Path | None) -> Run | None:
         return None
     try:
         return open_run(weights.parent)
-    except (OSError, ValueError, yaml.YAMLError) as e:
+    except (OSError, ValueError) as e:
         raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
 
 

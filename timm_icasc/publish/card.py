@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 
@@ -16,6 +15,7 @@ from ..evaluation.checkpoint import load_checkpoint
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.measures import Measure, measure_of, summarise
 from ..evaluation.options import default_options
+from ..foreign_files import read_json, read_yaml
 from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config, tensors_sha256
 from ..hub.tags import CARDS, TEMPLATE
 from ..objective.config import TERMS
@@ -80,7 +80,7 @@ def _differences(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def _paper(model: str, dataset: str, measure: Measure) -> dict[str, Any]:
     """What paper.yaml knows of a data set: rows of this architecture, and the gain; nothing of other data sets."""
-    content = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    content = read_yaml(PAPER)
     found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
     if found is None:
         return {'rows': [], 'gain': None}
@@ -185,11 +185,19 @@ def render(
     return f'---\n{head.strip()}\n---\n{body}'
 
 
+def _read_written(path: Path) -> dict[str, Any]:
+    """What people say of a model."""
+    written = read_yaml(path)
+    if not isinstance(written, dict):
+        raise HubError(f"'{path}' holds no 'key: value' lines; its keys are {', '.join(sorted(WRITTEN))}.")
+    return written
+
+
 def _read_sources(path: Path) -> tuple:
     try:
-        written = yaml.safe_load(path.read_text(encoding='utf-8'))
-        results = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as e:
+        written = _read_written(path)
+        results = read_json(path.with_suffix('.json'))
+    except (OSError, ValueError) as e:
         raise HubError(
             f"'{path}': {one_line(e, 400)}; timm-icasc card {path} --runs ... makes the "
             f'results.') from e
@@ -286,7 +294,7 @@ def write_results(path: Path, folders: list[Path]) -> None:
     Raises:
         HubError: The YAML names none of the runs, or as of `evaluate_runs`.
     """
-    written = yaml.safe_load(path.read_text(encoding='utf-8'))
+    written = _read_written(path)
     found = [(folder, run) for folder in folders for run in open_measured_runs(folder)]
     shipped, runs = written['shipped_run'], [run for _, run in found]
     chosen = [pair for pair in found if {'method': pair[1].method, 'seed': pair[1].results['seed']} == shipped]

@@ -5,12 +5,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 
 from ..data import is_public
 from ..errors import HubError, ICASCError, one_line
+from ..foreign_files import read_yaml
+from ..foreign_text import printable
+from ..hub.failures import endpoint
 from ..hub.model_folder import (
     CONFIG,
     FIGURE,
@@ -20,6 +21,7 @@ from ..hub.model_folder import (
     README,
     WEIGHTS,
     check_folder,
+    read_header,
 )
 from ..hub.staging import temporary_folder
 from ..hub.tags import record_path
@@ -57,10 +59,10 @@ def _read_ready(folder: Path) -> dict[str, Any]:
     refuse_links(*(folder / name for name in FILES))
     config = check_folder(folder, str(folder))[0]
     try:
-        options = yaml.safe_load((folder / OPTIONS).read_text(encoding='utf-8')) if (folder / OPTIONS).is_file() else {}
+        options = read_yaml(folder / OPTIONS) if (folder / OPTIONS).is_file() else {}
         with safe_open(folder / WEIGHTS, 'pt') as file:
-            header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
-    except (OSError, ValueError, yaml.YAMLError, SafetensorError) as e:
+            header = read_header(file)
+    except (OSError, ValueError, SafetensorError) as e:
         raise HubError(f"'{folder}' cannot be read: {one_line(e)}") from e
     options = options if isinstance(options, dict) else {}
     written = ((CONFIG, config.get(METADATA_KEY)), (OPTIONS, options), (WEIGHTS, header))
@@ -152,12 +154,13 @@ def push(
 
 def report(published: Upload) -> None:
     print(
-        f'{constants.ENDPOINT}/{published.repo_id}/tree/{published.tag}\n'
+        f'{endpoint()}/{published.repo_id}/tree/{published.tag}\n'
         f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'
         f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)\n"
-        f"published: {', '.join(published.files)}")
+        f"published: {', '.join(map(printable, published.files))}")
     if published.pickles:
-        print(f"note: the repo also holds {', '.join(published.pickles)}, from before; nothing here loads a pickle")
+        pickles = ', '.join(map(printable, published.pickles))
+        print(f'note: the repo also holds {pickles}, from before; nothing here loads a pickle')
 
 
 def push_finished(run_dir: Path, repo_id: str, license: str | None = None) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ICASCError
+from ..foreign_files import read_json
+from ..foreign_text import code_span
 from ..runs.provenance import installed_versions
 from ..runs.tables import markdown
 
@@ -34,7 +36,7 @@ def load_record(path: Path | None, img_size: int | None = None) -> dict[str, Any
     if path is None or not path.exists():
         return {'versions': installed_versions(), 'img_size': img_size, 'models': {}}
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         versions = record['versions']
         for name, result in record['models'].items():
             row(name, result)
@@ -148,7 +150,7 @@ def _totals(record: dict[str, Any]) -> list[str]:
 def _falling_short(record: dict[str, Any]) -> list[str]:
     """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
     rows = [
-        {'falls short': f'`{name}`', 'level': level(r), 'reason': _reason(r)}
+        {'falls short': code_span(name), 'level': level(r), 'reason': _reason(r)}
         for name, r in sorted(_timms(record).items()) if level(r) != LEVELS[0]]
     return ['', markdown(rows)] if rows else []
 

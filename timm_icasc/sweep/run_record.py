@@ -1,6 +1,5 @@
 """The record of a finished run: all that the tables need, in one JSON file to be kept under version control."""
 import csv
-import json
 import os
 import platform
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from ..errors import ICASCError
 from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
+from ..foreign_files import read_json
 from ..labels import SINGLE
 from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, has_begun, open_run
 from ..runs.tables import write_json
@@ -72,7 +72,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
     path = record_path(study, run)
     try:
         result, evaluated = open_run(folder).results, folder / EVALUATION
-        evaluation = json.loads((evaluated / EVALUATED).read_text())
+        evaluation = read_json(evaluated / EVALUATED)
         images, curve = load_records(evaluated / RECORDS), _curve(folder)
         commit = result['commit'] or ''
         record = {
@@ -108,7 +108,7 @@ def read_records(study: Study) -> dict[str, dict[str, Any]]:
         path = record_path(study, run)
         if path.is_file():
             try:
-                record = json.loads(path.read_text())
+                record = read_json(path)
                 if missing := set(NEEDED) - set(record):
                     raise KeyError(min(missing))
             except (ValueError, KeyError, TypeError) as e:

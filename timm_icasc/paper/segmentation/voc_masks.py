@@ -13,6 +13,7 @@ from ...data import VOC_CLASSES
 from ...data.read_image import read_image
 from ...data.voc import find_devkit, read_boxes, targets_of
 from ...errors import DataError
+from ...foreign_files import path_inside
 
 __all__ = ['SegmentationImage', 'VOCSegmentation']
 
@@ -48,7 +49,7 @@ class VOCSegmentation:
         if file is None:
             raise DataError(f"No split '{split}': neither '{lists[0]}' nor '{lists[1]}' exists.")
         self.ids: list[str] = [
-            line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+            line.split()[0] for line in file.read_text(errors='surrogateescape').splitlines() if line.strip()]
         for name in self.ids:
             needed = [self._path('JPEGImages', name, 'jpg'), self._path('Annotations', name, 'xml')]
             for path in needed + ([self._path('SegmentationClass', name, 'png')] if masks else []):
@@ -56,7 +57,7 @@ class VOCSegmentation:
                     raise DataError(f"No file '{path}', which split '{split}' needs.")
 
     def _path(self, kind: str, name: str, suffix: str) -> Path:
-        return self.folder / kind / f'{name}.{suffix}'
+        return path_inside(self.folder / kind, f'{name}.{suffix}', through_links=True)
 
     def __len__(self) -> int:
         return len(self.ids)
