@@ -23,6 +23,7 @@ from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, check_v
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
+from timm_icasc.foreign_text import printable, shell_command
 from timm_icasc.hub.upload import check_license, repo_name
 from timm_icasc.labels import MULTI
 from timm_icasc.publish.export import check_publishable
@@ -239,8 +240,9 @@ def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     """What is trained on what, and the head of the table of epochs."""
     args, device = job.args, job.device
     size, layers = job.data_config['input_size'], job.layers
-    log(args, f"\n{method_label(job)}: {args.model}, {args.num_classes} classes, {len(job.train_set)} + "
-              f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in {run_dir}')
+    log(args, f"\n{method_label(job)}: {printable(args.model)}, {args.num_classes} classes, {len(job.train_set)} + "
+              f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in '
+              f'{printable(run_dir)}')
     if layers is not None:
         log(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
                   f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
@@ -337,9 +339,9 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
     job = next(iter(runs.values()))['job']
     if hasattr(job.val_set, '__len__') and job.layers is not None:
         try:
-            log(args, f"\nattention maps: {validation_figure(runs, run_dir / FIGURE)}")
+            log(args, f'\nattention maps: {printable(validation_figure(runs, run_dir / FIGURE))}')
         except Exception as e:  # the run is done and saved; a missing font must not make it look failed
-            log(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
+            log(args, f'\nattention maps: not drawn, {type(e).__name__}: {one_line(e)}')
 
 
 def chosen_methods(args: argparse.Namespace) -> list[tuple[str, bool]]:
@@ -354,7 +356,7 @@ def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
     if utils.is_primary(args):
         print_results(args, run_dir, runs)
         draw(args, run_dir, runs)
-        log(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
+        log(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {printable(run_dir)}')
         if args.push_to_hub:
             push_finished(run_dir, args.push_to_hub, args.license)
     if args.distributed:
@@ -408,10 +410,11 @@ def main() -> int:
             return e.exit_code
         state = 'holds the last whole epoch' if [*run_dir.glob(SUMMARY), *run_dir.glob(f'*/{SUMMARY}')] else \
             'holds the model as it began, and no whole epoch'
+        words = ['train_timm.py', '--resume', 'auto', '--output', str(run_dir.parent), '--experiment', run_dir.name]
+        for option, value in (('--push-to-hub', args.push_to_hub), ('--license', args.license)):
+            words += [option, value] if value else []
         print(
-            f'\ninterrupted ({e}); {run_dir} {state}. Go on with: train_timm.py --resume auto --output '
-            f'{run_dir.parent} --experiment {run_dir.name}'
-            + (f' --push-to-hub {args.push_to_hub}' if args.push_to_hub else ''), file=sys.stderr)
+            f'\ninterrupted ({e}); {printable(run_dir)} {state}. Go on with: {shell_command(words)}', file=sys.stderr)
         return e.exit_code
     return 0
 

@@ -22,6 +22,7 @@ from ..evaluation.image_records import ImageRecords, load_records
 from ..evaluation.measures import TITLES, class_table, summarise
 from ..evaluation.options import add_evaluation_arguments as add_arguments
 from ..evaluation.report import print_measures, write_evaluation
+from ..foreign_text import printable
 from ..runs.folder import COMPARISON, EVALUATION, RECORDS, SUMMARY, find_runs
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
@@ -71,8 +72,9 @@ def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> ImageRecords:
     except OSError as e:
         raise ICASCError(f"--output: cannot write to '{folder}': {e.strerror}.") from e
     print(
-        f'{checkpoint.label}: {checkpoint.args.model}, {len(records.indices)} images of '
-        f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to {folder}")
+        f'{checkpoint.label}: {printable(checkpoint.args.model)}, {len(records.indices)} images of '
+        f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to "
+        f'{printable(folder)}')
     return records
 
 

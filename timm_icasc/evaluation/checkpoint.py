@@ -18,6 +18,7 @@ from ..data import class_names, create_dataset, is_stream, labels_of, name_class
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
+from ..foreign_text import printable
 from ..labels import LabelKind
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
 from ..training.arguments import parse_args, usable_cores
@@ -271,7 +272,7 @@ def load_checkpoint(
             raise
         warnings.warn(f'attention is not measured: {e}', stacklevel=2)
     return Checkpoint(
-        label=label or (run.folder.name if run else Path(source).name),
+        label=printable(label or (run.folder.name if run else Path(source).name)),
         source=str(weights or source), run=run,
         model=model, dataset=dataset, names=names, num_classes=model.num_classes,
         data_config=config,
@@ -291,7 +292,7 @@ def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[
     labels = [checkpoint.label for checkpoint in checkpoints]
     for checkpoint, source in zip(checkpoints, expanded, strict=True):
         if labels.count(checkpoint.label) > 1:
-            checkpoint.label = '-'.join(Path(source).parts[-2:])
+            checkpoint.label = printable('-'.join(Path(source).parts[-2:]))
     for i, checkpoint in enumerate(checkpoints):
         if checkpoint.label in [other.label for other in checkpoints[:i]]:
             checkpoint.label = f'{checkpoint.label}-{i + 1}'

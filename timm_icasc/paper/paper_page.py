@@ -7,7 +7,7 @@ from .rows import DIGITS, FIGURES, NAMES, title_of
 
 HEAD = '''# The paper's tables and figures
 
-Written by `timm-icasc paper{folders} --output {name}`. The paper: Wang et al., "Sharpen Focus: Learning with Attention
+Written by {command}. The paper: Wang et al., "Sharpen Focus: Learning with Attention
 Separability and Consistency", ICCV 2019.
 '''
 

@@ -16,6 +16,7 @@ from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.measures import Measure, measure_of, summarise
 from ..evaluation.options import default_options
 from ..foreign_files import read_json, read_yaml
+from ..foreign_text import code_span, fenced, markdown_text
 from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config, tensors_sha256
 from ..hub.tags import CARDS, TEMPLATE
 from ..objective.config import TERMS
@@ -156,6 +157,8 @@ def render(
         loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True)
+    # Of what no author has written as Markdown: names of folders, what a run and its config.json say.
+    environment.filters.update(text=markdown_text, code=code_span, fenced=fenced, quoted=repr)
     try:
         measure = measure_of(results['runs'][0]['metrics'])
         context = {
@@ -224,8 +227,8 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
     written = {
         'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None,
         'license': config['pretrained_cfg']['license'],
-        'description': f"`{config['architecture']}`, trained on {data['name']} with {run.method} by "
-                       f'the script train_timm.py of timm_icasc.',
+        'description': f"{code_span(config['architecture'])}, trained on {markdown_text(data['name'])} with "
+                       f'{markdown_text(run.method)} by the script train_timm.py of timm_icasc.',
         'paper': 'its protocol was not necessarily followed; see the training command.', 'limits': RUN_LIMITS + (
             ['One run: how much its results depend on the seed is not known.'] if len(siblings) < 3 else []),
         'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',

@@ -154,9 +154,9 @@ def push(
 
 def report(published: Upload) -> None:
     print(
-        f'{endpoint()}/{published.repo_id}/tree/{published.tag}\n'
+        f'{endpoint()}/{printable(published.repo_id)}/tree/{published.tag}\n'
         f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'
-        f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)\n"
+        f"timm.create_model({f'hf-hub:{published.repo_id}@{published.tag}'!r}, pretrained=True)\n"
         f"published: {', '.join(map(printable, published.files))}")
     if published.pickles:
         pickles = ', '.join(map(printable, published.pickles))
