@@ -5,8 +5,13 @@ Everything but the task is timm's: data, optimiser, schedule, EMA, checkpoints. 
 """
 import argparse
 import json
+import signal
 import sys
 import time
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the imports load, which takes seconds: end without a traceback
+
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -420,6 +425,8 @@ def main() -> int:
 
 
 if __name__ == '__main__':
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:  # a second Ctrl-C, or one while starting

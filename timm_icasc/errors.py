@@ -21,7 +21,7 @@ REMEDIES = {
 # Of torch's: a process that loads data was killed; a file is written to a folder that was removed.
 LOADER = re.compile(r'DataLoader worker .*?((?:is killed by signal: [^.]*)|exited unexpectedly.*)', re.DOTALL)
 
-FOLDER_GONE = re.compile(r'Parent directory (.*) does not exist')
+NOT_WRITTEN = re.compile(r'Parent directory (?P<gone>.*) does not exist|File (?P<refused>.*) cannot be opened')
 
 MOST = 2000  # letters of a message: what it quotes may be a file of any length
 
@@ -58,8 +58,9 @@ def explain(error: Exception) -> str | None:
         return (
             f'a data loading process ended ({printable(killed[1])}), for lack of memory perhaps: take a smaller '
             f'`workers` or `batch_size`.')
-    if isinstance(error, RuntimeError) and (missing := FOLDER_GONE.search(str(error))):
-        return f"'{printable(missing[1])}': the folder is not there any more; what was to be written to it is lost."
+    if isinstance(error, RuntimeError) and (failed := NOT_WRITTEN.search(str(error))):
+        gone = 'the folder is not there any more' if failed['gone'] else 'the file cannot be written'
+        return f"'{printable(failed['gone'] or failed['refused'])}': {gone}; {REMEDIES[errno.EACCES]}."
     return None
 
 

@@ -42,10 +42,10 @@ NUMBER = r'[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?'
 NUMBERS = re.compile(rf'(?:{NUMBER}(?: \u00b1 {NUMBER})?|[+-]?(?:nan|inf))')
 
 # What means something in the middle of a line; an underscore inside a word does not, nor a bracket by itself.
-MARKDOWN = re.compile(r'[\\`*|]|(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=\])[(\[:]')
+MARKDOWN = re.compile(r'[\\`|]|\*(?=\S)|(?<=\S)\*|(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=\])[(\[:]')
 
 # The beginnings of headings, quotes, lists and underlines.
-BLOCK = re.compile(r'^(?:(?=[#>=]|[-+]\s)|(\d+)(?=[.)]\s))')
+BLOCK = re.compile(r'^(?:(?=[#>=]|[-+*]\s)|(\d+)(?=[.)]\s))')
 
 # The beginnings of tags and of entities.
 HTML = re.compile(r'<|&(?=#?\w+;)')

@@ -163,8 +163,10 @@ def _measure_cues(folder: Path, images: VOCSegmentation) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     config = _check(args)
-    images = VOCSegmentation(args.data_dir, args.train_split, args.year, masks=False)
-    test = None if args.cues_only else VOCSegmentation(args.data_dir, args.test_split, args.year)
+    most = args.max_image_pixels
+    images = VOCSegmentation(args.data_dir, args.train_split, args.year, False, most)
+    test = None if args.cues_only else VOCSegmentation(
+        args.data_dir, args.test_split, args.year, max_image_pixels=most)
     classifier = load_checkpoint(args.checkpoints[0], args, with_data=False)
     if classifier.num_classes != len(images.class_names):
         raise DataError(f'the classifier has {classifier.num_classes} classes, VOC {len(images.class_names)}.')

@@ -93,7 +93,7 @@ class MultiLabelList(MultiLabelImages):
                 wrong = sorted((present | skipped) - known) or sorted(present & skipped)
                 if wrong:
                     raise ValueError(
-                        f"'{file}' has the label '{wrong[0]}', which is not one of the classes, or "
+                        f"'{Path(file).name}' has the label '{wrong[0]}', which is not one of the classes, or "
                         f'both present and ignored')
             boxes = [
                 [Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]

@@ -30,7 +30,9 @@ __all__ = ['Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
 # Options of the command that replace those of the run, where given.
-OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device')
+OVERRIDES = (
+    'data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device',
+    'max_image_pixels')
 
 
 @dataclass
@@ -188,7 +190,7 @@ def _open_dataset(args: argparse.Namespace) -> Dataset:
     dataset = create_dataset(
         args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
         download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
-        batch_size=args.batch_size, seed=args.seed)
+        batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels)
     if is_stream(dataset):
         raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
     return dataset
@@ -208,7 +210,10 @@ def _match_classes(
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
     model_names = run.results.get('model', {}).get('label_names') if run else model.pretrained_cfg.get('label_names')
-    differ = isinstance(model_names, (list, tuple)) and names != list(model_names)
+    if not isinstance(model_names, (list, tuple)) or not all(
+            isinstance(name, str) for name in model_names):
+        model_names = None  # of a config.json that somebody else wrote
+    differ = model_names is not None and names != list(model_names)
     if names and differ and not class_map:
         unknown = [name for name in names if name not in model_names]
         if unknown:

@@ -110,7 +110,7 @@ def push(
         license: str | None = None,
         private: bool = False,
         figure: bool | None = None,
-        class_names: bool = True,
+        class_names: bool | None = None,
 ) -> Upload:
     """Publish `source`; see the command's description.
 
@@ -122,7 +122,7 @@ def push(
         private: Whether a new repo is private.
         figure: Whether attention.png is published, which shows validation images; None where they are of a public
             data set.
-        class_names: Whether the configuration of a run names its classes.
+        class_names: Whether the configuration of a run names its classes; None where the data set is a public one.
 
     Raises:
         HubError: The run is not finished, or the Hub, the network or a check refuses.
@@ -132,9 +132,11 @@ def push(
     ready = (source / CONFIG).is_file() and (source / WEIGHTS).is_file()
     if ready and license:
         raise HubError(f"`license`: '{source}' has one in its {CONFIG}.")
-    if ready and not class_names:
+    if ready and class_names is False:
         raise HubError(f"`class_names`: '{source}' goes up as it is; take 'label_names' out of its {CONFIG} yourself.")
     runs = [] if ready else open_measured_runs(source)
+    if class_names is None and not ready:
+        class_names = is_public(runs[-1].arguments.get('dataset'))
     chosen = _chosen_figure(source, _read_ready(source) if ready else runs[-1].arguments, figure)
     repo_id = repo_name(repo_id)
     with temporary_folder() as folder:

@@ -49,7 +49,7 @@ INCIDENTAL = (
     'seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
     'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
     'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub',
-    'license')
+    'license', 'max_image_pixels')
 
 # Options that say where the files of a run go, and under which license.
 PUBLISHING_OPTIONS = ('output', 'experiment', 'push_to_hub', 'license')
@@ -178,6 +178,26 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
+# What results.json holds, where it holds it.
+KINDS = {
+    'method': str, 'command': str, 'device': str, 'epochs': int, 'seed': int, 'world_size': int, 'versions': dict,
+    'last': dict, 'model': dict}
+
+
+def _check_results(results: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Raise ICASCError where a value is of another kind than runs write."""
+    wrong = [
+        name for name, kind in KINDS.items()
+        if name in results and not isinstance(results[name], kind)]
+    names = results.get('model', {}) if not wrong else {}
+    names = names.get('label_names') or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wrong.append('label_names')
+    if wrong:
+        raise ICASCError(f"'{file}' is damaged: its '{wrong[0]}' is not what a run writes.")
+    return results
+
+
 def _mapping(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     """What a file holds, which must be names and values; empty where there is no file."""
     content = read(file) if file.is_file() else {}
@@ -191,7 +211,7 @@ def open_run(folder: Path) -> Run:
     arguments, results = folder / ARGUMENTS, folder / RESULTS
     return Run(
         folder,
-        _mapping(arguments, read_yaml), _mapping(results, read_json))
+        _mapping(arguments, read_yaml), _check_results(_mapping(results, read_json), results))
 
 
 def _read_finished(folder: Path) -> Run | None:

@@ -16,10 +16,14 @@ def _plain(text: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Messages of this package and of others, each as one line."""
+    """Messages of this package and of others, each as one line in the words of the command's options."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        super().__init__('%(message)s')
+        self.parser = parser
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _plain(super().formatMessage(record))
+        return name_options(_plain(super().formatMessage(record)), self.parser)
 
 
 def set_up_messages(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +35,7 @@ def set_up_messages(parser: argparse.ArgumentParser) -> None:
     logging.basicConfig(level=logging.WARNING)
     for name in (None, 'huggingface_hub'):  # the Hub's client has a handler of its own
         for handler in logging.getLogger(name).handlers:
-            handler.setFormatter(_Formatter('%(message)s'))
+            handler.setFormatter(_Formatter(parser))
     warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(_plain(str(message)), parser)}\n'
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
