@@ -11,7 +11,7 @@ from .foreign_text import printable
 # What torch and timm say of a pickle that they do not open: they advise to open it all the same.
 ADVICE = re.compile(r'weights[_ ]only', re.IGNORECASE)
 
-ASKED_FOR = re.compile(r'(?:GLOBAL |Unsupported globals: |Unsupported class )([\w.]+)')
+ASKED_FOR = re.compile(r'(?:GLOBAL |Unsupported globals: |Unsupported class )(\w+(?:\.\w+)*)')
 
 REMEDIES = {
     errno.ENOENT: 'it, or its folder, is not there, or not any more',
@@ -43,6 +43,8 @@ def one_line(error: BaseException, most: int = 200) -> str:
     pickled = _about_pickle(str(error))
     if pickled is not None:
         return pickled
+    if isinstance(error, EOFError):
+        return 'it ends too early'
     said = printable(' '.join(str(error).split()))[:most]
     return said if ' ' in said else f"{type(error).__name__}{': ' * bool(said)}{said}"
 
