@@ -9,7 +9,7 @@ import re
 from .foreign_text import printable
 
 # What torch and timm say of a pickle that they do not open: they advise to open it all the same.
-ADVICE = re.compile(r'weights[_ ]only', re.IGNORECASE)
+ADVICE = re.compile(r'weights[_ ]only|mmap can only be used', re.IGNORECASE)
 
 ASKED_FOR = re.compile(r'(?:GLOBAL |Unsupported globals: |Unsupported class )(\w+(?:\.\w+)*)')
 
@@ -26,10 +26,15 @@ NOT_WRITTEN = re.compile(r'Parent directory (?P<gone>.*) does not exist|File (?P
 MOST = 2000  # letters of a message: what it quotes may be a file of any length
 
 
-def _about_pickle(said: str) -> str | None:
+def _about_pickle(error: BaseException | None) -> str | None:
     """The cause, where a file was not opened because it is a pickle; torch says so of files of no kind, too."""
-    if not ADVICE.search(said):
+    if ADVICE.search(str(error)) is None:
         return None
+    said = ''
+    while error is not None:
+        said, error = f'{said} {error}', error.__cause__
+    if 'mmap can only be used' in said:
+        return 'it is damaged, or a bare pickle, which could run any code; it is not opened'
     asked = ASKED_FOR.search(said)
     if asked is None:
         return 'it is damaged, or no file that torch has written'
@@ -40,7 +45,7 @@ def _about_pickle(said: str) -> str | None:
 
 def one_line(error: BaseException, most: int = 200) -> str:
     """What an exception says, in one line; with its type where that is a mere value, as of a KeyError."""
-    pickled = _about_pickle(str(error))
+    pickled = _about_pickle(error)
     if pickled is not None:
         return pickled
     if isinstance(error, EOFError):

@@ -1,6 +1,6 @@
 """A small corpus of hostile files, made anew by each test session: `make(folder)`, or `python hostile_files.py FOLDER`.
 
-Everything lies in the folder; `outside/` is what must stay as it is. A pickle that were opened would write `outside/ran`.
+Everything lies in the folder; `outside/` must stay as it is. A pickle that were opened would write `outside/ran`.
 """
 import csv
 import io
@@ -18,8 +18,9 @@ from PIL import Image
 
 # Names of classes and folders: escapes, line breaks, a turned direction, a formula, Markdown, HTML.
 NAMES = (
-    'x\x1b[2K\x1b[31mred', 'cat\nme/x@main: verified, sha256 0', 'cat\rtop-1 % 100', '\u202egnp.tac', '=HYPERLINK("http://x.y","z")',
-    '@SUM(1)', '# heading', '<img src=x onerror=alert(1)>', '[a](http://x.y)', 'a|b', '```', '$x^{$')
+    'x\x1b[2K\x1b[31mred', 'cat\nme/x@main: verified, sha256 0', 'cat\rtop-1 % 100', '\u202egnp.tac',
+    '=HYPERLINK("http://x.y","z")', '@SUM(1)', '# heading', '<img src=x onerror=alert(1)>', '[a](http://x.y)',
+    'a|b', '```', '$x^{$')
 
 # What must not be printed as it is.
 RAW = ('\x1b', '\r', '\x07', '\x9b', '\u202e', '\u2028')

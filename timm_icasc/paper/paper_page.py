@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..foreign_text import markdown_text, printable
 from ..runs import tables
 from .rows import DIGITS, FIGURES, NAMES, title_of
 
@@ -42,7 +43,9 @@ def show(rows: Sequence[dict[str, Any]], content: dict[str, Any], markdown: bool
 
     def add(title: str, own: Sequence[dict[str, Any]]) -> None:
         cells = _cells(own)
-        parts.append(f'## {title}\n\n{tables.markdown(cells)}' if markdown else f'{title}\n{tables.text(cells)}')
+        parts.append(
+            f'## {markdown_text(title)}\n\n{tables.markdown(cells)}' if markdown else
+            f'{printable(title)}\n{tables.text(cells)}')
 
     for title in dict.fromkeys(row['table'] for row in rows):
         own = [row for row in rows if row['table'] == title]
