@@ -4,6 +4,7 @@
 Everything but the task is timm's: data, optimiser, schedule, EMA, checkpoints. See --help.
 """
 import argparse
+import csv
 import json
 import signal
 import sys
@@ -241,6 +242,14 @@ def create_saver(job: TrainingJob, run_dir: Path) -> utils.CheckpointSaver:
     return saver
 
 
+def trim_summary(file: Path, start_epoch: int) -> None:
+    """timm's, of a file that may be damaged: drop the rows of epochs that are trained again."""
+    try:
+        utils.summary.trim_summary(str(file), start_epoch)
+    except (ValueError, csv.Error) as e:
+        raise ICASCError(f"--resume: '{file}' is damaged ({one_line(e)}): mend it, or move it away.") from e
+
+
 def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     """What is trained on what, and the head of the table of epochs."""
     args, device = job.args, job.device
@@ -314,7 +323,7 @@ def train(
     saver = None
     if utils.is_primary(args):
         saver = create_saver(job, run_dir)
-        utils.summary.trim_summary(str(run_dir / SUMMARY), start_epoch)
+        trim_summary(run_dir / SUMMARY, start_epoch)
         save_args(given, run_dir, command)
     announce(job, run_dir, start_epoch)
     record = {}

@@ -49,7 +49,7 @@ def one_line(error: BaseException, most: int = 200) -> str:
     if pickled is not None:
         return pickled
     if isinstance(error, EOFError):
-        return 'it ends too early'
+        return 'it is damaged: it ends too early'
     said = printable(' '.join(str(error).split()))[:most]
     return said if ' ' in said else f"{type(error).__name__}{': ' * bool(said)}{said}"
 

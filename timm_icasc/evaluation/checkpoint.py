@@ -169,6 +169,9 @@ def _load(
         args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
         return model, _open_dataset(args) if with_data else None
     state_dict = _read_weights(weights, run)
+    if not isinstance(state_dict, dict) or not all(
+            isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ICASCError(f"'{weights}' holds other things than the tensors of a model; it is no checkpoint.")
     config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
     args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
     dataset = _open_dataset(args) if with_data else None

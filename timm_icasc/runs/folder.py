@@ -172,7 +172,7 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
         # Mapped, not read: the file may be three times the size of the weights, with the optimiser's state.
         with torch.serialization.safe_globals([argparse.Namespace]):  # the options, beside the weights
             checkpoint = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
-        checkpoint['state_dict'], checkpoint['epoch']
+        checkpoint['state_dict'].items(), checkpoint['epoch'] + 0
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"the checkpoint '{file}' cannot be read: {one_line(e)}") from e
     return checkpoint
