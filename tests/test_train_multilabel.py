@@ -1,8 +1,8 @@
 """train_timm.py on multi-label data."""
 import csv
 import json
-import shutil
 import os
+import shutil
 import signal
 import subprocess
 import sys
