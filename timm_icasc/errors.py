@@ -39,8 +39,8 @@ def _about_pickle(error: BaseException | None) -> str | None:
     if asked is None:
         return 'it is damaged, or no file that torch has written'
     return (
-        f"it is a pickle that asks for '{asked[1]}', which could run any code, and is not opened; ask whoever made it "
-        f'for the tensors alone (safetensors)')
+        f"it is a pickle that asks for '{asked[1]}', which could run any code, and is not opened; have its tensors "
+        f'saved alone (a state_dict, safetensors)')
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -11,8 +11,9 @@ from .errors import ICASCError, one_line
 
 __all__ = ['parse_yaml', 'path_inside', 'read_json', 'read_yaml', 'refuse_links_out_of']
 
-# Of a YAML file, and of what its aliases stand for when they are written out; options, studies and cards are far below.
-MOST_BYTES, MOST_NODES = 1 << 20, 100_000
+# Of a YAML file: its size, its values (those behind an alias as often as it comes), and how deep they are nested.
+# Options, studies and cards are far below.
+MOST_BYTES, MOST_NODES, MOST_DEPTH = 1 << 20, 20_000, 50
 
 DRIVE = re.compile(r'[A-Za-z]:')
 
@@ -27,6 +28,18 @@ class _Loader(yaml.SafeLoader):
                 raise ICASCError(f"line {key.start_mark.line + 1}: '{key.value}' is there twice; names must differ.")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    nodes = depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes, self.depth = self.nodes + 1, self.depth + 1
+        if self.nodes > MOST_NODES:
+            raise ICASCError(f'it holds more than {MOST_NODES:,} values.')
+        if self.depth > MOST_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
