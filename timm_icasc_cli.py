@@ -12,6 +12,14 @@ __all__ = ['main']
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    try:
+        return _run()
+    except KeyboardInterrupt:  # while torch and timm are loaded, which takes seconds
+        print('\ninterrupted', file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     package = Path(find_spec('timm_icasc').origin).parent
     version = run_path(str(package / 'version.py'))['__version__']
     run_path(str(package / 'cli' / 'commands.py'))['build_parser'](version).parse_args()

@@ -4,11 +4,15 @@
 Everything but the task is timm's: data, optimiser, schedule, EMA, checkpoints. See --help.
 """
 import argparse
+import csv
 import json
-import logging
+import signal
 import sys
 import time
-import warnings
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the imports load, which takes seconds: end without a traceback
+
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, check_v
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
+from timm_icasc.foreign_text import printable, shell_command
 from timm_icasc.hub.upload import check_license, repo_name
 from timm_icasc.labels import MULTI
 from timm_icasc.publish.export import check_publishable
@@ -41,10 +46,11 @@ from timm_icasc.runs.folder import (
     save_args,
 )
 from timm_icasc.runs.provenance import provenance
-from timm_icasc.training.arguments import build_parser, name_options, parse_args
+from timm_icasc.training.arguments import build_parser, parse_args
 from timm_icasc.training.console import LOSSES, format_epoch, format_header, log, print_results
 from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
 from timm_icasc.training.job import TrainingJob, icasc_config, seed_epoch, set_up, set_up_device
+from timm_icasc.training.messages import report_error, set_up_messages
 from timm_icasc.training.model_record import model_record
 from timm_icasc.version import TIMM_FOR_TRAINING
 
@@ -236,12 +242,21 @@ def create_saver(job: TrainingJob, run_dir: Path) -> utils.CheckpointSaver:
     return saver
 
 
+def trim_summary(file: Path, start_epoch: int) -> None:
+    """timm's, of a file that may be damaged: drop the rows of epochs that are trained again."""
+    try:
+        utils.summary.trim_summary(str(file), start_epoch)
+    except (ValueError, csv.Error) as e:
+        raise ICASCError(f"--resume: '{file}' is damaged ({one_line(e)}): mend it, or move it away.") from e
+
+
 def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     """What is trained on what, and the head of the table of epochs."""
     args, device = job.args, job.device
     size, layers = job.data_config['input_size'], job.layers
-    log(args, f"\n{method_label(job)}: {args.model}, {args.num_classes} classes, {len(job.train_set)} + "
-              f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in {run_dir}')
+    log(args, f"\n{method_label(job)}: {printable(args.model)}, {args.num_classes} classes, {len(job.train_set)} + "
+              f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in '
+              f'{printable(run_dir)}')
     if layers is not None:
         log(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
                   f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
@@ -308,7 +323,7 @@ def train(
     saver = None
     if utils.is_primary(args):
         saver = create_saver(job, run_dir)
-        utils.summary.trim_summary(str(run_dir / SUMMARY), start_epoch)
+        trim_summary(run_dir / SUMMARY, start_epoch)
         save_args(given, run_dir, command)
     announce(job, run_dir, start_epoch)
     record = {}
@@ -338,9 +353,9 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
     job = next(iter(runs.values()))['job']
     if hasattr(job.val_set, '__len__') and job.layers is not None:
         try:
-            log(args, f"\nattention maps: {validation_figure(runs, run_dir / FIGURE)}")
+            log(args, f'\nattention maps: {printable(validation_figure(runs, run_dir / FIGURE))}')
         except Exception as e:  # the run is done and saved; a missing font must not make it look failed
-            log(args, f'\nattention maps: not drawn, {type(e).__name__}: {e}')
+            log(args, f'\nattention maps: not drawn, {type(e).__name__}: {one_line(e)}')
 
 
 def chosen_methods(args: argparse.Namespace) -> list[tuple[str, bool]]:
@@ -355,7 +370,7 @@ def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
     if utils.is_primary(args):
         print_results(args, run_dir, runs)
         draw(args, run_dir, runs)
-        log(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {run_dir}')
+        log(args, f'checkpoints, {SUMMARY}, {ARGUMENTS}, results: {printable(run_dir)}')
         if args.push_to_hub:
             push_finished(run_dir, args.push_to_hub, args.license)
     if args.distributed:
@@ -370,9 +385,8 @@ def check_push(job: TrainingJob) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
     parser, run_dir = build_parser(), None
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
+    set_up_messages(parser)
     try:
         args = parse_args()
         check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'training')
@@ -402,24 +416,26 @@ def main() -> int:
                 flag.raise_if_set()
                 runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
         finish(args, run_dir, runs)
-    except ICASCError as e:
-        print(f'train_timm.py: error: {name_options(e.line, parser)}', file=sys.stderr)
-        return 2
+    except (ICASCError, OSError, RuntimeError) as e:
+        return report_error(e, parser)
     except Interrupted as e:
         if run_dir is None:
             print(f'\ninterrupted ({e}) before the first step', file=sys.stderr)
             return e.exit_code
         state = 'holds the last whole epoch' if [*run_dir.glob(SUMMARY), *run_dir.glob(f'*/{SUMMARY}')] else \
             'holds the model as it began, and no whole epoch'
+        words = ['train_timm.py', '--resume', 'auto', '--output', str(run_dir.parent), '--experiment', run_dir.name]
+        for option, value in (('--push-to-hub', args.push_to_hub), ('--license', args.license)):
+            words += [option, value] if value else []
         print(
-            f'\ninterrupted ({e}); {run_dir} {state}. Go on with: train_timm.py --resume auto --output '
-            f'{run_dir.parent} --experiment {run_dir.name}'
-            + (f' --push-to-hub {args.push_to_hub}' if args.push_to_hub else ''), file=sys.stderr)
+            f'\ninterrupted ({e}); {printable(run_dir)} {state}. Go on with: {shell_command(words)}', file=sys.stderr)
         return e.exit_code
     return 0
 
 
 if __name__ == '__main__':
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:  # a second Ctrl-C, or one while starting

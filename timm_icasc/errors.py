@@ -3,13 +3,72 @@
 An argument stands in backquotes, with a value or without: `layers`, `order=1`. A command that prints the message puts
 the option of its own that means the argument in its place (`training.arguments.name_options`).
 """
+import errno
 import re
+
+from .foreign_text import printable
+
+# What torch and timm say of a pickle that they do not open: they advise to open it all the same.
+ADVICE = re.compile(r'weights[_ ]only|mmap can only be used', re.IGNORECASE)
+
+ASKED_FOR = re.compile(r'(?:GLOBAL |Unsupported globals: |Unsupported class )(\w+(?:\.\w+)*)')
+
+REMEDIES = {
+    errno.ENOENT: 'it, or its folder, is not there, or not any more',
+    errno.EACCES: 'name a place that you may use', errno.EPERM: 'name a place that you may use',
+    errno.EROFS: 'name a place that can be written to'}
+
+# Of torch's: a process that loads data was killed; a file is written to a folder that was removed.
+LOADER = re.compile(r'DataLoader worker .*?((?:is killed by signal: [^.]*)|exited unexpectedly.*)', re.DOTALL)
+
+NOT_WRITTEN = re.compile(r'Parent directory (?P<gone>.*) does not exist|File (?P<refused>.*) cannot be opened')
+
+MOST = 2000  # letters of a message: what it quotes may be a file of any length
+
+
+def _about_pickle(error: BaseException | None) -> str | None:
+    """The cause, where a file was not opened because it is a pickle; torch says so of files of no kind, too."""
+    if ADVICE.search(str(error)) is None:
+        return None
+    said = ''
+    while error is not None:
+        said, error = f'{said} {error}', error.__cause__
+    if 'mmap can only be used' in said:
+        return 'it is damaged, or a bare pickle, which could run any code; it is not opened'
+    asked = ASKED_FOR.search(said)
+    if asked is None:
+        return 'it is damaged, or no file that torch has written'
+    return (
+        f"it is a pickle that asks for '{asked[1]}', which could run any code, and is not opened; have its tensors "
+        f'saved alone (a state_dict, safetensors)')
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
     """What an exception says, in one line; with its type where that is a mere value, as of a KeyError."""
-    said = ' '.join(str(error).split())[:most]
+    pickled = _about_pickle(error)
+    if pickled is not None:
+        return pickled
+    if isinstance(error, EOFError):
+        return 'it is damaged: it ends too early'
+    said = printable(' '.join(str(error).split()))[:most]
     return said if ' ' in said else f"{type(error).__name__}{': ' * bool(said)}{said}"
+
+
+def explain(error: Exception) -> str | None:
+    """What the user can mend although no code foresaw it, as one line; None of a fault of the program."""
+    if isinstance(error, ICASCError):
+        return error.line
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        remedy = REMEDIES.get(error.errno, '')
+        return f"'{printable(error.filename)}': {error.strerror}{'; ' * bool(remedy)}{remedy}."
+    if isinstance(error, RuntimeError) and (killed := LOADER.search(str(error))):
+        return (
+            f'a data loading process ended ({printable(killed[1])}), for lack of memory perhaps: take a smaller '
+            f'`workers` or `batch_size`.')
+    if isinstance(error, RuntimeError) and (failed := NOT_WRITTEN.search(str(error))):
+        gone = 'the folder is not there any more' if failed['gone'] else 'the file cannot be written'
+        return f"'{printable(failed['gone'] or failed['refused'])}': {gone}; {REMEDIES[errno.EACCES]}."
+    return None
 
 
 class ICASCError(ValueError):
@@ -17,8 +76,12 @@ class ICASCError(ValueError):
 
     @property
     def line(self) -> str:
-        """The message alone: a process that loads data wraps its traceback around it."""
-        return str(self).strip().splitlines()[-1].removeprefix(f'{type(self).__module__}.{type(self).__name__}: ')
+        """The message alone, fit to be printed: a process that loads data wraps its traceback around it."""
+        said = str(self).strip()
+        if said.startswith('Caught '):
+            said = said.rpartition(f'\n{type(self).__module__}.{type(self).__name__}: ')[2]
+        said = printable(said)
+        return said if len(said) <= MOST else f'{said[:MOST]}...'
 
 
 class VersionError(ICASCError, ImportError):

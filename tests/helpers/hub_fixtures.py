@@ -2,6 +2,7 @@
 
 And runs of train_timm.py on a few images of noise: for the flow of files, not for learning.
 """
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -87,8 +88,9 @@ def multilabel(train_on_noise, noise_options, tmp_path_factory):
     root, labels = tmp_path_factory.mktemp('multilabel'), ('1,0,1', '0,1,0', '1,1,0', '0,0,1')
     noise = Path(noise_options[noise_options.index('--data-dir') + 1])
     for split in ('train', 'val'):
-        images = sorted((noise / split).rglob('*.png'))
-        rows = [f'{image},{labels[i % 4]}' for i, image in enumerate(images)]
+        shutil.copytree(noise / split, root / split)
+        images = sorted((root / split).rglob('*.png'))
+        rows = [f'{image.relative_to(root)},{labels[i % 4]}' for i, image in enumerate(images)]
         (root / f'{split}.csv').write_text('\n'.join(['image,ant,bat,cat', *rows]))
     return train_on_noise('--data-dir', root, '--dataset', 'multilabel', '--val-split', 'val', '--smoothing', 0)
 

@@ -15,6 +15,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 import timm_icasc
 from timm_icasc import HubError
 from timm_icasc.hub import failures
+from timm_icasc.hub.download import fetch
 from timm_icasc.hub.failures import one_line_errors
 
 CARD = Path(__file__).parents[2] / 'hub_cards' / 'resnet20_cifar.icasc_digits'
@@ -309,3 +310,45 @@ def test_what_timm_alone_says(hub, client):
     cache = client.cache()
     assert create('me/good', cache=cache).code == 0
     assert create('me/good', cache=cache, token='hf_wrong').code == 0, 'from the cache, without a word'
+
+
+class TestSecrets:
+    """A password in an address is printed nowhere, whatever the Hub's client says of it."""
+
+    @pytest.fixture(autouse=True)
+    def endpoint(self, nowhere, monkeypatch):
+        address = nowhere.replace('http://', 'http://me:s3cret-word@')
+        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', address)
+        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+        for name in ('http_proxy', 'https_proxy', 'all_proxy'):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        return address
+
+    def test_an_endpoint_that_does_not_answer(self, nowhere):
+        with pytest.raises(HubError) as e:
+            failures.check_reachable('me/x@main')
+        assert 's3cret' not in str(e.value) and nowhere.replace('http://', 'http://***@') in str(e.value)
+
+    def test_a_port_that_is_none(self, monkeypatch):
+        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://me:s3cret-word@host:port')
+        with pytest.raises(HubError) as e:
+            failures.check_reachable('me/x@main')
+        assert 's3cret' not in str(e.value) and 'host:port' in str(e.value)
+
+    @pytest.mark.parametrize('said', [
+        '{} refused', 'Illegal header value b"Bearer hf_{token}"', 'proxy bob:s3cret-word@p'])
+    def test_what_the_client_says(self, said, endpoint, monkeypatch):
+        monkeypatch.setenv('HTTPS_PROXY', 'bob:s3cret-word@p')
+        for error in (ValueError, RuntimeError, OSError):
+            with pytest.raises(HubError) as e, failures.one_line_errors('me/x@main'):
+                raise error(said.format(endpoint, token='a' * 34))
+            assert 's3cret' not in str(e.value) and 'a' * 34 not in str(e.value) and '***' in str(e.value)
+
+    def test_the_address_that_is_printed(self, nowhere):
+        assert failures.endpoint() == nowhere.replace('http://', 'http://***@')
+
+    @pytest.mark.parametrize('revision', ['../../x', '/x', 'a\\..\\b', 'a\nb'])
+    def test_a_revision_that_leaves_the_cache(self, revision):
+        with pytest.raises(HubError, match='this is no name of a branch, tag or commit'):
+            fetch('me/x', revision)

@@ -77,7 +77,7 @@ class TestRoundTrip:
         config = json.loads(hub.read('me/round', 'config.json'))
         content = hub.read('me/round', 'model.safetensors')
         assert config['timm_icasc']['sha256'] == hashlib.sha256(content).hexdigest()
-        assert config['timm_icasc']['seed'] == 7 and config['label_names'] == ['ant', 'bat', 'cat']
+        assert config['timm_icasc']['seed'] == 7 and 'label_names' not in config
 
         assert client('pull', f'me/round@{tag}', '--to', tmp_path / 'pulled').code == 0
         for name in ('hf-hub:me/round', f'hf-hub:me/round@{tag}', f'local-dir:{tmp_path / "pulled"}'):
@@ -220,7 +220,10 @@ class TestWhatLeavesTheMachine:
             assert push(folder, name).code == 0 and 'attention.png' not in self.published(hub, name)
 
     def test_names_of_classes(self, run, hub, push):
-        assert push(run, 'me/nameless', '--no-class-names').code == 0
+        """Those of a user's own images are published where they are asked for."""
+        assert push(run, 'me/named', '--class-names').code == 0
+        assert json.loads(hub.read('me/named', 'config.json'))['label_names'] == ['ant', 'bat', 'cat']
+        assert push(run, 'me/nameless').code == 0
         assert 'label_names' not in json.loads(hub.read('me/nameless', 'config.json'))
         for name in self.published(hub, 'me/nameless') - {'model.safetensors'}:
             assert b'ant' not in re.findall(rb'\w+', hub.read('me/nameless', name)), name

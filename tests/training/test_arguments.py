@@ -139,7 +139,7 @@ class TestPublishing:
         (run / 'args.yaml').write_text('dataset: digits\npush_to_hub: somebody/else\nlicense: mit\n')
         with pytest.warns(UserWarning, match=f"'{run / 'args.yaml'}' asks to publish as 'somebody/else'"):
             args = parse_args(['--output', str(tmp_path), '--resume', 'auto'])
-        assert args.run_dir == str(run) and args.push_to_hub == '' and args.license == 'mit'
+        assert args.run_dir == str(run) and args.push_to_hub == '' and args.license is None
         with pytest.warns(UserWarning):
             args = parse_args(['--output', str(tmp_path), '--resume', 'auto', '--push-to-hub', 'me/x'])
         assert args.push_to_hub == 'me/x'

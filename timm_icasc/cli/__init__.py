@@ -1,15 +1,13 @@
 """`timm-icasc COMMAND ...`: what there is to do besides training."""
 import argparse
 import importlib
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 
 import timm
 
 from ..errors import ICASCError, VersionError, check_version
-from ..training.arguments import name_options
+from ..training.messages import report_error, set_up_messages
 from ..version import TIMM_FOR_TRAINING, __version__
 from .commands import COMMANDS, NEED_TRAINING, build_parser
 
@@ -26,18 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'timm-icasc {chosen.command}: error: {e.line}', file=sys.stderr)
         return 2
     module = importlib.import_module(f'{__package__}.{chosen.command}')
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
     parser = argparse.ArgumentParser(
         prog=f'timm-icasc {chosen.command}', description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
     args = parser.parse_args(chosen.arguments)
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
+    set_up_messages(parser)
     try:
         return module.run(args)
-    except ICASCError as e:
-        print(f'timm-icasc {chosen.command}: error: {name_options(e.line, parser)}', file=sys.stderr)
-        return 2
+    except (ICASCError, OSError, RuntimeError) as e:
+        return report_error(e, parser)
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import HubError
+from ..foreign_text import printable
 from ..hub.model_folder import README
 from ..publish.card import render_sources, write_results
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 outdated.append(str(target))
         else:
             target.write_text(text, encoding='utf-8')
-            print(target)
-    for name in outdated:
+            print(printable(target))
+    for name in map(printable, outdated):
         print(f'{name} differs from its sources; render it: timm-icasc card {Path(name).parent}.yaml')
     return 1 if outdated else 0

@@ -19,8 +19,9 @@ import torch
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..errors import HubError, ICASCError, VersionError, check_version
+from ..errors import HubError, ICASCError, VersionError, check_version, one_line
 from ..features.resolve import resolve_layers
+from ..foreign_text import printable
 from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_errors, request_timeout
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
@@ -119,7 +120,7 @@ def _check_step(device: str, order: int) -> tuple[bool | None, str]:
         gradient = next(model.parameters()).grad
         gradient = 0. if gradient is None else gradient.abs().sum().item()
     except Exception as e:  # whatever a broken installation makes torch say
-        return False, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        return False, f'{type(e).__name__}: {one_line(e)}'
     if not torch.isfinite(loss) or not 0 < gradient < float('inf'):
         return False, f'the terms are {loss.item():.3g}, their gradient on the first layer {gradient:.3g}'
     return True, f'terms of {loss.item():.3f}, and their gradient reaches the first layer'
@@ -144,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     print(', '.join(f'{name} {number}' for name, number in versions.items()))
     for finding in _findings():
         findings.append(finding)
-        print(f'{finding.name:<22} {MARKS[finding.ok]:<5} {finding.text}', flush=True)
+        print(f'{finding.name:<22} {MARKS[finding.ok]:<5} {printable(finding.text)}', flush=True)
     faults = [finding.name for finding in findings if finding.ok is False]
     print(f"to be mended: {', '.join(faults)}" if faults else 'everything that is needed is in order')
     if args.json:

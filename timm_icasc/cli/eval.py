@@ -22,7 +22,19 @@ from ..evaluation.image_records import ImageRecords, load_records
 from ..evaluation.measures import TITLES, class_table, summarise
 from ..evaluation.options import add_evaluation_arguments as add_arguments
 from ..evaluation.report import print_measures, write_evaluation
-from ..runs.folder import COMPARISON, EVALUATION, RECORDS, SUMMARY, find_runs
+from ..foreign_files import path_inside, refuse_links_out_of
+from ..foreign_text import printable
+from ..runs.folder import (
+    CLASSES,
+    COMPARISON,
+    EVALUATED,
+    EVALUATION,
+    IMAGES,
+    PAIRS,
+    RECORDS,
+    SUMMARY,
+    find_runs,
+)
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
 
@@ -53,7 +65,11 @@ def _check(args: argparse.Namespace) -> None:
 def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
     if args.output:
         return Path(args.output) / checkpoint.label.replace('/', '_').replace(':', '_')
-    return (checkpoint.run.folder if checkpoint.run else Path('.')) / EVALUATION
+    if checkpoint.run is None:
+        return Path(EVALUATION)
+    folder = path_inside(checkpoint.run.folder, EVALUATION)  # the run may be somebody else's
+    refuse_links_out_of(folder, [EVALUATED, CLASSES, IMAGES, PAIRS, RECORDS])
+    return folder
 
 
 def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> ImageRecords:
@@ -71,8 +87,9 @@ def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> ImageRecords:
     except OSError as e:
         raise ICASCError(f"--output: cannot write to '{folder}': {e.strerror}.") from e
     print(
-        f'{checkpoint.label}: {checkpoint.args.model}, {len(records.indices)} images of '
-        f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to {folder}")
+        f'{checkpoint.label}: {printable(checkpoint.args.model)}, {len(records.indices)} images of '
+        f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to "
+        f'{printable(folder)}')
     return records
 
 

@@ -26,6 +26,7 @@ from ..figures.classes import classes_figure
 from ..figures.html import browsing_page
 from ..figures.inner_last import layers_figure
 from ..figures.ks import ks_figure
+from ..foreign_text import printable
 
 # Kind -> default file and number of images.
 KINDS = {
@@ -137,10 +138,10 @@ def run(args: argparse.Namespace) -> int:
         if len(args.labels) != len(checkpoints):
             raise ICASCError(f'--labels must be {len(checkpoints)}, one for each checkpoint, got {len(args.labels)}.')
         for checkpoint, label in zip(checkpoints, args.labels, strict=True):
-            checkpoint.label = label
+            checkpoint.label = printable(label)
     try:
         _draw(args, checkpoints, path)
     except OSError as e:
         raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
-    print(f'{path}: {path.stat().st_size / 1024:.0f} KiB')
+    print(f'{printable(path)}: {path.stat().st_size / 1024:.0f} KiB')
     return 0

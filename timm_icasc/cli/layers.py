@@ -24,7 +24,8 @@ import timm
 import torch
 from tqdm import tqdm
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
+from ..foreign_text import printable
 from ..runs.tables import around_marks, replace_between
 from ..support.architectures import inspect_architecture
 from ..support.support_page import MARKS, load_record, row, summary, support_page, write_record
@@ -44,7 +45,7 @@ def _inspect(name: str, img_size: int | None) -> tuple[str, dict[str, Any], floa
     try:
         result = inspect_architecture(name, img_size)
     except Exception as e:  # one architecture that cannot be made must not end the sweep
-        result = {'error': f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'}
+        result = {'error': f'{type(e).__name__}: {one_line(e)}'}
     return name, result, time.process_time() - started
 
 
@@ -109,7 +110,7 @@ def _print(record: dict[str, Any], names: Sequence[str], args: argparse.Namespac
     chosen = {name: record['models'][name] for name in names}
     if not args.all:
         for name, result in chosen.items():
-            print(row(name, result))
+            print(printable(row(name, result)))
     if args.all or len(names) > 1:
         print(summary({**record, 'models': chosen}))
 
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     _print(record, names, args)
     if path:
         path.with_suffix('.md').write_text(support_page(record))
-        print(f"{len(record['models'])} architectures in {path} and {path.with_suffix('.md')}")
+        print(f"{len(record['models'])} architectures in {printable(path)} and {printable(path.with_suffix('.md'))}")
     if args.summary is not None:
         replace_between(Path(args.summary), MARKS, summary(record))
     return 0

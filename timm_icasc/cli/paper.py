@@ -13,9 +13,9 @@ paper.yaml.
 import argparse
 from pathlib import Path
 
-import yaml
-
 from ..errors import ICASCError
+from ..foreign_files import read_yaml
+from ..foreign_text import code_span
 from ..paper.paper_page import HEAD, show
 from ..paper.rows import PAPER, class_rows, figure_rows, paper_rows, segmentation_rows, setting_rows
 from ..runs.folder import RESULTS, check_folders, collect_runs, collect_segmentations
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     runs, segmentations = collect_runs(args.folders), collect_segmentations(args.folders)
     if args.folders and not runs and not segmentations:
         raise ICASCError(f"no finished run ({RESULTS}) below {', '.join(map(str, args.folders))}.")
-    content = yaml.safe_load(PAPER.read_text())
+    content = read_yaml(PAPER)
     rows = [
         *setting_rows(content), *segmentation_rows(segmentations, content['segmentation']),
         *paper_rows(runs, content), *class_rows(runs, content), *figure_rows(content)]
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             if args.output.suffix == '.md':
                 folders = ''.join(f' {folder}' for folder in args.folders)
-                head = HEAD.format(folders=folders, name=args.output)
+                head = HEAD.format(command=code_span(f'timm-icasc paper{folders} --output {args.output}'))
                 args.output.write_text(f'{head}\n{show(rows, content, markdown=True)}', encoding='utf-8')
             else:
                 (write_json if args.output.suffix == '.json' else write_csv)(args.output, rows)

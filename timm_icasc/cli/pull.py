@@ -13,8 +13,10 @@ from pathlib import Path
 
 from huggingface_hub.utils import logging as hub_logging
 
-from ..errors import HubError
+from ..errors import HubError, ICASCError
 from ..evaluation.measures import MEASURES
+from ..foreign_files import path_inside
+from ..foreign_text import printable
 from ..hub.model_folder import FILES, METADATA_KEY
 from ..hub.pull import pull
 
@@ -26,26 +28,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='copy configuration, weights, card, options and figure to this folder')
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy the files of a model to a folder; a link there is not followed out of it."""
+    if target.exists() and target.samefile(source):
+        raise HubError(f"--to: '{target}' is the folder that they come from; name another.")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, path_inside(target, name))
+    except ICASCError as e:
+        raise HubError(f'--to: {e}') from e
+    except OSError as e:
+        raise HubError(f"--to: cannot write to '{target}': {e.strerror}.") from e
+
+
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
     folder, where, config, sha256 = pull(args.source)
     ours, pretrained = config.get(METADATA_KEY, {}), config.get('pretrained_cfg', {})
-    print(f"{where}: verified, sha256 {sha256}")
+    print(f'{printable(where)}: verified, sha256 {sha256}')
     trained = 'not published by timm_icasc, so the Hub alone vouches for the hash'
     if ours:
-        measured = [f'{m.name} {ours["metrics"][m.key]:.2f}' for m in MEASURES if m.key in ours['metrics']]
+        values = {m.name: ours['metrics'].get(m.key) for m in MEASURES}
+        measured = [f'{name} {value:.2f}' for name, value in values.items() if isinstance(value, (int, float))]
         trained = ', '.join([ours['method'], ours['dataset'], f"seed {ours['seed']}", *measured])
-    print(
+    print(printable(
         f"{config['architecture']}, {config.get('num_classes', '?')} classes, license "
-        f"{pretrained.get('license', 'not named')}; {trained}")
+        f"{pretrained.get('license', 'not named')}; {trained}"))
     if args.to is not None:
-        try:
-            args.to.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, args.to / name)
-        except OSError as e:
-            raise HubError(f"--to: cannot write to '{args.to}': {e.strerror}.") from e
+        _copy(folder, args.to)
         folder = args.to
-    print(f"timm.create_model('local-dir:{folder}', pretrained=True)")
+    print(f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
     return 0

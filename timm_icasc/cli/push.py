@@ -7,10 +7,10 @@ safetensors, config.json and the card go up in one commit, are fetched back into
 `verified-...`. Weights are those after the last epoch (the averaged ones, where the run kept an average), which the
 results are of. Run it again after an interruption: what has arrived is not sent twice. Log in with `hf auth login`.
 
-Published are config.json (with the names of the classes, of data set and of initial weights), model.safetensors,
-args.yaml and the card README.md. attention.png shows six of your validation images. It goes along, and onto the card,
-where the data set is a public one, else only with --figure. Of local paths in commands and options the last part stays.
-Nothing else in the folder is taken, and no link is followed.
+Published are config.json (with the names of data set and of initial weights), model.safetensors, args.yaml and the card
+README.md. attention.png shows six of your validation images. It goes along, and onto the card, where the data set is a
+public one, else only with --figure; likewise the names of the classes, with --class-names. Of local paths in commands
+and options the last part stays. Nothing else in the folder is taken, and no link is followed.
 
 Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the weight tag NAME finds its weights.
 """
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='publish attention.png, which shows validation images of yours (default: where the data set is digits, a '
              'named one of this package or of torchvision; not of image folders, lists and streams)')
     parser.add_argument(
-        '--class-names', action=argparse.BooleanOptionalAction, default=True,
-        help='publish the names of the classes in config.json (default: do)')
+        '--class-names', action=argparse.BooleanOptionalAction, default=None,
+        help='publish the names of the classes in config.json (default: as for --figure)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,6 +26,8 @@ from ..attention import METHODS
 from ..errors import DataError, ICASCError
 from ..evaluation.checkpoint import Checkpoint, load_checkpoint
 from ..evaluation.options import add_model_arguments
+from ..foreign_files import path_inside
+from ..foreign_text import printable
 from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
 from ..paper.segmentation.train import (
     SegmentationConfig,
@@ -110,7 +112,7 @@ def _make_all_cues(
         grid: tuple,
 ) -> Path:
     """Write the cues of every training image to `cues/NAME.png`: class + 1, 0 background, 255 no cue."""
-    folder = args.output / 'cues'
+    folder = path_inside(args.output, 'cues')
     folder.mkdir(parents=True, exist_ok=True)
     config = classifier.data_config
     transform = create_transform(
@@ -127,7 +129,7 @@ def _make_all_cues(
         # The network classes of a head that has more than VOC's twenty are never present.
         index = torch.where(cues.any(1), cues.argmax(1), 255).to(torch.uint8).numpy()
         for item, cue in zip(items, index, strict=True):
-            Image.fromarray(cue).save(folder / f'{item.name}.png')
+            Image.fromarray(cue).save(path_inside(folder, f'{item.name}.png'))
     return folder
 
 
@@ -161,8 +163,10 @@ def _measure_cues(folder: Path, images: VOCSegmentation) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     config = _check(args)
-    images = VOCSegmentation(args.data_dir, args.train_split, args.year, masks=False)
-    test = None if args.cues_only else VOCSegmentation(args.data_dir, args.test_split, args.year)
+    most = args.max_image_pixels
+    images = VOCSegmentation(args.data_dir, args.train_split, args.year, False, most)
+    test = None if args.cues_only else VOCSegmentation(
+        args.data_dir, args.test_split, args.year, max_image_pixels=most)
     classifier = load_checkpoint(args.checkpoints[0], args, with_data=False)
     if classifier.num_classes != len(images.class_names):
         raise DataError(f'the classifier has {classifier.num_classes} classes, VOC {len(images.class_names)}.')
@@ -199,7 +203,7 @@ def run(args: argparse.Namespace) -> int:
             {'class': name, 'IoU %': 100 * value} for name, value in zip(names, iou.tolist(), strict=True)
             if value == value]
         print(text(table))
-        print(f'mIoU {mean_iou:.2f} % on {len(test)} images; written to {args.output}')
+        print(f'mIoU {mean_iou:.2f} % on {len(test)} images; written to {printable(args.output)}')
         write_csv(args.output / 'iou.csv', table)
         result.update({
             'mIoU': mean_iou, 'test_split': args.test_split, 'test_images': len(test),

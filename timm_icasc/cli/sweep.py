@@ -31,6 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import ICASCError
+from ..foreign_text import printable
 from ..runs.tables import text
 from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
 from ..sweep.run_record import check_unchanged, read_records
@@ -82,7 +83,7 @@ def _report(study: Study, records: dict[str, dict[str, Any]]) -> None:
     if not records:
         raise ICASCError(f"no record in '{study.records}': run the study first, without --report.")
     _print_tables(study, records)
-    print(f'\nwritten to {write_page(study, records, summarise(study, records))}')
+    print(f'\nwritten to {printable(write_page(study, records, summarise(study, records)))}')
 
 
 def _carry_out(
@@ -92,7 +93,7 @@ def _carry_out(
         output: Path,
 ) -> int:
     todo = [run for run in study.runs if run.name not in records]
-    print(f'{study.name}: {len(study.runs)} runs, {len(records)} done; logs in {output}')
+    print(f'{printable(study.name)}: {len(study.runs)} runs, {len(records)} done; logs in {printable(output)}')
     with interruptible() as flag, tqdm(
         total=len(study.runs), initial=len(records), disable=None) as bar:
         told: list[str] = []
@@ -103,7 +104,8 @@ def _carry_out(
             for name in [n for n in (*outcome.finished, *outcome.failed) if n not in told]:
                 told.append(name)
                 if name in outcome.failed:
-                    tqdm.write(f'{name} FAILED, see {output / name}.log:\n{outcome.failed[name]}', file=sys.stderr)
+                    place = printable(output / f'{name}.log')
+                    tqdm.write(f'{name} FAILED, see {place}:\n{outcome.failed[name]}', file=sys.stderr)
                 else:
                     final = read_records(study)[name]['final']
                     measures = [f'{m} {final[m]:.2f}' for m in MAIN if final.get(m) is not None]

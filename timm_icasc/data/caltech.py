@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from ..foreign_files import path_inside, read_json
 from .labelled_images import LabelledImages
 
 __all__ = ['Caltech256', 'TEST_IMAGES']
@@ -71,9 +72,11 @@ class Caltech256(LabelledImages):
         file = folder / f'split-seed{seed}.json'
         if file.is_file():
             try:
-                order = json.loads(file.read_text())
+                order = read_json(file)
                 names = list(order)
-            except (json.JSONDecodeError, TypeError) as e:
+                for name in (f'{part}/{file}' for part, files in order.items() for file in files):
+                    path_inside(folder, name, through_links=True)
+            except (ValueError, TypeError, AttributeError) as e:
                 raise DataError(f"'{file}' is not a split (class folder: image files): {e}.") from e
         else:
             order = _shuffled_files(folder, seed)

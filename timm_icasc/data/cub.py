@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DataError
+from ..foreign_files import path_inside
 from .labelled_images import Box, LabelledImages
 
 __all__ = ['CUB200']
@@ -32,7 +33,7 @@ class CUB200(LabelledImages):
 
         def table(name: str) -> dict[str, str]:
             try:
-                lines = (folder / name).read_text().splitlines()
+                lines = (folder / name).read_text(errors='surrogateescape').splitlines()
                 return dict(line.strip().split(' ', 1) for line in lines if line.strip())
             except OSError as e:
                 raise DataError(f"`root`: no file '{folder / name}': {e.strerror}.") from e
@@ -52,7 +53,7 @@ class CUB200(LabelledImages):
                 boxes.append([Box(target, x, y, x + width, y + height)])
         except (KeyError, ValueError) as e:
             raise DataError(f"The lists in '{folder}' do not fit each other: {type(e).__name__} {e}.") from e
-        images = [folder / 'images' / paths[i] for i in chosen]
+        images = [path_inside(folder / 'images', paths[i], through_links=True) for i in chosen]
         missing = next((path for path in images if not path.is_file()), None)
         if missing is not None:
             raise DataError(f"No image '{missing}', which images.txt lists.")

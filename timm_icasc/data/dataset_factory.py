@@ -55,6 +55,7 @@ def create_dataset(
         root: str | None,
         split: str,
         is_training: bool = False,
+        max_image_pixels: int | None = None,
         **kwargs,
 ) -> torch.utils.data.Dataset:
     """`timm.data.create_dataset`, plus the embedded 'digits' and the data sets of the paper.
@@ -66,6 +67,7 @@ def create_dataset(
         root: Data folder; not used by 'digits'.
         split: Name of the split.
         is_training: Whether the training split is meant, for messages and for streaming readers.
+        max_image_pixels: Pixels that an image may have; None: as Pillow says, 179 million.
         **kwargs: Passed on to timm; of these, this package's own data sets take `transform`, `input_img_mode` and, for
             'multilabel', `class_map`.
 
@@ -86,7 +88,8 @@ def create_dataset(
         settle_classes(dataset)
         if not len(dataset):
             raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
-        return read_with_names(dataset, own['mode'], is_training)
+        dataset.max_image_pixels = max_image_pixels
+        return read_with_names(dataset, own['mode'], is_training, max_image_pixels)
     if name and not name.startswith(TYPES):
         raise DataError(
             f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
@@ -103,7 +106,7 @@ def create_dataset(
         settle_classes(dataset)
     if hasattr(dataset, '__len__') and not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
-    return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training)
+    return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)
 
 
 def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:

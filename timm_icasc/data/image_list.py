@@ -1,13 +1,13 @@
 """A user's own multi-label images, listed in one CSV or JSON file per split."""
 import csv
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import DataError, one_line
+from ..errors import DataError, ICASCError, one_line
+from ..foreign_files import path_inside, read_json
 from .labelled_images import Box, MultiLabelImages
 
 __all__ = ['MultiLabelList']
@@ -76,7 +76,7 @@ class MultiLabelList(MultiLabelImages):
         if path is None:
             raise DataError(f"`root`: neither '{split}.csv' nor '{split}.json' in '{root}'; expected {FORMATS}.")
         try:
-            content = _from_csv(path) if path.suffix == '.csv' else json.loads(path.read_text())
+            content = _from_csv(path) if path.suffix == '.csv' else read_json(path)
             records = content['images']
             for record in records:
                 if not isinstance(record['labels'], list) or not isinstance(record.get('ignore', []), list):
@@ -86,22 +86,26 @@ class MultiLabelList(MultiLabelImages):
                 raise ValueError('no class occurs in it')
             labels = [set(record['labels']) for record in records]
             ignored = [set(record.get('ignore', ())) for record in records]
-            images = [folder / record['image'] for record in records]
+            files = [str(record['image']) for record in records]
             has_boxes = any('boxes' in record for record in records)
             known = set(names)
-            for image, present, skipped in zip(images, labels, ignored, strict=True):
+            for file, present, skipped in zip(files, labels, ignored, strict=True):
                 wrong = sorted((present | skipped) - known) or sorted(present & skipped)
                 if wrong:
                     raise ValueError(
-                        f"'{image.name}' has the label '{wrong[0]}', which is not one of the classes, or "
+                        f"'{Path(file).name}' has the label '{wrong[0]}', which is not one of the classes, or "
                         f'both present and ignored')
             boxes = [
                 [Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]
                 for record in records]
         except (
-                json.JSONDecodeError, csv.Error, UnicodeDecodeError, KeyError, TypeError,
-                AttributeError, ValueError) as e:
+                OSError, csv.Error, UnicodeDecodeError, KeyError, TypeError,
+                AttributeError, ValueError, IndexError) as e:
             raise DataError(f"'{path}': {one_line(e, 400)}; expected {FORMATS}.") from e
+        try:
+            images = [path_inside(folder, file) for file in files]
+        except ICASCError as e:
+            raise DataError(f"'{path}': {e}") from e
         targets = torch.zeros(len(images), len(names))
         index = {name: i for i, name in enumerate(names)}
         for row, present, skipped in zip(targets, labels, ignored, strict=True):
@@ -118,7 +122,7 @@ class MultiLabelList(MultiLabelImages):
         if class_map or file.is_file():
             try:
                 names: Sequence[str] = [
-                    line.strip() for line in file.read_text().splitlines() if line.strip()]
+                    line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
             except OSError as e:
                 raise DataError(f"`class_map`: cannot read '{file}': {e.strerror}.") from e
         else:

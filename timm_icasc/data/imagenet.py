@@ -6,6 +6,7 @@ from pathlib import Path
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from ..errors import DataError
+from ..foreign_files import path_inside
 from .image_folder import is_class
 from .labelled_images import Box, LabelledImages
 from .voc import read_boxes
@@ -68,10 +69,11 @@ class ILSVRC2012(LabelledImages):
                 f"'{folder}' has no class folders, and there is no '{places[0] / 'LOC_val_solution.csv'}' "
                 f'that names the classes of its images.')
         try:
-            with open(file, newline='') as rows:
-                return [
-                    (str(folder / f"{row['ImageId']}.JPEG"), class_to_idx[row['PredictionString'].split()[0]])
-                    for row in csv.DictReader(rows)]
+            with open(file, newline='', errors='surrogateescape') as rows:
+                labels = [(row['ImageId'], row['PredictionString'].split()[0]) for row in csv.DictReader(rows)]
+            return [
+                (str(path_inside(folder, f'{name}.JPEG', through_links=True)), class_to_idx[label])
+                for name, label in labels]
         except (KeyError, IndexError) as e:
             raise DataError(f"'{file}': unknown class or column {e}.") from e
 

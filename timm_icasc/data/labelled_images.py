@@ -44,6 +44,7 @@ class LabelledImages(torch.utils.data.Dataset):
         boxes: The objects of each image, where known.
     """
     label_kind: LabelKind = SINGLE
+    max_image_pixels: int | None = None  # as for `read_image`
     upright = False  # published benchmarks, and their boxes, are read as they are stored
 
     def __init__(
@@ -97,7 +98,7 @@ class LabelledImages(torch.utils.data.Dataset):
         source = self.images[index]
         if isinstance(source, np.ndarray):
             return Image.fromarray(source).convert(self.mode)
-        return read_image(source, self.mode, self.upright)
+        return read_image(source, self.mode, self.upright, max_image_pixels=self.max_image_pixels)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image = self.load(index)

@@ -50,11 +50,31 @@ def _convert(image: Image.Image, mode: str | None, upright: bool = False) -> Ima
     return Image.fromarray(np.rint(np.clip(levels, 0, 65535) / 257).astype(np.uint8)).convert(mode)
 
 
+def _open(source: Path | str | BinaryIO, max_image_pixels: int | None) -> Image.Image:
+    """The image, not decoded yet; a large one is none that Pillow would warn of, or refuse, where it is allowed."""
+    if max_image_pixels is not None:
+        Image.MAX_IMAGE_PIXELS = max_image_pixels  # in the process that reads, which may be a loading process
+    image = Image.open(source)
+    if max_image_pixels is not None and image.width * image.height > max_image_pixels:
+        image.close()
+        raise Image.DecompressionBombError(
+            f'Image size ({image.width * image.height} pixels) exceeds limit of {max_image_pixels} pixels')
+    return image
+
+
+def _reason(error: Exception) -> str:
+    said = one_line(error)
+    if not isinstance(error, Image.DecompressionBombError):
+        return said
+    return f"{said.rstrip('.')}; where it is a genuine one, allow its size with `max_image_pixels`"
+
+
 def read_image(
         source: Path | str | BinaryIO,
         mode: str | None = 'RGB',
         upright: bool = False,
         name: str | None = None,
+        max_image_pixels: int | None = None,
 ) -> Image.Image:
     """The pixels of an image file.
 
@@ -63,15 +83,16 @@ def read_image(
         mode: Pillow's image mode; None: as it is in the file, palette indices too.
         upright: Turn the image as its EXIF orientation says, as viewers show it.
         name: What messages call the file.
+        max_image_pixels: Pixels that an image may have; None: as Pillow says, 179 million.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or the image is larger.
     """
     try:
-        with Image.open(source) as image:
+        with _open(source, max_image_pixels) as image:
             return _convert(image, mode, upright)
     except Exception as e:  # Pillow's decoders raise anything: OSError, SyntaxError, ValueError, DecompressionBombError
-        why = one_line(e)
+        why = _reason(e)
         raise DataError(f"Cannot read the image '{name or source}': {why}") from e
 
 
@@ -81,13 +102,14 @@ class FileImages(ImageDataset):
     Args:
         dataset: As timm made it.
         skips: Serve the next image instead, with a warning: for training.
+        max_image_pixels: As for `read_image`.
     """
 
-    def __init__(self, dataset: ImageDataset, skips: bool):
+    def __init__(self, dataset: ImageDataset, skips: bool, max_image_pixels: int | None = None):
         super().__init__(
             '', reader=dataset.reader, input_img_mode=dataset.input_img_mode, transform=dataset.transform,
             target_transform=dataset.target_transform)
-        self.skips = skips
+        self.skips, self.max_image_pixels = skips, max_image_pixels
 
     def _name(self, index: int) -> str:
         try:
@@ -100,8 +122,9 @@ class FileImages(ImageDataset):
             file, target, *_ = self.reader[index]
         except OSError as e:
             raise DataError(f"Cannot read the image '{self._name(index)}': {e.strerror or e}") from e
+        name, most = self._name(index), self.max_image_pixels
         with file:  # Pillow leaves open what it has not opened
-            return read_image(file, self.input_img_mode, name=self._name(index)), target
+            return read_image(file, self.input_img_mode, name=name, max_image_pixels=most), target
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         for attempt in range(RETRIES):
@@ -126,19 +149,27 @@ class StreamImages(IterableImageDataset):
     Args:
         dataset: As timm made it, of a reader that opens image files.
         mode: Pillow's image mode.
+        max_image_pixels: As for `read_image`.
     """
 
-    def __init__(self, dataset: IterableImageDataset, mode: str):
+    def __init__(
+            self,
+            dataset: IterableImageDataset,
+            mode: str,
+            max_image_pixels: int | None = None,
+    ):
         super().__init__(
             '', reader=dataset.reader, transform=dataset.transform,
             target_transform=dataset.target_transform)
         self.reader.input_img_mode = ''  # the reader hands on what is in the file
         if type(self.reader) is ReaderWds:
             self.reader.__class__ = NamingReaderWds
-        self.mode = mode
+        self.mode, self.max_image_pixels = mode, max_image_pixels
 
     def _images(self) -> Iterator[tuple[Image.Image, Any]]:
         name = ''
+        if self.max_image_pixels is not None:
+            Image.MAX_IMAGE_PIXELS = self.max_image_pixels
         try:
             for image, target in self.reader:
                 name = getattr(image, 'filename', '')
@@ -146,7 +177,7 @@ class StreamImages(IterableImageDataset):
                 name = ''
         except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
             what = f"the image '{name}'" if name else 'an image of the data set'
-            raise DataError(f'Cannot read {what}: {one_line(e)}') from e
+            raise DataError(f'Cannot read {what}: {_reason(e)}') from e
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for image, target in self._images():
@@ -157,13 +188,18 @@ class StreamImages(IterableImageDataset):
             yield image, target
 
 
-def read_with_names(dataset: Any, mode: str, is_training: bool) -> Any:
+def read_with_names(
+        dataset: Any,
+        mode: str,
+        is_training: bool,
+        max_image_pixels: int | None = None,
+) -> Any:
     """A data set of timm's or torchvision's that reads its files with `read_image`, where it reads files."""
     if type(dataset) is ImageDataset:
-        return FileImages(dataset, skips=is_training)
+        return FileImages(dataset, skips=is_training, max_image_pixels=max_image_pixels)
     if isinstance(dataset, IterableImageDataset):
         reads_files = type(dataset.reader).__name__ in STREAM_READERS
-        return StreamImages(dataset, mode) if reads_files else dataset
+        return StreamImages(dataset, mode, max_image_pixels) if reads_files else dataset
     if isinstance(dataset, torchvision.datasets.VisionDataset) and hasattr(dataset, 'loader'):
-        dataset.loader = partial(read_image, mode=mode)
+        dataset.loader = partial(read_image, mode=mode, max_image_pixels=max_image_pixels)
     return dataset

@@ -3,7 +3,6 @@
 Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010. A class whose objects in an image are
 all marked difficult is ignored there (target -1), as in the challenge's own label files.
 """
-import json
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +10,7 @@ from xml.etree import ElementTree
 import torch
 
 from ..errors import DataError
+from ..foreign_files import path_inside, read_json
 from .labelled_images import Box, MultiLabelImages
 
 __all__ = ['PackedVOC', 'VOCDevkit', 'VOC_CLASSES', 'find_devkit', 'read_boxes', 'targets_of']
@@ -98,13 +98,13 @@ class VOCDevkit(MultiLabelImages):
         split = {'validation': 'val'}.get(split, split)
         lists = self.folder / 'ImageSets' / 'Main'
         try:
-            self.ids = (lists / f'{split}.txt').read_text().split()
+            self.ids = (lists / f'{split}.txt').read_text(errors='surrogateescape').split()
         except OSError as e:
             known = sorted(p.stem for p in lists.glob('*.txt') if '_' not in p.stem)
             raise DataError(
                 f"No split '{split}': '{lists / split}.txt' is missing (there are: "
                 f"{', '.join(known) or 'none'}).") from e
-        images = [self.folder / 'JPEGImages' / f'{name}.jpg' for name in self.ids]
+        images = [path_inside(self.folder / 'JPEGImages', f'{name}.jpg', through_links=True) for name in self.ids]
         missing = next((path for path in images if not path.is_file()), None)
         if missing is not None:
             raise DataError(f"No image '{missing}', which split '{split}' lists.")
@@ -136,7 +136,7 @@ class PackedVOC(MultiLabelImages):
     def __init__(self, root: str, split: str, transform: Callable | None = None, mode: str = 'RGB'):
         path = Path(root) / 'annotations.json'
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             names, known = content['classes'], sorted({image['split'] for image in content['images']})
             split = {'validation': 'val'}.get(split, split)
             wanted = {'trainval': ('train', 'val')}.get(split, (split,))
@@ -155,11 +155,11 @@ class PackedVOC(MultiLabelImages):
             ] for image in chosen]
         except OSError as e:
             raise DataError(f"`root`: no file '{path}': {e.strerror}.") from e
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, RuntimeError) as e:  # also of torch's shapes
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:  # also of torch's shapes
             raise DataError(f"'{path}' is not in the packed VOC format: {type(e).__name__} {e}.") from e
         if not chosen:
             raise DataError(f"No split '{split}' in '{path}'; it has {', '.join([*known, 'trainval'])}.")
-        images = [Path(root) / 'images' / f'{name}.webp' for name in self.ids]
+        images = [path_inside(Path(root) / 'images', f'{name}.webp', through_links=True) for name in self.ids]
         missing = next((path for path in images if not path.is_file()), None)
         if missing is not None:
             raise DataError(f"No image '{missing}', which annotations.json lists.")

@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
-import yaml
 from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
@@ -19,6 +18,7 @@ from ..data import class_names, create_dataset, is_stream, labels_of, name_class
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
+from ..foreign_text import printable
 from ..labels import LabelKind
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
 from ..training.arguments import parse_args, usable_cores
@@ -30,7 +30,9 @@ __all__ = ['Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
 # Options of the command that replace those of the run, where given.
-OVERRIDES = ('data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device')
+OVERRIDES = (
+    'data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device',
+    'max_image_pixels')
 
 
 @dataclass
@@ -167,6 +169,9 @@ def _load(
         args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
         return model, _open_dataset(args) if with_data else None
     state_dict = _read_weights(weights, run)
+    if not isinstance(state_dict, dict) or not all(
+            isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ICASCError(f"'{weights}' holds other things than the tensors of a model; it is no checkpoint.")
     config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
     args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
     dataset = _open_dataset(args) if with_data else None
@@ -180,7 +185,7 @@ def _run_beside(weights: Path | None) -> Run | None:
         return None
     try:
         return open_run(weights.parent)
-    except (OSError, ValueError, yaml.YAMLError) as e:
+    except (OSError, ValueError) as e:
         raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
 
 
@@ -188,7 +193,7 @@ def _open_dataset(args: argparse.Namespace) -> Dataset:
     dataset = create_dataset(
         args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
         download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
-        batch_size=args.batch_size, seed=args.seed)
+        batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels)
     if is_stream(dataset):
         raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
     return dataset
@@ -208,7 +213,10 @@ def _match_classes(
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
     model_names = run.results.get('model', {}).get('label_names') if run else model.pretrained_cfg.get('label_names')
-    differ = isinstance(model_names, (list, tuple)) and names != list(model_names)
+    if not isinstance(model_names, (list, tuple)) or not all(
+            isinstance(name, str) for name in model_names):
+        model_names = None  # of a config.json that somebody else wrote
+    differ = model_names is not None and names != list(model_names)
     if names and differ and not class_map:
         unknown = [name for name in names if name not in model_names]
         if unknown:
@@ -272,7 +280,7 @@ def load_checkpoint(
             raise
         warnings.warn(f'attention is not measured: {e}', stacklevel=2)
     return Checkpoint(
-        label=label or (run.folder.name if run else Path(source).name),
+        label=printable(label or (run.folder.name if run else Path(source).name)),
         source=str(weights or source), run=run,
         model=model, dataset=dataset, names=names, num_classes=model.num_classes,
         data_config=config,
@@ -292,7 +300,7 @@ def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[
     labels = [checkpoint.label for checkpoint in checkpoints]
     for checkpoint, source in zip(checkpoints, expanded, strict=True):
         if labels.count(checkpoint.label) > 1:
-            checkpoint.label = '-'.join(Path(source).parts[-2:])
+            checkpoint.label = printable('-'.join(Path(source).parts[-2:]))
     for i, checkpoint in enumerate(checkpoints):
         if checkpoint.label in [other.label for other in checkpoints[:i]]:
             checkpoint.label = f'{checkpoint.label}-{i + 1}'

@@ -1,11 +1,11 @@
 """What was measured of every image, in memory and as records.npz."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
+from ..foreign_text import printable
 from ..labels import LabelKind, kind_of
 
 __all__ = ['ImageRecords', 'load_records', 'save_records']
@@ -72,7 +72,7 @@ def load_records(path: Path) -> ImageRecords:
             group: {name.split('/', 1)[1]: column for name, column in arrays.items() if name.startswith(f'{group}/')}
             for group in ('images', 'pairs')}
         return ImageRecords(
-            str(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
+            printable(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
             arrays['scores'], arrays['targets'], arrays.get('ten_crop_scores'), **groups)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
-        raise ICASCError(f"'{path}' holds no records of timm-icasc eval: {e}") from e
+    except Exception as e:  # whatever numpy and zipfile say of a damaged or foreign file
+        raise ICASCError(f"'{path}' holds no records of timm-icasc eval: {one_line(e)}") from e

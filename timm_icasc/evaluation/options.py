@@ -82,4 +82,7 @@ def add_model_arguments(
     group.add_argument('-b', '--batch-size', type=int, metavar='N', help='images per batch')
     group.add_argument('-j', '--workers', type=int, metavar='N', help='data loading processes')
     group.add_argument('--device', metavar='NAME', help='default: cuda where there is one')
+    group.add_argument(
+        '--max-image-pixels', type=int, metavar='N',
+        help="pixels that an image may have (default: Pillow's 179 million; a larger one may be a trap)")
     return group

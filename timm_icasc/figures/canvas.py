@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
+from ..foreign_text import printable
+
 __all__ = ['Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'grey', 'overlay', 'save', 'to_size']
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
@@ -77,7 +79,7 @@ class Page:
     ) -> None:
         """Write one line; where it is wider than `width`, an ellipsis takes its middle: names differ at their ends."""
         font = FontProperties(size=size, weight=weight, style=style)
-        text = ' '.join(text.split())
+        text = printable(' '.join(text.split()))
         # Nothing of the middle is seen of a text of thousands of letters, and measuring it takes long.
         shown = text = text if len(text) <= 400 else text[:200] + text[-200:]
 

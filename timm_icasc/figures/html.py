@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
+from ..foreign_text import printable
 from .canvas import FRAME, grey, overlay
 from .views import ClassView, colors_of, load_items, view_classes
 
@@ -65,10 +66,15 @@ def _picture(pixels: np.ndarray) -> str:
     return f'data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
+def _text(text: str) -> str:
+    """Text as it stands between tags, and in an attribute."""
+    return html.escape(printable(text), quote=True)
+
+
 def _figure(picture: str, caption: Sequence[str], classes: Sequence[str] = ()) -> str:
-    lines = '<br>'.join(html.escape(line) for line in caption)
+    lines = '<br>'.join(_text(line) for line in caption)
     return (
-        f'<figure class="{" ".join(classes)}"><img alt="{html.escape(", ".join(caption), quote=True)}" '
+        f'<figure class="{" ".join(classes)}"><img alt="{_text(", ".join(caption))}" '
         f'loading="lazy" src="{picture}"><figcaption>{lines}</figcaption></figure>')
 
 
@@ -92,15 +98,15 @@ def _section(
         views: Sequence[Sequence[ClassView]],
 ) -> str:
     """An image with the maps of its classes by each model; `names` are the classes that are in it."""
-    parts = [f'<div><h2>{html.escape(", ".join(names))}</h2>{_figure(_picture(image), [name])}</div>']
+    parts = [f'<div><h2>{_text(", ".join(names))}</h2>{_figure(_picture(image), [name])}</div>']
     for checkpoint, gray, own in zip(checkpoints, greys, views, strict=True):
         figures = ''.join(_class_figure(view, gray) for view in own)
-        parts.append(f'<div><h2>{html.escape(checkpoint.label)}</h2>{figures}</div>')
+        parts.append(f'<div><h2>{_text(checkpoint.label)}</h2>{figures}</div>')
     correct = [own[0].truth if own[0].rank == 1 else False for own in views]
     return (
-        f'<section data-name="{html.escape(name, quote=True)}" '
-        f'data-classes="{html.escape(json.dumps(names), quote=True)}" '
-        f'data-correct="{html.escape(json.dumps(correct), quote=True)}">{"".join(parts)}</section>')
+        f'<section data-name="{_text(name)}" '
+        f'data-classes="{_text(json.dumps(list(map(printable, names))))}" '
+        f'data-correct="{_text(json.dumps(correct))}">{"".join(parts)}</section>')
 
 
 def browsing_page(
@@ -142,17 +148,17 @@ def browsing_page(
                 checkpoints, image_name(first.dataset, index), names, colors[row],
                 [gray[row] for gray in greys],
                 [v[row] for v in views]))
-    options = ''.join(f'<option>{html.escape(name)}</option>' for name in sorted(seen))
+    options = ''.join(f'<option>{_text(name)}</option>' for name in sorted(seen))
     colors = overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None])
     scale = _picture(np.repeat(colors, 12, axis=0))
-    title = html.escape(' and '.join(c.label for c in checkpoints))
+    title = _text(' and '.join(c.label for c in checkpoints))
     page = f'''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Attention of {title}</title><style>{STYLE}</style></head><body>
 <header><label>Class <select id="class"><option value="">all</option>{options}</select></label>
 <label>Images <select id="kind"><option value="all">all</option><option value="wrong">wrong for a model</option>
 <option value="differ">right for one model, wrong for another</option></select></label>
 <label>Name <input id="text"></label><span id="count"></span></header>
-<p>{title}: attention ({html.escape(method)}, {html.escape(layer)} layer) of the {topk} highest-scoring classes, each
+<p>{title}: attention ({_text(method)}, {_text(layer)} layer) of the {topk} highest-scoring classes, each
 map from 0 <img class="scale" alt="grey, blue, green, yellow" src="{scale}"> to its own maximum. Red frame: ground
 truth. \u2717: the highest-scoring class is not in the image. #: rank of its score. Overlap: histogram intersection with
 the nearest map of the ground truth, 0 to 1.</p>

@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..foreign_text import printable
 from ..metrics import KolmogorovSmirnov
 from .canvas import check_format, save
 
@@ -43,7 +44,7 @@ def ks_figure(charts: dict[str, KolmogorovSmirnov], path: Path) -> Path:
             arrowprops={'arrowstyle': '<->', 'color': 'black', 'linewidth': 1.2})
         axis.set_title(f'margin {chart.margin:.3f} at {chart.probability:.3f}', fontsize=9)
         axis.text(
-            0.5, 1.11, label, fontsize=10, fontweight='bold', ha='center', transform=axis.transAxes,
+            0.5, 1.11, printable(label), fontsize=10, fontweight='bold', ha='center', transform=axis.transAxes,
             parse_math=False)
         axis.set_xlabel('probability')
         axis.set_xlim(-0.02, 1.02)

@@ -12,6 +12,8 @@ from ..version import __version__
 from .failures import check_reachable, one_line_errors, repo_at, request_timeout
 from .model_folder import CONFIG, FILES, WEIGHTS, check_folder
 
+NAME = re.compile(r'(?!/)(?:(?!\.\.)[^\\\0-\x1f])*')  # of a branch, tag or commit: none that leaves the cache
+
 __all__ = ['Download', 'fetch', 'split_source']
 
 PICKLES = ('.bin', '.pt', '.pth', '.pth.tar', '.pkl', '.ckpt')
@@ -79,6 +81,8 @@ def _download(
     with one_line_errors(where), request_timeout(ANSWER_SECONDS):
         info = api.model_info(
             repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
+        if not COMMIT.fullmatch(info.sha or ''):
+            raise HubError(f'{where}: the Hub names no commit but {info.sha!r}; check HF_ENDPOINT.')
         files = {file.rfilename: file for file in info.siblings}
         if CONFIG not in files:
             _refuse_without_safetensors(files, where)
@@ -115,6 +119,8 @@ def fetch(
             installation cannot use: in one line, as `repo@revision: cause; remedy`.
     """
     where = repo_at(repo_id, revision)
+    if not NAME.fullmatch(revision or ''):
+        raise HubError(f'{where}: this is no name of a branch, tag or commit.')
     with one_line_errors(where):
         snapshot = _cached(repo_id, revision, cache_dir)
     hub_sha256 = None

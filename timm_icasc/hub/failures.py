@@ -22,9 +22,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session
 
 from ..errors import HubError, check_version
+from ..foreign_text import without_secrets
 from ..version import HUB_FOR_TRANSFERS
 
-__all__ = ['check_client', 'check_reachable', 'one_line_errors', 'request_timeout', 'repo_at']
+__all__ = ['check_client', 'check_reachable', 'endpoint', 'one_line_errors', 'request_timeout', 'repo_at']
 
 CONNECT_SECONDS = 5
 
@@ -36,6 +37,11 @@ LOG_IN = "'hf auth login', or a token from https://huggingface.co/settings/token
 def repo_at(repo_id: str, revision: str | None) -> str:
     """How every message names a source."""
     return f"{repo_id}@{revision or 'main'}"
+
+
+def endpoint() -> str:
+    """The Hub's address, as it can be printed: without user and password."""
+    return without_secrets(constants.ENDPOINT)
 
 
 def check_client() -> None:
@@ -76,11 +82,12 @@ def check_reachable(where: str) -> None:
         raise HubError(f'{where}: HF_HUB_OFFLINE is set; unset it to reach the Hub.')
     if any(name.lower() in ('http_proxy', 'https_proxy', 'all_proxy') for name in os.environ):
         return  # reachable through the proxy alone, if at all
-    endpoint = urlparse(constants.ENDPOINT)
     try:
-        _connect(endpoint.hostname, endpoint.port or (443 if endpoint.scheme == 'https' else 80))
-    except OSError as e:
-        raise HubError(f'{where}: {constants.ENDPOINT} cannot be reached ({e}); {CHECK_NETWORK}.') from e
+        address = urlparse(constants.ENDPOINT)
+        _connect(address.hostname, address.port or (443 if address.scheme == 'https' else 80))
+    except (OSError, ValueError) as e:  # ValueError: a port that is no number
+        raise HubError(
+            f'{where}: {endpoint()} cannot be reached ({without_secrets(str(e))}); {CHECK_NETWORK}.') from e
 
 
 @contextmanager
@@ -108,8 +115,8 @@ def _asked(error: Exception) -> str:
     try:
         url = urlparse(str(error.request.url))
     except (AttributeError, RuntimeError):  # raised without one
-        return constants.ENDPOINT
-    return f'{url.scheme}://{url.netloc}'
+        return endpoint()
+    return without_secrets(f'{url.scheme}://{url.netloc}')
 
 
 def _status(error: HfHubHTTPError) -> str:
@@ -179,7 +186,7 @@ def _cause_and_remedy(error: BaseException) -> str | None:
     if _first(error, OfflineModeIsEnabled):
         return 'not in the cache, and HF_HUB_OFFLINE is set; unset it to reach the Hub'
     if isinstance(error, LocalEntryNotFoundError):
-        return f'the Hub did not answer ({constants.ENDPOINT}) and the file is not in the cache; check the network'
+        return f'the Hub did not answer ({endpoint()}) and the file is not in the cache; check the network'
     if isinstance(error, OSError) and error.errno:
         return f'{error.strerror}: {error.filename or constants.HF_HUB_CACHE}'
     broken = _broken_connection(error)
@@ -209,4 +216,4 @@ def one_line_errors(where: str) -> Iterator[None]:
             e.__cause__ if isinstance(e, RuntimeError) and e.__cause__ is not None else e)
         if said is None:
             raise
-        raise HubError(f"{where}: {said.rstrip('.')}.") from e
+        raise HubError(f"{where}: {without_secrets(said).rstrip('.')}.") from e

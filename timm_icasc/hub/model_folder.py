@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..errors import DamagedError, HubError, one_line
+from ..foreign_files import read_json
 from ..version import __version__
 
 __all__ = [
     'CONFIG', 'FIGURE', 'FILES', 'FORMAT', 'METADATA_KEY', 'OPTIONS', 'README', 'WEIGHTS',
-    'build_model', 'check_folder', 'file_sha256', 'read_config', 'tensors_sha256',
-    'write_weights',
+    'build_model', 'check_folder', 'file_sha256', 'read_config', 'read_header', 'tensors_sha256', 'write_weights',
 ]
 
 CONFIG, WEIGHTS, README, OPTIONS, FIGURE = FILES = (
@@ -131,11 +131,13 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding='utf-8'))
+        config = read_json(path)
     except (OSError, ValueError) as e:
-        raise HubError(f'{where}: {CONFIG} cannot be read ({e}); this is no timm model.') from e
+        raise HubError(f'{where}: {CONFIG} cannot be read ({one_line(e)}); this is no timm model.') from e
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise HubError(f"{where}: {CONFIG} names no 'architecture'; this is no timm model.")
+    if not isinstance(config.get('pretrained_cfg', {}), dict):
+        raise HubError(f"{where}: {CONFIG} is damaged: its 'pretrained_cfg' holds no names and values.")
     if METADATA_KEY in config:
         _check_promised(config[METADATA_KEY], where)
     requires = config.get(METADATA_KEY, {}).get('requires', {})
@@ -150,6 +152,24 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
             f"{where}: architecture '{config['architecture']}' is not registered with timm "
             f'{timm.__version__} and timm_icasc {__version__}; {remedy}.')
     return config
+
+
+def read_header(file: Any) -> dict[str, Any]:
+    """What the header of a safetensors file says under our key; empty where it says nothing.
+
+    Args:
+        file: Of `safetensors.safe_open`.
+
+    Raises:
+        HubError: It is no JSON object.
+    """
+    try:
+        header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
+    except (ValueError, RecursionError) as e:
+        raise HubError(f"the header of {WEIGHTS} holds no JSON under '{METADATA_KEY}'") from e
+    if not isinstance(header, dict):
+        raise HubError(f"the header of {WEIGHTS} holds no names and values under '{METADATA_KEY}'")
+    return header
 
 
 def build_model(folder: Path) -> torch.nn.Module:
@@ -198,15 +218,20 @@ def check_folder(
                 f"{expected[:12]}... Delete '{path.resolve()}' and fetch it again.")
     try:
         with safe_open(path, 'pt') as file:
-            header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
+            header = read_header(file)
             tensors = _OnDisk(file)
             if 'tensors_sha256' in header and tensors_sha256(tensors) != header['tensors_sha256']:
                 raise DamagedError(
                     f'{where}: {WEIGHTS} is damaged: its values are not those that its header was '
                     f"written for. Delete '{path.resolve()}' and fetch it again.")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in tensors}
-    except SafetensorError as e:
-        raise DamagedError(f'{where}: {WEIGHTS} is damaged or no safetensors file ({e}); fetch it again.') from e
+    except (SafetensorError, OSError) as e:
+        raise DamagedError(
+            f'{where}: {WEIGHTS} is damaged or no safetensors file ({one_line(e)}); fetch it again.') from e
+    except DamagedError:
+        raise
+    except HubError as e:
+        raise DamagedError(f'{where}: {e}; fetch it again.') from e
     try:
         wanted = {
             name: tuple(tensor.shape) for name,

@@ -3,13 +3,26 @@ from pathlib import Path
 
 import timm
 
-from ..errors import HubError
+from ..errors import HubError, ICASCError
+from ..foreign_files import path_inside
 from .download import fetch, split_source
 from .failures import check_client
-from .model_folder import WEIGHTS, check_folder
+from .model_folder import FILES, WEIGHTS, check_folder
 from .tags import WEIGHT_TAGS
 
 __all__ = ['pull']
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise HubError where a file of a local folder is a link that leaves it; those of the Hub's cache are links."""
+    cached = folder.absolute().parent.name == 'snapshots'
+    try:
+        for name in FILES:
+            if (folder / name).is_symlink() and not (
+                    cached and (folder / name).resolve().parent == (folder.parents[1] / 'blobs').resolve()):
+                path_inside(folder, name)
+    except ICASCError as e:
+        raise HubError(str(e)) from e
 
 
 def pull(source: str) -> tuple:
@@ -27,6 +40,7 @@ def pull(source: str) -> tuple:
     """
     if source.startswith('local-dir:'):
         folder = Path(source.removeprefix('local-dir:'))
+        _refuse_links(folder)
         if not (folder / WEIGHTS).is_file():
             raise HubError(f"'{folder}' holds no {WEIGHTS}.")
         return folder, str(folder), *check_folder(folder, str(folder))

@@ -2,12 +2,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..foreign_text import markdown_text, printable
 from ..runs import tables
 from .rows import DIGITS, FIGURES, NAMES, title_of
 
 HEAD = '''# The paper's tables and figures
 
-Written by `timm-icasc paper{folders} --output {name}`. The paper: Wang et al., "Sharpen Focus: Learning with Attention
+Written by {command}. The paper: Wang et al., "Sharpen Focus: Learning with Attention
 Separability and Consistency", ICCV 2019.
 '''
 
@@ -42,7 +43,9 @@ def show(rows: Sequence[dict[str, Any]], content: dict[str, Any], markdown: bool
 
     def add(title: str, own: Sequence[dict[str, Any]]) -> None:
         cells = _cells(own)
-        parts.append(f'## {title}\n\n{tables.markdown(cells)}' if markdown else f'{title}\n{tables.text(cells)}')
+        parts.append(
+            f'## {markdown_text(title)}\n\n{tables.markdown(cells)}' if markdown else
+            f'{printable(title)}\n{tables.text(cells)}')
 
     for title in dict.fromkeys(row['table'] for row in rows):
         own = [row for row in rows if row['table'] == title]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 
@@ -16,6 +15,8 @@ from ..evaluation.checkpoint import load_checkpoint
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.measures import Measure, measure_of, summarise
 from ..evaluation.options import default_options
+from ..foreign_files import read_json, read_yaml
+from ..foreign_text import code_span, fenced, markdown_text
 from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config, tensors_sha256
 from ..hub.tags import CARDS, TEMPLATE
 from ..objective.config import TERMS
@@ -80,7 +81,7 @@ def _differences(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def _paper(model: str, dataset: str, measure: Measure) -> dict[str, Any]:
     """What paper.yaml knows of a data set: rows of this architecture, and the gain; nothing of other data sets."""
-    content = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    content = read_yaml(PAPER)
     found = next((e for e in content['experiments'] if dataset in e['names'] and e['metrics'][0] == measure.key), None)
     if found is None:
         return {'rows': [], 'gain': None}
@@ -156,6 +157,8 @@ def render(
         loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True)
+    # Of what no author has written as Markdown: names of folders, what a run and its config.json say.
+    environment.filters.update(text=markdown_text, code=code_span, fenced=fenced, quoted=repr)
     try:
         measure = measure_of(results['runs'][0]['metrics'])
         context = {
@@ -185,11 +188,19 @@ def render(
     return f'---\n{head.strip()}\n---\n{body}'
 
 
+def _read_written(path: Path) -> dict[str, Any]:
+    """What people say of a model."""
+    written = read_yaml(path)
+    if not isinstance(written, dict):
+        raise HubError(f"'{path}' holds no 'key: value' lines; its keys are {', '.join(sorted(WRITTEN))}.")
+    return written
+
+
 def _read_sources(path: Path) -> tuple:
     try:
-        written = yaml.safe_load(path.read_text(encoding='utf-8'))
-        results = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as e:
+        written = _read_written(path)
+        results = read_json(path.with_suffix('.json'))
+    except (OSError, ValueError) as e:
         raise HubError(
             f"'{path}': {one_line(e, 400)}; timm-icasc card {path} --runs ... makes the "
             f'results.') from e
@@ -216,8 +227,8 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
     written = {
         'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None,
         'license': config['pretrained_cfg']['license'],
-        'description': f"`{config['architecture']}`, trained on {data['name']} with {run.method} by "
-                       f'the script train_timm.py of timm_icasc.',
+        'description': f"{code_span(config['architecture'])}, trained on {markdown_text(data['name'])} with "
+                       f'{markdown_text(run.method)} by the script train_timm.py of timm_icasc.',
         'paper': 'its protocol was not necessarily followed; see the training command.', 'limits': RUN_LIMITS + (
             ['One run: how much its results depend on the seed is not known.'] if len(siblings) < 3 else []),
         'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',
@@ -286,7 +297,7 @@ def write_results(path: Path, folders: list[Path]) -> None:
     Raises:
         HubError: The YAML names none of the runs, or as of `evaluate_runs`.
     """
-    written = yaml.safe_load(path.read_text(encoding='utf-8'))
+    written = _read_written(path)
     found = [(folder, run) for folder in folders for run in open_measured_runs(folder)]
     shipped, runs = written['shipped_run'], [run for _, run in found]
     chosen = [pair for pair in found if {'method': pair[1].method, 'seed': pair[1].results['seed']} == shipped]

@@ -5,12 +5,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 
 from ..data import is_public
 from ..errors import HubError, ICASCError, one_line
+from ..foreign_files import read_yaml
+from ..foreign_text import printable
+from ..hub.failures import endpoint
 from ..hub.model_folder import (
     CONFIG,
     FIGURE,
@@ -20,6 +21,7 @@ from ..hub.model_folder import (
     README,
     WEIGHTS,
     check_folder,
+    read_header,
 )
 from ..hub.staging import temporary_folder
 from ..hub.tags import record_path
@@ -57,10 +59,10 @@ def _read_ready(folder: Path) -> dict[str, Any]:
     refuse_links(*(folder / name for name in FILES))
     config = check_folder(folder, str(folder))[0]
     try:
-        options = yaml.safe_load((folder / OPTIONS).read_text(encoding='utf-8')) if (folder / OPTIONS).is_file() else {}
+        options = read_yaml(folder / OPTIONS) if (folder / OPTIONS).is_file() else {}
         with safe_open(folder / WEIGHTS, 'pt') as file:
-            header = json.loads((file.metadata() or {}).get(METADATA_KEY, '{}'))
-    except (OSError, ValueError, yaml.YAMLError, SafetensorError) as e:
+            header = read_header(file)
+    except (OSError, ValueError, SafetensorError) as e:
         raise HubError(f"'{folder}' cannot be read: {one_line(e)}") from e
     options = options if isinstance(options, dict) else {}
     written = ((CONFIG, config.get(METADATA_KEY)), (OPTIONS, options), (WEIGHTS, header))
@@ -108,7 +110,7 @@ def push(
         license: str | None = None,
         private: bool = False,
         figure: bool | None = None,
-        class_names: bool = True,
+        class_names: bool | None = None,
 ) -> Upload:
     """Publish `source`; see the command's description.
 
@@ -120,7 +122,7 @@ def push(
         private: Whether a new repo is private.
         figure: Whether attention.png is published, which shows validation images; None where they are of a public
             data set.
-        class_names: Whether the configuration of a run names its classes.
+        class_names: Whether the configuration of a run names its classes; None where the data set is a public one.
 
     Raises:
         HubError: The run is not finished, or the Hub, the network or a check refuses.
@@ -130,9 +132,11 @@ def push(
     ready = (source / CONFIG).is_file() and (source / WEIGHTS).is_file()
     if ready and license:
         raise HubError(f"`license`: '{source}' has one in its {CONFIG}.")
-    if ready and not class_names:
+    if ready and class_names is False:
         raise HubError(f"`class_names`: '{source}' goes up as it is; take 'label_names' out of its {CONFIG} yourself.")
     runs = [] if ready else open_measured_runs(source)
+    if class_names is None and not ready:
+        class_names = is_public(runs[-1].arguments.get('dataset'))
     chosen = _chosen_figure(source, _read_ready(source) if ready else runs[-1].arguments, figure)
     repo_id = repo_name(repo_id)
     with temporary_folder() as folder:
@@ -152,12 +156,13 @@ def push(
 
 def report(published: Upload) -> None:
     print(
-        f'{constants.ENDPOINT}/{published.repo_id}/tree/{published.tag}\n'
+        f'{endpoint()}/{printable(published.repo_id)}/tree/{published.tag}\n'
         f'commit {published.commit}, {WEIGHTS} sha256 {published.sha256}\n'
-        f"timm.create_model('hf-hub:{published.repo_id}@{published.tag}', pretrained=True)\n"
-        f"published: {', '.join(published.files)}")
+        f"timm.create_model({f'hf-hub:{published.repo_id}@{published.tag}'!r}, pretrained=True)\n"
+        f"published: {', '.join(map(printable, published.files))}")
     if published.pickles:
-        print(f"note: the repo also holds {', '.join(published.pickles)}, from before; nothing here loads a pickle")
+        pickles = ', '.join(map(printable, published.pickles))
+        print(f'note: the repo also holds {pickles}, from before; nothing here loads a pickle')
 
 
 def push_finished(run_dir: Path, repo_id: str, license: str | None = None) -> None:

@@ -3,10 +3,9 @@ import argparse
 import json
 import math
 import os
-import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,8 @@ from timm import utils
 from timm.models import clean_state_dict
 
 from ..errors import HubError, ICASCError, one_line
+from ..foreign_files import read_json, read_yaml
+from ..foreign_text import shell_command
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION', 'FIGURE',
@@ -48,7 +49,7 @@ INCIDENTAL = (
     'seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
     'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
     'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub',
-    'license')
+    'license', 'max_image_pixels')
 
 # Options that say where the files of a run go, and under which license.
 PUBLISHING_OPTIONS = ('output', 'experiment', 'push_to_hub', 'license')
@@ -94,7 +95,7 @@ class Run:
     def measures(self) -> dict[str, float]:
         """`metrics`, and what `timm-icasc eval` has added."""
         evaluated = self.folder / EVALUATION / EVALUATED
-        added = json.loads(evaluated.read_text())['measures'] if evaluated.is_file() else {}
+        added = read_json(evaluated)['measures'] if evaluated.is_file() else {}
         return {
             **self.metrics,
             **{name: value for name, value in added.items() if name not in self.metrics}}
@@ -171,10 +172,38 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
         # Mapped, not read: the file may be three times the size of the weights, with the optimiser's state.
         with torch.serialization.safe_globals([argparse.Namespace]):  # the options, beside the weights
             checkpoint = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
-        checkpoint['state_dict'], checkpoint['epoch']
+        checkpoint['state_dict'].items(), checkpoint['epoch'] + 0
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"the checkpoint '{file}' cannot be read: {one_line(e)}") from e
     return checkpoint
+
+
+# What results.json holds, where it holds it.
+KINDS = {
+    'method': str, 'command': str, 'device': str, 'epochs': int, 'seed': int, 'world_size': int, 'versions': dict,
+    'last': dict, 'model': dict}
+
+
+def _check_results(results: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Raise ICASCError where a value is of another kind than runs write."""
+    wrong = [
+        name for name, kind in KINDS.items()
+        if name in results and not isinstance(results[name], kind)]
+    names = results.get('model', {}) if not wrong else {}
+    names = names.get('label_names') or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wrong.append('label_names')
+    if wrong:
+        raise ICASCError(f"'{file}' is damaged: its '{wrong[0]}' is not what a run writes.")
+    return results
+
+
+def _mapping(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """What a file holds, which must be names and values; empty where there is no file."""
+    content = read(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise ICASCError(f"'{file}' does not hold names and values, but {type(content).__name__}.")
+    return content
 
 
 def open_run(folder: Path) -> Run:
@@ -182,8 +211,7 @@ def open_run(folder: Path) -> Run:
     arguments, results = folder / ARGUMENTS, folder / RESULTS
     return Run(
         folder,
-        yaml.safe_load(arguments.read_text(encoding='utf-8')) if arguments.is_file() else {},
-        json.loads(results.read_text(encoding='utf-8')) if results.is_file() else {})
+        _mapping(arguments, read_yaml), _check_results(_mapping(results, read_json), results))
 
 
 def _read_finished(folder: Path) -> Run | None:
@@ -194,8 +222,8 @@ def _read_finished(folder: Path) -> Run | None:
             raise ValueError(f'no {ARGUMENTS}')
         run.options, run.measures, run.method, run.signature()
         return run
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as e:
-        reason = ' '.join(f'{type(e).__name__} {e}'.split())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = one_line(e)
         warnings.warn(f"'{folder}' is left out, its files cannot be read: {reason}", stacklevel=3)
         return None
 
@@ -257,7 +285,7 @@ def _open_finished(folder: Path) -> Run:
         raise HubError(f"'{folder}' holds no finished run (there is no {RESULTS}); {hint}.")
     try:
         run = open_run(folder)
-    except (OSError, ValueError, yaml.YAMLError) as e:
+    except (OSError, ValueError) as e:
         raise HubError(f"'{folder}' cannot be read: {one_line(e)}") from e
     try:
         run.metrics, [run.model[name] for name in RECORDED]
@@ -302,13 +330,13 @@ def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
     results = []
     for file in sorted({file.resolve() for folder in folders for file in folder.rglob(f'{SEGMENTATION}.json')}):
         try:
-            result = json.loads(file.read_text())
+            result = read_json(file)
             if result.get('mIoU') is not None:
                 results.append({
                     **result, 'mIoU': float(result['mIoU']), 'attention': result['attention'],
                     'seed': result['seed']})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            warnings.warn(f"'{file}' is left out, it cannot be read: {type(e).__name__} {e}", stacklevel=2)
+            warnings.warn(f"'{file}' is left out, it cannot be read: {one_line(e)}", stacklevel=2)
     return results
 
 
@@ -356,14 +384,14 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     if world > 1:
         local = int(os.environ.get('LOCAL_WORLD_SIZE', world))
         words = ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}', *words]
-    command = shlex.join(words).replace('\n', ' ')
-    text = (run_dir / ARGUMENTS).read_text() if run_dir and (run_dir / ARGUMENTS).is_file() else ''
+    command = shell_command(words)
+    text = (run_dir / ARGUMENTS).read_text(errors='replace') if run_dir and (run_dir / ARGUMENTS).is_file() else ''
     if not text.startswith(COMMAND):
         return command
     first = text.partition('\n')[0].removeprefix(COMMAND)
     same = all(
         given.get(name) == value for name,
-        value in yaml.safe_load(text).items() if name not in PUBLISHING_OPTIONS)
+        value in _mapping(run_dir / ARGUMENTS, read_yaml).items() if name not in PUBLISHING_OPTIONS)
     return first if same else f"{first} && {'python ' if world == 1 else ''}{command}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from tabulate import DataRow, TableFormat, tabulate
 
 from ..errors import ICASCError
+from ..foreign_text import Markdown, csv_cell, markdown_text, printable
 
 __all__ = [
     'around_marks', 'markdown', 'marks', 'mean_and_deviation', 'mean_sd', 'paired_difference', 'replace_between',
@@ -27,10 +28,10 @@ MARKDOWN = TableFormat(
     headerrow=DataRow('| ', ' | ', ' |'), datarow=DataRow('| ', ' | ', ' |'), padding=0, with_header_hide=None)
 
 
-def _cell(value: Any, digits: int) -> str:
+def _cell(value: Any, digits: int) -> Any:
     if value is None or isinstance(value, float) and math.isnan(value):
         return NOTHING
-    return f'{value:.{digits}f}' if isinstance(value, float) else str(value)
+    return f'{value:.{digits}f}' if isinstance(value, float) else value
 
 
 def _digits(name: Any, values: Iterable[Any]) -> int:
@@ -40,7 +41,7 @@ def _digits(name: Any, values: Iterable[Any]) -> int:
     return 2 if '%' in str(name) or greatest >= 10 else 4
 
 
-def _cells(rows: Rows) -> list[list[str]]:
+def _cells(rows: Rows) -> list[list[Any]]:
     names = list(rows[0])
     if names[0] == 'measure':  # the values of a measure stand beside each other, in other tables below each other
         digits = [[_digits(row['measure'], row.values())] * len(names) for row in rows]
@@ -56,13 +57,19 @@ def text(rows: Rows, left: int = 1) -> str:
         return ''
     alignment = ['left' if i < left else 'right' for i in range(len(rows[0]))]
     # The names as a row: as headers they would be wider by two blanks.
-    table = tabulate([list(rows[0]), *_cells(rows)], tablefmt='plain', disable_numparse=True, colalign=alignment)
+    cells = [list(map(printable, row)) for row in (list(rows[0]), *_cells(rows))]
+    table = tabulate(cells, tablefmt='plain', disable_numparse=True, colalign=alignment)
     return '\n'.join(line.rstrip() for line in table.splitlines())
 
 
 def markdown(rows: Rows) -> str:
-    """Rows of equal keys as a table in Markdown."""
-    return tabulate(_cells(rows), list(rows[0]), MARKDOWN, disable_numparse=True, stralign=None) if rows else ''
+    """Rows of equal keys as a table in Markdown; cells are text, unless they are `Markdown` themselves."""
+    if not rows:
+        return ''
+    names, *cells = [
+        [str(cell) if isinstance(cell, Markdown) else markdown_text(cell) for cell in row]
+        for row in (list(rows[0]), *_cells(rows))]
+    return tabulate(cells, names, MARKDOWN, disable_numparse=True, stralign=None)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -80,8 +87,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Rows) -> None:
-    """Write CSV; a row that lacks a column of others leaves it empty."""
-    with open(path, 'w', newline='') as file:
+    """Write CSV; a row that lacks a column of others leaves it empty, and no cell is a spreadsheet's formula."""
+    rows = [{csv_cell(key): csv_cell(value) for key, value in row.items()} for row in rows]
+    with open(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ICASCError
+from ..foreign_files import read_json
+from ..foreign_text import code_span, markdown_text
 from ..runs.provenance import installed_versions
 from ..runs.tables import markdown
 
@@ -34,10 +36,9 @@ def load_record(path: Path | None, img_size: int | None = None) -> dict[str, Any
     if path is None or not path.exists():
         return {'versions': installed_versions(), 'img_size': img_size, 'models': {}}
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         versions = record['versions']
-        for name, result in record['models'].items():
-            row(name, result)
+        support_page(record), [row(name, result) for name, result in record['models'].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as e:
         raise ICASCError(f"`path`: '{path}' is not a record of layers; name another file.") from e
     if versions != installed_versions():
@@ -122,7 +123,7 @@ def _totals(record: dict[str, Any]) -> list[str]:
     reached = [r for r in results if 'inner' in r]
     hierarchical = sum(map(_is_hierarchical, reached))
     lines = [
-        f"Of {len(results):,} architectures of timm {record['versions']['timm']} "
+        f"Of {len(results):,} architectures of timm {markdown_text(record['versions']['timm'])} "
         f'({len(set(map(_family, results)))} modules): **{_count(results)}**.']
     if reached:
         lines += [
@@ -148,7 +149,7 @@ def _totals(record: dict[str, Any]) -> list[str]:
 def _falling_short(record: dict[str, Any]) -> list[str]:
     """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
     rows = [
-        {'falls short': f'`{name}`', 'level': level(r), 'reason': _reason(r)}
+        {'falls short': code_span(name), 'level': level(r), 'reason': _reason(r)}
         for name, r in sorted(_timms(record).items()) if level(r) != LEVELS[0]]
     return ['', markdown(rows)] if rows else []
 
@@ -157,7 +158,7 @@ def summary(record: dict[str, Any]) -> str:
     """Markdown: totals, the sweep's time, architectures per module, and each that falls short, with its reason."""
     families = Counter(map(_family, _timms(record).values()))
     by_number = sorted(families.items(), key=lambda item: (-item[1], item[0]))
-    lines = ['', 'By module: ' + ', '.join(f'{family} {number}' for family, number in by_number) + '.']
+    lines = ['', 'By module: ' + ', '.join(f'{markdown_text(family)} {number}' for family, number in by_number) + '.']
     return '\n'.join([*_totals(record), *lines, *_falling_short(record)])
 
 
@@ -166,7 +167,7 @@ def support_page(record: dict[str, Any]) -> str:
     families: dict[str, list[dict[str, Any]]] = {}
     for result in record['models'].values():
         families.setdefault(_family(result), []).append(result)
-    versions = ', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items()))
+    versions = markdown_text(', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items())))
     lines = [
         '# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
         '', *_totals(record), *_falling_short(record), '',

@@ -3,6 +3,7 @@ import os
 import statistics
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import ICASCError
 from ..evaluation.measures import TITLES
+from ..foreign_text import code_span, markdown_text, printable
 from ..runs.tables import around_marks, markdown, mean_sd, replace_between
 from .study import Study
 from .summary import Difference, VariantSummary
@@ -75,7 +77,7 @@ def measure_tables(summaries: list[VariantSummary]) -> list[Rows]:
 
 def _versions(records: dict[str, dict[str, Any]]) -> str:
     def several(values: list[str]) -> str:
-        return ', '.join(sorted(set(values)))
+        return ', '.join(markdown_text(value) for value in sorted(set(map(str, values))))
 
     own = list(records.values())
     commits = several([str(r['commit'])[:10] + ' with changes' * r['dirty'] for r in own])
@@ -103,7 +105,7 @@ def _body(
         'chance of the images alone.' if main == 'top1' else '')
     parts = [
         f'{len(records)} of {len(study.runs)} runs; {first["evaluated"]["images"]} images of '
-        f'`{first["evaluated"]["split"]}`, last epoch. {_versions(records)}',
+        f'{code_span(first["evaluated"]["split"])}, last epoch. {_versions(records)}',
         markdown(accuracy_table(summaries, records)),
         f'*Mean ± standard deviation over the seeds. Differences are to `{study.baseline}`, seed by seed. "Over '
         f'seeds": bootstrap in which the seeds are drawn anew, on these images; with few seeds it is too narrow '
@@ -111,8 +113,8 @@ def _body(
         f'time of an epoch with its validation, and whatever else the machine was doing.*',
         *map(markdown, measure_tables(summaries)),
         f'*Mean ± standard deviation over the seeds (difference to `{study.baseline}`). All variants are measured with '
-        f'{first["evaluated"]["attention"]} maps.*',
-        f'![{TITLES[main]} by epoch]({figure.as_posix()})',
+        f'{markdown_text(first["evaluated"]["attention"])} maps.*',
+        f'![{TITLES[main]} by epoch]({quote(figure.as_posix())})',
     ]
     if missing:
         listed = ', '.join(f"`{variant}` {' '.join(seeds)}" for variant, seeds in missing.items())
@@ -143,7 +145,7 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
             alpha=0.12, linewidth=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel('epoch')
-    axis.set_ylabel(f"{TITLES[title]}, {record['options']['val_split']}")
+    axis.set_ylabel(f"{TITLES[title]}, {printable(record['options']['val_split'])}", parse_math=False)
     axis.grid(alpha=0.25)
     figure.legend(loc='outside right upper', frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

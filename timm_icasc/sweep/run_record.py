@@ -1,6 +1,5 @@
 """The record of a finished run: all that the tables need, in one JSON file to be kept under version control."""
 import csv
-import json
 import os
 import platform
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
+from ..foreign_files import read_json
 from ..labels import SINGLE
 from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, has_begun, open_run
 from ..runs.tables import write_json
@@ -21,7 +21,11 @@ __all__ = [
 ]
 
 # What the tables and the check of changes read.
-NEEDED = ('variant', 'seed', 'commit', 'dirty', 'versions', 'machine', 'evaluated', 'final', 'curve', 'options')
+NEEDED = {
+    'variant': str, 'seed': int, 'commit': str | None, 'dirty': bool, 'versions': dict, 'machine': dict,
+    'evaluated': dict, 'final': dict, 'curve': list, 'options': dict}
+
+EVALUATED_KINDS = {'split': str, 'images': int, 'attention': str, 'arguments': list}
 
 
 def record_path(study: Study, run: PlannedRun) -> Path:
@@ -72,7 +76,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
     path = record_path(study, run)
     try:
         result, evaluated = open_run(folder).results, folder / EVALUATION
-        evaluation = json.loads((evaluated / EVALUATED).read_text())
+        evaluation = read_json(evaluated / EVALUATED)
         images, curve = load_records(evaluated / RECORDS), _curve(folder)
         commit = result['commit'] or ''
         record = {
@@ -92,9 +96,27 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
             record['correct'] = {'images': len(images.indices), 'bits': _pack(correct_predictions(images))}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
-    except (OSError, ValueError, KeyError) as e:
-        raise ICASCError(f"no record of '{folder}': {type(e).__name__} {e}") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
+        raise ICASCError(f"no record of '{folder}': {type(e).__name__} {one_line(e)}") from e
     return path
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError where a record is not what `make_record` writes."""
+    for kinds, values in ((NEEDED, record), (EVALUATED_KINDS, record['evaluated'])):
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(name)
+    if not record['curve'] or not isinstance(record['options']['val_split'], str):
+        raise ValueError('curve')
+    numbers = [*record['final'].values(), *(value for row in record['curve'] for value in row.values())]
+    if not all(value is None or isinstance(value, (int, float)) for value in numbers):
+        raise TypeError('final')
+    for row in record['curve']:
+        row['eval_seconds'] + 0
+    for part, names in (('versions', ('torch', 'timm')), ('machine', ('processor', 'device', 'threads'))):
+        [record[part][name] for name in names]
+    correct_of(record)
 
 
 def read_records(study: Study) -> dict[str, dict[str, Any]]:
@@ -108,10 +130,9 @@ def read_records(study: Study) -> dict[str, dict[str, Any]]:
         path = record_path(study, run)
         if path.is_file():
             try:
-                record = json.loads(path.read_text())
-                if missing := set(NEEDED) - set(record):
-                    raise KeyError(min(missing))
-            except (ValueError, KeyError, TypeError) as e:
+                record = read_json(path)
+                _check(record)
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
                 raise ICASCError(f"'{path}' is no record of a run; remove it, and the sweep does the run again.") from e
             records[run.name] = record
     return records

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ICASCError
+from ..foreign_text import printable
 from ..runs.folder import RESULTS, has_begun
 from .run_record import make_record
 from .study import PlannedRun, Study
@@ -104,7 +105,7 @@ class _Work:
 
     def last_lines(self, count: int = 8) -> str:
         lines = self.log.read_text(errors='replace').splitlines()
-        return '\n'.join(line for line in lines[-count:] if line.strip())
+        return '\n'.join(printable(line) for line in lines[-count:] if line.strip())
 
 
 def environment_of(jobs: int) -> dict[str, str]:

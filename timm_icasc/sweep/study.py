@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from timm.utils import ParseKwargs
 
-from ..errors import ICASCError, one_line
+from ..errors import ICASCError
 from ..evaluation.options import add_evaluation_arguments
+from ..foreign_files import read_yaml
 from ..training.argument_files import check_options, load_config
 from ..training.arguments import build_parser, parse_args
 
@@ -62,27 +62,11 @@ class Study:
         return self.file.stem
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error; PyYAML would let the second one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise ICASCError(f"line {key.start_mark.line + 1}: '{key.value}' is there twice; names must differ.")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(file.read_bytes(), _Loader)
+        content = read_yaml(file)
     except OSError as e:
         raise ICASCError(f"cannot read the study '{file}': {e.strerror}.") from e
-    except yaml.YAMLError as e:
-        raise ICASCError(f"'{file}' is not valid YAML: {one_line(e, 400)}") from e
-    except ICASCError as e:
-        raise ICASCError(f"'{file}', {e}") from e
     if not isinstance(content, dict):
         raise ICASCError(f"'{file}' is no study: it needs the keys variants, baseline and seeds.")
     if unknown := set(content) - set(KEYS):

@@ -4,10 +4,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from timm.utils import ParseKwargs
 
-from ..errors import ICASCError, one_line
+from ..errors import ICASCError
+from ..foreign_files import read_yaml
 
 __all__ = ['RECIPES', 'check_options', 'load_config']
 
@@ -44,13 +44,13 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         ICASCError: The file is missing or no YAML mapping, or a key or value is not an option's.
     """
     try:
-        config = yaml.safe_load(Path(path).read_text())
+        config = read_yaml(path)
     except OSError as e:
         raise ICASCError(
             f"--config: cannot read '{path}': {e.strerror}; recipes: "
             f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
-    except yaml.YAMLError as e:
-        raise ICASCError(f"--config: '{path}' is not valid YAML: {one_line(e, 400)}") from e
+    except ICASCError as e:
+        raise ICASCError(f'--config: {e}') from e
     if not isinstance(config, dict):
         raise ICASCError(f"--config: '{path}' holds no 'option: value' lines.")
     return check_options(config, parser, f"--config: '{path}'")

@@ -13,10 +13,12 @@ from timm.utils import ParseKwargs
 from ..attention import trainable_methods
 from ..data.dataset_factory import NAMES
 from ..errors import ICASCError
+from ..foreign_files import refuse_links_out_of
+from ..foreign_text import shell_command
 from ..labels import MULTI, SINGLE
 from ..losses import MASK_SCALES
 from ..objective.config import MULTILABEL_MAPS, TERMS
-from ..runs.folder import ARGUMENTS, latest_run
+from ..runs.folder import ARGUMENTS, COMPARED, latest_run
 from ..task.public_approach import DEFECTS
 from .argument_files import RECIPES, load_config
 
@@ -30,6 +32,7 @@ RANGES = {
     'batch_size': (1, INFINITY), 'validation_batch_size': (1, INFINITY), 'epochs': (1, INFINITY),
     'limit_train': (1, INFINITY), 'head_init_scale': (0, INFINITY),
     'grad_accum_steps': (1, INFINITY), 'checkpoint_hist': (1, INFINITY), 'log_interval': (1, INFINITY),
+    'max_image_pixels': (1, INFINITY),
     'img_size': (1, INFINITY), 'input_size': (1, INFINITY), 'num_classes': (1, INFINITY), 'workers': (0, INFINITY),
     'seed': (0, INFINITY), 'lr': (0, INFINITY), 'crop_padding': (0, INFINITY), 'crop_pct': (0.01, 1),
     'scale': (0.001, 1), 'ratio': (0.01, 100), 'hflip': (0, 1), 'vflip': (0, 1), 'reprob': (0, 1),
@@ -96,6 +99,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help='train on N images of each class, drawn by --seed (default: on all)')
     group.add_argument('--class-map', default='', metavar='FILENAME', help='file that maps class to index')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
+    group.add_argument(
+        '--max-image-pixels', type=int, metavar='N',
+        help="pixels that an image may have (default: Pillow's 179 million; a larger one may be a trap)")
     group.add_argument(
         '--resident-data', action='store_true',
         help='read the training images once, keep them on the device; pad, crop and mirror them there '
@@ -429,7 +435,7 @@ def _check(args: argparse.Namespace) -> None:
     _check_ranges(args)
     if args.resume not in ('', 'auto') and args.icasc_compare:
         raise ICASCError('--icasc-compare has two runs: resume both with --resume auto --experiment NAME.')
-    if Path(args.experiment).name != args.experiment:
+    if Path(args.experiment).name != args.experiment or args.experiment == '..':
         raise ICASCError(f"--experiment is a plain folder name inside --output, got '{args.experiment}'.")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ICASCError(
@@ -449,12 +455,20 @@ def _check(args: argparse.Namespace) -> None:
 
 def _without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
     """The options of a file, which may be somebody else's, without its wish to publish what comes of them."""
-    repo_id = options.pop('push_to_hub', '')
+    repo_id, license = options.pop('push_to_hub', ''), options.pop('license', None)
     if repo_id:
+        asked = ['--push-to-hub', repo_id, *(['--license', license] if license else [])]
         warnings.warn(
-            f"'{file}' asks to publish as '{repo_id}', which the command line alone can: add --push-to-hub "
-            f'{repo_id}.', stacklevel=3)
+            f"'{file}' asks to publish as '{repo_id}', which the command line alone can: add {shell_command(asked)}.",
+            stacklevel=3)
     return options
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """What a run goes on writing must lie in its folder, which somebody else may have made."""
+    for folder in (run_dir, *(run_dir / name for name in COMPARED)):
+        if folder.is_dir():
+            refuse_links_out_of(folder, [path.name for path in folder.iterdir()])
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -472,6 +486,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     run_dir = _find_run(first) if first.resume else None
     files: list[Path] = []
     if run_dir is not None:
+        _refuse_links(run_dir)
         files.append(run_dir / ARGUMENTS)
     if first.config:
         files.append(Path(first.config))

@@ -6,6 +6,7 @@ from typing import Any
 from timm import utils
 from tqdm import tqdm
 
+from ..foreign_text import printable
 from ..labels import LabelKind
 from ..objective.config import TERMS
 from ..runs.folder import RESULTS_TABLE
@@ -19,7 +20,7 @@ OVERLAP = {'overlap inner': 'eval_overlap_inner', 'overlap last': 'eval_overlap_
 
 def log(args: argparse.Namespace, line: str = '') -> None:
     if utils.is_primary(args):
-        tqdm.write(line)
+        tqdm.write('\n'.join(map(printable, line.split('\n'))))
 
 
 def _measures(labels: LabelKind) -> dict[str, str]:

@@ -108,6 +108,9 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
                 f"--initial-checkpoint: '{args.initial_checkpoint}' is not a whole checkpoint of --model "
                 f'{args.model} with {args.num_classes} classes; weights for another head go to '
                 f'--pretrained-path: {message}') from e
+        if args.initial_checkpoint:
+            raise ICASCError(
+                f"--model {args.model} with --initial-checkpoint '{args.initial_checkpoint}': {message}") from e
         if args.model.startswith(HUB_NAMES):
             _explain_hub(args.model, unreachable, e)
         remedy = ''

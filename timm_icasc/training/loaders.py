@@ -82,7 +82,8 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     args.in_chans = channels
     shared = {
         'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
-        'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed}
+        'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed,
+        'max_image_pixels': args.max_image_pixels}
     train = create_dataset(args.dataset, split=args.train_split, is_training=True, **shared)
     val = create_dataset(args.dataset, split=args.val_split, **shared)
     check_shards(train, f'--train-split {args.train_split}', args.workers, args.world_size)

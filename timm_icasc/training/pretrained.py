@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import huggingface_hub
@@ -109,9 +108,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's checkpoints
                 content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        pickled = isinstance(e, UnpicklingError) and 'Weights only load failed' in str(e)
-        why = 'it is none of weights, or holds more than those, as a whole model: save its state_dict()'
-        raise ICASCError(f"--pretrained-path: '{path}' cannot be read: {why if pickled else one_line(e)}") from e
+        raise ICASCError(f"--pretrained-path: '{path}' cannot be read: {one_line(e)}") from e
     tensors = _find_tensors(content, path)
     return rename_to_timm(clean_state_dict({
         name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}))

@@ -16,7 +16,7 @@ from torchvision.models import segmentation
 from torchvision.transforms.functional import pil_to_tensor, resize
 from tqdm import tqdm
 
-from ...errors import ICASCError, NonFiniteLossError
+from ...errors import ICASCError, NonFiniteLossError, one_line
 from .crf import CRFParameters, mean_field
 from .sec import boundary_loss, expansion_loss, seeding_loss
 from .voc_masks import VOCSegmentation
@@ -80,7 +80,9 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
         try:
             state = torch.load(backbone_weights, map_location='cpu', weights_only=True)
         except Exception as e:  # whatever a foreign file makes the unpickler say
-            raise ICASCError(f"`backbone_weights`: cannot read '{backbone_weights}': {str(e)[:150]}") from e
+            raise ICASCError(f"`backbone_weights`: cannot read '{backbone_weights}': {one_line(e)}.") from e
+        if not isinstance(state, dict):
+            raise ICASCError(f"`backbone_weights`: '{backbone_weights}' holds no state dict.")
         # The blocks of a MobileNet classifier are below 'features', those of a segmenter below 'backbone'.
         state = {key.removeprefix('backbone.').removeprefix('features.'): value for key, value in state.items()}
         own = network.backbone.state_dict()
@@ -89,7 +91,10 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
             raise ICASCError(
                 f"`backbone_weights`: '{backbone_weights}' lacks {missing[0]} and {len(missing) - 1} more "
                 f'of {name}.')
-        network.backbone.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+        try:
+            network.backbone.load_state_dict({key: state.get(key, own[key]) for key in own})
+        except (RuntimeError, TypeError) as e:
+            raise ICASCError(f"`backbone_weights`: '{backbone_weights}' does not fit {name}: {one_line(e)}") from e
     return network
 
 
@@ -181,13 +186,21 @@ def _load_checkpoint(
     """Take up a training where its checkpoint left it; returns the updates that are done."""
     if not checkpoint.is_file():
         return 0
-    state = torch.load(
-        checkpoint, map_location=next(network.parameters()).device, weights_only=True)
-    if state['config'] != asdict(config):
+    try:
+        state = torch.load(
+            checkpoint, map_location=next(network.parameters()).device, weights_only=True)
+        same = state['config'] == asdict(config)
+        if same:
+            network.load_state_dict(state['network'])
+            optimizer.load_state_dict(state['optimizer'])
+        done = int(state['iteration'])
+    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
+        raise ICASCError(
+            f"the checkpoint '{checkpoint}' cannot be read: {one_line(e)}; remove it, and the training begins "
+            f'anew.') from e
+    if not same:
         raise ICASCError(f"'{checkpoint}' belongs to a training with other options: remove it, or write elsewhere.")
-    network.load_state_dict(state['network'])
-    optimizer.load_state_dict(state['optimizer'])
-    return state['iteration']
+    return done
 
 
 def _save_checkpoint(

@@ -13,6 +13,7 @@ from ...data import VOC_CLASSES
 from ...data.read_image import read_image
 from ...data.voc import find_devkit, read_boxes, targets_of
 from ...errors import DataError
+from ...foreign_files import path_inside
 
 __all__ = ['SegmentationImage', 'VOCSegmentation']
 
@@ -35,20 +36,23 @@ class VOCSegmentation:
         year: '2007' to '2012'.
         masks: Whether every image must have a mask. Without, masks are read where they exist: weak supervision needs
             none.
+        max_image_pixels: As for `read_image`.
 
     Raises:
         DataError: A folder, list, image, annotation or mask is missing.
     """
     class_names = VOC_CLASSES
 
-    def __init__(self, root: str, split: str, year: str = '2012', masks: bool = True):
+    def __init__(self, root: str, split: str, year: str = '2012', masks: bool = True,
+            max_image_pixels: int | None = None):
+        self.max_image_pixels = max_image_pixels
         self.folder = find_devkit(root, year)
         lists = [self.folder / 'ImageSets' / task / f'{split}.txt' for task in ('Segmentation', 'Main')]
         file = next((path for path in lists if path.is_file()), None)
         if file is None:
             raise DataError(f"No split '{split}': neither '{lists[0]}' nor '{lists[1]}' exists.")
         self.ids: list[str] = [
-            line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+            line.split()[0] for line in file.read_text(errors='surrogateescape').splitlines() if line.strip()]
         for name in self.ids:
             needed = [self._path('JPEGImages', name, 'jpg'), self._path('Annotations', name, 'xml')]
             for path in needed + ([self._path('SegmentationClass', name, 'png')] if masks else []):
@@ -56,7 +60,7 @@ class VOCSegmentation:
                     raise DataError(f"No file '{path}', which split '{split}' needs.")
 
     def _path(self, kind: str, name: str, suffix: str) -> Path:
-        return self.folder / kind / f'{name}.{suffix}'
+        return path_inside(self.folder / kind, f'{name}.{suffix}', through_links=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,7 +69,9 @@ class VOCSegmentation:
         name = self.ids[index]
         boxes = read_boxes(self._path('Annotations', name, 'xml'), VOC_CLASSES)
         labels, = targets_of([boxes], len(VOC_CLASSES))
-        image = read_image(self._path('JPEGImages', name, 'jpg'))
+        image = read_image(self._path('JPEGImages', name, 'jpg'), max_image_pixels=self.max_image_pixels)
         path = self._path('SegmentationClass', name, 'png')
-        mask = np.array(read_image(path, mode=None)) if path.is_file() else None  # palette indices
+        mask = None
+        if path.is_file():  # palette indices
+            mask = np.array(read_image(path, mode=None, max_image_pixels=self.max_image_pixels))
         return SegmentationImage(name, image, mask, labels)

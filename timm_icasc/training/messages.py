@@ -1,0 +1,51 @@
+"""How train_timm.py and the commands say what goes wrong: one line, in the words of their own options."""
+import argparse
+import logging
+import sys
+import warnings
+
+from ..errors import explain
+from ..foreign_text import printable
+from .arguments import name_options
+
+__all__ = ['report_error', 'set_up_messages']
+
+
+def _plain(text: str) -> str:
+    return printable(' '.join(text.split()))
+
+
+class _Formatter(logging.Formatter):
+    """Messages of this package and of others, each as one line in the words of the command's options."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        super().__init__('%(message)s')
+        self.parser = parser
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return name_options(_plain(super().formatMessage(record)), self.parser)
+
+
+def set_up_messages(parser: argparse.ArgumentParser) -> None:
+    """Let warnings and messages of all libraries be one line each, and no name be too odd to be printed.
+
+    Args:
+        parser: Whose options stand for the arguments that messages name.
+    """
+    logging.basicConfig(level=logging.WARNING)
+    for name in (None, 'huggingface_hub'):  # the Hub's client has a handler of its own
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(_Formatter(parser))
+    warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(_plain(str(message)), parser)}\n'
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+
+
+def report_error(error: Exception, parser: argparse.ArgumentParser) -> int:
+    """Say in one line what the user can mend, and return the exit code; a fault of the program is raised again."""
+    said = explain(error)
+    if said is None:
+        raise error
+    print(f'{parser.prog}: error: {name_options(said, parser)}', file=sys.stderr)
+    return 2
