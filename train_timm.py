@@ -29,6 +29,7 @@ from timm_icasc.hub.upload import check_license, repo_name
 from timm_icasc.labels import MULTI
 from timm_icasc.publish.export import check_publishable
 from timm_icasc.publish.push import push_finished
+from timm_icasc.runs.files import write_text
 from timm_icasc.runs.folder import (
     ARGUMENTS,
     COMPARED,
@@ -329,7 +330,7 @@ def train(
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:
         result['best'] = {args.eval_metric: saver.best_metric, 'epoch': saver.best_epoch}
-        (run_dir / RESULTS).write_text(json.dumps(result, indent=2) + '\n')
+        write_text(run_dir / RESULTS, json.dumps(result, indent=2) + '\n')
     return {'result': result, 'model': evaluated_model(job), 'job': job}
 
 

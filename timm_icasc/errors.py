@@ -21,6 +21,10 @@ class ICASCError(ValueError):
         return str(self).strip().splitlines()[-1].removeprefix(f'{type(self).__module__}.{type(self).__name__}: ')
 
 
+class WriteError(ICASCError, OSError):
+    """A file cannot be written: the disk is full, or nothing may be written there. The old file is intact."""
+
+
 class VersionError(ICASCError, ImportError):
     """An installed package is older than what was asked for needs."""
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from huggingface_hub.utils import logging as hub_logging
 
-from ..errors import HubError
 from ..evaluation.measures import MEASURES
 from ..hub.model_folder import FILES, METADATA_KEY
 from ..hub.pull import pull
+from ..runs.files import replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,13 +39,10 @@ def run(args: argparse.Namespace) -> int:
         f"{config['architecture']}, {config.get('num_classes', '?')} classes, license "
         f"{pretrained.get('license', 'not named')}; {trained}")
     if args.to is not None:
-        try:
-            args.to.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, args.to / name)
-        except OSError as e:
-            raise HubError(f"--to: cannot write to '{args.to}': {e.strerror}.") from e
+        for name in reversed(FILES):  # the configuration, which tells what the weights must be, last
+            if (folder / name).is_file():
+                with replacing(args.to / name) as partial:
+                    shutil.copyfile(folder / name, partial)
         folder = args.to
     print(f"timm.create_model('local-dir:{folder}', pretrained=True)")
     return 0

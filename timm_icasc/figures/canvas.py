@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
+from ..runs.files import replacing
+
 __all__ = ['Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'grey', 'overlay', 'save', 'to_size']
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
@@ -106,7 +108,6 @@ class Page:
             self.text(text, left, top + (line + 1) * SMALL_LINE - 4, width - left, size=SMALL_TEXT, align='left')
 
     def save(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
         return save(self.figure, path)
 
 
@@ -185,9 +186,9 @@ class Grid:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lossy = LOSSY.get(path.suffix.lower())
-    figure.savefig(path, dpi=DPI, **({'pil_kwargs': lossy} if lossy else {}))
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=DPI, **({'pil_kwargs': lossy} if lossy else {}))
     return path
 
 

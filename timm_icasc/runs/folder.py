@@ -18,6 +18,7 @@ from timm import utils
 from timm.models import clean_state_dict
 
 from ..errors import HubError, ICASCError, one_line
+from .files import write_text
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION', 'FIGURE',
@@ -370,4 +371,4 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
 def save_args(given: dict[str, Any], folder: Path, command: str) -> None:
     """Write args.yaml: the options as given, before the machine and the data set filled them in, below the command."""
     text = yaml.safe_dump({k: v for k, v in given.items() if k not in ('run_dir', 'config', 'resume')})
-    (folder / ARGUMENTS).write_text(f'{COMMAND}{command}\n{text}')
+    write_text(folder / ARGUMENTS, f'{COMMAND}{command}\n{text}')

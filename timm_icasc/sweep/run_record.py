@@ -90,10 +90,9 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
         }
         if images.labels is SINGLE:
             record['correct'] = {'images': len(images.indices), 'bits': _pack(correct_predictions(images))}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
     except (OSError, ValueError, KeyError) as e:
         raise ICASCError(f"no record of '{folder}': {type(e).__name__} {e}") from e
+    write_json(path, record)
     return path
 
 
