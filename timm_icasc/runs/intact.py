@@ -11,8 +11,9 @@ def _damage(file: Path) -> str:
     """What is wrong with a file of `torch.save`; empty for an intact one, and for what has no checksums."""
     try:
         with open(file, 'rb') as opened:
-            if opened.read(2) != b'PK':
-                return ''
+            head = opened.read(2)
+            if head != b'PK':
+                return '' if head else 'it is empty'
             opened.seek(0)
             with zipfile.ZipFile(opened) as archive:
                 record = archive.testzip()
