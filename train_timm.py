@@ -19,6 +19,7 @@ import timm.task
 import torch
 import torch.nn as nn
 from timm import utils
+from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from tqdm import tqdm
 
 from timm_icasc.data import begin_epoch
@@ -51,9 +52,9 @@ from timm_icasc.runs.folder import (
     finished_results,
     launcher,
     open_run_dir,
-    read_checkpoint,
     save_args,
 )
+from timm_icasc.runs.intact import check_intact
 from timm_icasc.runs.lock import alone_in
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.training.arguments import build_parser, name_options, parse_args
@@ -209,8 +210,14 @@ def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
 
 def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
     """Refuse to go on with other classes than the run began with; warn of another number of processes."""
-    state, args = read_checkpoint(checkpoint), job.args
-    names = (state.get('saver') or {}).get(CLASS_NAMES)
+    args = job.args
+    check_intact(checkpoint)
+    try:
+        state = load_checkpoint_metadata(str(checkpoint))
+        saver = state.get('saver') or {}
+    except Exception:  # whatever a foreign file makes the unpickler say; `resume` says it
+        return
+    names = saver.get(CLASS_NAMES)
     check_same_classes(job.names, names, 'the data set', f"the run of '{checkpoint}'")
     was = state.get('args')
     processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)

@@ -24,6 +24,9 @@ class ICASCError(ValueError):
 class WriteError(ICASCError, OSError):
     """A file cannot be written: the disk is full, or nothing may be written there. The old file is intact."""
 
+    def __str__(self) -> str:
+        return str(self.args[0])  # that of OSError is made of number and name
+
 
 class VersionError(ICASCError, ImportError):
     """An installed package is older than what was asked for needs."""

@@ -1,4 +1,4 @@
-"""timm's saver of checkpoints, so that no moment is without an intact last.pth.tar, and no kill decides what is best."""
+"""timm's saver of checkpoints: no moment is without an intact last.pth.tar, and no kill decides what is best."""
 import os
 import shutil
 import time
