@@ -4,12 +4,23 @@ An argument stands in backquotes, with a value or without: `layers`, `order=1`. 
 the option of its own that means the argument in its place (`training.arguments.name_options`).
 """
 import re
+from collections.abc import Iterator
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
     """What an exception says, in one line; with its type where that is a mere value, as of a KeyError."""
     said = ' '.join(str(error).split())[:most]
     return said if ' ' in said else f"{type(error).__name__}{': ' * bool(said)}{said}"
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that led to it, each once: raised while others were handled, they may form a ring."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
 
 
 class ICASCError(ValueError):

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ICASCError, WriteError
+from ..errors import ICASCError, WriteError, error_chain
 
 try:
     import fcntl
@@ -101,11 +101,11 @@ def _sync_folder(path: Path) -> None:
 
 def _reason(error: BaseException, partial: Path) -> OSError | None:
     """What kept a file from being written; None where the error is of another kind."""
-    link: BaseException | None = error
-    while link is not None and not isinstance(error, ICASCError):
+    if isinstance(error, ICASCError):
+        return None
+    for link in error_chain(error):
         if isinstance(link, OSError) and link.errno:
             return link
-        link = link.__cause__ or link.__context__
     if isinstance(error, RuntimeError) and partial.is_file():  # torch's, which does not say why
         try:
             with open(partial, 'ab') as file:

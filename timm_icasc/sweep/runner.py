@@ -23,6 +23,8 @@ TRAINER = ROOT / 'train_timm.py'
 
 POLL = 0.2  # seconds
 
+LEAST = 1 << 20  # bytes that must be free
+
 PATIENCE = 120  # seconds that a stopped run may take to leave
 
 
@@ -102,8 +104,10 @@ class _Work:
             self.process.wait()
 
     def last_lines(self, count: int = 8) -> str:
-        lines = self.log.read_text(errors='replace').splitlines()
-        return '\n'.join(line for line in lines[-count:] if line.strip())
+        lines = self.log.read_text(errors='replace').splitlines()[-count:]
+        if shutil.disk_usage(self.output).free < LEAST:
+            lines.append(f"the disk is full: make room in '{self.output}'")  # perhaps the log had no room for it
+        return '\n'.join(line for line in lines if line.strip())
 
 
 def environment_of(jobs: int) -> dict[str, str]:

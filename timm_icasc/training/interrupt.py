@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 
-from ..errors import ICASCError, one_line
+from ..errors import ICASCError, error_chain, one_line
 
 __all__ = ['Interrupted', 'StopSignal', 'begin_loading', 'interruptible', 'stopping_loaders']
 
@@ -126,10 +126,8 @@ def stopping_loaders() -> Iterator[None]:
         yield
     except BaseException as e:
         _kill_loaders()
-        error: BaseException | None = e
-        while error is not None:
+        for error in error_chain(e):
             traceback.clear_frames(error.__traceback__)
-            error = error.__cause__ or error.__context__
         if isinstance(e, RuntimeError) and 'DataLoader worker' in str(e):
             raise ICASCError(
                 f'a data loading process has ended before its batch was there: killed, out of memory, or '
