@@ -105,7 +105,7 @@ def test_a_sweep(disk, images, tmp_path, capsys):
 def test_publishing(disk, client, train_on_noise):
     run = train_on_noise()
     fill(disk, ROOM)
-    result = client('push', run, 'me/full', '--license', 'mit', token='write-me', TMPDIR=str(disk))
+    result = client('push', run, 'me/full', token='hf_owner', TMPDIR=str(disk))
     assert result.code == 2 and len(result.err.strip().splitlines()) == 1, result.err
     assert 'make room' in result.err and str(disk) in result.err
     assert [path.name for path in disk.iterdir()] == ['rest']

@@ -1,4 +1,5 @@
 """Stop a training run between two steps, so that no checkpoint is ever half written."""
+import errno
 import multiprocessing
 import os
 import shutil
@@ -128,8 +129,10 @@ def stopping_loaders() -> Iterator[None]:
         _kill_loaders()
         for error in error_chain(e):
             traceback.clear_frames(error.__traceback__)
-        if isinstance(e, RuntimeError) and 'DataLoader worker' in str(e):
+        ended = isinstance(e, RuntimeError) and 'DataLoader worker' in str(e)
+        if ended or isinstance(e, OSError) and e.errno == errno.ENOSPC and not isinstance(e, ICASCError):
+            said = 'a data loading process has ended before its batch was there: killed, out of memory, or' if ended \
+                else 'data loading processes cannot hand on their batches:'
             raise ICASCError(
-                f'a data loading process has ended before its batch was there: killed, out of memory, or '
-                f'{_shared_memory()} is full. -j 0 loads the images in the main process. {one_line(e)}') from e
+                f'{said} {_shared_memory()} is full. -j 0 loads the images in the main process. {one_line(e)}') from e
         raise
