@@ -4,7 +4,6 @@
 Everything but the task is timm's: data, optimiser, schedule, EMA, checkpoints. See --help.
 """
 import argparse
-import csv
 import json
 import signal
 import sys
@@ -13,7 +12,7 @@ import time
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the imports load, which takes seconds: end without a traceback
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,52 @@ import timm.task
 import torch
 import torch.nn as nn
 from timm import utils
+from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from tqdm import tqdm
 
 from timm_icasc.data import begin_epoch
-from timm_icasc.errors import DataError, ICASCError, NonFiniteLossError, check_version, one_line
+from timm_icasc.errors import (
+    DataError,
+    ICASCError,
+    NonFiniteLossError,
+    WriteError,
+    check_version,
+    one_line,
+)
 from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.features.module_state import unwrap_model
 from timm_icasc.figures.validation import validation_figure
 from timm_icasc.foreign_text import printable, shell_command
 from timm_icasc.hub.upload import check_license, repo_name
-from timm_icasc.labels import MULTI
+from timm_icasc.labels import MULTI, check_same_classes
 from timm_icasc.publish.export import check_publishable
 from timm_icasc.publish.push import push_finished
+from timm_icasc.runs.epochs import SECONDS, add_epoch, epoch_record, read_epochs
+from timm_icasc.runs.files import write_text
 from timm_icasc.runs.folder import (
     ARGUMENTS,
+    CLASS_NAMES,
     COMPARED,
     FIGURE,
     LAST,
     RESULTS,
     SUMMARY,
     command_of,
+    finished_results,
+    launcher,
     open_run_dir,
     save_args,
 )
+from timm_icasc.runs.intact import check_intact
+from timm_icasc.runs.lock import alone_in
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.training.arguments import build_parser, parse_args
 from timm_icasc.training.console import LOSSES, format_epoch, format_header, log, print_results
-from timm_icasc.training.interrupt import Interrupted, interruptible, stopping_loaders
+from timm_icasc.training.interrupt import Interrupted, StopSignal, interruptible, stopping_loaders
 from timm_icasc.training.job import TrainingJob, icasc_config, seed_epoch, set_up, set_up_device
 from timm_icasc.training.messages import report_error, set_up_messages
 from timm_icasc.training.model_record import model_record
+from timm_icasc.training.saver import CheckpointSaver
 from timm_icasc.version import TIMM_FOR_TRAINING
 
 LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
@@ -119,8 +134,7 @@ def train_one_epoch(epoch: int, job: TrainingJob, flag) -> dict[str, float]:
     task.train()
     job.optimizer.zero_grad()
     bar = progress(job, job.loader_train, f'epoch {epoch + 1}')
-    for index, (images, target) in enumerate(bar):
-        flag.raise_if_set()
+    for index, (images, target) in enumerate(flag.batches(bar)):
         images, target = make_batch(job, images, target)
         group_start = index // args.grad_accum_steps * args.grad_accum_steps
         group = min(args.grad_accum_steps, batches - group_start)  # the last group may be smaller
@@ -164,8 +178,7 @@ def validate(model: nn.Module, job: TrainingJob, flag) -> dict[str, float]:
     """Loss, top-1 and top-5 on the validation images, or the measures of multi-label classification."""
     model.eval()
     evaluator = job.create_evaluator()
-    for images, target in progress(job, job.loader_val, 'validation'):
-        flag.raise_if_set()
+    for images, target in flag.batches(progress(job, job.loader_val, 'validation')):
         images, target = images.to(job.device), target.to(job.device)
         if job.args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -182,7 +195,7 @@ def evaluate(job: TrainingJob, flag) -> dict[str, float]:
         utils.distribute_bn(job.model, args.world_size, args.dist_bn == 'reduce')
     metrics = validate(job.task.get_eval_model(ema=ema), job, flag)
     if job.attention_loader is not None and utils.is_primary(args):
-        batches = (batch for batch in progress(job, job.attention_loader, 'attention') if flag.raise_if_set() is None)
+        batches = flag.batches(progress(job, job.attention_loader, 'attention'))
         metrics.update(evaluate_attention(
             evaluated_model(job), batches, icasc_config(args), job.layers, job.labels))
     return metrics
@@ -193,14 +206,44 @@ def evaluated_model(job: TrainingJob) -> nn.Module:
         job.task.get_trainable_module(ema=True).module if job.task.has_ema() else job.model)
 
 
-def resume(job: TrainingJob, run_dir: Path) -> int:
-    """Load the checkpoint that --resume means, if there is one; returns the epoch to go on with."""
-    args = job.args
+def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
+    """The checkpoint that --resume means; None where there is nothing to go on with."""
     checkpoint = Path(args.resume) if args.resume not in ('', 'auto') else run_dir / LAST
+    return checkpoint if args.resume and checkpoint.is_file() else None
+
+
+def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
+    """Refuse to go on with other classes than the run began with; warn of another number of processes."""
+    args = job.args
+    check_intact(checkpoint)
+    try:
+        state = load_checkpoint_metadata(str(checkpoint))
+        saver = state.get('saver') or {}
+    except Exception:  # whatever a foreign file makes the unpickler say; `resume` says it
+        return
+    names = saver.get(CLASS_NAMES)
+    check_same_classes(job.names, names, 'the data set', f"the run of '{checkpoint}'")
+    was = state.get('args')
+    processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)
+    if processes != args.world_size and processes * batch != args.world_size * args.batch_size:
+        log(args, f'warning: the run had {processes} process(es) with --batch-size {batch}, this is {args.world_size} '
+                  f'with {args.batch_size}: its updates are of other batches. torchrun --nproc_per_node={processes}, '
+                  f'or another --batch-size, keeps them')
+
+
+def resume(job: TrainingJob, checkpoint: Path | None) -> int:
+    """Load the checkpoint, if there is one; returns the epoch to go on with."""
+    args = job.args
     if args.model_ema:
         job.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-    if not args.resume or not checkpoint.is_file():
+    if checkpoint is None:
         return 0
+    try:
+        check_unchanged(job, checkpoint)
+    except DataError:
+        raise
+    except ICASCError as e:
+        raise ICASCError(f'--resume: {e}') from e
     try:
         start_epoch = timm.task.resume_task_checkpoint(
             job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
@@ -228,26 +271,32 @@ def prepare(job: TrainingJob) -> None:
         job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None)
 
 
-def create_saver(job: TrainingJob, run_dir: Path) -> utils.CheckpointSaver:
-    """timm's saver; an interrupt in the first epoch leaves a checkpoint to go on from."""
-    args, last = job.args, run_dir / LAST
-    saver = utils.CheckpointSaver(
-        job.model, job.optimizer, args=args, task=job.task, amp_scaler=job.scaler,
-        checkpoint_dir=str(run_dir),
-        recovery_dir=str(run_dir), decreasing=args.eval_metric == 'loss', max_history=args.checkpoint_hist)
-    if last.is_file():
-        saver.load_state_dict_from_checkpoint(str(last))
+def create_saver(
+        job: TrainingJob,
+        run_dir: Path,
+        checkpoint: Path | None,
+        start_epoch: int,
+) -> CheckpointSaver:
+    """timm's saver; an interrupt in the first epoch leaves a checkpoint to go on from.
+
+    Args:
+        job: What is trained.
+        run_dir: Folder of the run.
+        checkpoint: What it goes on from, if anything.
+        start_epoch: The epoch that it goes on with.
+    """
+    args = job.args
+    # How the run was called is in args.yaml, and not the same of one that was interrupted.
+    kept = argparse.Namespace(**{**vars(args), **dict.fromkeys(('config', 'resume'), ''), 'run_dir': None})
+    saver = CheckpointSaver(
+        job.model, job.optimizer, args=kept, task=job.task, amp_scaler=job.scaler,
+        checkpoint_dir=str(run_dir), recovery_dir=str(run_dir), decreasing=args.eval_metric == 'loss',
+        max_history=args.checkpoint_hist, class_names=job.names)
+    if checkpoint is not None and checkpoint.resolve().parent == run_dir.resolve():
+        saver.go_on_from(checkpoint)
     else:
-        saver._save(str(last), epoch=-1)
+        saver._save(str(run_dir / LAST), epoch=start_epoch - 1)
     return saver
-
-
-def trim_summary(file: Path, start_epoch: int) -> None:
-    """timm's, of a file that may be damaged: drop the rows of epochs that are trained again."""
-    try:
-        utils.summary.trim_summary(str(file), start_epoch)
-    except (ValueError, csv.Error) as e:
-        raise ICASCError(f"--resume: '{file}' is damaged ({one_line(e)}): mend it, or move it away.") from e
 
 
 def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
@@ -271,7 +320,7 @@ def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
 def run_epoch(
         epoch: int,
         job: TrainingJob,
-        saver: utils.CheckpointSaver | None,
+        saver: CheckpointSaver | None,
         run_dir: Path,
         flag,
 ) -> dict[str, Any]:
@@ -292,10 +341,9 @@ def run_epoch(
         **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
         **{f'eval_{name}': value for name, value in eval_metrics.items()}}
     if saver is not None:
-        utils.update_summary(
-            epoch, {name: train_metrics.get(name) for name in LOSSES},
-            {**eval_metrics, 'seconds': round(record['time'], 2)}, str(run_dir / SUMMARY),
-            lr=job.optimizer.param_groups[0]['lr'])
+        measured = {name: value for name, value in record.items() if name != 'time'}
+        add_epoch(run_dir, epoch, {
+            **measured, SECONDS: round(record['time'], 2), 'lr': job.optimizer.param_groups[0]['lr']})
         saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
     return record
 
@@ -309,6 +357,17 @@ def method_used(job: TrainingJob) -> str:
     return f'ICASC {attention}, order {args.icasc_order}' + f', {loss}' * (args.loss != 'ce')
 
 
+def last_record(job: TrainingJob, run_dir: Path, flag) -> dict[str, Any]:
+    """What results.json tells of the last epoch of a run that has done all; of its table, or evaluated anew."""
+    row = {} if (run_dir / RESULTS).is_file() else epoch_record(run_dir, job.epochs - 1)
+    record = {name: value for name, value in row.items() if name.startswith(('train_', 'eval_'))}
+    if SECONDS in record:
+        log(job.args, f'all {job.epochs} epochs are done')
+        return {'time': record.pop(SECONDS), **record}
+    log(job.args, f'all {job.epochs} epochs are done; evaluating')
+    return {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
+
+
 def train(
         job: TrainingJob,
         given: dict[str, Any],
@@ -318,12 +377,17 @@ def train(
 ) -> dict[str, Any]:
     """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
     args, device, started = job.args, job.device, time.monotonic()
-    start_epoch = resume(job, run_dir)
+    checkpoint = resumed_checkpoint(args, run_dir)
+    start_epoch = resume(job, checkpoint)
+    result = finished_results(run_dir, job.epochs) if start_epoch >= job.epochs else None
+    if result is not None:
+        log(args, f'\nall {job.epochs} epochs are done, and {run_dir / RESULTS} is complete: it stays as it is')
+        return {'result': result, 'model': evaluated_model(job), 'job': job}
     prepare(job)
     saver = None
     if utils.is_primary(args):
-        saver = create_saver(job, run_dir)
-        trim_summary(run_dir / SUMMARY, start_epoch)
+        read_epochs(run_dir, start_epoch)  # one that cannot be read is better known before the work
+        saver = create_saver(job, run_dir, checkpoint, start_epoch)
         save_args(given, run_dir, command)
     announce(job, run_dir, start_epoch)
     record = {}
@@ -335,8 +399,7 @@ def train(
                       f'--icasc-layers')
         flag.raise_if_set()
     if not record:
-        log(args, f'all {job.epochs} epochs are done; evaluating')
-        record = {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
+        record = last_record(job, run_dir, flag)
     result = {
         'method': method_used(job), 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
         'wall_time': time.monotonic() - started, **provenance(args, command), 'model': model_record(job)}
@@ -344,7 +407,7 @@ def train(
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:
         result['best'] = {args.eval_metric: saver.best_metric, 'epoch': saver.best_epoch}
-        (run_dir / RESULTS).write_text(json.dumps(result, indent=2) + '\n')
+        write_text(run_dir / RESULTS, json.dumps(result, indent=2) + '\n')
     return {'result': result, 'model': evaluated_model(job), 'job': job}
 
 
@@ -354,6 +417,8 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
     if hasattr(job.val_set, '__len__') and job.layers is not None:
         try:
             log(args, f'\nattention maps: {printable(validation_figure(runs, run_dir / FIGURE))}')
+        except WriteError:
+            raise
         except Exception as e:  # the run is done and saved; a missing font must not make it look failed
             log(args, f'\nattention maps: not drawn, {type(e).__name__}: {one_line(e)}')
 
@@ -384,51 +449,89 @@ def check_push(job: TrainingJob) -> None:
         check_license(check_publishable(model_record(job), args.license), args.push_to_hub)
 
 
+def begin(args: argparse.Namespace, stack: ExitStack) -> None:
+    """Say what is gone on with, and keep other processes out of it."""
+    if args.resume == 'auto' and not args.run_dir:
+        log(args, f"--resume auto: '{args.output}' has no run {args.experiment or 'yet'}: a new one begins")
+    elif args.resume == 'auto' and not args.experiment:
+        log(args, f"--resume auto: '{args.run_dir}' is the newest run in '{args.output}', and goes on")
+    if args.run_dir:
+        be_alone(args, Path(args.run_dir), stack)
+
+
+def be_alone(args: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
+    """Lock the folder of a run until `stack` is closed."""
+    if utils.is_primary(args):
+        stack.enter_context(alone_in(folder, 'another train_timm.py'))
+
+
+def train_chosen(
+        args: argparse.Namespace,
+        given: dict[str, Any],
+        command: str,
+        device: torch.device,
+        flag: StopSignal,
+        stack: ExitStack,
+) -> dict[str, dict[str, Any]]:
+    """Train what the options ask for, in `args.run_dir`, which is made where there is none."""
+    runs = {}
+    for name, icasc in chosen_methods(args):
+        choice = {'icasc': icasc, 'icasc_compare': False}
+        job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
+        check_push(job)
+        if not args.run_dir:  # only now: a refused option leaves no folder behind
+            args.run_dir = str(open_run_dir(args))
+            be_alone(args, Path(args.run_dir), stack)
+        folder = Path(args.run_dir)
+        if args.icasc_compare:
+            folder = folder / name
+            if utils.is_primary(args):
+                be_alone(args, folder, stack)
+                save_args(given, folder.parent, command)
+        flag.raise_if_set()
+        runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
+    return runs
+
+
+def report_interrupt(args: argparse.Namespace, interrupt: Interrupted) -> None:
+    """Say what the run has left, and how it goes on: with as many processes as now."""
+    if not args.run_dir:
+        print(f'\ninterrupted ({interrupt}) before the first step', file=sys.stderr)
+    elif utils.is_primary(args):
+        run_dir = Path(args.run_dir)
+        state = 'holds the last whole epoch' if [*run_dir.glob(SUMMARY), *run_dir.glob(f'*/{SUMMARY}')] else \
+            'holds the model as it began, and no whole epoch'
+        words = [
+            *launcher(), 'train_timm.py', '--resume', 'auto', '--output', str(run_dir.parent), '--experiment',
+            run_dir.name]
+        for option, value in (('--push-to-hub', args.push_to_hub), ('--license', args.license)):
+            words += [option, value] if value else []
+        print(
+            f'\ninterrupted ({interrupt}); {printable(run_dir)} {state}. Go on with: {shell_command(words)}',
+            file=sys.stderr)
+
+
 def main() -> int:
-    parser, run_dir = build_parser(), None
+    parser = build_parser()
     set_up_messages(parser)
     try:
         args = parse_args()
         check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'training')
         given = dict(vars(args))
-        run_dir = Path(args.run_dir) if args.run_dir else None
-        command = command_of(given, run_dir)
+        command = command_of(given, Path(args.run_dir) if args.run_dir else None)
         device = set_up_device(args)
-        if args.resume == 'auto' and run_dir is None:
-            log(args, f"--resume auto: '{args.output}' has no run {args.experiment or 'yet'}: a new one begins")
         icasc_config(args)
         if args.push_to_hub and utils.is_primary(args):
             repo_name(args.push_to_hub)  # what the upload lacks should not be found out after the training
-        runs = {}
-        with stopping_loaders(), interruptible() as flag:
-            for name, icasc in chosen_methods(args):
-                choice = {'icasc': icasc, 'icasc_compare': False}
-                job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
-                check_push(job)
-                if run_dir is None:  # only now: a refused option leaves no folder behind
-                    run_dir = open_run_dir(args)
-                folder = run_dir
-                if args.icasc_compare:
-                    folder = run_dir / name
-                    if utils.is_primary(args):
-                        folder.mkdir(exist_ok=True)
-                        save_args(given, run_dir, command)
-                flag.raise_if_set()
-                runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
-        finish(args, run_dir, runs)
+        with ExitStack() as stack:
+            begin(args, stack)
+            with stopping_loaders(), interruptible() as flag:
+                runs = train_chosen(args, given, command, device, flag, stack)
+            finish(args, Path(args.run_dir), runs)
     except (ICASCError, OSError, RuntimeError) as e:
         return report_error(e, parser)
     except Interrupted as e:
-        if run_dir is None:
-            print(f'\ninterrupted ({e}) before the first step', file=sys.stderr)
-            return e.exit_code
-        state = 'holds the last whole epoch' if [*run_dir.glob(SUMMARY), *run_dir.glob(f'*/{SUMMARY}')] else \
-            'holds the model as it began, and no whole epoch'
-        words = ['train_timm.py', '--resume', 'auto', '--output', str(run_dir.parent), '--experiment', run_dir.name]
-        for option, value in (('--push-to-hub', args.push_to_hub), ('--license', args.license)):
-            words += [option, value] if value else []
-        print(
-            f'\ninterrupted ({e}); {printable(run_dir)} {state}. Go on with: {shell_command(words)}', file=sys.stderr)
+        report_interrupt(args, e)
         return e.exit_code
     return 0
 

@@ -5,6 +5,7 @@ the option of its own that means the argument in its place (`training.arguments.
 """
 import errno
 import re
+from collections.abc import Iterator
 
 from .foreign_text import printable
 
@@ -69,6 +70,14 @@ def explain(error: Exception) -> str | None:
         gone = 'the folder is not there any more' if failed['gone'] else 'the file cannot be written'
         return f"'{printable(failed['gone'] or failed['refused'])}': {gone}; {REMEDIES[errno.EACCES]}."
     return None
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that led to it, each once: raised while others were handled, they may form a ring."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
 
 
 class ICASCError(ValueError):
@@ -82,6 +91,13 @@ class ICASCError(ValueError):
             said = said.rpartition(f'\n{type(self).__module__}.{type(self).__name__}: ')[2]
         said = printable(said)
         return said if len(said) <= MOST else f'{said[:MOST]}...'
+
+
+class WriteError(ICASCError, OSError):
+    """A file cannot be written: the disk is full, or nothing may be written there. The old file is intact."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # that of OSError is made of number and name
 
 
 class VersionError(ICASCError, ImportError):

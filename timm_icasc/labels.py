@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .errors import TargetError
+from .errors import DataError, TargetError
 
-__all__ = ['KINDS', 'MULTI', 'SINGLE', 'ClassPair', 'LabelKind', 'class_indices', 'kind_of']
+__all__ = [
+    'KINDS', 'MULTI', 'SINGLE', 'ClassPair', 'LabelKind', 'check_same_classes', 'class_indices', 'kind_of',
+]
 
 
 class ClassPair(NamedTuple):
@@ -262,6 +264,30 @@ SINGLE, MULTI = _SingleLabel(), _MultiLabel()
 
 # By timm's flag `multi_label`, the public `multilabel` of `icasc_forward`.
 KINDS: dict[bool, LabelKind] = {False: SINGLE, True: MULTI}
+
+
+def check_same_classes(
+        names: Sequence[str] | None,
+        others: Sequence[str] | None,
+        where: str,
+        elsewhere: str,
+) -> None:
+    """Raise DataError where two lists of classes differ; None, of who does not tell them, differs from nothing.
+
+    Args:
+        names: In the order of the logits.
+        others: Likewise.
+        where: Whose the names are.
+        elsewhere: Whose the others are.
+    """
+    if names is None or others is None or list(names) == list(others):
+        return
+    for i, (name, other) in enumerate(zip(names, others, strict=False)):
+        if name != other:
+            raise DataError(
+                f"class {i} is '{name}' in {where}, and '{other}' in {elsewhere}: give both the same classes in the "
+                f'same order.')
+    raise DataError(f'{where} has {len(names)} classes, {elsewhere} {len(others)}: give both the same.')
 
 
 def kind_of(targets: torch.Tensor | np.ndarray) -> LabelKind:

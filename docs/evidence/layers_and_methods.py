@@ -30,6 +30,7 @@ from timm_icasc.features.tap import capture_features
 from timm_icasc.labels import MULTI
 from timm_icasc.losses import attention_overlap
 from timm_icasc.objective.maps import class_attention, score_gradients
+from timm_icasc.runs.files import write_text
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.runs.tables import markdown
 
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
         key: value if isinstance(value, str) else '-' if value is None else f'{value:.3f}'
         for key, value in {**dict.fromkeys(columns), **row}.items()} for row in means]))
     if args.json:
-        Path(args.json).write_text(json.dumps({
+        write_text(Path(args.json), json.dumps({
             'checkpoint': checkpoint.label, 'model': checkpoint.args.model, 'images': len(indices),
             'layer': args.layer, 'rows': means, **provenance(checkpoint.args)}, indent=1) + '\n')
 

@@ -121,6 +121,7 @@ class TestToken:
         assert result.code == 0 and 'there is one, not checked: the Hub: ' in result.out
 
 
-def test_bad_input(capsys):
-    assert main(['doctor', '--json', 'nowhere/doctor.json']) == 2
-    assert "--json: cannot write 'nowhere/doctor.json'" in capsys.readouterr().err
+def test_bad_input(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert main(['doctor', '--json', str(tmp_path / 'file' / 'doctor.json')]) == 2
+    assert f"cannot write '{tmp_path / 'file' / 'doctor.json'}': " in capsys.readouterr().err

@@ -361,7 +361,7 @@ def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
 
 def test_one_sweep_at_a_time(tiny, tmp_path, capsys):
     output = tmp_path / 'runs'
-    with processes._alone_in(output):
+    with processes.alone_in(output, 'a sweep'):
         assert sweep(tiny, '--output', output) == 2
     assert f"another sweep is at work in '{output}'" in capsys.readouterr().err
     (tmp_path / 'file').write_text('')
@@ -373,7 +373,7 @@ def test_a_killed_sweep_leaves_the_lock_to_its_runs(tiny, tmp_path, monkeypatch,
     (tmp_path / 'trainer.py').write_text('import signal; signal.pause()')
     monkeypatch.setattr(processes, 'TRAINER', tmp_path / 'trainer.py')
     study, output = load_study(tiny), tmp_path / 'runs'
-    with processes._alone_in(output) as lock:
+    with processes.alone_in(output, 'a sweep') as lock:
         work = processes._Work(study, study.runs[0], output, processes.environment_of(1), lock)
     try:
         assert sweep(tiny, '--output', output) == 2

@@ -26,6 +26,7 @@ from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, 
 from ..benchmark.steps import PLAIN, VARIANTS, BenchmarkSetting
 from ..errors import ICASCError, one_line
 from ..figures.canvas import check_format, save
+from ..runs.files import write_text
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
 
@@ -155,5 +156,5 @@ def run(args: argparse.Namespace) -> int:
             record = {
                 'command': sys.argv[1:], 'device': device, 'setting': vars(setting), 'threads': args.threads,
                 'repeats': args.repeats, 'versions': installed_versions(), measured: models}
-            Path(args.json).write_text(json.dumps(record, indent=1) + '\n')
+            write_text(Path(args.json), json.dumps(record, indent=1) + '\n')
     return 0

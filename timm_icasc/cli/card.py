@@ -15,6 +15,7 @@ from ..errors import HubError
 from ..foreign_text import printable
 from ..hub.model_folder import README
 from ..publish.card import render_sources, write_results
+from ..runs.files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             if not target.is_file() or target.read_text(encoding='utf-8') != text:
                 outdated.append(str(target))
         else:
-            target.write_text(text, encoding='utf-8')
+            write_text(target, text)
             print(printable(target))
     for name in map(printable, outdated):
         print(f'{name} differs from its sources; render it: timm-icasc card {Path(name).parent}.yaml')

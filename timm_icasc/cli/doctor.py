@@ -19,12 +19,13 @@ import torch
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..errors import HubError, ICASCError, VersionError, check_version, one_line
+from ..errors import HubError, VersionError, check_version, one_line
 from ..features.resolve import resolve_layers
 from ..foreign_text import printable
 from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_errors, request_timeout
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
+from ..runs.files import write_text
 from ..runs.provenance import installed_versions
 from ..version import TIMM_FOR_TRAINING
 
@@ -150,8 +151,5 @@ def run(args: argparse.Namespace) -> int:
     print(f"to be mended: {', '.join(faults)}" if faults else 'everything that is needed is in order')
     if args.json:
         record = {'versions': versions, 'in_order': not faults, 'findings': [asdict(f) for f in findings]}
-        try:
-            Path(args.json).write_text(json.dumps(record, indent=1) + '\n')
-        except OSError as e:
-            raise ICASCError(f"--json: cannot write '{args.json}': {e.strerror}.") from e
+        write_text(Path(args.json), json.dumps(record, indent=1) + '\n')
     return 1 if faults else 0

@@ -24,6 +24,7 @@ from ..evaluation.options import add_evaluation_arguments as add_arguments
 from ..evaluation.report import print_measures, write_evaluation
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
+from ..runs.files import together
 from ..runs.folder import (
     CLASSES,
     COMPARISON,
@@ -75,17 +76,14 @@ def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
 def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> ImageRecords:
     records, folder = evaluate_checkpoint(checkpoint, args), _folder(args, checkpoint)
     layers = checkpoint.layers
-    try:
-        write_evaluation(folder, records, {
-            'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
-            'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
-            'images': len(records.indices), 'measures': summarise(records), 'attention': args.attention,
-            'sigma': args.sigma, 'tolerance': args.tolerance,
-            'layers': layers and [layers.inner.path, layers.last.path], 'localised': args.layer,
-            **{name: checkpoint.data_config[name] for name in ('input_size', 'crop_pct')},
-            **provenance(checkpoint.args)})
-    except OSError as e:
-        raise ICASCError(f"--output: cannot write to '{folder}': {e.strerror}.") from e
+    write_evaluation(folder, records, {
+        'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
+        'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
+        'images': len(records.indices), 'measures': summarise(records), 'attention': args.attention,
+        'sigma': args.sigma, 'tolerance': args.tolerance,
+        'layers': layers and [layers.inner.path, layers.last.path], 'localised': args.layer,
+        **{name: checkpoint.data_config[name] for name in ('input_size', 'crop_pct')},
+        **provenance(checkpoint.args)})
     print(
         f'{checkpoint.label}: {printable(checkpoint.args.model)}, {len(records.indices)} images of '
         f"{checkpoint.data_config['input_size'][1]} x {checkpoint.data_config['input_size'][2]}; written to "
@@ -125,10 +123,11 @@ def _compare(
 ) -> None:
     result = compare(a, b, args.resamples)
     _print_comparison(a, b, result, args.resamples)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f'{COMPARISON}.json', {
-        'a': sources[0], 'b': sources[1], 'resamples': args.resamples, 'measures': result})
-    write_csv(folder / f'{COMPARISON}.csv', [{'measure': name, **row} for name, row in result.items()])
+    table, content = (folder / f'{COMPARISON}{ending}' for ending in ('.csv', '.json'))
+    with together(table, content):
+        write_csv(table, [{'measure': name, **row} for name, row in result.items()])
+        write_json(content, {
+            'a': sources[0], 'b': sources[1], 'resamples': args.resamples, 'measures': result})
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ..errors import ICASCError, one_line
 from ..foreign_text import printable
+from ..runs.files import write_text
 from ..runs.tables import around_marks, replace_between
 from ..support.architectures import inspect_architecture
 from ..support.support_page import MARKS, load_record, row, summary, support_page, write_record
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         _inspect_all(record, todo, args)
     _print(record, names, args)
     if path:
-        path.with_suffix('.md').write_text(support_page(record))
+        write_text(path.with_suffix('.md'), support_page(record))
         print(f"{len(record['models'])} architectures in {printable(path)} and {printable(path.with_suffix('.md'))}")
     if args.summary is not None:
         replace_between(Path(args.summary), MARKS, summary(record))

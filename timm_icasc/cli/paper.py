@@ -18,6 +18,7 @@ from ..foreign_files import read_yaml
 from ..foreign_text import code_span
 from ..paper.paper_page import HEAD, show
 from ..paper.rows import PAPER, class_rows, figure_rows, paper_rows, segmentation_rows, setting_rows
+from ..runs.files import write_text
 from ..runs.folder import RESULTS, check_folders, collect_runs, collect_segmentations
 from ..runs.tables import write_csv, write_json
 
@@ -40,14 +41,10 @@ def run(args: argparse.Namespace) -> int:
         *paper_rows(runs, content), *class_rows(runs, content), *figure_rows(content)]
     print(show(rows, content, markdown=False), end='')
     if args.output:
-        try:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            if args.output.suffix == '.md':
-                folders = ''.join(f' {folder}' for folder in args.folders)
-                head = HEAD.format(command=code_span(f'timm-icasc paper{folders} --output {args.output}'))
-                args.output.write_text(f'{head}\n{show(rows, content, markdown=True)}', encoding='utf-8')
-            else:
-                (write_json if args.output.suffix == '.json' else write_csv)(args.output, rows)
-        except OSError as e:
-            raise ICASCError(f"--output: cannot write '{args.output}': {e.strerror}.") from e
+        if args.output.suffix == '.md':
+            folders = ''.join(f' {folder}' for folder in args.folders)
+            head = HEAD.format(command=code_span(f'timm-icasc paper{folders} --output {args.output}'))
+            write_text(args.output, f'{head}\n{show(rows, content, markdown=True)}')
+        else:
+            (write_json if args.output.suffix == '.json' else write_csv)(args.output, rows)
     return 0

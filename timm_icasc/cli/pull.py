@@ -19,6 +19,7 @@ from ..foreign_files import path_inside
 from ..foreign_text import printable
 from ..hub.model_folder import FILES, METADATA_KEY
 from ..hub.pull import pull
+from ..runs.files import replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +34,12 @@ def _copy(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         raise HubError(f"--to: '{target}' is the folder that they come from; name another.")
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in reversed(FILES):  # the configuration, which tells what the weights must be, last
             if (source / name).is_file():
-                shutil.copyfile(source / name, path_inside(target, name))
+                with replacing(path_inside(target, name)) as partial:
+                    shutil.copyfile(source / name, partial)
     except ICASCError as e:
         raise HubError(f'--to: {e}') from e
-    except OSError as e:
-        raise HubError(f"--to: cannot write to '{target}': {e.strerror}.") from e
 
 
 def run(args: argparse.Namespace) -> int:

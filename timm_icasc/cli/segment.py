@@ -28,6 +28,7 @@ from ..evaluation.checkpoint import Checkpoint, load_checkpoint
 from ..evaluation.options import add_model_arguments
 from ..foreign_files import path_inside
 from ..foreign_text import printable
+from ..hub.model_folder import file_sha256, tensors_sha256
 from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
 from ..paper.segmentation.train import (
     SegmentationConfig,
@@ -35,10 +36,12 @@ from ..paper.segmentation.train import (
     create_network,
     evaluate,
     intersection_over_union,
+    read_checkpoint,
     score_grid,
     train,
 )
 from ..paper.segmentation.voc_masks import VOCSegmentation
+from ..runs.files import replacing_folder, together
 from ..runs.folder import CHECKPOINT, SEGMENTATION
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
@@ -112,25 +115,35 @@ def _make_all_cues(
         grid: tuple,
 ) -> Path:
     """Write the cues of every training image to `cues/NAME.png`: class + 1, 0 background, 255 no cue."""
-    folder = path_inside(args.output, 'cues')
-    folder.mkdir(parents=True, exist_ok=True)
     config = classifier.data_config
     transform = create_transform(
         config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
         interpolation=config['interpolation'], crop_pct=1., crop_mode='squash')
-    for start in tqdm(range(0, len(images), classifier.batch_size), desc='cues', leave=False, disable=None):
-        items = [images[i] for i in range(start, min(start + classifier.batch_size, len(images)))]
-        labels = torch.stack([item.labels for item in items])
-        batch = torch.stack([transform(item.image) for item in items]).to(classifier.device)
-        cues = make_cues(
-            classifier.model, batch, labels.to(classifier.device), grid, args.attention,
-            classifier.layers,
-            args.foreground, args.background).cpu()
-        # The network classes of a head that has more than VOC's twenty are never present.
-        index = torch.where(cues.any(1), cues.argmax(1), 255).to(torch.uint8).numpy()
-        for item, cue in zip(items, index, strict=True):
-            Image.fromarray(cue).save(path_inside(folder, f'{item.name}.png'))
-    return folder
+    with replacing_folder(path_inside(args.output, 'cues')) as folder:
+        for start in tqdm(range(0, len(images), classifier.batch_size), desc='cues', leave=False, disable=None):
+            items = [images[i] for i in range(start, min(start + classifier.batch_size, len(images)))]
+            labels = torch.stack([item.labels for item in items])
+            batch = torch.stack([transform(item.image) for item in items]).to(classifier.device)
+            cues = make_cues(
+                classifier.model, batch, labels.to(classifier.device), grid, args.attention,
+                classifier.layers,
+                args.foreground, args.background).cpu()
+            # The network classes of a head that has more than VOC's twenty are never present.
+            index = torch.where(cues.any(1), cues.argmax(1), 255).to(torch.uint8).numpy()
+            for item, cue in zip(items, index, strict=True):
+                Image.fromarray(cue).save(path_inside(folder, f'{item.name}.png'))
+    return args.output / 'cues'
+
+
+def _origin(args: argparse.Namespace, classifier: Checkpoint) -> dict[str, Any]:
+    """What decides the cues, and the network that learns from them."""
+    names = ('attention', 'foreground', 'background', 'train_split', 'year')
+    weights = args.backbone_weights
+    return {
+        **{name: getattr(args, name) for name in names},
+        'layers': [classifier.layers.inner.path, classifier.layers.last.path],
+        'classifier': tensors_sha256(classifier.model.state_dict()),
+        'backbone_weights': file_sha256(weights) if weights else None}
 
 
 def _load_cue(folder: Path, name: str, classes: int) -> torch.Tensor:
@@ -176,10 +189,12 @@ def run(args: argparse.Namespace) -> int:
     network = create_network(config.network, len(images.class_names) + 1, args.backbone_weights).to(
         classifier.device)
     grid = score_grid(network, config.image_size)
-    try:
-        folder = _make_all_cues(args, classifier, images, grid)
-    except OSError as e:
-        raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
+    checkpoint, origin = args.output / f'{SEGMENTATION}{CHECKPOINT}', _origin(args, classifier)
+    read_checkpoint(checkpoint, config, origin)  # before the cues of another network are written over
+    if args.cues_only and checkpoint.is_file():
+        raise ICASCError(
+            f"--cues-only: '{args.output}' holds a network, and its results: name another --output.")
+    folder = _make_all_cues(args, classifier, images, grid)
     result: dict[str, Any] = {
         'attention': args.attention, 'classifier': classifier.source,
         'classifier_model': classifier.args.model,
@@ -195,7 +210,7 @@ def run(args: argparse.Namespace) -> int:
         losses = train(
             network, images,
             lambda i: _load_cue(folder, images.ids[i], len(images.class_names) + 1),
-            config, args.output / f'{SEGMENTATION}{CHECKPOINT}')
+            config, checkpoint, origin=origin)
         iou = intersection_over_union(evaluate(network, test, config.image_size))
         mean_iou = 100 * float(np.nanmean(iou))
         names = ['background', *images.class_names]
@@ -204,10 +219,13 @@ def run(args: argparse.Namespace) -> int:
             if value == value]
         print(text(table))
         print(f'mIoU {mean_iou:.2f} % on {len(test)} images; written to {printable(args.output)}')
-        write_csv(args.output / 'iou.csv', table)
         result.update({
             'mIoU': mean_iou, 'test_split': args.test_split, 'test_images': len(test),
             'iou': {row['class']: row['IoU %'] for row in table}, 'losses': losses, **asdict(config)})
     classifier.args.seed = config.seed
-    write_json(args.output / f'{SEGMENTATION}.json', {**result, **provenance(classifier.args)})
+    classes, results = args.output / 'iou.csv', args.output / f'{SEGMENTATION}.json'
+    with together(classes, results):
+        if not args.cues_only:
+            write_csv(classes, table)
+        write_json(results, {**result, **provenance(classifier.args)})
     return 0

@@ -1,6 +1,5 @@
 """Caltech-256 (Griffin, Holub and Perona, 2007): a seeded split with 30 or 60 training images per class."""
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -9,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, WriteError
 from ..foreign_files import path_inside, read_json
+from ..runs.files import write_text
 from .labelled_images import LabelledImages
 
 __all__ = ['Caltech256', 'TEST_IMAGES']
@@ -82,13 +82,9 @@ class Caltech256(LabelledImages):
             order = _shuffled_files(folder, seed)
             names = list(order)
             try:
-                part = file.with_suffix(f'.{os.getpid()}')  # several processes may draw it at once
-                part.write_text(json.dumps(order, indent=0))
-                part.replace(file)
-            except OSError as e:
-                warnings.warn(
-                    f"The split could not be written to '{file}' ({e.strerror}); the same files give the "
-                    f'same split again.', stacklevel=2)
+                write_text(file, json.dumps(order, indent=0))
+            except WriteError as e:
+                warnings.warn(f'{e} The same files give the same split again.', stacklevel=2)
         if len(names) != NUM_CLASSES:
             warnings.warn(f"'{folder}' has {len(names)} classes, Caltech-256 has {NUM_CLASSES}.", stacklevel=2)
         if match[1]:

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..labels import check_same_classes
 from .image_records import ImageRecords
 from .measures import ORDER, curve_measures, mean_measures
 
@@ -64,13 +65,14 @@ def compare(
         in which B is larger; equal ones count half).
 
     Raises:
-        DataError: The two were not evaluated on the same images.
+        DataError: The two were not evaluated on the same images, or not with the same classes.
     """
     if a.files != b.files or not np.array_equal(a.indices, b.indices) or not np.array_equal(
         a.targets, b.targets):
         raise DataError(
             f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared "
             f'in pairs.')
+    check_same_classes(a.names[:a.known], b.names[:b.known], f"'{a.label}'", f"'{b.label}'")
     count = len(a.indices)
     generator = np.random.default_rng(SEED)
     rows = generator.integers(count, size=(resamples, count))

@@ -19,8 +19,9 @@ from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..foreign_text import printable
-from ..labels import LabelKind
+from ..labels import LabelKind, check_same_classes
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
+from ..runs.intact import check_intact
 from ..training.arguments import parse_args, usable_cores
 from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
@@ -126,6 +127,7 @@ def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
     """The averaged weights where the file has any; timm reads what no run has written."""
     if run is not None and file.name.endswith(CHECKPOINT):
         return run.load_weights(file)
+    check_intact(file)
     try:
         return load_state_dict(str(file))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
@@ -203,6 +205,7 @@ def _match_classes(
         dataset: Dataset,
         source: str,
         run: Run | None,
+        weights: Path | None,
         model: nn.Module,
         given: argparse.Namespace,
 ) -> list[str] | None:
@@ -212,7 +215,7 @@ def _match_classes(
     which class has which index, that of the data set.
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
-    model_names = run.results.get('model', {}).get('label_names') if run else model.pretrained_cfg.get('label_names')
+    model_names = run.class_names(weights) if run else model.pretrained_cfg.get('label_names')
     if not isinstance(model_names, (list, tuple)) or not all(
             isinstance(name, str) for name in model_names):
         model_names = None  # of a config.json that somebody else wrote
@@ -230,7 +233,7 @@ def _match_classes(
         raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
     if run and given.data_dir and not model_names and not class_map:
         warnings.warn(
-            f"the run '{source}' has not noted down its class names (unfinished, or of an older version): those of "
+            f"the run '{source}' has not noted down its class names (of an older version): those of "
             f'the data set are taken in their own order', stacklevel=3)
     if names and len(names) < num_classes and not model_names:
         warnings.warn(
@@ -262,7 +265,7 @@ def load_checkpoint(
     args = _run_arguments(source, given, run)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model, dataset = _load(args, weights, run, with_data)
-    names = _match_classes(dataset, source, run, model, given) if with_data else None
+    names = _match_classes(dataset, source, run, weights, model, given) if with_data else None
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:
@@ -311,7 +314,8 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise DataError where the checkpoints would be shown or measured on different images."""
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        if len(other.dataset) != len(first.dataset) or other.names != first.names:
+        check_same_classes(first.names, other.names, f"'{first.label}'", f"'{other.label}'")
+        if len(other.dataset) != len(first.dataset):
             raise DataError(
                 f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
                 f'`data_dir` and `dataset`.')

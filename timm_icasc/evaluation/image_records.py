@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import ICASCError, one_line
 from ..foreign_text import printable
 from ..labels import LabelKind, kind_of
+from ..runs.files import replacing
 
 __all__ = ['ImageRecords', 'load_records', 'save_records']
 
@@ -56,7 +57,8 @@ def save_records(path: Path, records: ImageRecords) -> None:
         arrays['ten_crop_scores'] = records.ten_crop_scores
     for group in ('images', 'pairs'):
         arrays.update({f'{group}/{name}': column for name, column in getattr(records, group).items()})
-    np.savez_compressed(path, **arrays)
+    with replacing(path) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def load_records(path: Path) -> ImageRecords:

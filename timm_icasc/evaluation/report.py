@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..runs.files import together
 from ..runs.folder import CLASSES, EVALUATED, IMAGES, PAIRS, RECORDS
 from ..runs.tables import text, write_csv, write_json
 from .image_records import ImageRecords, save_records
@@ -35,18 +36,23 @@ def image_rows(records: ImageRecords) -> list[dict[str, Any]]:
     return rows
 
 
-def write_evaluation(folder: Path, records: ImageRecords, content: dict[str, Any]) -> None:
-    """eval.json (measures, classes, provenance), classes.csv, images.csv, pairs.csv with boxes, and records.npz."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = class_table(records)
-    write_json(folder / EVALUATED, {**content, 'classes': table})
-    write_csv(folder / CLASSES, table)
-    write_csv(folder / IMAGES, image_rows(records))
+def _write_pairs(path: Path, records: ImageRecords) -> None:
+    """One row per image and class that has boxes; nothing where there are none."""
     if records.pairs:
         named = [
             {'index': int(records.indices[row]), 'file': records.files[row], 'class_name': records.names[c]}
             for row, c in zip(records.pairs['image'], records.pairs['class'], strict=True)]
         columns = {name: column for name, column in records.pairs.items() if name not in ('image', 'class')}
-        write_csv(folder / PAIRS, [
+        write_csv(path, [
             {**head, **{name: f'{column[p]:.6g}' for name, column in columns.items()}} for p, head in enumerate(named)])
-    save_records(folder / RECORDS, records)
+
+
+def write_evaluation(folder: Path, records: ImageRecords, content: dict[str, Any]) -> None:
+    """eval.json (measures, classes, provenance), classes.csv, images.csv, pairs.csv with boxes, and records.npz."""
+    table, files = class_table(records), (CLASSES, IMAGES, PAIRS, RECORDS, EVALUATED)
+    with together(*(folder / name for name in files)):
+        _write_pairs(folder / PAIRS, records)
+        write_csv(folder / CLASSES, table)
+        write_csv(folder / IMAGES, image_rows(records))
+        save_records(folder / RECORDS, records)
+        write_json(folder / EVALUATED, {**content, 'classes': table})

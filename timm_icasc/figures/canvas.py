@@ -18,6 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
 from ..foreign_text import printable
+from ..runs.files import replacing
 
 __all__ = ['Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'grey', 'overlay', 'save', 'to_size']
 
@@ -108,7 +109,6 @@ class Page:
             self.text(text, left, top + (line + 1) * SMALL_LINE - 4, width - left, size=SMALL_TEXT, align='left')
 
     def save(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
         return save(self.figure, path)
 
 
@@ -187,9 +187,9 @@ class Grid:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lossy = LOSSY.get(path.suffix.lower())
-    figure.savefig(path, dpi=DPI, **({'pil_kwargs': lossy} if lossy else {}))
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=DPI, **({'pil_kwargs': lossy} if lossy else {}))
     return path
 
 

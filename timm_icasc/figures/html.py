@@ -12,6 +12,7 @@ from PIL import Image
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from ..foreign_text import printable
+from ..runs.files import write_text
 from .canvas import FRAME, grey, overlay
 from .views import ClassView, colors_of, load_items, view_classes
 
@@ -164,6 +165,5 @@ truth. \u2717: the highest-scoring class is not in the image. #: rank of its sco
 the nearest map of the ground truth, 0 to 1.</p>
 {"".join(sections)}<script>{SCRIPT}</script></body></html>
 '''
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding='utf-8')
+    write_text(path, page)
     return path

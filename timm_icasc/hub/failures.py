@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from ..errors import HubError, check_version
+from ..errors import HubError, check_version, error_chain
 from ..foreign_text import without_secrets
 from ..version import HUB_FOR_TRANSFERS
 
@@ -103,11 +103,7 @@ def request_timeout(seconds: float) -> Iterator[None]:
 
 def _first(error: BaseException, kinds) -> BaseException | None:
     """The first of these kinds in the chain of causes."""
-    while error is not None:
-        if isinstance(error, kinds):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+    return next((link for link in error_chain(error) if isinstance(link, kinds)), None)
 
 
 def _asked(error: Exception) -> str:

@@ -22,6 +22,7 @@ from ..hub.tags import CARDS, TEMPLATE
 from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
 from ..paper.rows import PAPER, abstract_gain
+from ..runs.files import write_text
 from ..runs.folder import ARGUMENTS, Run
 from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
 from .export import export, open_measured_runs
@@ -304,7 +305,7 @@ def write_results(path: Path, folders: list[Path]) -> None:
     if len(chosen) != 1:
         raise HubError(f"'{path}': shipped_run {shipped} is {len(chosen)} of these runs, and must be one.")
     results = evaluate_runs(runs)
-    path.with_suffix('.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+    write_text(path.with_suffix('.json'), json.dumps(results, indent=2) + '\n')
     (folder, run), = chosen
     figure = folder / FIGURE if written['figure'] and (folder / FIGURE).is_file() else None
     export(run, path.with_suffix(''), path.stem.partition('.')[2], written['license'], figure)

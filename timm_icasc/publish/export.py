@@ -21,6 +21,7 @@ from ..hub.model_folder import (
     file_sha256,
     write_weights,
 )
+from ..runs.files import replacing, write_text
 from ..runs.folder import ARGUMENTS, COMPARED, LAST, PUBLISHING_OPTIONS, RESULTS, Run, open_runs
 from .local_paths import without_local_paths
 
@@ -108,7 +109,7 @@ def _write_options(run: Run, folder: Path) -> None:
     if not run.arguments:
         raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was trained.")
     kept = {name: value for name, value in run.arguments.items() if name not in PUBLISHING_OPTIONS}
-    (folder / OPTIONS).write_text(yaml.safe_dump(kept), encoding='utf-8')
+    write_text(folder / OPTIONS, yaml.safe_dump(kept))
 
 
 def export(
@@ -142,9 +143,9 @@ def export(
     """
     model, license = run.model, check_publishable(run.model, license)
     run.check_last_epoch()
-    folder.mkdir(parents=True, exist_ok=True)
     _write_options(run, folder)
-    provenance = write_weights(run.load_weights(), _provenance(run), folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as partial:
+        provenance = write_weights(run.load_weights(), _provenance(run), partial)
     config = {
         'architecture': model['architecture'], 'num_classes': model['num_classes'], 'model_args': model['model_args'],
         'pretrained_cfg': {
@@ -158,7 +159,8 @@ def export(
     }
     if model['label_names'] and class_names:
         config['label_names'] = model['label_names']
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + '\n')
     if figure is not None:
-        shutil.copyfile(figure, folder / FIGURE)
+        with replacing(folder / FIGURE) as partial:
+            shutil.copyfile(figure, partial)
     return check_folder(folder, str(run.folder))[0]

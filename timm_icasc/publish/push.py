@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..data import is_public
-from ..errors import HubError, ICASCError, one_line
+from ..errors import HubError, ICASCError, WriteError, one_line
 from ..foreign_files import read_yaml
 from ..foreign_text import printable
 from ..hub.failures import endpoint
@@ -26,6 +26,7 @@ from ..hub.model_folder import (
 from ..hub.staging import temporary_folder
 from ..hub.tags import record_path
 from ..hub.upload import Upload, publish, repo_name
+from ..runs.files import write_text
 from .card import render_run, render_sources
 from .export import export, open_measured_runs, refuse_links
 from .local_paths import find_local_path
@@ -88,7 +89,7 @@ def _stage_ready(source: Path, folder: Path, repo_id: str, figure: Path | None) 
         text = re.sub(rf'^!\[.*\]\({FIGURE}\)\n+', '', files[README].read_text(encoding='utf-8'), flags=re.M)
     if text is not None:
         files[README] = folder / README
-        files[README].write_text(text, encoding='utf-8')
+        write_text(files[README], text)
     return files
 
 
@@ -97,8 +98,8 @@ def _note_place(published: Upload, source: Path) -> None:
     record = {'repo_id': published.repo_id, 'revision': published.commit, 'sha256': published.sha256}
     path = record_path(source.resolve())
     try:
-        path.write_text(json.dumps(record, indent=2) + '\n')
-    except OSError as e:
+        write_text(path, json.dumps(record, indent=2) + '\n')
+    except WriteError as e:
         raise HubError(
             f"published as {published.repo_id}@{published.commit}, but '{path}' cannot be written "
             f'({e.strerror}), so that the weight tag does not find it; run the command again.') from e
@@ -146,7 +147,7 @@ def push(
             model = runs[-1].model
             tag = f"{'icasc' if model['icasc'] else 'baseline'}_{model['dataset'].replace('/', '_')}"
             export(runs[-1], folder, tag, license, chosen, class_names)
-            (folder / README).write_text(render_run(runs[-1], runs, folder, repo_id), encoding='utf-8')
+            write_text(folder / README, render_run(runs[-1], runs, folder, repo_id))
             files = {name: folder / name for name in FILES if (folder / name).is_file()}
         published = publish(files, repo_id, private)
     if ready and source.resolve().with_name(f'{source.resolve().name}.yaml').is_file():

@@ -19,18 +19,22 @@ from timm.models import clean_state_dict
 from ..errors import HubError, ICASCError, one_line
 from ..foreign_files import read_json, read_yaml
 from ..foreign_text import shell_command
+from .files import write_text
+from .intact import check_intact
 
 __all__ = [
-    'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION', 'FIGURE',
-    'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run',
-    'SEGMENTATION',
-    'SUMMARY', 'check_folders', 'collect_runs', 'collect_segmentations', 'command_of', 'find_runs', 'find_weights',
-    'group_runs', 'has_begun', 'latest_run', 'open_run', 'open_run_dir', 'open_runs', 'save_args',
+    'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED',
+    'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS',
+    'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'check_folders', 'collect_runs',
+    'collect_segmentations', 'command_of', 'find_runs', 'find_weights', 'finished_results', 'group_runs',
+    'has_begun', 'latest_run', 'launcher', 'open_run', 'open_run_dir', 'open_runs', 'read_checkpoint',
+    'save_args', 'saved_at',
 ]
 
 ARGUMENTS = 'args.yaml'
 CHECKPOINT = '.pth.tar'  # how the names of timm's checkpoints end
 LAST, BEST = f'last{CHECKPOINT}', f'model_best{CHECKPOINT}'
+CLASS_NAMES, SAVED = 'class_names', 'saved'  # in a checkpoint's 'saver': in the order of the logits, and when
 SUMMARY = 'summary.csv'  # a line per epoch; of `timm-icasc eval --output`, per checkpoint
 RESULTS, RESULTS_TABLE = 'results.json', 'results.csv'  # of a finished run
 FIGURE = 'attention.png'
@@ -146,7 +150,7 @@ class Run:
             ICASCError: The checkpoint cannot be read, or lacks the average that the results are of.
         """
         file = file or self.checkpoint
-        checkpoint = _read_checkpoint(file)
+        checkpoint = read_checkpoint(file)
         averaged = checkpoint.get('state_dict_ema')
         if averaged is None and self.results.get('model', {}).get('ema'):
             raise ICASCError(f"'{file}' lacks the averaged weights, which the results beside it are of.")
@@ -154,11 +158,18 @@ class Run:
 
     def check_last_epoch(self) -> None:
         """Raise HubError where the results are not of the checkpoint beside them."""
-        epoch = _read_checkpoint(self.checkpoint)['epoch']
-        if epoch + 1 < self.results['epochs']:
+        epoch = read_checkpoint(self.checkpoint)['epoch']
+        if epoch + 1 != self.results['epochs']:
             raise HubError(
                 f"'{self.checkpoint}' is of epoch {epoch + 1} of {self.results['epochs']}, not of the "
                 f'results beside it; train_timm.py --resume auto goes on.')
+
+    def class_names(self, file: Path) -> list[str] | None:
+        """The classes in the order of the logits; None where neither the results nor the checkpoint tells."""
+        names = self.results.get('model', {}).get('label_names')
+        if names is None and not self.results and file.name.endswith(CHECKPOINT):
+            names = (read_checkpoint(file).get('saver') or {}).get(CLASS_NAMES)
+        return names
 
     def outdated(self) -> HubError:
         """The error of results that do not say all that is asked of them."""
@@ -167,7 +178,17 @@ class Run:
             f'--output {self.folder.parent} --experiment {self.folder.name} evaluates it again and writes it anew.')
 
 
-def _read_checkpoint(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of a run, its tensors on the disk until they are used.
+
+    Raises:
+        ICASCError: It is damaged, or cannot be read.
+    """
+    check_intact(file)
+    return _load_checkpoint(file)
+
+
+def _load_checkpoint(file: Path) -> dict[str, Any]:
     try:
         # Mapped, not read: the file may be three times the size of the weights, with the optimiser's state.
         with torch.serialization.safe_globals([argparse.Namespace]):  # the options, beside the weights
@@ -264,6 +285,14 @@ def has_begun(folder: Path) -> bool:
     return (folder / ARGUMENTS).is_file() and (folder / LAST).is_file()
 
 
+def saved_at(checkpoint: Path) -> float:
+    """When a checkpoint was written, in seconds: as it says itself, since copies have other times; else its file's."""
+    try:
+        return _load_checkpoint(checkpoint)['saver'][SAVED]
+    except (ICASCError, KeyError, TypeError):
+        return checkpoint.stat().st_mtime
+
+
 def latest_run(root: Path, name: str = '') -> Path | None:
     """The folder, of one run or of an --icasc-compare, whose last checkpoint is the newest; None without one.
 
@@ -272,10 +301,12 @@ def latest_run(root: Path, name: str = '') -> Path | None:
         name: Of the only run to look at; all when empty.
     """
     folders = [root / name] if name else root.glob('*')
-    stamps = {
-        folder: max((p.stat().st_mtime for p in (*folder.glob(LAST), *folder.glob(f'*/{LAST}'))), default=0)
-        for folder in folders if (folder / ARGUMENTS).is_file()}
-    return max(stamps, key=stamps.get) if any(stamps.values()) else None
+    found = {
+        folder: [*folder.glob(LAST), *folder.glob(f'*/{LAST}')] for folder in folders if (folder / ARGUMENTS).is_file()}
+    found = {folder: checkpoints for folder, checkpoints in found.items() if checkpoints}
+    if len(found) < 2:
+        return next(iter(found), None)
+    return max(found, key=lambda folder: max(map(saved_at, found[folder])))
 
 
 def _open_finished(folder: Path) -> Run:
@@ -373,6 +404,23 @@ def open_run_dir(args: argparse.Namespace) -> Path:
         raise ICASCError(f"`output`: cannot write to '{args.output}': {e.strerror}.") from e
 
 
+def finished_results(folder: Path, epochs: int) -> dict[str, Any] | None:
+    """results.json of a run of so many epochs; None where there is none, or it does not tell all that it should."""
+    try:
+        run = Run(folder, {}, json.loads((folder / RESULTS).read_text(encoding='utf-8')))
+        run.method, run.metrics, run.results['best'], [run.model[name] for name in RECORDED]
+        return run.results if run.results['epochs'] == epochs else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def launcher() -> list[str]:
+    """The words that start as many processes as this job has; none for a single one."""
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', world))
+    return ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}'] if world > 1 else []
+
+
 def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     """The command that began a run, which its args.yaml keeps; followed by this one if it goes on with other options.
 
@@ -380,11 +428,8 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
         given: Options of this process.
         run_dir: Folder of the run to go on with; None for a new one.
     """
-    words, world = [Path(sys.argv[0]).name, *sys.argv[1:]], int(os.environ.get('WORLD_SIZE', 1))
-    if world > 1:
-        local = int(os.environ.get('LOCAL_WORLD_SIZE', world))
-        words = ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}', *words]
-    command = shell_command(words)
+    started = launcher()
+    command = shell_command([*started, Path(sys.argv[0]).name, *sys.argv[1:]])
     text = (run_dir / ARGUMENTS).read_text(errors='replace') if run_dir and (run_dir / ARGUMENTS).is_file() else ''
     if not text.startswith(COMMAND):
         return command
@@ -392,10 +437,10 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     same = all(
         given.get(name) == value for name,
         value in _mapping(run_dir / ARGUMENTS, read_yaml).items() if name not in PUBLISHING_OPTIONS)
-    return first if same else f"{first} && {'python ' if world == 1 else ''}{command}"
+    return first if same else f"{first} && {'' if started else 'python '}{command}"
 
 
 def save_args(given: dict[str, Any], folder: Path, command: str) -> None:
     """Write args.yaml: the options as given, before the machine and the data set filled them in, below the command."""
     text = yaml.safe_dump({k: v for k, v in given.items() if k not in ('run_dir', 'config', 'resume')})
-    (folder / ARGUMENTS).write_text(f'{COMMAND}{command}\n{text}')
+    write_text(folder / ARGUMENTS, f'{COMMAND}{command}\n{text}')

@@ -1,5 +1,6 @@
 """Rows of values as tables: to read, in the terminal and in Markdown, and to load; means, paired differences."""
 import csv
+import io
 import json
 import math
 import statistics
@@ -12,6 +13,7 @@ from tabulate import DataRow, TableFormat, tabulate
 
 from ..errors import ICASCError
 from ..foreign_text import Markdown, csv_cell, markdown_text, printable
+from .files import write_text
 
 __all__ = [
     'around_marks', 'markdown', 'marks', 'mean_and_deviation', 'mean_sd', 'paired_difference', 'replace_between',
@@ -83,16 +85,17 @@ def write_json(path: Path, content: Any) -> None:
             value = value.item()
         # NaN is not JSON.
         return None if isinstance(value, float) and not math.isfinite(value) else value
-    path.write_text(json.dumps(plain(content), indent=2) + '\n')
+    write_text(path, json.dumps(plain(content), indent=2) + '\n')
 
 
 def write_csv(path: Path, rows: Rows) -> None:
     """Write CSV; a row that lacks a column of others leaves it empty, and no cell is a spreadsheet's formula."""
     rows = [{csv_cell(key): csv_cell(value) for key, value in row.items()} for row in rows]
-    with open(path, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    content = io.StringIO(newline='')
+    writer = csv.DictWriter(content, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, content.getvalue())
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -149,7 +152,4 @@ def replace_between(path: Path, name: str, content: str) -> None:
         ICASCError: The file or its marks are missing, or it cannot be written.
     """
     before, after = around_marks(path, name)
-    try:
-        path.write_text(f'{before}\n{content}\n{after}', encoding='utf-8')
-    except OSError as e:
-        raise ICASCError(f"cannot write '{path}': {e.strerror}.") from e
+    write_text(path.resolve(), f'{before}\n{content}\n{after}')

@@ -1,7 +1,6 @@
 """The record of what ICASC supports (`timm-icasc layers --json`): file, table and summary."""
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from ..errors import ICASCError
 from ..foreign_files import read_json
 from ..foreign_text import code_span, markdown_text
+from ..runs.files import write_text
 from ..runs.provenance import installed_versions
 from ..runs.tables import markdown
 
@@ -55,13 +55,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     head = {**record, 'models': None}
     models = ',\n'.join(f'  {json.dumps(name)}: {json.dumps(r)}' for name, r in sorted(record['models'].items()))
     text = json.dumps(head, indent=1, sort_keys=True).replace('"models": null', f'"models": {{\n{models}\n }}')
-    partial = path.with_name(path.name + '.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + '\n')
-        os.replace(partial, path)
-    except OSError as e:
-        raise ICASCError(f"`path`: cannot write '{path}': {e.strerror}.") from e
+    write_text(path, text + '\n')
 
 
 def level(result: dict[str, Any]) -> str:

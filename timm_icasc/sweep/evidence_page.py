@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import ICASCError
 from ..evaluation.measures import TITLES
 from ..foreign_text import code_span, markdown_text, printable
+from ..runs.files import replacing
 from ..runs.tables import around_marks, markdown, mean_sd, replace_between
 from .study import Study
 from .summary import Difference, VariantSummary
@@ -148,8 +149,8 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
     axis.set_ylabel(f"{TITLES[title]}, {printable(record['options']['val_split'])}", parse_math=False)
     axis.grid(alpha=0.25)
     figure.legend(loc='outside right upper', frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={'Software': None})
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, metadata={'Software': None})
     return path
 
 
@@ -167,10 +168,7 @@ def write_page(
         raise ICASCError(f"'{study.file}' names no page: add 'report: FILE.md'.")
     name = f'study {study.name}'
     around_marks(study.report, name)  # before the figure is drawn
-    try:
-        figure = curves_figure(study, records, study.records.parent / f'{study.records.name}.png')
-    except OSError as e:
-        raise ICASCError(f"cannot write '{e.filename}': {e.strerror}.") from e
+    figure = curves_figure(study, records, study.records.parent / f'{study.records.name}.png')
     body = _body(study, records, summaries, Path(os.path.relpath(figure, study.report.parent)))
     replace_between(study.report, name, body)
     return study.report

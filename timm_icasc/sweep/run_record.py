@@ -12,6 +12,7 @@ from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
 from ..foreign_files import read_json
 from ..labels import SINGLE
+from ..runs.epochs import SECONDS
 from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, has_begun, open_run
 from ..runs.tables import write_json
 from .study import PlannedRun, Study, changed_options
@@ -86,7 +87,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
             'machine': {
                 'processor': _processor(), 'cores': os.cpu_count(), 'device': result['device'],
                 'threads': environment['OMP_NUM_THREADS'], 'system': platform.platform()},
-            'wall_time': sum(row['eval_seconds'] for row in curve),  # of all epochs, interrupted or not
+            'wall_time': sum(row[SECONDS] for row in curve),  # of all epochs, interrupted or not
             'evaluated': {
                 **{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
                 'arguments': list(study.evaluation)},
@@ -94,10 +95,9 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
         }
         if images.labels is SINGLE:
             record['correct'] = {'images': len(images.indices), 'bits': _pack(correct_predictions(images))}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
         raise ICASCError(f"no record of '{folder}': {type(e).__name__} {one_line(e)}") from e
+    write_json(path, record)
     return path
 
 

@@ -1,19 +1,18 @@
 """The runs of a study as processes: several at a time, stopped cleanly, gone on with in the next session."""
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ICASCError
 from ..foreign_text import printable
 from ..runs.folder import RESULTS, has_begun
+from ..runs.lock import alone_in
 from .run_record import make_record
 from .study import PlannedRun, Study
 
@@ -24,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 TRAINER = ROOT / 'train_timm.py'
 
 POLL = 0.2  # seconds
+
+LEAST = 1 << 20  # bytes that must be free
 
 PATIENCE = 120  # seconds that a stopped run may take to leave
 
@@ -104,8 +105,10 @@ class _Work:
             self.process.wait()
 
     def last_lines(self, count: int = 8) -> str:
-        lines = self.log.read_text(errors='replace').splitlines()
-        return '\n'.join(printable(line) for line in lines[-count:] if line.strip())
+        lines = self.log.read_text(errors='replace').splitlines()[-count:]
+        if shutil.disk_usage(self.output).free < LEAST:
+            lines.append(f"the disk is full: make room in '{self.output}'")  # perhaps the log had no room for it
+        return '\n'.join(printable(line) for line in lines if line.strip())
 
 
 def environment_of(jobs: int) -> dict[str, str]:
@@ -114,28 +117,6 @@ def environment_of(jobs: int) -> dict[str, str]:
     return {
         'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ,
         'PYTHONPATH': os.pathsep.join(paths)}
-
-
-@contextmanager
-def _alone_in(output: Path) -> Iterator[int]:
-    """Two sweeps at once would write into the same runs.
-
-    Yields the lock, which runs inherit: it ends with the last process that holds it, so that a killed sweep's runs are
-    not begun again while they are still at work.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / '.lock', 'w')
-    except OSError as e:
-        raise ICASCError(f"`output`: cannot write to '{output}': {e.strerror}.") from e
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise ICASCError(
-                f"another sweep is at work in '{output}', or a run that a killed one has left: wait for "
-                f"it, or name another `output`.") from e
-        yield file.fileno()
 
 
 def carry_out(
@@ -162,7 +143,8 @@ def carry_out(
         raise ICASCError(f"a sweep runs train_timm.py, which is not at '{TRAINER}': use a checkout, no installation.")
     outcome, waiting, deadline = Outcome(), list(runs), time.monotonic() + seconds
     environment, under_way = environment_of(jobs), []
-    with _alone_in(output) as lock:
+    # Runs inherit the lock: those of a killed sweep are not begun again while they are still at work.
+    with alone_in(output, 'another sweep') as lock:
         try:
             while waiting or under_way:
                 if stop_asked() or time.monotonic() > deadline:

@@ -194,7 +194,7 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--warmup-lr', type=float, default=1e-5, metavar='LR', help='default: %(default)s')
     group.add_argument('--min-lr', type=float, default=0., metavar='LR', help='default: %(default)s')
     group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N', help='default: %(default)s')
-    group.add_argument('--decay-epochs', type=float, default=90, metavar='N', help='default: %(default)s')
+    group.add_argument('--decay-epochs', type=float, default=90., metavar='N', help='default: %(default)s')
     group.add_argument('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH')
     group.add_argument('--decay-rate', type=float, default=0.1, metavar='RATE', help='default: %(default)s')
     group.add_argument('--lr-cycle-mul', type=float, default=1., metavar='MULT', help='default: %(default)s')

@@ -1,10 +1,20 @@
 """Stop a training run between two steps, so that no checkpoint is ever half written."""
+import errno
+import multiprocessing
+import os
+import shutil
 import signal
+import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
 
-__all__ = ['Interrupted', 'ignore_signals', 'interruptible', 'stopping_loaders']
+from ..errors import ICASCError, error_chain, one_line
+
+__all__ = ['Interrupted', 'StopSignal', 'begin_loading', 'interruptible', 'stopping_loaders']
+
+SHARED_MEMORY = '/dev/shm'
 
 
 class Interrupted(Exception):
@@ -16,18 +26,36 @@ class Interrupted(Exception):
 
 
 class StopSignal:
+    """Whether a signal has arrived."""
     signal_number = 0
+    waiting = False  # for a batch: nothing is lost by an end right now
+    process = 0
 
     def raise_if_set(self) -> None:
         """Raise `Interrupted` if a signal has arrived."""
         if self.signal_number:
             raise Interrupted(self.signal_number)
 
+    def batches(self, loader: Iterable) -> Iterator:
+        """What a loader yields. A signal acts between two batches, and at once where one does not come."""
+        iterator = iter(loader)
+        while True:
+            self.raise_if_set()
+            self.waiting = True
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.waiting = False
+            yield batch
+
 
 @contextmanager
 def interruptible() -> Iterator[StopSignal]:
     """Turn SIGINT and SIGTERM into a flag for `raise_if_set()`; the second one acts at once, as without it."""
     flag = StopSignal()
+    flag.process = os.getpid()
     previous = {}
 
     def restore() -> None:
@@ -37,6 +65,8 @@ def interruptible() -> Iterator[StopSignal]:
     def on_signal(number, frame):
         flag.signal_number = number
         restore()
+        if flag.waiting and flag.process == os.getpid():  # not in a process that is just being forked
+            flag.raise_if_set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, on_signal)
@@ -50,11 +80,37 @@ def interruptible() -> Iterator[StopSignal]:
         restore()
 
 
-def ignore_signals(worker_init: Callable[[int], None], worker: int) -> None:
+def _shared_memory() -> str:
+    """What fills up where batches go from process to process, in words."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return 'shared memory'
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return f'{SHARED_MEMORY} ({usage.free / 2 ** 20:.0f} of {usage.total / 2 ** 20:.0f} MiB are free)'
+
+
+def _end_without_batch(error: BaseException, batch: object) -> None:
+    """End a data loading process that cannot hand on its batch, for which the main process would wait for ever."""
+    print(f'a data loading process cannot hand on its batch: {one_line(error)}', file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def begin_loading(worker_init: Callable[[int], None], worker: int) -> None:
     """Start of a data loading process: a signal to the whole process group is the main process's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
     worker_init(worker)
+
+
+def _kill_loaders() -> None:
+    """End the data loading processes, one that hangs in its data too."""
+    watched = getattr(signal, 'SIGCHLD', None)
+    previous = signal.signal(watched, signal.SIG_DFL) if watched else None  # torch's would raise that one was killed
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    if previous is not None:
+        signal.signal(watched, previous)
 
 
 @contextmanager
@@ -63,12 +119,20 @@ def stopping_loaders() -> Iterator[None]:
 
     An error that comes from such a process sits in a frame of its own traceback. That ring keeps the loader alive until
     Python's end, where the processes would be waited for in vain, since they ignore SIGTERM.
+
+    Raises:
+        ICASCError: Such a process has ended before its batch.
     """
     try:
         yield
     except BaseException as e:
-        error: BaseException | None = e
-        while error is not None:
+        _kill_loaders()
+        for error in error_chain(e):
             traceback.clear_frames(error.__traceback__)
-            error = error.__cause__ or error.__context__
+        ended = isinstance(e, RuntimeError) and 'DataLoader worker' in str(e)
+        if ended or isinstance(e, OSError) and e.errno == errno.ENOSPC and not isinstance(e, ICASCError):
+            said = 'a data loading process has ended before its batch was there: killed, out of memory, or' if ended \
+                else 'data loading processes cannot hand on their batches:'
+            raise ICASCError(
+                f'{said} {_shared_memory()} is full. -j 0 loads the images in the main process. {one_line(e)}') from e
         raise

@@ -21,7 +21,7 @@ from ..data import (
 )
 from ..errors import DataError, ICASCError, one_line
 from ..labels import SINGLE, LabelKind
-from .interrupt import ignore_signals
+from .interrupt import begin_loading
 
 __all__ = ['set_up_data', 'set_up_data_config', 'set_up_loaders']
 
@@ -155,9 +155,6 @@ def set_up_loaders(
         loader_val = create_loader(val, distributed=args.distributed, **evaluation, **shared)
     except (AssertionError, ValueError, KeyError) as e:
         raise ICASCError(f'The augmentation options do not fit: {one_line(e)}') from e
-    for loader in (loader_train, loader_val):
-        loader = getattr(loader, 'loader', loader)  # inside the prefetcher
-        loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
     image_size = data_config['input_size'][-2:]
     if args.resident_data:
         loader_train = ResidentLoader(
@@ -167,9 +164,13 @@ def set_up_loaders(
         use_pad_crop(train, image_size, args.crop_padding)
     if not len(loader_train):
         raise DataError(f'--batch-size {args.batch_size} is more than the {len(train)} training images of a process.')
-    attention_loader = None
+    attention_loader, loaders = None, [loader_train, loader_val]
     if args.icasc_eval_images and hasattr(val, '__len__'):
         attention_loader = create_loader(
             evenly_spaced(val, args.icasc_eval_images), **evaluation, **shared)
+        loaders.append(attention_loader)
+    for loader in (getattr(loader, 'loader', loader) for loader in loaders):  # inside the prefetcher
+        if isinstance(loader, DataLoader):
+            loader.worker_init_fn = partial(begin_loading, loader.worker_init_fn)
     return loader_train, loader_val, attention_loader, Mixup(
         **mixup_args) if mixes and collate is None else None

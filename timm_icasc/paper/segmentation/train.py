@@ -5,6 +5,7 @@ Shapes: `B` batch, `C` classes with the background first, `h w` grid of the netw
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,20 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 from tqdm import tqdm
 
 from ...errors import ICASCError, NonFiniteLossError, one_line
+from ...runs.files import replacing
+from ...runs.intact import check_intact
 from .crf import CRFParameters, mean_field
 from .sec import boundary_loss, expansion_loss, seeding_loss
 from .voc_masks import VOCSegmentation
 
 __all__ = [
     'SegmentationConfig', 'count_pixels', 'create_network', 'evaluate', 'intersection_over_union', 'network_input',
-    'predict', 'score_grid', 'train',
+    'predict', 'read_checkpoint', 'score_grid', 'train',
 ]
 
 SAVE_EVERY = 200
+
+KEPT_LOSSES = 100  # of the last updates, the mean of which is the result
 
 IGNORED = 255  # VOC's label of object borders
 
@@ -180,42 +185,74 @@ def _make_batch(
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def _load_checkpoint(
-        checkpoint: Path, config: SegmentationConfig, network: nn.Module,
-        optimizer: torch.optim.Optimizer) -> int:
-    """Take up a training where its checkpoint left it; returns the updates that are done."""
+def read_checkpoint(
+        checkpoint: Path,
+        config: SegmentationConfig,
+        origin: dict[str, Any],
+        device: torch.device | str = 'cpu',
+) -> dict[str, Any] | None:
+    """What an interrupted training has left; None where there is nothing.
+
+    Args:
+        checkpoint: Its file.
+        config: Schedule and weights.
+        origin: What the cues are made with.
+        device: Of the tensors.
+
+    Raises:
+        ICASCError: It cannot be read, or belongs to a training with other options or other cues.
+    """
     if not checkpoint.is_file():
-        return 0
+        return None
+    check_intact(checkpoint)
     try:
-        state = torch.load(
-            checkpoint, map_location=next(network.parameters()).device, weights_only=True)
-        same = state['config'] == asdict(config)
-        if same:
-            network.load_state_dict(state['network'])
-            optimizer.load_state_dict(state['optimizer'])
-        done = int(state['iteration'])
-    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        earlier = {**state['config'], **state['origin']}
+        state['network'], state['optimizer'], state['iteration'], state['history']
+    except Exception as e:  # whatever a foreign or an older file makes the unpickler say
         raise ICASCError(
-            f"the checkpoint '{checkpoint}' cannot be read: {one_line(e)}; remove it, and the training begins "
-            f'anew.') from e
-    if not same:
-        raise ICASCError(f"'{checkpoint}' belongs to a training with other options: remove it, or write elsewhere.")
-    return done
+            f"'{checkpoint}' is no checkpoint that tells its options and cues ({one_line(e)}): remove it, or write "
+            f'elsewhere.') from e
+    now = {**asdict(config), **origin}
+    changed = [name for name in now if earlier.get(name) != now[name]]
+    if changed:
+        said = ', '.join(f'{name} was {earlier.get(name)!r}, is {now[name]!r}' for name in changed[:3])
+        raise ICASCError(
+            f"'{checkpoint}' belongs to a training with other options or cues ({said}): remove it, or write "
+            f'elsewhere.')
+    return state
+
+
+def _load_checkpoint(
+        checkpoint: Path,
+        config: SegmentationConfig,
+        origin: dict[str, Any],
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+) -> tuple[int, list[dict[str, float]]]:
+    """Take up a training where its checkpoint left it; returns the updates that are done, and the last losses."""
+    state = read_checkpoint(checkpoint, config, origin, next(network.parameters()).device)
+    if state is None:
+        return 0, []
+    network.load_state_dict(state['network'])
+    optimizer.load_state_dict(state['optimizer'])
+    return state['iteration'], state['history']
 
 
 def _save_checkpoint(
         checkpoint: Path,
         config: SegmentationConfig,
+        origin: dict[str, Any],
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         iteration: int,
+        history: list[dict[str, float]],
 ) -> None:
-    partial = checkpoint.with_suffix('.part')
-    torch.save({
-        'config': asdict(config), 'iteration': iteration, 'network': network.state_dict(),
-        'optimizer': optimizer.state_dict(),
-    }, partial)
-    partial.replace(checkpoint)
+    with replacing(checkpoint) as partial:
+        torch.save({
+            'config': asdict(config), 'origin': origin, 'iteration': iteration, 'history': history,
+            'network': network.state_dict(), 'optimizer': optimizer.state_dict(),
+        }, partial)
 
 
 def train(
@@ -225,6 +262,7 @@ def train(
         config: SegmentationConfig,
         checkpoint: Path,
         crf: CRFParameters | None = None,
+        origin: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train on cues; goes on from `checkpoint` where there is one, as if it had never stopped.
 
@@ -235,9 +273,10 @@ def train(
         config: Schedule and weights.
         checkpoint: File to write every 200 updates and at the end.
         crf: Parameters of the CRF.
+        origin: What the cues are made with, JSON values by name; a checkpoint of other cues is refused.
 
     Returns:
-        Means of the losses over the last updates (at most 100).
+        Means of the losses over the last updates (at most 100), also of those before an interruption.
 
     Raises:
         NonFiniteLossError: The loss became NaN or infinite.
@@ -249,8 +288,8 @@ def train(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum,
         weight_decay=config.weight_decay)
-    start = _load_checkpoint(checkpoint, config, network, optimizer)
-    history: list[dict[str, float]] = []
+    origin = origin or {}
+    start, history = _load_checkpoint(checkpoint, config, origin, network, optimizer)
     network.train()
     bar = tqdm(
         range(start, config.iterations), desc='segmentation', initial=start, total=config.iterations,
@@ -272,13 +311,13 @@ def train(
         optimizer.zero_grad()
         losses['loss'].backward()
         optimizer.step()
-        history.append(values)
+        history = [*history[1 - KEPT_LOSSES:], values]
         bar.set_postfix_str(f"loss {values['loss']:.3f}")
         if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == config.iterations:
-            _save_checkpoint(checkpoint, config, network, optimizer, iteration + 1)
-    last = history[-100:]
+            _save_checkpoint(
+                checkpoint, config, origin, network, optimizer, iteration + 1, history)
     return {
-        name: float(np.mean([values[name] for values in last])) for name in last[0]} if last else {}
+        name: float(np.mean([values[name] for values in history])) for name in history[0]} if history else {}
 
 
 @torch.no_grad()

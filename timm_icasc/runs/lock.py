@@ -1,0 +1,65 @@
+"""One process at a time in a folder: two that train one run would write over each other."""
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ICASCError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+__all__ = ['alone_in']
+
+LOCK = '.lock'
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked process that loads data must not keep the lock of one that was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def alone_in(folder: Path, who: str) -> Iterator[int]:
+    """Hold the lock of a folder, which is made where it is missing. It ends with the process, however that ends.
+
+    Args:
+        folder: Where to be alone.
+        who: What may be at work there, the subject of the message.
+
+    Yields:
+        The lock's file descriptor. A process that inherits it (`subprocess.Popen(pass_fds=...)`) holds the lock too.
+
+    Raises:
+        ICASCError: Another process holds it, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as e:
+        raise ICASCError(f"`output`: cannot write to '{folder}': {e.strerror}.") from e
+    _held.add(descriptor)
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise ICASCError(
+                    f"{who} is at work in '{folder}', or what a killed one has left: wait for it, or name another "
+                    f'`output`.') from e
+            except OSError:
+                pass  # a file system without locks
+        yield descriptor
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
