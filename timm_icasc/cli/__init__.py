@@ -10,6 +10,7 @@ import timm
 
 from ..errors import ICASCError, VersionError, check_version
 from ..training.arguments import name_options
+from ..training.interrupt import stopping_loaders
 from ..version import TIMM_FOR_TRAINING, __version__
 from .commands import COMMANDS, NEED_TRAINING, build_parser
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(chosen.arguments)
     warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(str(message), parser)}\n'
     try:
-        return module.run(args)
+        with stopping_loaders():
+            return module.run(args)
     except ICASCError as e:
         print(f'timm-icasc {chosen.command}: error: {name_options(e.line, parser)}', file=sys.stderr)
         return 2

@@ -104,7 +104,8 @@ def write_weights(
     try:
         save_file(tensors, path, metadata={METADATA_KEY: json.dumps(provenance, sort_keys=True)})
     except (OSError, SafetensorError) as e:
-        raise HubError(f"cannot write the weights to '{path.parent}' ({e}); make room, or set TMPDIR to another disk.") from e
+        raise HubError(
+            f"cannot write the weights to '{path.parent}' ({e}); make room, or set TMPDIR to another disk.") from e
     path.chmod(0o644)  # safetensors leaves the file to its owner alone
     return provenance
 
