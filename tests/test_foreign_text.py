@@ -254,6 +254,6 @@ class TestEndToEnd:
     def test_a_log_of_a_run_that_failed(self, tmp_path):
         from timm_icasc.sweep.runner import _Work
         work = object.__new__(_Work)
-        work.log = tmp_path / 'x.log'
+        work.log, work.output = tmp_path / 'x.log', tmp_path
         work.log.write_text('one\n\x1b[2Kx\n')
         assert work.last_lines() == 'one\n\\x1b[2Kx'

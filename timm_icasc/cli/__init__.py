@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import timm
 
 from ..errors import ICASCError, VersionError, check_version
+from ..training.interrupt import stopping_loaders
 from ..training.messages import report_error, set_up_messages
 from ..version import TIMM_FOR_TRAINING, __version__
 from .commands import COMMANDS, NEED_TRAINING, build_parser
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(chosen.arguments)
     set_up_messages(parser)
     try:
-        return module.run(args)
+        with stopping_loaders():
+            return module.run(args)
     except (ICASCError, OSError, RuntimeError) as e:
         return report_error(e, parser)
     except KeyboardInterrupt:

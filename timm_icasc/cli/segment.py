@@ -121,7 +121,8 @@ def _make_all_cues(
         interpolation=config['interpolation'], crop_pct=1., crop_mode='squash')
     with replacing_folder(path_inside(args.output, 'cues')) as folder:
         for start in tqdm(range(0, len(images), classifier.batch_size), desc='cues', leave=False, disable=None):
-            items = [images[i] for i in range(start, min(start + classifier.batch_size, len(images)))]
+            end = min(start + classifier.batch_size, len(images))
+            items = [images[i] for i in range(start, end)]
             labels = torch.stack([item.labels for item in items])
             batch = torch.stack([transform(item.image) for item in items]).to(classifier.device)
             cues = make_cues(

@@ -314,8 +314,8 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise DataError where the checkpoints would be shown or measured on different images."""
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        check_same_classes(first.names, other.names, f"'{first.label}'", f"'{other.label}'")
         if len(other.dataset) != len(first.dataset):
             raise DataError(
                 f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
                 f'`data_dir` and `dataset`.')
+        check_same_classes(first.names, other.names, f"'{first.label}'", f"'{other.label}'")

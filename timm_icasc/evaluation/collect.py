@@ -24,6 +24,7 @@ from ..labels import MULTI, SINGLE
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
+from ..training.interrupt import answer_for_batches
 from .boxes import Geometry, localise, transform_geometry
 from .checkpoint import Checkpoint
 from .faithfulness import map_faithfulness
@@ -86,7 +87,9 @@ class _TenCrop:
 
 
 def _loader(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> DataLoader:
-    return DataLoader(dataset, batch_size=batch_size, num_workers=checkpoint.args.workers)
+    return DataLoader(
+        dataset, batch_size=batch_size, num_workers=checkpoint.args.workers,
+        worker_init_fn=answer_for_batches)
 
 
 def _filled_up(present: list[list[int]], device: torch.device) -> torch.Tensor:

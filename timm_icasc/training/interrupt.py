@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from multiprocessing.queues import Queue
 
 from ..errors import ICASCError, error_chain, one_line
 
-__all__ = ['Interrupted', 'StopSignal', 'begin_loading', 'interruptible', 'stopping_loaders']
+__all__ = ['Interrupted', 'StopSignal', 'answer_for_batches', 'begin_loading', 'interruptible', 'stopping_loaders']
 
 SHARED_MEMORY = '/dev/shm'
 
@@ -94,17 +95,23 @@ def _end_without_batch(error: BaseException, batch: object) -> None:
     os._exit(1)
 
 
+def answer_for_batches(worker: int) -> None:
+    """Start of a data loading process, which ends where it cannot hand on a batch: `stopping_loaders` says why."""
+    Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
+
+
 def begin_loading(worker_init: Callable[[int], None], worker: int) -> None:
     """Start of a data loading process: a signal to the whole process group is the main process's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
+    answer_for_batches(worker)
     worker_init(worker)
 
 
 def _kill_loaders() -> None:
     """End the data loading processes, one that hangs in its data too."""
-    watched = getattr(signal, 'SIGCHLD', None)
+    main = threading.current_thread() is threading.main_thread()
+    watched = getattr(signal, 'SIGCHLD', None) if main else None
     previous = signal.signal(watched, signal.SIG_DFL) if watched else None  # torch's would raise that one was killed
     for process in multiprocessing.active_children():
         process.kill()
@@ -130,7 +137,8 @@ def stopping_loaders() -> Iterator[None]:
         for error in error_chain(e):
             traceback.clear_frames(error.__traceback__)
         ended = isinstance(e, RuntimeError) and 'DataLoader worker' in str(e)
-        if ended or isinstance(e, OSError) and e.errno == errno.ENOSPC and not isinstance(e, ICASCError):
+        refused = isinstance(e, OSError) and e.errno == errno.ENOSPC
+        if ended or refused and not isinstance(e, ICASCError):
             said = 'a data loading process has ended before its batch was there: killed, out of memory, or' if ended \
                 else 'data loading processes cannot hand on their batches:'
             raise ICASCError(

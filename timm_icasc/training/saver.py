@@ -42,7 +42,8 @@ class CheckpointSaver(utils.CheckpointSaver):
 
     def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:
         """timm's, what must not change until the run goes on, and when it was written."""
-        return {**super().state_dict(epoch, metric), CLASS_NAMES: self.class_names, SAVED: time.time()}
+        state = super().state_dict(epoch, metric)
+        return {**state, CLASS_NAMES: self.class_names, SAVED: time.time()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history, and do what a kill behind the writing of `last` has kept from being done."""
@@ -59,7 +60,11 @@ class CheckpointSaver(utils.CheckpointSaver):
         self._duplicate(str(checkpoint), os.path.join(self.checkpoint_dir, LAST))
         self.load_state_dict_from_checkpoint(str(checkpoint))
 
-    def save_checkpoint(self, epoch: int, metric: float | None = None) -> tuple[float | None, int | None]:
+    def save_checkpoint(
+            self,
+            epoch: int,
+            metric: float | None = None,
+    ) -> tuple[float | None, int | None]:
         """Save `last`, then its place among the best ones; returns the best metric and its epoch."""
         self._save(os.path.join(self.checkpoint_dir, LAST), epoch, metric)
         self._rank(epoch, metric)
@@ -67,8 +72,9 @@ class CheckpointSaver(utils.CheckpointSaver):
 
     def _rank(self, epoch: int, metric: float | None) -> None:
         """Name `last` checkpoint-EPOCH and model_best, if it deserves it; the worst one goes afterwards."""
-        worst = self.checkpoint_files[-1] if len(self.checkpoint_files) >= self.max_history else None
-        if worst is None or worst[1] is None or metric is not None and self.cmp(metric, worst[1]):
+        full = len(self.checkpoint_files) >= self.max_history
+        least = self.checkpoint_files[-1][1] if full else None
+        if least is None or metric is not None and self.cmp(metric, least):
             path = self._checkpoint_path(epoch)
             self._duplicate(os.path.join(self.checkpoint_dir, LAST), path)
             self._track_checkpoint(path, epoch, metric)

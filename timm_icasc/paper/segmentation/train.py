@@ -316,8 +316,8 @@ def train(
         if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == config.iterations:
             _save_checkpoint(
                 checkpoint, config, origin, network, optimizer, iteration + 1, history)
-    return {
-        name: float(np.mean([values[name] for values in history])) for name in history[0]} if history else {}
+    names = history[0] if history else ()
+    return {name: float(np.mean([values[name] for values in history])) for name in names}
 
 
 @torch.no_grad()

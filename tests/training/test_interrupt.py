@@ -1,0 +1,104 @@
+"""Signals, and data loading processes that hang or end: what the training loop makes of them."""
+import multiprocessing
+import os
+import signal
+import threading
+from functools import partial
+
+import pytest
+from torch.utils.data import DataLoader
+
+import train_timm
+from timm_icasc.errors import ICASCError
+from timm_icasc.training.arguments import parse_args
+from timm_icasc.training.interrupt import (
+    Interrupted,
+    begin_loading,
+    interruptible,
+    stopping_loaders,
+)
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*fork')
+
+
+def hang():
+    """Wait as long as the test may last."""
+    threading.Event().wait(60)
+    raise AssertionError('nobody has ended this')
+
+
+class Hanging:
+    """Images that never come; the process that asks for one has told its parent to stop."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getppid(), signal.SIGTERM)
+        hang()
+
+
+def loader(dataset, **options):
+    return DataLoader(dataset, num_workers=1, worker_init_fn=partial(begin_loading, lambda worker: None), **options)
+
+
+def test_a_signal_acts_at_once_where_no_batch_comes():
+    def batches():
+        yield 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        hang()
+
+    seen = []
+    with pytest.raises(Interrupted) as e, interruptible() as flag:
+        for batch in flag.batches(batches()):
+            seen.append(batch)
+    assert e.value.exit_code == 128 + signal.SIGTERM and seen == [1]
+
+
+def test_a_step_comes_to_its_end():
+    seen = []
+    with pytest.raises(Interrupted), interruptible() as flag:
+        for batch in flag.batches(range(5)):
+            if batch == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            seen.append(batch)
+    assert seen == [0, 1, 2]
+
+
+def test_all_batches_are_seen():
+    with interruptible() as flag:
+        assert list(flag.batches(range(3))) == [0, 1, 2] and not flag.waiting
+
+
+def test_a_process_that_hangs_in_its_data_is_ended():
+    with pytest.raises(Interrupted), stopping_loaders(), interruptible() as flag:
+        list(flag.batches(loader(Hanging())))
+    assert not multiprocessing.active_children()
+
+
+def test_a_batch_that_cannot_be_handed_on_is_not_waited_for(capfd):
+    """As with a full /dev/shm: the thread that hands on the batches fails, and says it to nobody."""
+    with pytest.raises(ICASCError, match='has ended before its batch was there: .*-j 0 loads the images in the main'), \
+            stopping_loaders():
+        list(loader(range(4), collate_fn=lambda rows: threading.Lock()))
+    assert 'a data loading process cannot hand on its batch: cannot pickle' in capfd.readouterr().err
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize('environment, launcher', [
+    ({}, ''),
+    ({'WORLD_SIZE': '1', 'LOCAL_WORLD_SIZE': '1'}, ''),
+    ({'WORLD_SIZE': '8', 'LOCAL_WORLD_SIZE': '4'}, 'torchrun --nnodes=2 --nproc_per_node=4 ')])
+def test_what_is_printed_goes_on_with_as_many_processes(environment, launcher, tmp_path, monkeypatch, capsys):
+    for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    args = parse_args(['--dataset', 'digits'])
+    args.run_dir, args.rank = str(tmp_path / 'two words'), 0
+    train_timm.report_interrupt(args, Interrupted(signal.SIGTERM))
+    assert capsys.readouterr().err.strip().endswith(
+        f"Go on with: {launcher}train_timm.py --resume auto --output {tmp_path} --experiment 'two words'")
+    args.rank = 1
+    train_timm.report_interrupt(args, Interrupted(signal.SIGTERM))
+    assert not capsys.readouterr().err, 'one of the processes says it'
