@@ -11,7 +11,8 @@ import pytest
 
 from timm_icasc import cli
 from timm_icasc.errors import ICASCError, one_line
-from timm_icasc.training.arguments import FLAGS, build_parser, name_options
+from timm_icasc.training.arguments import build_parser
+from timm_icasc.training.option_names import FLAGS, name_options
 
 PACKAGE = Path(__file__).parent.parent / 'timm_icasc'
 SPEAK_OF_OPTIONS = ('training', 'cli')

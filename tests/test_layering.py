@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / 'timm_icasc'
 
@@ -94,8 +96,10 @@ def test_no_two_files_share_a_name():
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_the_import_is_light():
-    """Neither plots nor metrics nor templates are loaded before somebody asks for them."""
-    command = f'import sys, timm_icasc; print(*(name for name in {HEAVY} if name in sys.modules))'
+@pytest.mark.parametrize('module, heavy', [
+    ('timm_icasc', HEAVY), ('timm_icasc.cli.layers', [*HEAVY, 'timm_icasc.data', 'timm_icasc.training.arguments'])])
+def test_the_import_is_light(module, heavy):
+    """Neither plots nor metrics nor templates are loaded before somebody asks for them; nor data to look at layers."""
+    command = f'import sys, {module}; print(*(name for name in {heavy} if name in sys.modules))'
     loaded = subprocess.run([sys.executable, '-c', command], capture_output=True, text=True, check=True, cwd=ROOT)
     assert loaded.stdout.split() == []

@@ -1,7 +1,7 @@
 """The exceptions of timm_icasc: each message names the argument at fault and the remedy.
 
 An argument stands in backquotes, with a value or without: `layers`, `order=1`. A command that prints the message puts
-the option of its own that means the argument in its place (`training.arguments.name_options`).
+the option of its own that means the argument in its place (`training.option_names.name_options`).
 """
 import errno
 import re

@@ -36,7 +36,6 @@ SAVE_SECONDS = 20
 
 def _begin_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which waits for what is under way
-    warnings.simplefilter('ignore')
     torch.set_num_threads(1)
 
 
@@ -44,7 +43,9 @@ def _inspect(name: str, img_size: int | None) -> tuple[str, dict[str, Any], floa
     """Name, record and processor time of one architecture, in a process of the pool."""
     started = time.process_time()
     try:
-        result = inspect_architecture(name, img_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            result = inspect_architecture(name, img_size)
     except Exception as e:  # one architecture that cannot be made must not end the sweep
         result = {'error': f'{type(e).__name__}: {one_line(e)}'}
     return name, result, time.process_time() - started
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='processes (default: %(default)s)')
 
 
+def _keep(record: dict[str, Any], name: str, result: dict[str, Any], seconds: float) -> None:
+    record['models'][name] = result
+    record['processor_seconds'] = round(record.get('processor_seconds', 0) + seconds, 1)
+
+
 def _inspect_all(record: dict[str, Any], todo: Sequence[str], args: argparse.Namespace) -> None:
     """Inspect architectures in processes and put them into the record, which is saved on the way, at `args.json`."""
     saved = begun = time.monotonic()
@@ -89,13 +95,15 @@ def _inspect_all(record: dict[str, Any], todo: Sequence[str], args: argparse.Nam
             write_record(Path(args.json), record)
 
     jobs = min(args.jobs, len(todo))
+    if len(todo) == 1:  # a process of its own would load torch once more
+        _keep(record, *_inspect(todo[0], args.img_size))
+        save()
+        return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), _begin_process) as pool:
         futures = [pool.submit(_inspect, name, args.img_size) for name in todo]
         try:
             for future in tqdm(as_completed(futures), total=len(todo), desc='architectures', disable=None):
-                name, result, seconds = future.result()
-                record['models'][name] = result
-                record['processor_seconds'] = round(record.get('processor_seconds', 0) + seconds, 1)
+                _keep(record, *future.result())
                 if time.monotonic() - saved > SAVE_SECONDS:
                     save()
         except BrokenProcessPool as e:

@@ -4,8 +4,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 __all__ = ['DigitsDataset']
 
@@ -27,6 +25,9 @@ class DigitsDataset(torch.utils.data.Dataset):
     def __init__(self, split: str = 'train', transform: Callable | None = None, mode: str = 'RGB'):
         if split not in ('train', 'validation'):
             raise ValueError(f"split must be 'train' or 'validation', got '{split}'.")
+        # They take a second to load, which every command would wait for.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
         digits = load_digits()
         indices = train_test_split(
             np.arange(len(digits.target)), test_size=TEST_FRACTION, random_state=SPLIT_SEED,

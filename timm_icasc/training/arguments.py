@@ -2,7 +2,6 @@
 import argparse
 import math
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..runs.folder import ARGUMENTS, COMPARED, latest_run
 from ..task.public_approach import DEFECTS
 from .argument_files import RECIPES, load_config
 
-__all__ = ['build_parser', 'name_options', 'parse_args']
+__all__ = ['build_parser', 'parse_args']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
 
@@ -42,21 +41,6 @@ RANGES = {
     'std': (1e-6, INFINITY), 'icasc_start_epoch': (0, INFINITY), 'icasc_ramp_epochs': (0, INFINITY),
     'icasc_eval_images': (0, INFINITY), 'icasc_weights': (0, INFINITY), 'icasc_theta': (0, INFINITY),
     'icasc_sigma': (0, 1), 'icasc_omega': (0, INFINITY), 'icasc_share': (1e-6, 1),
-}
-
-# The options that mean an argument of the library, where they are not its name with dashes.
-FLAGS = {
-    'defects': ('--icasc-defects',),
-    'layers': ('--icasc-layers',),
-    'multilabel_maps': ('--icasc-multilabel-maps',),
-    'name': ('--dataset',),
-    'order': ('--icasc-order',),
-    'padding': ('--crop-padding',),
-    'path': ('--json',),
-    'repo_id': ('--push-to-hub',),
-    'root': ('--data-dir',),
-    'share': ('--icasc-share',),
-    'split': ('--train-split', '--val-split'),
 }
 
 DESCRIPTION = """\
@@ -361,25 +345,6 @@ def build_parser() -> argparse.ArgumentParser:
             _add_misc):
         add(parser)
     return parser
-
-
-def name_options(message: str, parser: argparse.ArgumentParser) -> str:
-    """A message of the library in the words of a command: `layers` is --icasc-layers, `order=1` is --icasc-order 1.
-
-    An argument for which the command has no option stays as it is.
-    """
-    known = parser._option_string_actions
-
-    def translate(match: re.Match) -> str:
-        name, value = match.groups()
-        flags = [f"--{name.replace('_', '-')}"]
-        if flags[0] not in known:
-            flags = [flag for flag in FLAGS.get(name, ()) if flag in known]
-        if not flags:
-            return match[0]
-        return ' or '.join(flags) + (f' {value}' if value else '')
-
-    return re.sub(r'`(\w+)(?:=([^`]*))?`', translate, message)
 
 
 def _find_run(args: argparse.Namespace) -> Path | None:

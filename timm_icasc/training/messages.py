@@ -6,7 +6,7 @@ import warnings
 
 from ..errors import explain
 from ..foreign_text import printable
-from .arguments import name_options
+from .option_names import name_options
 
 __all__ = ['report_error', 'set_up_messages']
 

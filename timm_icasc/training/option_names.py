@@ -1,0 +1,39 @@
+"""Messages of the library in the words of a command line. Light to import: every command needs it first."""
+import argparse
+import re
+
+__all__ = ['FLAGS', 'name_options']
+
+# The options that mean an argument of the library, where they are not its name with dashes.
+FLAGS = {
+    'defects': ('--icasc-defects',),
+    'layers': ('--icasc-layers',),
+    'multilabel_maps': ('--icasc-multilabel-maps',),
+    'name': ('--dataset',),
+    'order': ('--icasc-order',),
+    'padding': ('--crop-padding',),
+    'path': ('--json',),
+    'repo_id': ('--push-to-hub',),
+    'root': ('--data-dir',),
+    'share': ('--icasc-share',),
+    'split': ('--train-split', '--val-split'),
+}
+
+
+def name_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message of the library in the words of a command: `layers` is --icasc-layers, `order=1` is --icasc-order 1.
+
+    An argument for which the command has no option stays as it is.
+    """
+    known = parser._option_string_actions
+
+    def translate(match: re.Match) -> str:
+        name, value = match.groups()
+        flags = [f"--{name.replace('_', '-')}"]
+        if flags[0] not in known:
+            flags = [flag for flag in FLAGS.get(name, ()) if flag in known]
+        if not flags:
+            return match[0]
+        return ' or '.join(flags) + (f' {value}' if value else '')
+
+    return re.sub(r'`(\w+)(?:=([^`]*))?`', translate, message)
