@@ -6,6 +6,7 @@ import pytest
 import yaml
 from helpers.commands import training_options
 
+from timm_icasc.cli import main
 from timm_icasc.training.arguments import parse_args
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,19 @@ def test_the_default_recipe_is_the_one_described():
 
 def test_nothing_is_left_to_fill_in():
     assert '@RESULTS@' not in README and 'TODO' not in README
+
+
+def test_who_publishes_is_told_of_the_pictures(capsys):
+    """attention.png shows images of the user's: in README, in the page on publishing and in --help."""
+    assert 'your images with --figure only' in README
+    assert 'attention.png' in (ROOT / 'docs' / 'hub.md').read_text()
+    with pytest.raises(SystemExit):
+        main(['push', '--help'])
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert 'attention.png shows six of your validation images' in shown and '--figure' in shown
+    with pytest.raises(SystemExit):
+        parse_args(['--help'])
+    assert 'with its figure of validation images only where' in ' '.join(capsys.readouterr().out.split())
 
 
 def test_files_that_the_readme_names_exist():

@@ -18,6 +18,7 @@ from timm_icasc import attention_maps
 from timm_icasc.attention import METHODS
 from timm_icasc.cli import main
 from timm_icasc.data import DigitsDataset
+from timm_icasc.figures.classes import CAPTION
 from timm_icasc.losses import attention_overlap
 from timm_icasc.metrics import kolmogorov_smirnov
 
@@ -43,6 +44,15 @@ def model_and_images(run, indices, num_classes=10):
     dataset = DigitsDataset('validation')
     pixels = torch.stack([torch.tensor(np.array(dataset[i][0])).permute(2, 0, 1) / 255 for i in indices])
     return model, (pixels - mean) / std, [dataset[i][1] for i in indices]
+
+
+@pytest.mark.parametrize('topk', [1, 3])
+def test_the_caption_is_whole_on_a_narrow_page(topk, runs, tmp_path):
+    """Names are shortened in the middle; of the caption, lines are broken instead."""
+    assert figure('classes', runs[0], '--indices', 3, '--topk', topk, '--output', tmp_path / 'f.svg') == 0
+    text = ' '.join(texts_of(tmp_path / 'f.svg'))
+    assert '\u2026' not in text
+    assert all(line.format(score='softmax') in text for line in CAPTION)
 
 
 def test_classes_in_the_order_of_their_scores(runs, tmp_path):

@@ -67,6 +67,10 @@ class Page:
         self.axes.add_patch(Rectangle(
             (left, top), width, height, fill=False, edgecolor=FRAME, linewidth=2.5, joinstyle='miter'))
 
+    def width_of(self, text: str, font: FontProperties) -> float:
+        # Class names are data: a dollar sign in them starts no formula.
+        return self.renderer.get_text_width_height_descent(text, font, ismath=False)[0]
+
     def text(
             self,
             text: str,
@@ -85,8 +89,7 @@ class Page:
         shown = text = text if len(text) <= 400 else text[:200] + text[-200:]
 
         def fits(line: str) -> bool:
-            # Class names are data: a dollar sign in them starts no formula.
-            return self.renderer.get_text_width_height_descent(line, font, ismath=False)[0] <= width
+            return self.width_of(line, font) <= width
 
         def shortened(kept: int) -> str:
             return f'{text[:(kept + 1) // 2].rstrip()}\u2026{text[len(text) - kept // 2:].lstrip()}'
@@ -105,11 +108,31 @@ class Page:
         """The scale bar and the lines of text below it, at the foot of the page."""
         self.scale_bar(MARGIN, top + 2, CELL)
         for line, text in enumerate(lines):
-            left = MARGIN if line else MARGIN + CELL + PAIR_GAP
+            left = _caption_left(line)
             self.text(text, left, top + (line + 1) * SMALL_LINE - 4, width - left, size=SMALL_TEXT, align='left')
 
     def save(self, path: Path) -> Path:
         return save(self.figure, path)
+
+
+def _caption_left(line: int) -> int:
+    """Where a line of the caption begins: the first one stands beside the scale bar."""
+    return MARGIN if line else MARGIN + CELL + PAIR_GAP
+
+
+def _wrapped(caption: Sequence[str], width: int) -> list[str]:
+    """The lines of a caption, broken between words where they are wider than the page: nothing of them is left out."""
+    page, font, lines = Page(width, 1), FontProperties(size=SMALL_TEXT), []
+    for text in caption:
+        lines.append('')
+        for word in text.split():
+            longer = f'{lines[-1]} {word}'.strip()
+            room = width - _caption_left(len(lines) - 1)
+            if lines[-1] and page.width_of(longer, font) > room:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return lines
 
 
 class Grid:
@@ -140,7 +163,7 @@ class Grid:
             title_lines: int,
             caption: Sequence[str],
     ):
-        self.block_width, self.caption = block_width, caption
+        self.block_width = block_width
         self.cell_height = max(1, round(CELL * size[0] / size[1]))
         self.header = [MARGIN + LINE - DESCENT, MARGIN + 2 * LINE, MARGIN + 3 * LINE][
             :heading_lines]
@@ -149,7 +172,8 @@ class Grid:
         self.tops = [first + row * row_height for row in range(rows)]
         self.bottom = self.tops[-1] + self.cell_height + SMALL_LINE + ROW_GAP
         self.width = 2 * MARGIN + CELL + models * (MODEL_GAP + block_width)
-        self.page = Page(self.width, self.bottom + len(caption) * SMALL_LINE + MARGIN)
+        self.caption = _wrapped(caption, self.width)
+        self.page = Page(self.width, self.bottom + len(self.caption) * SMALL_LINE + MARGIN)
 
     def block_left(self, model: int) -> int:
         return MARGIN + CELL + MODEL_GAP + model * (self.block_width + MODEL_GAP)
