@@ -453,8 +453,8 @@ def begin(args: argparse.Namespace, stack: ExitStack) -> None:
     """Say what is gone on with, and keep other processes out of it."""
     if args.resume == 'auto' and not args.run_dir:
         log(args, f"--resume auto: '{args.output}' has no run {args.experiment or 'yet'}: a new one begins")
-    elif args.resume == 'auto' and not args.experiment:
-        log(args, f"--resume auto: '{args.run_dir}' is the newest run in '{args.output}', and goes on")
+    elif args.resume == 'auto':
+        log(args, f"--resume auto: '{args.run_dir}' goes on")
     if args.run_dir:
         be_alone(args, Path(args.run_dir), stack)
 

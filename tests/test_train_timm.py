@@ -23,6 +23,7 @@ import train_timm
 from timm_icasc.errors import ICASCError
 from timm_icasc.labels import SINGLE
 from timm_icasc.runs import provenance
+from timm_icasc.runs.lock import alone_in
 from timm_icasc.training import job as setup
 from timm_icasc.training.arguments import parse_args
 
@@ -249,6 +250,83 @@ class TestResume:
         code, out, _ = run('--experiment', 'x', '--resume', 'auto')
         assert code == 0 and 'resumed after epoch 1' in out
         assert len(list(csv.DictReader(open(tmp_path / 'x' / 'results.csv')))) == 2
+
+
+class TestOneRun:
+    """What a resume must not change in silence."""
+
+    def test_two_processes_do_not_train_one_run(self, run, tmp_path):
+        run('--experiment', 'x', '--epochs', 1)
+        with alone_in(tmp_path / 'x', 'this test'):
+            code, _, err = run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
+        assert code == 2 and f"another train_timm.py is at work in '{tmp_path / 'x'}'" in err
+        assert run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)[0] == 0, 'the lock has gone'
+
+    def test_columns_that_come_later_do_not_shift_others(self, run, tmp_path):
+        """With --icasc-eval-images 0 the rows have fewer columns."""
+        run('--experiment', 'x', '--epochs', 1)
+        assert run('--experiment', 'x', '--resume', 'auto', '--epochs', 2, '--icasc-eval-images', 0)[0] == 0
+        first, second = csv.DictReader(open(tmp_path / 'x' / 'summary.csv'))
+        assert first['eval_overlap_last'] and second['eval_overlap_last'] == ''
+        assert float(second['lr']) == 0. and float(second['eval_seconds']) > 0
+
+    def test_other_classes_are_refused(self, run, images, tmp_path):
+        """Of a run that is not finished, too: its checkpoint names them."""
+        run('--experiment', 'x', '--epochs', 1)
+        (tmp_path / 'x' / 'results.json').unlink()
+        for split in ('train', 'val'):
+            (tmp_path / 'data' / split).mkdir(parents=True)
+            for name, other in (('ant', 'ant'), ('bat', 'bee'), ('cat', 'cat')):
+                (tmp_path / 'data' / split / other).symlink_to(images / split / name)
+        code, _, err = run(
+            '--experiment', 'x', '--resume', 'auto', '--epochs', 2, data=('--data-dir', str(tmp_path / 'data')))
+        assert code == 2 and "class 1 is 'bee' in the data set, and 'bat' in the run of" in err
+
+    def test_a_damaged_checkpoint_names_the_intact_one(self, run, tmp_path):
+        """A byte that was flipped, which torch would load in silence; the run goes on from the epoch before."""
+        run('--experiment', 'x', '--epochs', 3)
+        run('--experiment', 'whole', '--epochs', 3)
+        folder = tmp_path / 'x'
+        (folder / 'results.json').unlink()
+        kept = sorted(path for path in folder.glob('checkpoint-*'))
+        for path in [path for path in folder.glob('*.pth.tar') if path.samefile(folder / 'last.pth.tar')]:
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.unlink()
+            path.write_bytes(content)
+        torch.load(folder / 'last.pth.tar', weights_only=False)
+        code, _, err = run('--experiment', 'x', '--resume', 'auto')
+        damaged = (folder / 'last.pth.tar').read_bytes()
+        intact = max(path for path in kept if path.read_bytes() != damaged)
+        assert code == 2 and 'last.pth.tar' in err and 'is damaged: the checksum of' in err
+        assert f"'{intact}' beside it is intact" in err and len(err.strip().splitlines()) == 1
+        assert run('--resume', intact, '--epochs', 3)[0] == 0
+        one, other = (weights(place / 'last.pth.tar') for place in (folder, tmp_path / 'whole'))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_the_newest_run_is_not_a_matter_of_file_times(self, run, tmp_path):
+        for name in ('old', 'new'):
+            run('--experiment', name, '--epochs', 1)
+        os.utime(tmp_path / 'new' / 'last.pth.tar', (1, 1))
+        code, out, _ = run('--resume', 'auto')
+        assert code == 0 and f"--resume auto: '{tmp_path / 'new'}' goes on" in out
+
+    def test_another_number_of_processes_is_said(self, run, tmp_path):
+        run('--experiment', 'x', '--epochs', 1)
+        checkpoint = torch.load(tmp_path / 'x' / 'last.pth.tar', weights_only=False)
+        checkpoint['args'].world_size = 2
+        torch.save(checkpoint, tmp_path / 'x' / 'last.pth.tar')
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
+        assert code == 0 and 'warning: the run had 2 process(es) with --batch-size 8, this is 1 with 8' in out
+
+    def test_results_that_lack_something_are_written_anew(self, run, tmp_path):
+        run('--experiment', 'x')
+        file = tmp_path / 'x' / 'results.json'
+        whole = json.loads(file.read_text())
+        file.write_text(json.dumps({**whole, 'model': {}}))
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto')
+        assert code == 0 and 'all 2 epochs are done; evaluating' in out
+        assert json.loads(file.read_text())['model'] == whole['model']
 
 
 def test_ctrl_c_in_the_first_epoch_of_a_real_process(tmp_path):
