@@ -69,6 +69,33 @@ def test_a_value_is_computed_as_the_model_computes_it():
     assert tail.value(STEM) is None  # there is the image alone before it
 
 
+class Recurrent(torch.nn.Module):
+    """Rows of a feature through an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(6, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).view_as(x)
+
+
+@pytest.mark.parametrize('between', [Recurrent(), torch.nn.Identity()])
+def test_no_value_where_random_ones_do_not_reach(between):
+    """An LSTM refuses weights of another device."""
+    class Net(ToyNet):
+        def __init__(self):
+            super().__init__()
+            self.between = between
+
+        def forward(self, x):
+            return self.fc(self.between(self.stage(self.stem(x))).mean((2, 3)))
+
+    tail = tail_of(Net().to('meta'))
+    value = tail.value(FeatureLayer('between', 'NCHW', 6, (4, 4)))
+    assert value is None if isinstance(between, Recurrent) else value.shape == (1, 6, 4, 4)
+
+
 def test_of_a_module_called_twice_the_last_call_is_meant():
     class Twice(ToyNet):
         def forward(self, x):

@@ -33,6 +33,12 @@ def test_grad_cam_finds_what_a_pooled_score_is_made_of(pooled):
     assert own == 1 and other > 0.9 and silent == 0
 
 
+def test_nor_does_it_need_a_value_that_the_network_computes(pooled, monkeypatch):
+    tail, layer, size = pooled
+    monkeypatch.setattr(tail, 'value', lambda layer: None)
+    assert map_check(tail, layer, size)['grad_cam'][0] == 1
+
+
 def test_a_layer_read_in_the_wrong_layout_is_found_out(pooled):
     tail, layer, size = pooled
     misread = FeatureLayer(layer.path, 'NHWC', layer.grid[1], (layer.channels, layer.grid[0]))

@@ -118,7 +118,11 @@ class Tail:
                 handle.remove()
 
     def value(self, layer: FeatureLayer) -> torch.Tensor | None:
-        """A feature of one image, computed from random values of the latest feature before; None if there is none."""
+        """A feature of one image, computed from random values of the latest feature before.
+
+        None if there is none, or if an operation in between takes no random values (an LSTM's weights, a copy between
+        devices).
+        """
         start, seen = self._before(layer), []
         if start is None:
             return None
@@ -127,9 +131,9 @@ class Tail:
             seen.append(x)
             raise _Enough  # the rest of a large model would take long
 
-        with suppress(_Enough), self._replaced(layer, look), self.run(start):
+        with suppress(_Enough, LayerResolutionError), self._replaced(layer, look), self.run(start):
             pass
-        return seen[0].detach()
+        return seen[0].detach() if seen and not seen[0].is_meta else None
 
     @contextmanager
     def run(

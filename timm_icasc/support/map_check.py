@@ -74,11 +74,14 @@ def map_check(
         everywhere. The first two are the mean over the maps that are not; None in place of all three where all are.
     """
     value = tail.value(layer)
+    if value is None:
+        with tail.run(layer) as (feature, _):
+            value = feature.detach()  # given to every run from here on: a run that draws it draws other weights
     with tail.run(layer, value) as (feature, logits):
         gradients = [
             torch.autograd.grad(logits[0, c], feature, retain_graph=True)[0]
             for c in range(CLASSES)]
-    before, value = logits.detach()[0], feature.detach()
+    before = logits.detach()[0]
     grid = layer.to_nchw(value, image_size)
     maps = {name: torch.cat([
         METHODS[name].function(grid, layer.to_nchw(gradient, image_size)) for gradient in gradients
