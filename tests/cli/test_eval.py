@@ -1,6 +1,7 @@
 """`timm-icasc eval` from the command line to the files, on small models with random weights."""
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from timm_icasc.data import DigitsDataset
 from timm_icasc.evaluation import checkpoint
 from timm_icasc.evaluation.checkpoint import _in_chans, load_checkpoint
 from timm_icasc.evaluation.faithfulness import blurred, highest
+from timm_icasc.evaluation.image_records import load_records, save_records
 from timm_icasc.evaluation.options import default_options
 from timm_icasc.losses import attention_overlap
 
@@ -210,6 +212,26 @@ def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(r
     assert evaluate('--compare', run, other) == 2
     assert "'run' and 'other' have different data sets" in capsys.readouterr().err
     assert not (run / 'eval').exists() and not (other / 'eval').exists()
+
+
+@pytest.mark.parametrize('names, message', [
+    (['red', 'blue', 'green'], "class 1 is 'green' in 'run0', and 'blue' in 'run1'"),
+    (['red', 'lime', 'blue'], "class 1 is 'green' in 'run0', and 'lime' in 'run1'")])
+def test_earlier_evaluations_of_other_classes_are_not_compared(names, message, tmp_path, capsys):
+    runs = [voc_run(tmp_path / f'run{i}', seed=i) for i in range(2)]
+    assert evaluate(*runs) == 0
+    file = runs[1] / 'eval' / 'records.npz'
+    save_records(file, replace(load_records(file), names=names))
+    assert evaluate('--compare', *[run / 'eval' for run in runs]) == 2
+    assert message in capsys.readouterr().err and not (runs[1] / 'eval' / 'comparison.json').exists()
+
+
+def test_tables_that_an_evaluation_does_not_write_are_not_those_of_an_earlier_one(run):
+    (run / 'eval').mkdir()
+    (run / 'eval' / 'pairs.csv').touch()
+    assert evaluate(run, '--images', 4) == 0
+    assert sorted(path.name for path in (run / 'eval').iterdir()) == [
+        'classes.csv', 'eval.json', 'images.csv', 'records.npz']
 
 
 def test_both_runs_of_a_comparison_are_found(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Table 2: cues, CRF, losses and mIoU against loops in float64; the whole command on a miniature VOC with masks."""
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -336,6 +337,29 @@ def test_the_whole_command(voc, tmp_path, capsys):
     text = capsys.readouterr().out
     assert 'not the paper’s settings: classifier_model=resnet20_cifar, classifier_icasc=True' in text
     assert 'Table 2' in text and 'grad_cam_plus_plus' in text and f"{result['mIoU']:.2f}" in text
+
+
+@pytest.mark.parametrize('changes, message', [
+    (['--attention', 'grad_cam'], "attention was 'ach', is 'grad_cam'"),
+    (['--foreground', '0.5'], 'foreground was 0.2, is 0.5'),
+    (['--train-split', 'val'], "train_split was 'train', is 'val'"),
+    ([], 'classifier was '),
+    (['--cues-only'], 'name another --output')])
+def test_a_network_of_other_cues_keeps_its_folder(changes, message, voc, tmp_path, capsys):
+    """Another classifier at the same place is another one, too."""
+    run, output = make_run(tmp_path / 'run', num_classes=20, seed=1), tmp_path / 'out'
+    options = ['--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--iterations', 1,
+               '--train-batch-size', 2, '--output', output]
+    assert segment(run, *options) == 0
+    before = {path: path.read_bytes() for path in output.rglob('*') if path.is_file()}
+    if not changes:
+        shutil.rmtree(run)
+        make_run(run, num_classes=20, seed=2)
+    capsys.readouterr()
+    assert segment(run, *options, *changes) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in output.rglob('*') if path.is_file()} == before
 
 
 def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F811
