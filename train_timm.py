@@ -341,6 +341,8 @@ def run_epoch(
         **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
         **{f'eval_{name}': value for name, value in eval_metrics.items()}}
     if saver is not None:
+        if not run_dir.is_dir():  # a new one would lack the files of the epochs before
+            raise ICASCError(f"'{run_dir}': the folder of the run is not there any more.")
         measured = {name: value for name, value in record.items() if name != 'time'}
         add_epoch(run_dir, epoch, {
             **measured, SECONDS: round(record['time'], 2), 'lr': job.optimizer.param_groups[0]['lr']})

@@ -111,7 +111,7 @@ class TestWeights:
                 ['eval', folder], ['figure', 'classes', folder],
                 ['train', '--resume', 'auto', '--output', tmp_path, '--experiment', 'run', '--epochs', 2]):
             said = command(*words)
-            assert 'last.pth.tar' in said and ('it is damaged' in said or 'posix.mkdir' in said)
+            assert 'last.pth.tar' in said and re.search('it is damaged|posix.mkdir|it is empty', said)
 
     @pytest.mark.parametrize('name', ['hostile_zip.pth', 'text.pth', 'empty.pth'])
     def test_segment(self, name, corpus, command, voc, classifier, tmp_path):
@@ -158,7 +158,7 @@ class TestWeights:
     def test_a_damaged_summary(self, content, command, run, tmp_path):
         folder = shutil.copytree(run, tmp_path / 'run')
         (folder / 'summary.csv').write_bytes(content)
-        assert "summary.csv' is damaged" in command(
+        assert "summary.csv' is no table of epochs" in command(
             'train', '--resume', 'auto', '--output', tmp_path, '--experiment', 'run', '--epochs', 2)
 
 
@@ -449,5 +449,6 @@ class TestEnvironment:
                 (['-m', 'timm_icasc_cli', 'doctor'], (130,)), (['train_timm.py'], (-signal.SIGINT,))):
             ended = subprocess.run(
                 [sys.executable, *words], cwd=root, capture_output=True, text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
                 env={**os.environ, 'PYTHONPATH': os.pathsep.join((str(tmp_path), str(root)))})
             assert ended.returncode in codes and ended.stderr.strip() in ('', 'interrupted'), ended.stderr

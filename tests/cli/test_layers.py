@@ -1,5 +1,6 @@
 """`timm-icasc layers`: what it prints and records, and that it goes on where it stopped."""
 import json
+import subprocess
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
@@ -162,3 +163,11 @@ class TestBadInput:
         monkeypatch.delattr(coverage, 'ProcessPoolExecutor')
         assert cli.main(['layers', 'test_vit', '--summary', str(tmp_path / 'README.md')]) == 2
         assert 'has no lines' in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough(tmp_path):
+    """`| head -1`: no traceback, and the record is there."""
+    script = f"timm-icasc layers {' '.join(SMALL)} test_byobnet --jobs 1 --json {tmp_path / 'x.json'} | head -1"
+    ended = subprocess.run(['bash', '-c', script], capture_output=True, text=True, cwd=tmp_path)
+    assert len(ended.stdout.splitlines()) == 1 and 'Traceback' not in ended.stderr and 'rror' not in ended.stderr
+    assert len(json.loads((tmp_path / 'x.json').read_text())['models']) == 3

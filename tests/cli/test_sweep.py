@@ -377,7 +377,7 @@ def test_a_killed_sweep_leaves_the_lock_to_its_runs(tiny, tmp_path, monkeypatch,
         work = processes._Work(study, study.runs[0], output, processes.environment_of(1), lock)
     try:
         assert sweep(tiny, '--output', output) == 2
-        assert 'or a run that a killed one has left' in capsys.readouterr().err
+        assert 'or what a killed one has left' in capsys.readouterr().err
     finally:
         work.stop()
         work.leave()

@@ -298,7 +298,7 @@ class TestCaltech256:
         def refuse(self, *args, **kwargs):
             raise OSError(30, 'Read-only file system')
         monkeypatch.setattr(Path, 'write_text', refuse)
-        with pytest.warns(UserWarning, match='could not be written.*Read-only.*same split again'):
+        with pytest.warns(UserWarning, match='cannot write .*Read-only.*same split again'):
             one = self.paths(root, 'test')
         with pytest.warns(UserWarning):
             assert self.paths(root, 'test') == one

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def _child(request: dict, path: str) -> None:
 
     from timm_icasc import cli
     os.environ.update(request['environment'])
+    tempfile.tempdir = None  # it may have been looked up already, in the place of before
     for name in [name for name, value in os.environ.items() if not value]:
         del os.environ[name]
     constants.HF_HUB_CACHE, constants.ENDPOINT = request['cache'], request['endpoint']

@@ -102,3 +102,18 @@ def test_what_is_printed_goes_on_with_as_many_processes(environment, launcher, t
     args.rank = 1
     train_timm.report_interrupt(args, Interrupted(signal.SIGTERM))
     assert not capsys.readouterr().err, 'one of the processes says it'
+
+
+def test_a_signal_while_a_process_is_started_comes_again():
+    """Python swallows what is raised in the hooks of a fork, with a traceback."""
+    start = compile('os.kill(os.getpid(), signal.SIGTERM)\nended.append(True)', '/x/popen_fork.py', 'exec')
+    ended = []
+
+    def batches():
+        exec(start, {'os': os, 'signal': signal, 'ended': ended})
+        hang()
+        yield
+
+    with pytest.raises(Interrupted), interruptible() as flag:
+        next(flag.batches(batches()))
+    assert ended == [True]

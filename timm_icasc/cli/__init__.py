@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_messages(parser)
     try:
         with stopping_loaders():
-            return module.run(args)
+            code = module.run(args)
+            sys.stdout.flush()
+            return code
     except (ICASCError, OSError, RuntimeError) as e:
         return report_error(e, parser)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """summary.csv of a run: a row for each epoch, written anew as a whole, under columns that fit every row."""
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ def read_epochs(folder: Path, before: int) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
-        with open(path, newline='', encoding='utf-8') as file:
-            rows = [row for row in csv.DictReader(file) if None not in row]
+        content = path.read_text(encoding='utf-8')
+        if '\0' in content:
+            raise ValueError('it holds zero bytes')
+        rows = [row for row in csv.DictReader(io.StringIO(content, newline='')) if None not in row]
         return [row for row in rows if int(float(row['epoch'])) < before]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
         raise ICASCError(

@@ -10,12 +10,16 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
+from pathlib import Path
+from types import FrameType
 
 from ..errors import ICASCError, error_chain, one_line
 
 __all__ = ['Interrupted', 'StopSignal', 'answer_for_batches', 'begin_loading', 'interruptible', 'stopping_loaders']
 
 SHARED_MEMORY = '/dev/shm'
+
+AGAIN_SECONDS = 0.05  # a signal that came in a bad moment comes again
 
 
 class Interrupted(Exception):
@@ -52,6 +56,15 @@ class StopSignal:
             yield batch
 
 
+def _is_forking(frame: FrameType | None) -> bool:
+    """Whether a process is being started here: Python swallows what is raised in its hooks, with a traceback."""
+    while frame is not None:
+        if Path(frame.f_code.co_filename).name.startswith('popen_'):  # of multiprocessing
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def interruptible() -> Iterator[StopSignal]:
     """Turn SIGINT and SIGTERM into a flag for `raise_if_set()`; the second one acts at once, as without it."""
@@ -65,9 +78,16 @@ def interruptible() -> Iterator[StopSignal]:
 
     def on_signal(number, frame):
         flag.signal_number = number
-        restore()
-        if flag.waiting and flag.process == os.getpid():  # not in a process that is just being forked
-            flag.raise_if_set()
+        if flag.process != os.getpid():  # a process that is just being forked
+            restore()
+        elif flag.waiting and _is_forking(frame):
+            again = threading.Timer(AGAIN_SECONDS, os.kill, (flag.process, number))
+            again.daemon = True
+            again.start()
+        else:
+            restore()
+            if flag.waiting:
+                flag.raise_if_set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, on_signal)

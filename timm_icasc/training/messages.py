@@ -1,6 +1,7 @@
 """How train_timm.py and the commands say what goes wrong: one line, in the words of their own options."""
 import argparse
 import logging
+import os
 import sys
 import warnings
 
@@ -42,8 +43,20 @@ def set_up_messages(parser: argparse.ArgumentParser) -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
+def _nobody_reads() -> bool:
+    """Whether what stdout was piped to has ended, as `| head` does; then nothing more is printed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def report_error(error: Exception, parser: argparse.ArgumentParser) -> int:
     """Say in one line what the user can mend, and return the exit code; a fault of the program is raised again."""
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return 1
     said = explain(error)
     if said is None:
         raise error
