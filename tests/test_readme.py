@@ -39,7 +39,7 @@ def test_nothing_is_left_to_fill_in():
 
 def test_who_publishes_is_told_of_the_pictures(capsys):
     """attention.png shows images of the user's: in README, in the page on publishing and in --help."""
-    assert 'your images with --figure only' in README
+    assert 'your images and class names when asked' in README
     assert 'attention.png' in (ROOT / 'docs' / 'hub.md').read_text()
     with pytest.raises(SystemExit):
         main(['push', '--help'])
