@@ -104,13 +104,27 @@ def test_what_is_printed_goes_on_with_as_many_processes(environment, launcher, t
     assert not capsys.readouterr().err, 'one of the processes says it'
 
 
-def test_a_signal_while_a_process_is_started_comes_again():
-    """Python swallows what is raised in the hooks of a fork, with a traceback."""
-    start = compile('os.kill(os.getpid(), signal.SIGTERM)\nended.append(True)', '/x/popen_fork.py', 'exec')
+def start_a_process(ended):
+    code = compile('os.kill(os.getpid(), signal.SIGTERM)\nended.append(True)', '/x/popen_fork.py', 'exec')
+    exec(code, {'os': os, 'signal': signal, 'ended': ended})
+
+
+def let_go_of_a_loader(ended):
+    class Loader:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append(True)
+
+    Loader()
+
+
+@pytest.mark.parametrize('moment', [start_a_process, let_go_of_a_loader])
+def test_a_signal_that_python_would_swallow_comes_again(moment):
+    """In the hooks of a fork and in destructors, an exception ends in a traceback and nothing else."""
     ended = []
 
     def batches():
-        exec(start, {'os': os, 'signal': signal, 'ended': ended})
+        moment(ended)
         hang()
         yield
 

@@ -56,10 +56,11 @@ class StopSignal:
             yield batch
 
 
-def _is_forking(frame: FrameType | None) -> bool:
-    """Whether a process is being started here: Python swallows what is raised in its hooks, with a traceback."""
+def _would_be_swallowed(frame: FrameType | None) -> bool:
+    """Whether Python swallows, with a traceback, what is raised here: in the hooks of a fork, or in a destructor."""
     while frame is not None:
-        if Path(frame.f_code.co_filename).name.startswith('popen_'):  # of multiprocessing
+        code = frame.f_code
+        if Path(code.co_filename).name.startswith('popen_') or code.co_name == '__del__':  # popen_: multiprocessing's
             return True
         frame = frame.f_back
     return False
@@ -80,7 +81,7 @@ def interruptible() -> Iterator[StopSignal]:
         flag.signal_number = number
         if flag.process != os.getpid():  # a process that is just being forked
             restore()
-        elif flag.waiting and _is_forking(frame):
+        elif flag.waiting and _would_be_swallowed(frame):
             again = threading.Timer(AGAIN_SECONDS, os.kill, (flag.process, number))
             again.daemon = True
             again.start()

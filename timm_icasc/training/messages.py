@@ -2,6 +2,7 @@
 import argparse
 import logging
 import os
+import select
 import sys
 import warnings
 
@@ -46,11 +47,14 @@ def set_up_messages(parser: argparse.ArgumentParser) -> None:
 def _nobody_reads() -> bool:
     """Whether what stdout was piped to has ended, as `| head` does; then nothing more is printed."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        pipe = select.poll()
+        pipe.register(sys.stdout, select.POLLOUT)
+        closed = any(event & select.POLLERR for _, event in pipe.poll(0))
+    except (AttributeError, OSError, ValueError):  # Windows; a stdout that is no file
+        return False
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return closed
 
 
 def report_error(error: Exception, parser: argparse.ArgumentParser) -> int:
