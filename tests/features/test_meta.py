@@ -100,6 +100,18 @@ def test_values_that_an_operation_overwrites_are_a_copy():
         assert torch.equal(weight * torch.ones(3), before)
 
 
+def test_a_real_tensor_is_overwritten_itself():
+    """What an operation in place does to a feature must not be lost, nor what it gives to the backward pass."""
+    x, scale = torch.randn(2, 3, requires_grad=True), torch.empty(3, device='meta')
+    with Materialize(torch.Generator().manual_seed(0)):
+        value = scale * torch.ones(3)
+        output = x.clone()
+        output.mul_(scale)
+        gradient, = torch.autograd.grad(output.sum(), x)
+    torch.testing.assert_close(output, x * value)
+    torch.testing.assert_close(gradient, value.expand(2, 3))
+
+
 def test_every_image_gets_the_same_values():
     beside, weight = torch.empty(17, 3, device='meta'), torch.empty(5, 3, device='meta')
     with Materialize(torch.Generator().manual_seed(0), images=17):

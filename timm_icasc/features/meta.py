@@ -148,8 +148,9 @@ class Materialize(TorchDispatchMode):
             names = [argument.name for argument in func._schema.arguments]
             args = [_as_initialised(x, name) for x, name in zip(args, names, strict=False)]
             kwargs = {name: _as_initialised(x, name) for name, x in kwargs.items()}
+            drawn = isinstance(args[0], torch.Tensor) and args[0].is_meta
             args, kwargs = self.materialize(args, kwargs)
-            if _overwrites_first(func):  # the values are others' as well
+            if drawn and _overwrites_first(func):  # the values that were drawn are others' as well
                 args = (args[0].clone(), *args[1:])
         return func(*args, **kwargs)
 
