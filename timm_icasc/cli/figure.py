@@ -139,9 +139,6 @@ def run(args: argparse.Namespace) -> int:
             raise ICASCError(f'--labels must be {len(checkpoints)}, one for each checkpoint, got {len(args.labels)}.')
         for checkpoint, label in zip(checkpoints, args.labels, strict=True):
             checkpoint.label = printable(label)
-    try:
-        _draw(args, checkpoints, path)
-    except OSError as e:
-        raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
+    _draw(args, checkpoints, path)
     print(f'{printable(path)}: {path.stat().st_size / 1024:.0f} KiB')
     return 0

@@ -407,7 +407,7 @@ def open_run_dir(args: argparse.Namespace) -> Path:
 def finished_results(folder: Path, epochs: int) -> dict[str, Any] | None:
     """results.json of a run of so many epochs; None where there is none, or it does not tell all that it should."""
     try:
-        run = Run(folder, {}, json.loads((folder / RESULTS).read_text(encoding='utf-8')))
+        run = Run(folder, {}, read_json(folder / RESULTS))
         run.method, run.metrics, run.results['best'], [run.model[name] for name in RECORDED]
         return run.results if run.results['epochs'] == epochs else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -113,7 +113,7 @@ def _check(record: dict[str, Any]) -> None:
     if not all(value is None or isinstance(value, (int, float)) for value in numbers):
         raise TypeError('final')
     for row in record['curve']:
-        row['eval_seconds'] + 0
+        row[SECONDS] + 0
     for part, names in (('versions', ('torch', 'timm')), ('machine', ('processor', 'device', 'threads'))):
         [record[part][name] for name in names]
     correct_of(record)
