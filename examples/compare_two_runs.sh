@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train with cross-entropy and with ICASC, and compare.
 #
-# You learn the three commands of a comparison: train_timm.py for each run (same seed and options),
-# `timm-icasc eval --compare` for the differences with their intervals over the images, and
+# You learn the three commands of a comparison: `timm-icasc train` for each run (same seed and
+# options), `timm-icasc eval --compare` for the differences with their intervals over the images, and
 # `timm-icasc figure` for what both attend to. The data are scikit-learn's digits, nothing is
 # downloaded. Two runs of one seed show the way; a claim needs several (`timm-icasc sweep --help`).
 #
@@ -19,7 +19,6 @@ fi
 folder=${1:-output/comparison}
 epochs=${2:-4}
 shift $(($# < 2 ? $# : 2))
-train="$(dirname "$0")/../train_timm.py"
 
 for run in baseline icasc; do
     if [ -e "$folder/$run" ]; then
@@ -28,10 +27,10 @@ for run in baseline icasc; do
     fi
 done
 
-# Without a data set train_timm.py follows its recipe for the digits. The terms set in halfway.
+# Without a data set the training follows its recipe for the digits. The terms set in halfway.
 common=(--epochs "$epochs" --warmup-epochs $((epochs > 1)) --output "$folder" "$@")
-python "$train" "${common[@]}" --no-icasc --experiment baseline
-python "$train" "${common[@]}" --icasc --experiment icasc \
+timm-icasc train "${common[@]}" --no-icasc --experiment baseline
+timm-icasc train "${common[@]}" --icasc --experiment icasc \
     --icasc-start-epoch $((epochs / 2)) --icasc-ramp-epochs 0
 
 # Accuracy, separability of the maps and more, with 95 % intervals; in FOLDER/eval/comparison.json

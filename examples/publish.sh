@@ -7,7 +7,7 @@
 # without a network.
 #
 #     hf auth login                                            # a token with write permission
-#     python train_timm.py                                     # a run of one minute, to publish
+#     timm-icasc train                                         # a run of one minute, to publish
 #     bash examples/publish.sh output/resnet20_cifar-digits me/resnet20-icasc-digits
 #     bash examples/publish.sh RUN OWNER/NAME [FOLDER] [OPTION ...]
 #

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.commands import training_options
+from helpers.commands import training_commands, training_options
 
-import train_timm
 from timm_icasc.attention import METHODS
 from timm_icasc.cli import COMMANDS
 from timm_icasc.training.argument_files import RECIPES
+from timm_icasc.training.arguments import parse_args
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -124,8 +124,8 @@ def test_examples_run(page, monkeypatch):
 @pytest.mark.parametrize('page', [page for page in PAGES if page not in GENERATED])
 def test_options_of_training_exist(page, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    for line in re.findall(r'^\S.*train_timm\.py (--.*)', '\n'.join(blocks(page, 'bash')), re.M):
-        train_timm.parse_args([*training_options(line), '--output', str(tmp_path)])
+    for line in training_commands('\n'.join(blocks(page, 'bash'))):
+        parse_args([*training_options(line), '--output', str(tmp_path)])
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)

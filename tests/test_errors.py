@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / 'timm_icasc'
 SPEAK_OF_OPTIONS = ('training', 'cli')
 
 # Whole commands that the reader may run.
-COMMANDS = [r'train_timm\.py --resume auto( --output \S+ --experiment \S+)?', r'timm-icasc card \S+ --runs']
+COMMANDS = [r'timm-icasc train --resume auto( --output \S+ --experiment \S+)?', r'timm-icasc card \S+ --runs']
 
 
 @pytest.mark.parametrize('error, said', [

@@ -24,6 +24,7 @@ from timm_icasc import cli
 from timm_icasc.data import create_dataset
 from timm_icasc.data.read_image import read_image
 from timm_icasc.errors import DataError, explain
+from timm_icasc.training import run as training_run
 
 WEIGHTS = (
     'hostile.pth.tar', 'hostile_zip.pth', 'text.pth', 'empty.pth', 'zeros.pth', 'short.safetensors',
@@ -423,13 +424,13 @@ class TestEnvironment:
         assert explain(e.value).startswith(f"'{tmp_path / 'gone' / 'x'}': No such file or directory; it, or its folder")
 
     def test_a_folder_that_goes_while_a_run_trains(self, noise_options, command, monkeypatch, tmp_path):
-        epoch = train_timm.train_one_epoch
+        epoch = training_run.train_one_epoch
 
         def and_then(*args):
             shutil.rmtree(tmp_path / 'output')
             return epoch(*args)
 
-        monkeypatch.setattr(train_timm, 'train_one_epoch', and_then)
+        monkeypatch.setattr(training_run, 'train_one_epoch', and_then)
         assert str(tmp_path / 'output') in command('train', *noise_options[1:], '--output', tmp_path / 'output')
 
     @pytest.mark.parametrize('number, remedy', [

@@ -71,7 +71,7 @@ def test_it_goes_up_to_the_hub(old, hub, client):
     assert config['timm_icasc']['sha256'] == hashlib.sha256(content).hexdigest()
     assert '| ICASC ach, order 1 | 42 | 10.22 | 0.262 | 0.319 | 0.507 |' in hub.read('me/old', 'README.md').decode()
     result = client('push', old / 'interrupted', 'me/old', token='hf_owner')
-    assert result.code == 2 and 'train_timm.py --resume auto goes on with it' in result.err
+    assert result.code == 2 and 'timm-icasc train --resume auto goes on with it' in result.err
 
 
 def test_it_stands_in_the_tables_of_the_paper_command(old, capsys):

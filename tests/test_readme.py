@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.commands import training_options
+from helpers.commands import training_commands, training_options
 
 from timm_icasc.cli import main
 from timm_icasc.training.arguments import parse_args
@@ -22,7 +22,7 @@ def test_examples_run(code, monkeypatch):
     exec(compile(code, 'README.md', 'exec'), {})
 
 
-@pytest.mark.parametrize('line', re.findall(r'^\S.*train_timm\.py (--.*)', README, re.M))
+@pytest.mark.parametrize('line', training_commands(README))
 def test_commands_parse(line, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     parse_args([*training_options(line), '--output', str(tmp_path)])

@@ -24,7 +24,9 @@ from timm_icasc.errors import ICASCError
 from timm_icasc.labels import SINGLE
 from timm_icasc.runs import provenance
 from timm_icasc.runs.lock import alone_in
+from timm_icasc.training import epoch as training_epoch
 from timm_icasc.training import job as setup
+from timm_icasc.training import run as training_run
 from timm_icasc.training.arguments import parse_args
 
 ROOT = Path(__file__).parent.parent
@@ -148,7 +150,7 @@ def test_recorded_steps_leave_the_same_behind(options, run, tmp_path, monkeypatc
         return device
 
     assert run('--experiment', 'eager', *RECORDED, *options)[0] == 0
-    monkeypatch.setattr(train_timm, 'set_up_device', on_the_cpu)
+    monkeypatch.setattr('timm_icasc.cli.train.set_up_device', on_the_cpu)
     monkeypatch.setattr(setup, 'CudaRecorder', lambda device: recorders.append(OpRecorder()) or recorders[-1])
     monkeypatch.setattr(SINGLE, 'check', lambda *args: None)
     assert run('--experiment', 'recorded', '--icasc-fast', *RECORDED, *options)[0] == 0
@@ -183,7 +185,7 @@ class TestResume:
         options = [*self.OPTIONS, '-j', workers]
         assert run(*options, '--experiment', 'whole')[0] == 0
 
-        original, steps = train_timm.check_finite, []
+        original, steps = training_epoch.check_finite, []
 
         def terminate(means, at, step):
             original(means, at, step)
@@ -191,12 +193,12 @@ class TestResume:
             if (at, step) == (epoch, 1):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(train_timm, 'check_finite', terminate)
+        monkeypatch.setattr(training_epoch, 'check_finite', terminate)
         code, _, err = run(*options, '--experiment', 'cut')
         assert code == 128 + signal.SIGTERM and '--resume auto' in err
         assert ('holds the last whole epoch' if epoch else 'holds the model as it began, and no whole epoch') in err
         assert max(steps) == (epoch, 1)
-        monkeypatch.setattr(train_timm, 'check_finite', original)
+        monkeypatch.setattr(training_epoch, 'check_finite', original)
         model = timm.create_model(
             'resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'cut' / 'last.pth.tar'))
         assert model is not None, 'loadable'
@@ -237,16 +239,16 @@ class TestResume:
         assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1'] == before
 
     def test_an_interrupted_comparison_goes_on_with_the_second_run(self, run, tmp_path, monkeypatch):
-        original = train_timm.train_one_epoch
+        original = training_run.train_one_epoch
 
         def terminate(epoch, job, flag):
             if job.args.icasc and epoch == 1:
                 os.kill(os.getpid(), signal.SIGINT)
             return original(epoch, job, flag)
 
-        monkeypatch.setattr(train_timm, 'train_one_epoch', terminate)
+        monkeypatch.setattr(training_run, 'train_one_epoch', terminate)
         assert run('--icasc-compare', '--experiment', 'x')[0] == 128 + signal.SIGINT
-        monkeypatch.setattr(train_timm, 'train_one_epoch', original)
+        monkeypatch.setattr(training_run, 'train_one_epoch', original)
         code, out, _ = run('--experiment', 'x', '--resume', 'auto')
         assert code == 0 and 'resumed after epoch 1' in out
         assert len(list(csv.DictReader(open(tmp_path / 'x' / 'results.csv')))) == 2
@@ -259,7 +261,7 @@ class TestOneRun:
         run('--experiment', 'x', '--epochs', 1)
         with alone_in(tmp_path / 'x', 'this test'):
             code, _, err = run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
-        assert code == 2 and f"another train_timm.py is at work in '{tmp_path / 'x'}'" in err
+        assert code == 2 and f"another training is at work in '{tmp_path / 'x'}'" in err
         assert run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)[0] == 0, 'the lock has gone'
 
     def test_columns_that_come_later_do_not_shift_others(self, run, tmp_path):

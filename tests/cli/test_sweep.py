@@ -345,7 +345,7 @@ def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
     record = json.loads(file.read_text())
     assert (record['variant'], record['seed'], record['options']['icasc']) == ('plain', 3, False)
     assert [row['epoch'] for row in record['curve']] == list(range(12))
-    assert record['command'].startswith('train_timm.py ') and '--no-icasc' in record['command']
+    assert record['command'].startswith('python -m timm_icasc.cli train ') and '--no-icasc' in record['command']
     assert '--resume' not in record['command'], 'the command is the one that began the run'
     assert record['evaluated']['split'] == 'test' and record['evaluated']['images'] == 9
     assert {'top1', 'ks', 'ece', 'overlap_last', 'flip_overlap', 'crop_iou'} <= set(record['final'])
@@ -370,8 +370,7 @@ def test_one_sweep_at_a_time(tiny, tmp_path, capsys):
 
 
 def test_a_killed_sweep_leaves_the_lock_to_its_runs(tiny, tmp_path, monkeypatch, capsys):
-    (tmp_path / 'trainer.py').write_text('import signal; signal.pause()')
-    monkeypatch.setattr(processes, 'TRAINER', tmp_path / 'trainer.py')
+    monkeypatch.setattr(processes, 'COMMAND', ('-c', 'import signal; signal.pause()'))
     study, output = load_study(tiny), tmp_path / 'runs'
     with processes.alone_in(output, 'a sweep') as lock:
         work = processes._Work(study, study.runs[0], output, processes.environment_of(1), lock)

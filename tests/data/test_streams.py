@@ -16,11 +16,11 @@ from helpers.runs import train_in_process
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import train_timm
 from timm_icasc.cli import main
 from timm_icasc.data import begin_epoch, create_dataset
 from timm_icasc.data import streams as stream
 from timm_icasc.errors import DataError
+from timm_icasc.training import epoch as epoch_of_training
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.loaders import set_up_data, set_up_loaders
 
@@ -75,14 +75,14 @@ def steps(monkeypatch):
     """(epoch, step) of every training step; `steps.stop_at` is the one in which SIGTERM comes."""
     class Steps(list):
         stop_at = None
-    original, seen = train_timm.check_finite, Steps()
+    original, seen = epoch_of_training.check_finite, Steps()
 
     def check(means, epoch, step):
         original(means, epoch, step)
         seen.append((epoch, step))
         if (epoch, step) == seen.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(train_timm, 'check_finite', check)
+    monkeypatch.setattr(epoch_of_training, 'check_finite', check)
     return seen
 
 

@@ -10,8 +10,8 @@ from helpers.several_outputs import PARAMS, load_run, tapped  # noqa: F401
 
 from timm_icasc import ICASCLayers, ICASCTask, attention_maps, icasc_forward
 from timm_icasc.evaluation.collect import _Collector, collect_records
-from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.figures.views import view_classes, view_layers
+from timm_icasc.objective.separability import evaluate_attention
 from timm_icasc.paper.segmentation.cues import make_cues
 
 

@@ -10,9 +10,9 @@ from helpers.processes import in_two_processes, save_gradients_of_half
 
 import timm_icasc.objective.forward as forward_module
 from timm_icasc import ICASCConfig, ICASCError, MultiLabelICASCTask, icasc_forward
-from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.labels import MULTI
 from timm_icasc.objective.hard_samples import most_confused
+from timm_icasc.objective.separability import evaluate_attention
 
 # Present, absent and ignored classes: two, one, none present; none absent; three.
 TARGET = [

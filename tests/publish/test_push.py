@@ -476,7 +476,7 @@ def test_a_commit_that_fails_is_not_tried_again(status, headers, message, hub, p
 
 
 @pytest.mark.parametrize('spoil, message', [
-    (lambda run: (run / 'results.json').unlink(), 'holds no finished run (there is no results.json); train_timm.py '
+    (lambda run: (run / 'results.json').unlink(), 'holds no finished run (there is no results.json); timm-icasc train '
      '--resume auto goes on with it.'),
     (lambda run: (run / 'results.json').write_text('{}'), 'does not describe its model (an older run?)'),
     (lambda run: (run / 'last.pth.tar').unlink(), 'has no last.pth.tar; its weights are gone.'),

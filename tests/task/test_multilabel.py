@@ -11,9 +11,9 @@ from helpers.processes import in_two_processes, save_gradients_of_half
 from timm.task import ClassificationTask
 
 from timm_icasc import ICASCConfig, MultiLabelICASCTask, TargetError, icasc_forward
-from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.labels import MULTI
 from timm_icasc.losses import MultiLabelSoftMarginLoss, multilabel_soft_margin
+from timm_icasc.objective.separability import evaluate_attention
 
 TERMS = {'loss_as_inner', 'loss_as_last', 'loss_ac'}
 # Present, absent and ignored classes of four samples; the third has none present, the fourth none absent.

@@ -2,13 +2,15 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from functools import partial
+from importlib.machinery import ModuleSpec
 
 import pytest
 from torch.utils.data import DataLoader
 
-import train_timm
+from timm_icasc.cli.train import report_interrupt
 from timm_icasc.errors import ICASCError
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.interrupt import (
@@ -89,18 +91,27 @@ def test_a_batch_that_cannot_be_handed_on_is_not_waited_for(capfd):
     ({}, ''),
     ({'WORLD_SIZE': '1', 'LOCAL_WORLD_SIZE': '1'}, ''),
     ({'WORLD_SIZE': '8', 'LOCAL_WORLD_SIZE': '4'}, 'torchrun --nnodes=2 --nproc_per_node=4 ')])
-def test_what_is_printed_goes_on_with_as_many_processes(environment, launcher, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('argv, alone, of_several', [
+    (['/x/train_timm.py', '--lr', '1'], 'train_timm.py', 'train_timm.py'),
+    (['/x/bin/timm-icasc', 'train', '--lr', '1'], 'timm-icasc train', '--no-python timm-icasc train'),
+    (['/x/timm_icasc/cli/__main__.py', 'train'], 'python -m timm_icasc.cli train', '-m timm_icasc.cli train')])
+def test_what_is_printed_goes_on_as_it_was_called_with_as_many_processes(
+        argv, alone, of_several, environment, launcher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setattr(sys.modules['__main__'], '__spec__', ModuleSpec(
+        'timm_icasc.cli.__main__', None, origin='/x/timm_icasc/cli/__main__.py'))
     for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     args = parse_args(['--dataset', 'digits'])
     args.run_dir, args.rank = str(tmp_path / 'two words'), 0
-    train_timm.report_interrupt(args, Interrupted(signal.SIGTERM))
+    report_interrupt(args, Interrupted(signal.SIGTERM))
     assert capsys.readouterr().err.strip().endswith(
-        f"Go on with: {launcher}train_timm.py --resume auto --output {tmp_path} --experiment 'two words'")
+        f'Go on with: {launcher}{of_several if launcher else alone} '
+        f"--resume auto --output {tmp_path} --experiment 'two words'")
     args.rank = 1
-    train_timm.report_interrupt(args, Interrupted(signal.SIGTERM))
+    report_interrupt(args, Interrupted(signal.SIGTERM))
     assert not capsys.readouterr().err, 'one of the processes says it'
 
 

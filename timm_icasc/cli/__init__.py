@@ -1,4 +1,4 @@
-"""`timm-icasc COMMAND ...`: what there is to do besides training."""
+"""`timm-icasc COMMAND ...`: training, and what there is to do besides."""
 import argparse
 import importlib
 import sys
@@ -15,8 +15,16 @@ from .commands import COMMANDS, NEED_TRAINING, build_parser
 __all__ = ['COMMANDS', 'main']
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 with one line on stderr where the input is at fault."""
+def main(argv: Sequence[str] | None = None, prog: str = '') -> int:
+    """Run one command.
+
+    Args:
+        argv: The command's name and its arguments; by default those of the process.
+        prog: Name of a script that is one command; by default `timm-icasc COMMAND`.
+
+    Returns:
+        The exit code: 0, or 2 with one line on stderr where the input is at fault.
+    """
     chosen = build_parser(__version__).parse_args(argv)
     try:
         if chosen.command in NEED_TRAINING:
@@ -25,15 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'timm-icasc {chosen.command}: error: {e.line}', file=sys.stderr)
         return 2
     module = importlib.import_module(f'{__package__}.{chosen.command}')
-    parser = argparse.ArgumentParser(
-        prog=f'timm-icasc {chosen.command}', description=module.__doc__,
+    parser = getattr(module, 'Parser', argparse.ArgumentParser)(
+        prog=prog or f'timm-icasc {chosen.command}', description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
-    args = parser.parse_args(chosen.arguments)
     set_up_messages(parser)
     try:
         with stopping_loaders():
-            code = module.run(args)
+            code = module.run(parser.parse_args(chosen.arguments))
             sys.stdout.flush()
             return code
     except (ICASCError, OSError, RuntimeError) as e:

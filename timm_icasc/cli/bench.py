@@ -2,7 +2,7 @@
 
     timm-icasc bench resnet18 --batch-size 8          orders 1 and 2, and how public re-implementations go about it
     timm-icasc bench resnet50 --amp --channels-last   as it would be trained
-    timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (train_timm.py --icasc-fast)
+    timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (timm-icasc train --icasc-fast)
     timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
     timm-icasc bench resnet18 -b 4 --scaling cost.png time over the batch size and over the area of the images
     timm-icasc bench resnet18 --profile               where the time goes, by kind of operation
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--fast', action='store_true', help='training steps recorded as CUDA graphs; CUDA only')
     parser.add_argument(
         '--share', type=float, default=1., metavar='P',
-        help="ICASC's terms of this share of the batch only (train_timm.py --icasc-share)")
+        help="ICASC's terms of this share of the batch only (timm-icasc train --icasc-share)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
     what.add_argument(

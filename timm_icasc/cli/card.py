@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 where a card is out of date')
     parser.add_argument(
         '--runs', nargs='+', type=Path, metavar='DIR',
-        help='run directories of train_timm.py: evaluate them into NAME.json, and export the weights '
+        help='run directories of the training: evaluate them into NAME.json, and export the weights '
              'of the run that the YAML names (shipped_run) into NAME/')
 
 

@@ -7,14 +7,16 @@ import argparse
 __all__ = ['COMMANDS', 'NEED_TRAINING', 'build_parser']
 
 # Each command is the module of its name. It has `add_arguments(parser)`, whose parser already carries the description
-# (the module's docstring), and `run(args)`, which returns the exit code. Only the command at hand is imported.
+# (the module's docstring), and `run(args)`, which returns the exit code; `Parser`, where it needs
+# another than argparse's. Only the command at hand is imported.
 COMMANDS = {
+    'train': 'train a timm model with ICASC, or with the classification loss alone',
     'layers': 'which two layers ICASC looks at, and whether it trains, for any architecture',
     'eval': 'measure trained checkpoints, or two against each other',
     'figure': 'what trained checkpoints attend to: class maps, layers, KS chart, a page to browse',
     'segment': 'attention as weak cues for semantic segmentation (Table 2)',
     'paper': 'finished runs beside the figures of the paper, mean and deviation over seeds',
-    'sweep': 'a study: variants x seeds of train_timm.py, their records and what follows from them',
+    'sweep': 'a study: variants x seeds, their records and what follows from them',
     'bench': 'what a training step with ICASC costs on this machine',
     'card': 'the cards of hub_cards/: evaluate, render, check',
     'push': 'publish a finished run on the Hugging Face Hub',
@@ -22,7 +24,8 @@ COMMANDS = {
     'doctor': 'whether everything here is in order: versions, devices, packages, Hub, a step of ICASC',
 }
 
-# Those that set up data, model and task as the training script does, and ask for as recent a timm.
+# Those that set up data, model and task as the training does, and ask for as recent a timm; it says so itself, behind
+# its --help.
 NEED_TRAINING = ('eval', 'figure', 'segment', 'sweep', 'bench', 'card', 'push')
 
 
@@ -33,7 +36,7 @@ def build_parser(version: str) -> argparse.ArgumentParser:
         version: Of this package.
     """
     parser = argparse.ArgumentParser(
-        prog='timm-icasc', description='ICASC for timm models; training is train_timm.py.',
+        prog='timm-icasc', description='ICASC for timm models.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='commands:\n' + '\n'.join(f'  {name:<8} {text}' for name, text in COMMANDS.items())
         + '\n\ntimm-icasc COMMAND --help explains one.')

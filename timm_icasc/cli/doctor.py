@@ -70,7 +70,7 @@ def _check_devices() -> tuple[bool | None, str]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return True, f"{len(names)} CUDA device(s): {', '.join(sorted(set(names)))}"
     if torch.backends.mps.is_available():
-        return True, 'MPS; train_timm.py takes it with --device mps'
+        return True, 'MPS; timm-icasc train takes it with --device mps'
     cuda = f'is built for CUDA {torch.version.cuda}, and sees no device' if torch.version.cuda else 'has no CUDA'
     return None, f'CPU only, {torch.get_num_threads()} thread(s): this torch {cuda}'
 

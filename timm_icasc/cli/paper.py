@@ -4,7 +4,7 @@
     timm-icasc paper output                     with every run below the folder, mean and deviation over seeds
     timm-icasc paper output --output paper.md   also written to a file (.md, .json or .csv)
 
-A run is a folder with results.json and args.yaml, as train_timm.py leaves it, or with segmentation.json (Table 2).
+A run is a folder with results.json and args.yaml, as timm-icasc train leaves it, or with segmentation.json (Table 2).
 Runs that differ in the seed alone are averaged. A run stands in a row of the paper where its options are those of the
 row, or another reading of them; the note names what differs among those that the paper leaves open. The value is that
 of the last epoch, with what `timm-icasc eval` has added (ten crops, the KS chart). The paper's values are in

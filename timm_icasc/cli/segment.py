@@ -2,7 +2,7 @@
 
     timm-icasc segment RUN --data-dir VOCdevkit --attention ach --backbone-weights resnet50.pth --output table2/ach
 
-RUN is a classifier of the 20 VOC classes (the folder of a run of train_timm.py, or a checkpoint with --model). From the
+RUN is a classifier of the 20 VOC classes (the folder of a training run, or a checkpoint with --model). From the
 image labels of the training split and the classifier's attention come cues; torchvision's DeepLabV3 learns from them
 with the losses of "Seed, Expand and Constrain" (Kolesnikov and Lampert, 2016); its mean IoU is measured on the masks of
 the validation split. Run it for grad_cam, grad_cam_plus_plus and ach, and `timm-icasc paper` sets them side by side.

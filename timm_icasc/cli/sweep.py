@@ -1,4 +1,4 @@
-"""Run a study, variants x seeds of train_timm.py, and say what it has shown.
+"""Run a study, variants x seeds of timm-icasc train, and say what it has shown.
 
     timm-icasc sweep FILE.yaml                          go on until every run has its record
     timm-icasc sweep FILE.yaml --jobs 2 --minutes 50    two runs at a time; stop after 50 minutes, go on next time
@@ -10,11 +10,11 @@ does not stop the others: the sweep shows its last lines, ends with exit code 1,
 
     baseline: cross-entropy           # what the variants are compared with, seed by seed
     seeds: [0, 1, 2]
-    common:                           # options of train_timm.py for all runs; 'config' is relative to this file, other
-                                      # paths to the working directory
+    common:                           # options of timm-icasc train for all runs; 'config' is a recipe or relative to
+                                      # this file, other paths are relative to the working directory
       config: recipe.yaml
       data_dir: DIR
-    variants:                         # name: options of train_timm.py
+    variants:                         # name: options of timm-icasc train
       cross-entropy: {icasc: false}
       order-1: {icasc_order: 1}
       from-trained: {initial_checkpoint: 'base-seed{seed}/last.pth.tar'}  # each seed its own; the quotes are needed

@@ -51,7 +51,7 @@ class Checkpoint:
         data_config: timm's: input size, mean, std, interpolation, crop.
         layers: The inner and the last layer; None where the model has none that can be used.
         batch_size: Images per batch.
-        args: Options of train_timm.py that the run had, with the overrides.
+        args: Options of timm-icasc train that the run had, with the overrides.
     """
     label: str
     source: str
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> argparse.Namespace:
-    """The options of train_timm.py that the checkpoint was, or would have been, trained with."""
+    """The options of timm-icasc train that the checkpoint was, or would have been, trained with."""
     argv = []
     if run is not None:
         argv += ['--config', str(run.folder / ARGUMENTS)]

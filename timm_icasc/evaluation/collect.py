@@ -24,13 +24,13 @@ from ..labels import MULTI, SINGLE
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
+from ..objective.separability import separability
 from ..training.interrupt import answer_for_batches
 from .boxes import Geometry, localise, transform_geometry
 from .checkpoint import Checkpoint
 from .faithfulness import map_faithfulness
 from .image_records import ImageRecords
 from .robustness import map_robustness
-from .separability import separability
 
 __all__ = ['collect_records', 'evaluate_checkpoint', 'score_images']
 

@@ -54,11 +54,11 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int =
     """Which checkpoints, and on which images; read by `load_checkpoints`."""
     group = add_model_arguments(parser, nargs)
     group.add_argument('--data-dir', metavar='DIR', help='folder of the data set')
-    group.add_argument('--dataset', metavar='NAME', help='type of the data set, as in train_timm.py')
+    group.add_argument('--dataset', metavar='NAME', help='type of the data set, as in timm-icasc train')
     group.add_argument('--val-split', metavar='NAME', help='split to evaluate on')
     group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
     group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
-    group.add_argument('--crop-mode', choices=('center', 'squash', 'border'), help='as in train_timm.py')
+    group.add_argument('--crop-mode', choices=('center', 'squash', 'border'), help='as in timm-icasc train')
 
 
 def add_model_arguments(
@@ -68,7 +68,7 @@ def add_model_arguments(
     """Which checkpoints, and how to run them; returns the group for further options."""
     parser.add_argument(
         'checkpoints', nargs=nargs, metavar='CHECKPOINT',
-        help='folder of a run of train_timm.py (of --icasc-compare: both its runs), a checkpoint file (one outside a '
+        help='folder of a training run (of --icasc-compare: both its runs), a checkpoint file (one outside a '
              "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
     group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
     group.add_argument(

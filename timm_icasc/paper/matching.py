@@ -107,7 +107,7 @@ def recipe_options(
         method: str,
         row: dict[str, Any],
 ) -> tuple[dict[str, Any], str]:
-    """The options of train_timm.py that make a row of the paper, and as text those beyond the recipe's."""
+    """The options of timm-icasc train that make a row of the paper, and as text those beyond the recipe's."""
     extra = [
         word for name, value in row.get('options', {}).items()
         for word in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))]

@@ -185,7 +185,7 @@ def _experiment_rows(
                 for metric in metrics if metric in row['values']]
             continue
         options, text = recipe_options(experiment, content['methods'][row['method']], row)
-        recipe = f"timm_icasc/recipes/{row.get('recipe', experiment['recipe'])}"
+        recipe = row.get('recipe', experiment['recipe']).removesuffix('.yaml')
         command = content['train'].format(recipe=recipe, options=text, data_dir=experiment['data_dir'])
         command = ' && '.join(filter(None, [command, experiment.get('then')]))
         own = []

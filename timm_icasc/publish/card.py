@@ -229,7 +229,7 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
         'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None,
         'license': config['pretrained_cfg']['license'],
         'description': f"{code_span(config['architecture'])}, trained on {markdown_text(data['name'])} with "
-                       f'{markdown_text(run.method)} by the script train_timm.py of timm_icasc.',
+                       f'{markdown_text(run.method)} by `timm-icasc train`.',
         'paper': 'its protocol was not necessarily followed; see the training command.', 'limits': RUN_LIMITS + (
             ['One run: how much its results depend on the seed is not known.'] if len(siblings) < 3 else []),
         'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',

@@ -1,4 +1,4 @@
-"""The folder that a run of train_timm.py leaves: its files, whose names stand here alone, and what they say."""
+"""The folder that a training run leaves: its files, whose names stand here alone, and what they say."""
 import argparse
 import json
 import math
@@ -27,7 +27,7 @@ __all__ = [
     'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS',
     'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'check_folders', 'collect_runs',
     'collect_segmentations', 'command_of', 'find_runs', 'find_weights', 'finished_results', 'group_runs',
-    'has_begun', 'latest_run', 'launcher', 'open_run', 'open_run_dir', 'open_runs', 'read_checkpoint',
+    'has_begun', 'latest_run', 'open_run', 'open_run_dir', 'open_runs', 'program', 'read_checkpoint',
     'save_args', 'saved_at',
 ]
 
@@ -69,7 +69,7 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run of train_timm.py, as its folder tells it.
+    """A training run, as its folder tells it.
 
     Attributes:
         folder: Where its files lie.
@@ -162,7 +162,7 @@ class Run:
         if epoch + 1 != self.results['epochs']:
             raise HubError(
                 f"'{self.checkpoint}' is of epoch {epoch + 1} of {self.results['epochs']}, not of the "
-                f'results beside it; train_timm.py --resume auto goes on.')
+                f'results beside it; timm-icasc train --resume auto goes on.')
 
     def class_names(self, file: Path) -> list[str] | None:
         """The classes in the order of the logits; None where neither the results nor the checkpoint tells."""
@@ -174,7 +174,7 @@ class Run:
     def outdated(self) -> HubError:
         """The error of results that do not say all that is asked of them."""
         return HubError(
-            f"'{self.folder / RESULTS}' does not describe its model (an older run?): train_timm.py --resume auto "
+            f"'{self.folder / RESULTS}' does not describe its model (an older run?): timm-icasc train --resume auto "
             f'--output {self.folder.parent} --experiment {self.folder.name} evaluates it again and writes it anew.')
 
 
@@ -311,8 +311,8 @@ def latest_run(root: Path, name: str = '') -> Path | None:
 
 def _open_finished(folder: Path) -> Run:
     if not (folder / RESULTS).is_file():
-        hint = 'train_timm.py --resume auto goes on with it' if (folder / ARGUMENTS).is_file() else \
-            'a run directory is what train_timm.py leaves in output/'
+        hint = 'timm-icasc train --resume auto goes on with it' if (folder / ARGUMENTS).is_file() else \
+            'a run directory is what timm-icasc train leaves in output/'
         raise HubError(f"'{folder}' holds no finished run (there is no {RESULTS}); {hint}.")
     try:
         run = open_run(folder)
@@ -414,11 +414,21 @@ def finished_results(folder: Path, epochs: int) -> dict[str, Any] | None:
         return None
 
 
-def launcher() -> list[str]:
-    """The words that start as many processes as this job has; none for a single one."""
+def program() -> list[str]:
+    """The words that call this process's program as it was called: behind them, its options.
+
+    With those of torchrun where this job has several processes, `train` where that is a command of the program.
+    """
     world = int(os.environ.get('WORLD_SIZE', 1))
     local = int(os.environ.get('LOCAL_WORLD_SIZE', world))
-    return ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}'] if world > 1 else []
+    words = ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}'] if world > 1 else []
+    spec = getattr(sys.modules['__main__'], '__spec__', None)
+    script = Path(sys.argv[0])
+    if spec is not None and spec.origin == sys.argv[0]:
+        words += [*([] if words else ['python']), '-m', spec.name.removesuffix('.__main__')]
+    else:
+        words += [*(['--no-python'] if words and script.suffix != '.py' else []), script.name]
+    return words + sys.argv[1:2] * (sys.argv[1:2] == ['train'])
 
 
 def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
@@ -428,8 +438,8 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
         given: Options of this process.
         run_dir: Folder of the run to go on with; None for a new one.
     """
-    started = launcher()
-    command = shell_command([*started, Path(sys.argv[0]).name, *sys.argv[1:]])
+    called = program()
+    command = shell_command([*called, *sys.argv[1 + (sys.argv[1:2] == ['train']):]])
     text = (run_dir / ARGUMENTS).read_text(errors='replace') if run_dir and (run_dir / ARGUMENTS).is_file() else ''
     if not text.startswith(COMMAND):
         return command
@@ -437,7 +447,7 @@ def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
     same = all(
         given.get(name) == value for name,
         value in _mapping(run_dir / ARGUMENTS, read_yaml).items() if name not in PUBLISHING_OPTIONS)
-    return first if same else f"{first} && {'' if started else 'python '}{command}"
+    return first if same else f"{first} && {'python ' if called[0].endswith('.py') else ''}{command}"
 
 
 def save_args(given: dict[str, Any], folder: Path, command: str) -> None:

@@ -1,1 +1,1 @@
-"""Studies: variants x seeds of train_timm.py, their records, and the page that says what follows from them."""
+"""Studies: variants x seeds of timm-icasc train, their records, and the page that says what follows from them."""

@@ -72,7 +72,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
     """Write the record of the finished and evaluated run in `folder`; returns its file.
 
     Raises:
-        ICASCError: The folder lacks a file, or it is not what train_timm.py and `timm-icasc eval` write.
+        ICASCError: The folder lacks a file, or it is not what timm-icasc train and `timm-icasc eval` write.
     """
     path = record_path(study, run)
     try:

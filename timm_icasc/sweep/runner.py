@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from .study import PlannedRun, Study
 
 __all__ = ['Outcome', 'carry_out', 'environment_of']
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]  # of a checkout, or the folder of the installed packages
 
-TRAINER = ROOT / 'train_timm.py'
+COMMAND = ('-m', f'{__package__.partition(".")[0]}.cli')
 
 POLL = 0.2  # seconds
 
@@ -60,11 +61,11 @@ class _Work:
         if not begun:
             shutil.rmtree(self.folder, ignore_errors=True)
         return [
-            str(TRAINER), *self.run.arguments, '--output', str(self.output), '--experiment', self.run.name,
+            *COMMAND, 'train', *self.run.arguments, '--output', str(self.output), '--experiment', self.run.name,
             *(['--resume', 'auto'] if begun else [])]
 
     def evaluation(self) -> list[str]:
-        return ['-m', 'timm_icasc.cli', 'eval', str(self.folder), '--robustness', *self.study.evaluation]
+        return [*COMMAND, 'eval', str(self.folder), '--robustness', *self.study.evaluation]
 
     def start(self, words: Sequence[str]) -> None:
         with open(self.log, 'ab') as log:
@@ -113,10 +114,11 @@ class _Work:
 
 def environment_of(jobs: int) -> dict[str, str]:
     """This process's, with the runs' share of the cores, and this code before any that is installed."""
-    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+    installed = str(ROOT) in (sysconfig.get_path('purelib'), sysconfig.get_path('platlib'))
+    paths = [*([] if installed else [str(ROOT)]), *filter(None, [os.environ.get('PYTHONPATH')])]
     return {
         'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ,
-        'PYTHONPATH': os.pathsep.join(paths)}
+        **({'PYTHONPATH': os.pathsep.join(paths)} if paths else {})}
 
 
 def carry_out(
@@ -139,8 +141,6 @@ def carry_out(
         stop_asked: Whether to stop now.
         on_change: Called with the names of those under way, and the outcome so far, when a run begins or ends.
     """
-    if not TRAINER.is_file():
-        raise ICASCError(f"a sweep runs train_timm.py, which is not at '{TRAINER}': use a checkout, no installation.")
     outcome, waiting, deadline = Outcome(), list(runs), time.monotonic() + seconds
     environment, under_way = environment_of(jobs), []
     # Runs inherit the lock: those of a killed sweep are not begun again while they are still at work.

@@ -1,4 +1,4 @@
-"""From a study's YAML file to the runs of train_timm.py; everything is checked before anything runs."""
+"""From a study's YAML file to the runs of timm-icasc train; everything is checked before anything runs."""
 import argparse
 import re
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from timm.utils import ParseKwargs
 from ..errors import ICASCError
 from ..evaluation.options import add_evaluation_arguments
 from ..foreign_files import read_yaml
-from ..training.argument_files import check_options, load_config
+from ..training.argument_files import check_options, find_config, load_config
 from ..training.arguments import build_parser, parse_args
 
 __all__ = ['PlannedRun', 'Study', 'changed_options', 'load_study', 'settled_options']
 
 KEYS = ('baseline', 'seeds', 'common', 'variants', 'evaluate', 'records', 'report')
 
-# Options of train_timm.py and of timm-icasc eval that are the sweep's own affair.
+# Options of timm-icasc train and of timm-icasc eval that are the sweep's own affair.
 RESERVED = ('seed', 'output', 'experiment', 'resume', 'push_to_hub', 'icasc_compare')
 
 RESERVED_EVALUATION = ('checkpoints', 'compare', 'output', 'robustness')
@@ -29,10 +29,10 @@ MACHINE = (
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of train_timm.py: a variant with a seed.
+    """One run of timm-icasc train: a variant with a seed.
 
     Attributes:
-        options: All options of train_timm.py that decide its result, the seed aside.
+        options: All options of timm-icasc train that decide its result, the seed aside.
         arguments: Its command line, without where its files go.
     """
     variant: str
@@ -106,7 +106,7 @@ def to_arguments(options: dict[str, Any], parser: argparse.ArgumentParser) -> li
 
 
 def settled_options(args: dict[str, Any]) -> dict[str, Any]:
-    """Of all options of train_timm.py those that decide the result of a run."""
+    """Of all options of timm-icasc train those that decide the result of a run."""
     return {name: value for name, value in args.items() if name not in MACHINE}
 
 
@@ -132,7 +132,7 @@ def _options(
     own = _without(given, RESERVED, where)
     recipe = _path(own, 'config', where)
     own.pop('config', None)
-    options = load_config(folder / recipe, parser) if recipe else {}
+    options = load_config(find_config(recipe, folder), parser) if recipe else {}
     return {**options, **check_options(own, parser, where)}
 
 
@@ -188,7 +188,7 @@ def load_study(file: Path, data_dir: str | None = None, records: Path | None = N
     content, folder, where = _read(file), file.parent, f"'{file}'"
     variants = _mapping(content, 'variants', where)
     if not variants:
-        raise ICASCError(f"{where} has no variants: name them below 'variants', each with options of train_timm.py.")
+        raise ICASCError(f"{where} has no variants: name them below 'variants', each with options of timm-icasc train.")
     names, baseline = [str(name) for name in variants], str(content.get('baseline', ''))
     if baseline not in names:
         raise ICASCError(f"{where}: the baseline '{baseline}' is not among the variants: {', '.join(names)}.")

@@ -1,1 +1,1 @@
-"""What train_timm.py is made of: options, data, model, steps, and what it prints."""
+"""What `timm-icasc train` is made of: options, data, model, steps, and what it prints."""

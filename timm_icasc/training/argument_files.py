@@ -1,6 +1,7 @@
-"""Options of train_timm.py from YAML: the recipes of this package, a run's args.yaml, a user's own file."""
+"""Options of the training from YAML: the recipes of this package, a run's args.yaml, a user's own file."""
 import argparse
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,22 @@ from timm.utils import ParseKwargs
 from ..errors import ICASCError
 from ..foreign_files import read_yaml
 
-__all__ = ['RECIPES', 'check_options', 'load_config']
+__all__ = ['RECIPES', 'check_options', 'find_config', 'list_recipes', 'load_config']
 
 RECIPES = Path(__file__).parents[1] / 'recipes'
+
+
+def list_recipes() -> dict[str, str]:
+    """Names of the recipes of this package, and what the first line of each says that it is."""
+    return {
+        path.stem: re.split(r' \(|: ', path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# '))[0]
+        for path in sorted(RECIPES.glob('*.yaml'))}
+
+
+def find_config(name: str, folder: Path = Path()) -> Path:
+    """The file that a user means: one in `folder`, else the recipe of that name, with or without its ending."""
+    path, recipe = folder / name, RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    return recipe if not path.is_file() and recipe.parent == RECIPES and recipe.is_file() else path
 
 
 def _checked(action: argparse.Action, value: Any, where: str) -> Any:
@@ -47,8 +61,7 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         config = read_yaml(path)
     except OSError as e:
         raise ICASCError(
-            f"--config: cannot read '{path}': {e.strerror}; recipes: "
-            f"{', '.join(sorted(p.name for p in RECIPES.glob('*.yaml')))} in {RECIPES}.") from e
+            f"--config: cannot read '{path}': {e.strerror}; recipes: {', '.join(list_recipes())}.") from e
     except ICASCError as e:
         raise ICASCError(f'--config: {e}') from e
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""Command line of train_timm.py: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
+"""Command line of the training: timm's option names and groups, and one group of its own, 'ICASC parameters'."""
 import argparse
 import math
 import os
@@ -19,9 +19,9 @@ from ..losses import MASK_SCALES
 from ..objective.config import MULTILABEL_MAPS, TERMS
 from ..runs.folder import ARGUMENTS, COMPARED, latest_run
 from ..task.public_approach import DEFECTS
-from .argument_files import RECIPES, load_config
+from .argument_files import RECIPES, find_config, list_recipes, load_config
 
-__all__ = ['build_parser', 'parse_args']
+__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
 
@@ -43,27 +43,9 @@ RANGES = {
     'icasc_sigma': (0, 1), 'icasc_omega': (0, INFINITY), 'icasc_share': (1e-6, 1),
 }
 
-DESCRIPTION = """\
-Train a timm model with ICASC: attention separability and consistency (Wang et al., ICCV 2019).
-
-Without any option it trains a small ResNet on the embedded digits in about a minute. Otherwise:
-  train_timm.py --icasc-compare                                    ICASC beside cross-entropy, same seed
-  train_timm.py --data-dir DIR --model resnet50 --pretrained       your images: DIR/{train,val}/CLASS/*.jpg
-  train_timm.py --data-dir DIR --val-split test -c timm_icasc/recipes/cifar100_resnet110.yaml
-  torchrun --nproc_per_node=8 train_timm.py ...                    several GPUs, one process each
-  train_timm.py --resume auto                                      go on with the newest interrupted run
-"""
-
-
 def usable_cores() -> int:
     """Cores of this process. Torch warns of more data loading processes than that."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        # The usage of a hundred options would bury the message.
-        self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -332,19 +314,18 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
              '(default: %(default)s)')
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of train_timm.py."""
-    parser = _Parser(
-        prog='train_timm.py', description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All options of the training, and the list of the recipes below them."""
     parser.add_argument(
         '-c', '--config', metavar='FILE', default='',
-        help='YAML file with defaults for the options below; a recipe or a run\'s args.yaml')
+        help='YAML file with defaults for the options below: a recipe of the list at the end, a file of yours or a '
+             'run\'s args.yaml')
     for add in (
             _add_icasc, _add_data, _add_model, _add_device, _add_optimizer, _add_augmentation,
             _add_misc):
         add(parser)
-    return parser
+    parser.usage = '%(prog)s [OPTIONS]'  # a hundred of them would bury what follows
+    parser.epilog = 'recipes (-c NAME):\n' + '\n'.join(f'  {name:<36}{text}' for name, text in list_recipes().items())
 
 
 def _find_run(args: argparse.Namespace) -> Path | None:
@@ -436,30 +417,48 @@ def _refuse_links(run_dir: Path) -> None:
             refuse_links_out_of(folder, [path.name for path in folder.iterdir()])
 
 
+class TrainingParser(argparse.ArgumentParser):
+    """Takes the options from files too: a resumed run's args.yaml, --config, or else the recipe of the digits."""
+
+    def error(self, message: str) -> None:
+        # The usage of a hundred options would bury the message.
+        self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
+
+    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse the command line.
+
+        Returns:
+            The options, with `run_dir` set to the folder of a run to go on with (else None).
+
+        Raises:
+            ICASCError: A message in one line that names the option.
+            SystemExit: argparse's own errors (exit code 2) and --help.
+        """
+        first = super().parse_args(argv)
+        run_dir = _find_run(first) if first.resume else None
+        files: list[Path] = []
+        if run_dir is not None:
+            _refuse_links(run_dir)
+            files.append(run_dir / ARGUMENTS)
+        if first.config:
+            files.append(find_config(first.config))
+        if not files and not first.data_dir and not first.dataset:
+            files = [DEFAULT_RECIPE]
+        for file in files:
+            self.set_defaults(**_without_publishing(load_config(file, self), file))
+        args = super().parse_args(argv)
+        _check(args)
+        args.run_dir = str(run_dir) if run_dir is not None else None
+        return args
+
+
+def build_parser() -> TrainingParser:
+    """The parser of the options, for those who read options and train nothing."""
+    parser = TrainingParser(prog='timm-icasc train')
+    add_arguments(parser)
+    return parser
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; defaults come from a resumed run's args.yaml, from --config, or from the digits recipe.
-
-    Returns:
-        The options, with `run_dir` set to the folder of a run to go on with (else None).
-
-    Raises:
-        ICASCError: A message in one line that names the option.
-        SystemExit: argparse's own errors (exit code 2) and --help.
-    """
-    parser = build_parser()
-    first = parser.parse_args(argv)
-    run_dir = _find_run(first) if first.resume else None
-    files: list[Path] = []
-    if run_dir is not None:
-        _refuse_links(run_dir)
-        files.append(run_dir / ARGUMENTS)
-    if first.config:
-        files.append(Path(first.config))
-    if not files and not first.data_dir and not first.dataset:
-        files = [DEFAULT_RECIPE]
-    for file in files:
-        parser.set_defaults(**_without_publishing(load_config(file, parser), file))
-    args = parser.parse_args(argv)
-    _check(args)
-    args.run_dir = str(run_dir) if run_dir is not None else None
-    return args
+    """The options of a command line, see `TrainingParser.parse_args`."""
+    return build_parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""From the options of train_timm.py to device, model, task and optimiser; every misfit becomes one clear line."""
+"""From the options of timm-icasc train to device, model, task and optimiser; every misfit becomes one clear line."""
 import argparse
 import difflib
 import warnings

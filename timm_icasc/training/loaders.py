@@ -1,4 +1,4 @@
-"""From the options of train_timm.py to data sets and loaders; every misfit becomes one clear line."""
+"""From the options of timm-icasc train to data sets and loaders; every misfit becomes one clear line."""
 import argparse
 from functools import partial
 from typing import Any

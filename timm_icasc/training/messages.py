@@ -1,4 +1,4 @@
-"""How train_timm.py and the commands say what goes wrong: one line, in the words of their own options."""
+"""How the commands say what goes wrong: one line, in the words of their own options."""
 import argparse
 import logging
 import os

@@ -9,8 +9,8 @@ from ..features.module_state import evaluation_mode
 from ..features.resolve import resolve_layers
 from ..labels import MULTI, SINGLE, LabelKind
 from ..losses import attention_overlap
-from ..objective.config import ICASCConfig
-from ..objective.forward import icasc_forward
+from .config import ICASCConfig
+from .forward import icasc_forward
 
 __all__ = ['evaluate_attention', 'separability']
 

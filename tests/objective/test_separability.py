@@ -5,8 +5,8 @@ from helpers.models import ToyNet, create
 
 from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.attention import METHODS
-from timm_icasc.evaluation.separability import evaluate_attention
 from timm_icasc.losses import attention_overlap
+from timm_icasc.objective.separability import evaluate_attention
 
 
 def test_means_over_images_whatever_the_batches(toy):

@@ -1,0 +1,68 @@
+"""How a run goes on: the checkpoint that is meant, what must not have changed since, and its state."""
+import argparse
+from pathlib import Path
+
+import timm.task
+from timm.utils.checkpoint_saver import load_checkpoint_metadata
+
+from ..errors import DataError, ICASCError, one_line
+from ..labels import check_same_classes
+from ..runs.folder import CLASS_NAMES, LAST
+from ..runs.intact import check_intact
+from .console import log
+from .job import TrainingJob
+
+__all__ = ['resume', 'resumed_checkpoint']
+
+
+def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
+    """The checkpoint that --resume means; None where there is nothing to go on with."""
+    checkpoint = Path(args.resume) if args.resume not in ('', 'auto') else run_dir / LAST
+    return checkpoint if args.resume and checkpoint.is_file() else None
+
+
+def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
+    """Refuse to go on with other classes than the run began with; warn of another number of processes."""
+    args = job.args
+    check_intact(checkpoint)
+    try:
+        state = load_checkpoint_metadata(str(checkpoint))
+        saver = state.get('saver') or {}
+    except Exception:  # whatever a foreign file makes the unpickler say; `resume` says it
+        return
+    names = saver.get(CLASS_NAMES)
+    check_same_classes(job.names, names, 'the data set', f"the run of '{checkpoint}'")
+    was = state.get('args')
+    processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)
+    if processes != args.world_size and processes * batch != args.world_size * args.batch_size:
+        log(args, f'warning: the run had {processes} process(es) with --batch-size {batch}, this is {args.world_size} '
+                  f'with {args.batch_size}: its updates are of other batches. torchrun --nproc_per_node={processes}, '
+                  f'or another --batch-size, keeps them')
+
+
+def resume(job: TrainingJob, checkpoint: Path | None) -> int:
+    """Load the checkpoint, if there is one; returns the epoch to go on with."""
+    args = job.args
+    if args.model_ema:
+        job.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    if checkpoint is None:
+        return 0
+    try:
+        check_unchanged(job, checkpoint)
+    except DataError:
+        raise
+    except ICASCError as e:
+        raise ICASCError(f'--resume: {e}') from e
+    try:
+        start_epoch = timm.task.resume_task_checkpoint(
+            job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
+        if args.model_ema:
+            timm.task.load_task_ema_checkpoint(job.task, str(checkpoint))
+    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
+        raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
+    if job.scheduler is not None and start_epoch > 0:
+        if args.sched_on_updates:
+            job.scheduler.step_update(start_epoch * job.updates_per_epoch)
+        else:
+            job.scheduler.step(start_epoch)
+    return start_epoch

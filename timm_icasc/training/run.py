@@ -1,0 +1,193 @@
+"""One run, from its first epoch or the one that it goes on with to results.json."""
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm import utils
+
+from ..data import begin_epoch
+from ..errors import ICASCError, one_line
+from ..foreign_text import printable
+from ..labels import MULTI
+from ..runs.epochs import SECONDS, add_epoch, epoch_record, read_epochs
+from ..runs.files import write_text
+from ..runs.folder import LAST, RESULTS, finished_results, save_args
+from ..runs.provenance import provenance
+from .console import LOSSES, format_epoch, format_header, log
+from .epoch import evaluate, evaluated_model, train_one_epoch
+from .interrupt import StopSignal
+from .job import TrainingJob, icasc_config, seed_epoch
+from .model_record import model_record
+from .resume import resume, resumed_checkpoint
+from .saver import CheckpointSaver
+
+__all__ = ['method_label', 'train']
+
+LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
+
+
+def loss_name(job: TrainingJob) -> str:
+    return 'soft margin' if job.labels is MULTI else LOSS_NAMES[job.args.loss]
+
+
+def method_label(job: TrainingJob) -> str:
+    """What is trained, as a heading."""
+    name = loss_name(job)
+    return 'ICASC' if job.args.icasc else name[0].upper() + name[1:]
+
+
+def method_used(job: TrainingJob) -> str:
+    """The method in words, for results.json."""
+    args, loss = job.args, loss_name(job)
+    if not args.icasc:
+        return loss
+    attention = ' '.join([args.icasc_attention, *(f'with defect {name}' for name in args.icasc_defects)])
+    return f'ICASC {attention}, order {args.icasc_order}' + f', {loss}' * (args.loss != 'ce')
+
+
+def prepare(job: TrainingJob) -> None:
+    """Compile the task and spread it over the processes, as the options say."""
+    args = job.args
+    if args.torchcompile:
+        try:
+            job.task.compile(backend=args.torchcompile)
+        except Exception as e:
+            raise ICASCError(f"--torchcompile {args.torchcompile}: {one_line(e)}") from e
+    if args.distributed:
+        job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None)
+
+
+def create_saver(
+        job: TrainingJob,
+        run_dir: Path,
+        checkpoint: Path | None,
+        start_epoch: int,
+) -> CheckpointSaver:
+    """timm's saver; an interrupt in the first epoch leaves a checkpoint to go on from.
+
+    Args:
+        job: What is trained.
+        run_dir: Folder of the run.
+        checkpoint: What it goes on from, if anything.
+        start_epoch: The epoch that it goes on with.
+    """
+    args = job.args
+    # How the run was called is in args.yaml, and not the same of one that was interrupted.
+    kept = argparse.Namespace(**{**vars(args), **dict.fromkeys(('config', 'resume'), ''), 'run_dir': None})
+    saver = CheckpointSaver(
+        job.model, job.optimizer, args=kept, task=job.task, amp_scaler=job.scaler,
+        checkpoint_dir=str(run_dir), recovery_dir=str(run_dir), decreasing=args.eval_metric == 'loss',
+        max_history=args.checkpoint_hist, class_names=job.names)
+    if checkpoint is not None and checkpoint.resolve().parent == run_dir.resolve():
+        saver.go_on_from(checkpoint)
+    else:
+        saver._save(str(run_dir / LAST), epoch=start_epoch - 1)
+    return saver
+
+
+def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
+    """What is trained on what, and the head of the table of epochs."""
+    args, device = job.args, job.device
+    size, layers = job.data_config['input_size'], job.layers
+    log(args, f"\n{method_label(job)}: {printable(args.model)}, {args.num_classes} classes, {len(job.train_set)} + "
+              f'{len(job.val_set)} images of {size[1]} x {size[2]}, seed {args.seed}, {device}, in '
+              f'{printable(run_dir)}')
+    if layers is not None:
+        log(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
+                  f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
+    if args.icasc and args.icasc_start_epoch >= job.epochs:
+        log(args, f'warning: the terms of ICASC never start: --icasc-start-epoch {args.icasc_start_epoch:g}, but '
+                  f'--epochs {job.epochs}')
+    if start_epoch:
+        log(args, f'resumed after epoch {start_epoch}')
+    log(args, format_header(job.labels))
+
+
+def run_epoch(
+        epoch: int,
+        job: TrainingJob,
+        saver: CheckpointSaver | None,
+        run_dir: Path,
+        flag: StopSignal,
+) -> dict[str, Any]:
+    """Train, evaluate and save one epoch; returns what results.json tells of it."""
+    args, started = job.args, time.monotonic()
+    seed_epoch(args, epoch)
+    begin_epoch(job.train_set, epoch)
+    if args.distributed and hasattr(job.loader_train.sampler, 'set_epoch'):
+        job.loader_train.sampler.set_epoch(epoch)
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and (args.mixup or args.cutmix):
+        (job.mixup or job.loader_train).mixup_enabled = False
+    train_metrics = train_one_epoch(epoch, job, flag)
+    eval_metrics = evaluate(job, flag)
+    if job.scheduler is not None:
+        job.scheduler.step(epoch + 1, eval_metrics[args.eval_metric])
+    record = {
+        'time': time.monotonic() - started,
+        **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
+        **{f'eval_{name}': value for name, value in eval_metrics.items()}}
+    if saver is not None:
+        if not run_dir.is_dir():  # a new one would lack the files of the epochs before
+            raise ICASCError(f"'{run_dir}': the folder of the run is not there any more.")
+        measured = {name: value for name, value in record.items() if name != 'time'}
+        add_epoch(run_dir, epoch, {
+            **measured, SECONDS: round(record['time'], 2), 'lr': job.optimizer.param_groups[0]['lr']})
+        saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
+    return record
+
+
+def last_record(job: TrainingJob, run_dir: Path, flag: StopSignal) -> dict[str, Any]:
+    """What results.json tells of the last epoch of a run that has done all; of its table, or evaluated anew."""
+    row = {} if (run_dir / RESULTS).is_file() else epoch_record(run_dir, job.epochs - 1)
+    record = {name: value for name, value in row.items() if name.startswith(('train_', 'eval_'))}
+    if SECONDS in record:
+        log(job.args, f'all {job.epochs} epochs are done')
+        return {'time': record.pop(SECONDS), **record}
+    log(job.args, f'all {job.epochs} epochs are done; evaluating')
+    return {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
+
+
+def train(
+        job: TrainingJob,
+        given: dict[str, Any],
+        command: str,
+        run_dir: Path,
+        flag: StopSignal,
+) -> dict[str, Any]:
+    """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
+    args, device, started = job.args, job.device, time.monotonic()
+    checkpoint = resumed_checkpoint(args, run_dir)
+    start_epoch = resume(job, checkpoint)
+    result = finished_results(run_dir, job.epochs) if start_epoch >= job.epochs else None
+    if result is not None:
+        log(args, f'\nall {job.epochs} epochs are done, and {run_dir / RESULTS} is complete: it stays as it is')
+        return {'result': result, 'model': evaluated_model(job), 'job': job}
+    prepare(job)
+    saver = None
+    if utils.is_primary(args):
+        read_epochs(run_dir, start_epoch)  # one that cannot be read is better known before the work
+        saver = create_saver(job, run_dir, checkpoint, start_epoch)
+        save_args(given, run_dir, command)
+    announce(job, run_dir, start_epoch)
+    record = {}
+    for epoch in range(start_epoch, job.epochs):
+        record = run_epoch(epoch, job, saver, run_dir, flag)
+        log(args, format_epoch(epoch, record, job.labels))
+        if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
+            log(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
+                      f'--icasc-layers')
+        flag.raise_if_set()
+    if not record:
+        record = last_record(job, run_dir, flag)
+    result = {
+        'method': method_used(job), 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
+        'wall_time': time.monotonic() - started, **provenance(args, command), 'model': model_record(job)}
+    if device.type == 'cuda':
+        result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
+    if saver is not None:
+        result['best'] = {args.eval_metric: saver.best_metric, 'epoch': saver.best_epoch}
+        write_text(run_dir / RESULTS, json.dumps(result, indent=2) + '\n')
+    return {'result': result, 'model': evaluated_model(job), 'job': job}
