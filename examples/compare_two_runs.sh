@@ -2,7 +2,7 @@
 # Train with cross-entropy and with ICASC, and compare.
 #
 # You learn the three commands of a comparison: `timm-icasc train` for each run (same seed and
-# options), `timm-icasc eval --compare` for the differences with their intervals over the images, and
+# options), `timm-icasc eval --compare` for the differences with their intervals over the images,
 # `timm-icasc figure` for what both attend to. The data are scikit-learn's digits, nothing is
 # downloaded. Two runs of one seed show the way; a claim needs several (`timm-icasc sweep --help`).
 #

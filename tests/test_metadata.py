@@ -1,15 +1,12 @@
 """What others read of the project: its citation, its types, its workflow."""
 import re
 import runpy
-import shutil
-import subprocess
-import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers.distributions import build_distributions
 
 import timm_icasc
 from timm_icasc import version
@@ -41,22 +38,8 @@ class TestDistributions:
 
     @pytest.fixture(scope='class')
     def built(self, tmp_path_factory):
-        backend = pytest.importorskip('setuptools.build_meta')
-        folder, ignored = tmp_path_factory.mktemp('built'), ('.git', '__pycache__', '*.egg-info', 'output', 'build')
-        shutil.copytree(ROOT, folder / 'checkout', symlinks=True, ignore=lambda path, names: {
-            *shutil.ignore_patterns(*ignored)(path, names), *({'data'} if Path(path) == ROOT else ())})
-        build = f'from setuptools import build_meta; build_meta.build_{{}}({str(folder)!r})'
-
-        def call(kind, where):
-            done = subprocess.run(
-                [sys.executable, '-c', build.format(kind)], cwd=where, capture_output=True, text=True)
-            assert done.returncode == 0, f'{backend.__name__}: {done.stderr[-2000:]}'
-        call('sdist', folder / 'checkout')
-        with tarfile.open(next(folder.glob('*.tar.gz'))) as archive:
-            archive.extractall(folder / 'unpacked', filter='data')
-        unpacked, = (folder / 'unpacked').iterdir()
-        call('wheel', unpacked)
-        with zipfile.ZipFile(next(folder.glob('*.whl'))) as wheel:
+        unpacked, file = build_distributions(tmp_path_factory.mktemp('built'))
+        with zipfile.ZipFile(file) as wheel:
             content = {name: wheel.read(name) for name in wheel.namelist()}
         return unpacked, content
 
