@@ -30,6 +30,8 @@ INFINITY = math.inf
 RANGES = {
     'batch_size': (1, INFINITY), 'validation_batch_size': (1, INFINITY), 'epochs': (1, INFINITY),
     'limit_train': (1, INFINITY), 'head_init_scale': (0, INFINITY),
+    'head_lr_scale': (0, INFINITY), 'layer_decay': (1e-6, 1), 'layer_decay_min_scale': (0, 1),
+    'layer_decay_no_opt_scale': (0, 1),
     'grad_accum_steps': (1, INFINITY), 'checkpoint_hist': (1, INFINITY), 'log_interval': (1, INFINITY),
     'max_image_pixels': (1, INFINITY),
     'img_size': (1, INFINITY), 'input_size': (1, INFINITY), 'num_classes': (1, INFINITY), 'workers': (0, INFINITY),
@@ -142,7 +144,22 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--weight-decay', type=float, default=2e-5, help='default: %(default)s')
     group.add_argument('--clip-grad', type=float, metavar='NORM', help='clip gradients (default: do not)')
     group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'), help='default: %(default)s')
-    group.add_argument('--layer-decay', type=float, metavar='DECAY', help='layer-wise learning rate decay')
+    group.add_argument(
+        '--head-lr-scale', type=float, metavar='F',
+        help='learning rate of the classifier, as a multiple of that of the rest')
+    group.add_argument(
+        '--freeze-until', default='', metavar='PATH',
+        help='do not train what comes before this module, e.g. layer4, or fc to train the head alone; its '
+             'BatchNorm keeps its statistics')
+    group.add_argument(
+        '--layer-decay', type=float, metavar='DECAY',
+        help='learning rate of each layer, as a multiple of that of the layer behind it')
+    group.add_argument(
+        '--layer-decay-min-scale', type=float, default=0., metavar='F',
+        help='least factor of --layer-decay (default: %(default)s)')
+    group.add_argument(
+        '--layer-decay-no-opt-scale', type=float, metavar='F',
+        help='do not train layers whose factor would be less')
     group.add_argument(
         '--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
         help='further arguments of the optimiser')

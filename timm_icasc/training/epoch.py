@@ -66,6 +66,8 @@ def train_one_epoch(epoch: int, job: TrainingJob, flag: StopSignal) -> dict[str,
     sums, counts = {}, {}
     sum_dtype = torch.float32 if job.device.type == 'mps' else torch.float64
     task.train()
+    for module in job.frozen:
+        module.eval()
     job.optimizer.zero_grad()
     bar = progress(job, job.loader_train, f'epoch {epoch + 1}')
     for index, (images, target) in enumerate(flag.batches(bar)):

@@ -35,6 +35,7 @@ from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
 from .console import log
 from .cuda_graph import CudaRecorder, RecordedStep
+from .fine_tune import freeze_until, initialise_head, parameter_groups, scale_constant_rates
 from .loaders import set_up_data, set_up_data_config, set_up_loaders
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 from .step import Scaler, TrainingStep
@@ -122,27 +123,6 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
         raise ICASCError(f'{file}--model {args.model}: {message}{remedy}') from e
 
 
-@torch.no_grad()
-def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
-    """What --head-init-scale and --head-init-bias say of the classifier's first weights, as timm's script does."""
-    if args.head_init_scale is None and args.head_init_bias is None:
-        return
-    option = '--head-init-bias' if args.head_init_scale is None else '--head-init-scale'
-    head = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    heads = head if isinstance(head, (tuple, list, nn.ModuleList)) else [head]
-    for head in heads:
-        if not isinstance(getattr(head, 'weight', None), torch.Tensor):
-            raise ICASCError(f'{option}: {args.model} has no classifier with weights; leave it out.')
-        if args.head_init_scale is not None:
-            head.weight.mul_(args.head_init_scale)
-            if head.bias is not None:
-                head.bias.mul_(args.head_init_scale)
-        if args.head_init_bias is not None:
-            if head.bias is None:
-                raise ICASCError(f'--head-init-bias: the classifier of {args.model} has no bias; leave it out.')
-            nn.init.constant_(head.bias, args.head_init_bias)
-
-
 def set_up_model(args: argparse.Namespace) -> nn.Module:
     """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
     local = (*HUB_NAMES, 'local-dir:')
@@ -165,7 +145,7 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
         unreachable = go_offline_unless_the_hub_answers()
     model = _create_model(args, kwargs, unreachable)
     getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
-    _initialise_head(args, model)
+    initialise_head(args, model)
     if args.grad_checkpointing:
         if not hasattr(model, 'set_grad_checkpointing'):
             raise ICASCError(f'--grad-checkpointing: {args.model} does not support it.')
@@ -229,7 +209,10 @@ def set_up_optimizer(
         update = args.batch_size * args.world_size * args.grad_accum_steps
         args.lr = args.lr_base * update / args.lr_base_size
     try:
-        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+        groups = {} if args.head_lr_scale is None else {'param_group_fn': partial(parameter_groups, args)}
+        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **groups, **args.opt_kwargs)
+    except ICASCError:
+        raise
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
         raise ICASCError(f"--opt {args.opt}: {e or type(e).__name__}") from e
     try:
@@ -237,6 +220,8 @@ def set_up_optimizer(
             optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
     except (ValueError, TypeError, AssertionError) as e:
         raise ICASCError(f"--sched {args.sched}: {e or type(e).__name__}") from e
+    if scheduler is None:
+        scale_constant_rates(optimizer)
     return optimizer, scheduler, epochs
 
 
@@ -264,6 +249,7 @@ class TrainingJob:
     names: list[str] | None
     labels: LabelKind
     layers: ICASCLayers | None  # None: the plain loss on a model without usable layers
+    frozen: list[nn.Module]  # stay in evaluation mode
 
     def create_evaluator(self) -> Any:
         """What collects the predictions on the validation images: timm's, or that of several classes per image."""
@@ -291,6 +277,7 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
         memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
     if args.distributed and args.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
+    frozen = freeze_until(args, model)
     task = set_up_task(args, model, device, data_config['input_size'], len(loader_train), labels_of(train_set))
     try:
         layers = resolve_layers(model, args.icasc_layers, data_config['input_size'])
@@ -318,4 +305,4 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
         loader_val=loader_val, attention_loader=attention_loader, mixup=mixup,
         data_config=data_config,
         train_set=train_set, val_set=val_set, names=names, labels=labels_of(train_set),
-        layers=layers)
+        layers=layers, frozen=frozen)

@@ -18,6 +18,7 @@ from ..runs.folder import LAST, RESULTS, finished_results, save_args
 from ..runs.provenance import provenance
 from .console import LOSSES, format_epoch, format_header, log
 from .epoch import evaluate, evaluated_model, train_one_epoch
+from .fine_tune import base_lr
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config, seed_epoch
 from .model_record import model_record
@@ -134,7 +135,7 @@ def run_epoch(
             raise ICASCError(f"'{run_dir}': the folder of the run is not there any more.")
         measured = {name: value for name, value in record.items() if name != 'time'}
         add_epoch(run_dir, epoch, {
-            **measured, SECONDS: round(record['time'], 2), 'lr': job.optimizer.param_groups[0]['lr']})
+            **measured, SECONDS: round(record['time'], 2), 'lr': base_lr(job.optimizer)})
         saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
     return record
 
