@@ -44,8 +44,10 @@ def _places(model: nn.Module) -> dict[str, tuple[float, int]]:
     """Where each parameter stands: the layer that timm counts it to, then its place among the parameters."""
     matcher = model.group_matcher(coarse=False) if hasattr(model, 'group_matcher') else None
     layers = group_parameters(model, matcher, reverse=True) if matcher else {}
+    behind = math.inf if layers else 0  # what timm counts to no layer
     return {
-        name: (layers.get(name, math.inf if layers else 0), i) for i, (name, _) in enumerate(model.named_parameters())}
+        name: (layers.get(name, behind), place)
+        for place, (name, _) in enumerate(model.named_parameters())}
 
 
 def freeze_until(args: argparse.Namespace, model: nn.Module) -> list[nn.Module]:
@@ -70,7 +72,8 @@ def freeze_until(args: argparse.Namespace, model: nn.Module) -> list[nn.Module]:
         close = difflib.get_close_matches(path, names, 5, 0.4) or [name for name, _ in model.named_children()]
         raise ICASCError(f"--freeze-until: {args.model} has no module '{path}'; it has {', '.join(close)}.")
     places = _places(model)
-    first = min((place for name, place in places.items() if name.startswith(f'{path}.')), default=None)
+    first = min(
+        (place for name, place in places.items() if name.startswith(f'{path}.')), default=None)
     if first is None:
         raise ICASCError(f"--freeze-until: module '{path}' of {args.model} has no parameters; name the next one.")
     frozen = {name for name, place in places.items() if place < first}

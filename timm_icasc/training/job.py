@@ -209,8 +209,9 @@ def set_up_optimizer(
         update = args.batch_size * args.world_size * args.grad_accum_steps
         args.lr = args.lr_base * update / args.lr_base_size
     try:
-        groups = {} if args.head_lr_scale is None else {'param_group_fn': partial(parameter_groups, args)}
-        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **groups, **args.opt_kwargs)
+        optimizer = create_optimizer_v2(
+            model, **optimizer_kwargs(cfg=args), **args.opt_kwargs,
+            param_group_fn=None if args.head_lr_scale is None else partial(parameter_groups, args))
     except ICASCError:
         raise
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
