@@ -69,7 +69,8 @@ def freeze_until(args: argparse.Namespace, model: nn.Module) -> list[nn.Module]:
         return []
     names = [name for name, _ in model.named_modules() if name]
     if path not in names:
-        close = difflib.get_close_matches(path, names, 5, 0.4) or [name for name, _ in model.named_children()]
+        close = difflib.get_close_matches(path, names, 5, 0.4)
+        close = close or [name for name, _ in model.named_children()]
         raise ICASCError(f"--freeze-until: {args.model} has no module '{path}'; it has {', '.join(close)}.")
     places = _places(model)
     first = min(
