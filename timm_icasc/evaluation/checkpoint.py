@@ -22,9 +22,10 @@ from ..foreign_text import printable
 from ..labels import LabelKind, check_same_classes
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
 from ..runs.intact import check_intact
-from ..training.arguments import parse_args, usable_cores
+from ..training.arguments import parse_args
 from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
+from ..training.option_groups import usable_cores
 
 __all__ = ['Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints']
 

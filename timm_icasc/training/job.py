@@ -154,7 +154,7 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
 
 
 def icasc_config(args: argparse.Namespace) -> ICASCConfig:
-    """The options of the group 'ICASC parameters'; before `set_up` has seen the data, weights not given are 1."""
+    """The options of the group 'ICASC'; before `set_up` has seen the data, weights not given are 1."""
     try:
         return ICASCConfig(
             attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta,
