@@ -20,7 +20,7 @@ FLOORS = [
     ['attention', 'losses', 'labels', 'double_backward', 'hub', 'runs', 'models'],
     ['features', 'metrics', 'data'],
     ['objective'],
-    ['task', 'support'],
+    ['task', 'support', 'explanation'],
     ['training'],
     ['evaluation', 'paper', 'benchmark'],
     ['figures', 'publish', 'sweep'],

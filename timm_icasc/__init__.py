@@ -2,6 +2,8 @@
 
 Importing this package registers its architectures and weight tags with timm.
 """
+from typing import Any as _Any
+
 from . import attention as attention
 from . import losses as losses
 from . import models as models
@@ -24,9 +26,21 @@ from .task.icasc import ICASCTask, MultiLabelICASCTask
 from .version import __version__
 
 __all__ = [
-    'DataError', 'FeatureLayer', 'HubError', 'ICASCConfig', 'ICASCError', 'ICASCLayers', 'ICASCOutput', 'ICASCTask',
-    'LayerResolutionError', 'MultiLabelICASCTask', 'NonFiniteLossError', 'TargetError', 'VersionError', '__version__',
-    'attention', 'attention_maps', 'icasc_forward', 'losses', 'models', 'resolve_layers',
+    'DataError', 'Explanation', 'FeatureLayer', 'HubError', 'ICASCConfig', 'ICASCError', 'ICASCLayers', 'ICASCOutput',
+    'ICASCTask', 'LayerResolutionError', 'MultiLabelICASCTask', 'NonFiniteLossError', 'TargetError', 'VersionError',
+    '__version__', 'attention', 'attention_maps', 'explain', 'icasc_forward', 'losses', 'models', 'overlay',
+    'resolve_layers',
 ]
+
+# Loaded when they are asked for: they draw, and training does not.
+_DRAWING = ('Explanation', 'explain', 'overlay')
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _DRAWING:
+        from . import explanation
+        return getattr(explanation, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
 
 _register_tags()

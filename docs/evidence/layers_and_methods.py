@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from timm_icasc.attention import METHODS
 from timm_icasc.data import evenly_spaced
+from timm_icasc.data.geometry import transform_geometry
 from timm_icasc.evaluation import collect
-from timm_icasc.evaluation.boxes import transform_geometry
 from timm_icasc.evaluation.checkpoint import load_checkpoints
 from timm_icasc.evaluation.faithfulness import Subject, map_values, random_values
 from timm_icasc.evaluation.options import add_checkpoint_arguments

@@ -5,7 +5,7 @@ from PIL import Image
 from timm.data import IterableImageDataset
 
 from timm_icasc.data import create_dataset
-from timm_icasc.data.read_image import StreamImages, _convert, read_image
+from timm_icasc.data.read_image import StreamImages, convert_image, read_image
 from timm_icasc.errors import DataError
 
 LEVELS = np.array([[0, 257, 12850], [32896, 65278, 65535]])
@@ -44,7 +44,7 @@ def test_a_dark_image_of_sixteen_bits(tmp_path):
     with Image.open(file) as image:
         integers = Image.fromarray(np.array([[0, 255]], 'int32'))
         integers.format = image.format
-        assert np.array(_convert(integers, 'L')).tolist() == [[0, 1]]
+        assert np.array(convert_image(integers, 'L')).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize('levels', [[0, .5, 1], [0, 60, 4000], [-3, 0, 9], [0, 1, float('nan')]])

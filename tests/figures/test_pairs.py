@@ -22,8 +22,9 @@ from timm_icasc import (
     icasc_forward,
     resolve_layers,
 )
+from timm_icasc.explanation.canvas import CELL, MARGIN, PAIR_GAP
+from timm_icasc.explanation.overlay import COLORMAP, OPACITY
 from timm_icasc.figures import attention_figure
-from timm_icasc.figures.canvas import CELL, COLORMAP, MARGIN, OPACITY, PAIR_GAP
 from timm_icasc.figures.pairs import CAPTION
 from timm_icasc.labels import SINGLE
 from timm_icasc.losses import attention_overlap

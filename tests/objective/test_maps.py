@@ -5,7 +5,7 @@ import torch
 from helpers.models import ToyNet, create
 from helpers.objective import double_batch, layers_of
 
-from timm_icasc import ICASCConfig, TargetError, attention_maps, icasc_forward
+from timm_icasc import ICASCConfig, LayerResolutionError, TargetError, attention_maps, icasc_forward
 from timm_icasc.attention import channel_weighted, grad_cam
 
 
@@ -60,7 +60,8 @@ class TestAttentionMaps:
 
     @pytest.mark.parametrize('arguments, error, message', [
         ({'method': 'gradcam'}, ValueError, "method must be one of .*'gradcam'"),
-        ({'layer': 'layer4'}, ValueError, "layer must be 'inner' or 'last'"),
+        ({'layer': 'layer4'}, LayerResolutionError, "no layer 'layer4'"),
+        ({'layer': 4}, LayerResolutionError, "layer must be 'inner', 'last' or the path of a module, got 4"),
         ({'classes': 4}, TargetError, '0 to 3'),
         ({'topk': 0}, ValueError, 'topk must be at least 1'),
         ({'classes': torch.zeros(3, 1, dtype=torch.long)}, TargetError, r'\[B, K\] per image \(B = 2\)'),

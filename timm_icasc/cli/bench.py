@@ -25,7 +25,7 @@ from ..benchmark.profile import profile_rows, profile_steps
 from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, scaling_rows
 from ..benchmark.steps import PLAIN, VARIANTS, BenchmarkSetting
 from ..errors import ICASCError, one_line
-from ..figures.canvas import check_format, save
+from ..explanation.canvas import check_format, save
 from ..runs.files import write_text
 from ..runs.provenance import installed_versions
 from ..runs.tables import text

@@ -21,7 +21,7 @@ from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoint
 from ..evaluation.collect import score_images
 from ..evaluation.measures import ks_of
 from ..evaluation.options import add_checkpoint_arguments
-from ..figures.canvas import check_format
+from ..explanation.canvas import check_format
 from ..figures.classes import classes_figure
 from ..figures.html import browsing_page
 from ..figures.inner_last import layers_figure

@@ -14,7 +14,7 @@ from timm.data.readers.reader_wds import ReaderWds
 from ..errors import DataError, one_line
 from .streams import NamingReaderWds
 
-__all__ = ['FileImages', 'StreamImages', 'read_image', 'read_with_names']
+__all__ = ['FileImages', 'StreamImages', 'convert_image', 'read_image', 'read_with_names']
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ STREAM_READERS = ('ReaderHfids', 'ReaderWds')
 SIXTEEN_BITS = ('PNG', 'PPM')
 
 
-def _convert(image: Image.Image, mode: str | None, upright: bool = False) -> Image.Image:
+def convert_image(image: Image.Image, mode: str | None, upright: bool = False) -> Image.Image:
     """The image in `mode`. Pillow cuts 16-bit levels off at 255 where it should scale them."""
     if mode is None:
         image.load()
@@ -90,7 +90,7 @@ def read_image(
     """
     try:
         with _open(source, max_image_pixels) as image:
-            return _convert(image, mode, upright)
+            return convert_image(image, mode, upright)
     except Exception as e:  # Pillow's decoders raise anything: OSError, SyntaxError, ValueError, DecompressionBombError
         why = _reason(e)
         raise DataError(f"Cannot read the image '{name or source}': {why}") from e
@@ -173,7 +173,7 @@ class StreamImages(IterableImageDataset):
         try:
             for image, target in self.reader:
                 name = getattr(image, 'filename', '')
-                yield _convert(image, self.mode), target
+                yield convert_image(image, self.mode), target
                 name = ''
         except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
             what = f"the image '{name}'" if name else 'an image of the data set'

@@ -18,6 +18,7 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from ..data import evenly_spaced, image_name
+from ..data.geometry import Geometry, transform_geometry
 from ..errors import DataError, TargetError
 from ..features.outputs import class_scores
 from ..labels import MULTI, SINGLE
@@ -26,7 +27,7 @@ from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
 from ..objective.separability import separability
 from ..training.interrupt import answer_for_batches
-from .boxes import Geometry, localise, transform_geometry
+from .boxes import localise
 from .checkpoint import Checkpoint
 from .faithfulness import map_faithfulness
 from .image_records import ImageRecords

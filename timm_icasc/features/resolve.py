@@ -7,7 +7,7 @@ features share one resolution, use the feature at 3/4 of their depth. docs/layer
 import logging
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +27,7 @@ from .module_state import (
 from .owner import described_features, own_value, owners
 from .probe import Probe
 
-__all__ = ['check_layers', 'find_layers', 'resolve_layers']
+__all__ = ['check_layers', 'find_layers', 'resolve_layer', 'resolve_layers']
 
 # The depth rule of isotropic models, as a fraction of the feature list.
 ISOTROPIC_INNER_DEPTH = 0.75
@@ -337,6 +337,33 @@ def _why_none(resolver: _Resolver, path: str, stated: Layout | None) -> str:
         f"'{seen}', which hands the same tensor on" if seen else 'another module') + ', or leave inplace out there'
 
 
+def _first_path(model: nn.Module, path: str) -> str:
+    """The path by which `named_modules` finds a module, which may have several."""
+    module = dict(model.named_modules(remove_duplicate=False))[path]
+    return next(name for name, other in model.named_modules() if other is module)
+
+
+def _named(
+        model: nn.Module,
+        probe: Probe,
+        path: str,
+        stated: Layout | None,
+) -> list[FeatureLayer]:
+    """What the output of a module that the user names may be read as, the likeliest first."""
+    resolver = _Resolver(model, probe)
+    found = resolver.named(path, stated)
+    if not found:
+        raise LayerResolutionError(f"Layer '{path}' of {type(model).__name__} {_why_none(resolver, path, stated)}.")
+    return found
+
+
+def _check_reached(model: nn.Module, probe: Probe, layer: FeatureLayer) -> None:
+    if not probe.nonzero_share(layer):
+        raise LayerResolutionError(
+            f"The logits of {type(model).__name__} have no gradient on the grid of layer '{layer.path}', so every "
+            f'map would be zero (a class-token head?); name an earlier module.')
+
+
 @torch.inference_mode(False)
 def _resolve_explicit(
         model: nn.Module,
@@ -345,26 +372,31 @@ def _resolve_explicit(
 ) -> ICASCLayers:
     check_layers(model, paths)
     paths, stated = zip(*map(Layout.split, paths), strict=True)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    first_name = {module: path for path, module in model.named_modules()}  # a module may have several
-    paths = [first_name[modules[path]] for path in paths]
+    paths = [_first_path(model, path) for path in paths]
     probe = Probe(model, input_size)
     calls = [probe.calls.get(path) for path in paths]
     if paths[0] == paths[1] or (None not in calls and calls[0].ended > calls[1].ended):
         raise LayerResolutionError(f"layers are (inner, last): '{paths[0]}' must come before '{paths[1]}'.")
-    resolver = _Resolver(model, probe)
-    inner, last = map(resolver.named, paths, stated)
-    for path, layout, features in zip(paths, stated, (inner, last), strict=True):
-        if not features:
-            raise LayerResolutionError(f"Layer '{path}' of {type(model).__name__} {_why_none(resolver, path, layout)}.")
+    inner, last = (_named(model, probe, *named) for named in zip(paths, stated, strict=True))
     # As in the automatic choice: the deepest stage with a finer grid than the last layer's, where there is one.
     layers = ICASCLayers(next((f for f in inner if _is_finer(f, last[0])), inner[0]), last[0])
     for layer in layers:
-        if not probe.nonzero_share(layer):
-            raise LayerResolutionError(
-                f"The logits of {type(model).__name__} have no gradient on the grid of layer '{layer.path}', so every "
-                f'map would be zero (a class-token head?); name an earlier module.')
+        _check_reached(model, probe, layer)
     return layers
+
+
+@torch.inference_mode(False)
+def _resolve_one(
+        model: nn.Module,
+        path: str,
+        input_size: tuple[int, int, int],
+) -> FeatureLayer:
+    path, stated = Layout.split(path)
+    _check_paths(model, [path])
+    probe = Probe(model, input_size)
+    layer = _named(model, probe, _first_path(model, path), stated)[0]
+    _check_reached(model, probe, layer)
+    return layer
 
 
 def _own_input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -386,7 +418,7 @@ def _warn_of_few_cells(path: str, grid: tuple[int, int], size: tuple[int, int]) 
         f'where something is: images of {enough[0]} x {enough[1]} would give {cells[0]} x {cells[1]}.')
 
 
-_cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers]]' = weakref.WeakKeyDictionary()
+_cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers | FeatureLayer]]' = weakref.WeakKeyDictionary()
 
 
 @torch.inference_mode(False)
@@ -426,6 +458,52 @@ def resolve_layers(
         check_layers(model, layers)
         layers = layers if isinstance(layers, ICASCLayers) else ICASCLayers(*layers)
         return layers
+
+    def find(size: tuple[int, int, int]) -> ICASCLayers:
+        if layers is not None:
+            return _resolve_explicit(model, layers, size)
+        return find_layers(model, size)[0]
+
+    return _resolved(model, str(layers), input_size, find)
+
+
+def resolve_layer(
+        model: nn.Module,
+        layer: str | FeatureLayer,
+        layers: ICASCLayers | Sequence[str] | Sequence[FeatureLayer] | None = None,
+        input_size: tuple[int, int, int] | None = None,
+) -> FeatureLayer:
+    """One feature layer of a classifier, to draw maps of.
+
+    Args:
+        model: As for `resolve_layers`.
+        layer: 'inner' or 'last', of `layers`; the path of any module that puts out a feature, with its layout behind a
+            colon where needed; or a `FeatureLayer`, which is handed back.
+        layers: As for `resolve_layers`.
+        input_size: Likewise.
+
+    Raises:
+        LayerResolutionError: As of `resolve_layers`.
+    """
+    if isinstance(layer, FeatureLayer):
+        return layer
+    if not isinstance(layer, str):
+        raise LayerResolutionError(f"layer must be 'inner', 'last' or the path of a module, got {layer!r}.")
+    if layer in ICASCLayers._fields:
+        return getattr(resolve_layers(model, layers, input_size), layer)
+    model = unwrap_model(model)
+    check_shards(model)
+    return _resolved(model, f'layer {layer}', input_size, lambda size: _resolve_one(model, layer, size))
+
+
+@torch.inference_mode(False)
+def _resolved(
+        model: nn.Module,
+        choice: str,
+        input_size: tuple[int, int, int] | None,
+        find: Callable[[tuple[int, int, int]], Any],
+) -> Any:
+    """What `find` finds for an input size, from the cache where the model is as it was."""
     if input_size is None:
         input_size = _own_input_size(model)
     if not (isinstance(input_size, (list, tuple)) and len(input_size) == 3):
@@ -433,15 +511,12 @@ def resolve_layers(
     # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
     # or another pooling changes which tokens the logits see.
     state = (is_checkpointing(model), *((id(m), str(vars(m).get('global_pool'))) for m in model.modules()))
-    key = (str(layers), tuple(input_size), hash(state))
+    key = (choice, tuple(input_size), hash(state))
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
         with one_thread(model):
-            if layers is not None:
-                resolved[key] = _resolve_explicit(model, layers, tuple(input_size))
-            else:
-                resolved[key] = find_layers(model, tuple(input_size))[0]
-        last = resolved[key].last
+            resolved[key] = find(tuple(input_size))
+        last = resolved[key].last if isinstance(resolved[key], ICASCLayers) else resolved[key]
         if min(last.grid) < MIN_CELLS:
             _warn_of_few_cells(last.path, last.grid, tuple(input_size[1:]))
     return resolved[key]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
-from .canvas import CELL, DESCENT, LINE, MARGIN, PAIR_GAP, Grid, check_format, grey, overlay
+from ..explanation.canvas import CELL, DESCENT, LINE, MARGIN, PAIR_GAP, Grid, check_format
+from ..explanation.overlay import blend, grey
 from .views import ClassView, colors_of, load_items, view_classes
 
 __all__ = ['classes_figure']
@@ -72,6 +73,6 @@ def classes_figure(
                 grid.titles(
                     [f'{mark}{view.name}', f'{view.probability:.1%}'], row, left,
                     weight='bold' if view.rank == 1 else 'normal')
-                grid.picture(overlay(greys[row], view.heat), row, left, framed=view.truth)
+                grid.picture(blend(greys[row], view.heat), row, left, framed=view.truth)
                 grid.note(_note(view, topk), row, left)
     return grid.save(path)

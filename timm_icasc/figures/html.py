@@ -11,9 +11,10 @@ from PIL import Image
 
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
+from ..explanation.canvas import FRAME
+from ..explanation.overlay import blend, grey
 from ..foreign_text import printable
 from ..runs.files import write_text
-from .canvas import FRAME, grey, overlay
 from .views import ClassView, colors_of, load_items, view_classes
 
 __all__ = ['browsing_page']
@@ -87,7 +88,7 @@ def _class_figure(view: ClassView, gray: np.ndarray) -> str:
     elif view.overlap is not None and view.overlap == view.overlap:
         caption.append(f'overlap {view.overlap:.2f}')
     classes = ['truth'] * view.truth + ['first'] * (view.rank == 1)
-    return _figure(_picture(overlay(gray, view.heat)), caption, classes)
+    return _figure(_picture(blend(gray, view.heat)), caption, classes)
 
 
 def _section(
@@ -150,7 +151,7 @@ def browsing_page(
                 [gray[row] for gray in greys],
                 [v[row] for v in views]))
     options = ''.join(f'<option>{_text(name)}</option>' for name in sorted(seen))
-    colors = overlay(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None])
+    colors = blend(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None])
     scale = _picture(np.repeat(colors, 12, axis=0))
     title = _text(' and '.join(c.label for c in checkpoints))
     page = f'''<!DOCTYPE html>

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..attention import METHODS
 from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
-from .canvas import (
+from ..explanation.canvas import (
     CELL,
     DESCENT,
     LAYER_GAP,
@@ -14,9 +14,8 @@ from .canvas import (
     PAIR_WIDTH,
     Grid,
     check_format,
-    grey,
-    overlay,
 )
+from ..explanation.overlay import blend, grey
 from .views import colors_of, load_items, view_layers
 
 __all__ = ['layers_figure']
@@ -74,7 +73,7 @@ def layers_figure(
                         f'{checkpoint.class_name(index)}, {view.probability:.1%}', left,
                         grid.tops[row] - DESCENT, grid.block_width, align='left')
                 for k, heat in enumerate((view.inner, view.last)):
-                    grid.picture(overlay(greys[row], heat), row, left + k * (CELL + PAIR_GAP))
+                    grid.picture(blend(greys[row], heat), row, left + k * (CELL + PAIR_GAP))
                 missing = view.overlap != view.overlap
                 note = 'a map is zero' if missing else f'in mask {view.inside:.2f}, overlap {view.overlap:.2f}'
                 grid.note(note, row, left, PAIR_WIDTH)

@@ -5,9 +5,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..explanation.canvas import check_format, save
 from ..foreign_text import printable
 from ..metrics import KolmogorovSmirnov
-from .canvas import check_format, save
 
 __all__ = ['ks_figure']
 

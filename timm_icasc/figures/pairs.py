@@ -9,14 +9,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from ..features.layout import ICASCLayers
-from ..features.module_state import evaluation_mode
-from ..features.resolve import resolve_layers
-from ..labels import MULTI, SINGLE, LabelKind, kind_of
-from ..losses import attention_overlap
-from ..objective.config import ICASCConfig
-from ..objective.forward import ICASCOutput, icasc_forward
-from .canvas import (
+from ..explanation.canvas import (
     CELL,
     LAYER_GAP,
     MARGIN,
@@ -25,10 +18,16 @@ from .canvas import (
     Grid,
     check_format,
     displayed,
-    grey,
-    overlay,
     to_size,
 )
+from ..explanation.overlay import blend, grey
+from ..features.layout import ICASCLayers
+from ..features.module_state import evaluation_mode
+from ..features.resolve import resolve_layers
+from ..labels import MULTI, SINGLE, LabelKind, kind_of
+from ..losses import attention_overlap
+from ..objective.config import ICASCConfig
+from ..objective.forward import ICASCOutput, icasc_forward
 
 __all__ = ['attention_figure']
 
@@ -163,7 +162,7 @@ def _draw_pair(
         grid.heading(which, 2, left, style='italic')
         for row, (*lines, hit) in enumerate(titles[which]):
             grid.titles(lines, row, left, weight='bold' if hit else 'normal')
-            grid.picture(overlay(greys[row], heats[row]), row, left, framed=which == 'target')
+            grid.picture(blend(greys[row], heats[row]), row, left, framed=which == 'target')
         left += CELL + PAIR_GAP
 
 

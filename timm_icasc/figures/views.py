@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ..evaluation.checkpoint import Checkpoint
+from ..explanation.canvas import displayed, to_size
 from ..features.outputs import class_scores
 from ..labels import MULTI
 from ..losses import attention_consistency, attention_overlap, resize_mask, target_mask
 from ..objective.maps import attention_maps
-from .canvas import displayed, to_size
 
 __all__ = ['ClassView', 'LayerView', 'load_items', 'view_classes', 'view_layers']
 

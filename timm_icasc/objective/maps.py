@@ -3,6 +3,7 @@
 Shapes: `B` batch, `C` classes, `K` classes or channels, `H W` feature grid of a layer.
 """
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -20,12 +21,12 @@ from ..features.layout import (
     input_size,
 )
 from ..features.outputs import class_scores
-from ..features.resolve import resolve_layers
+from ..features.resolve import resolve_layer
 from ..features.tap import capture_features
 from ..labels import class_indices
 from .all_classes import pooled_gradients
 
-__all__ = ['attention_maps']
+__all__ = ['ScoredMaps', 'attention_maps', 'scored_maps']
 
 # Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them.
 FP16_SCORE_SCALE = 1024.
@@ -71,21 +72,86 @@ def class_attention(
     return maps
 
 
+class ScoredMaps(NamedTuple):
+    """What one forward pass tells of every image.
+
+    Attributes:
+        maps: `[B, K, h, w]`, values >= 0, not normalised.
+        classes: Which class each is of, `[B, K]`.
+        logits: Class scores, `[B, C]`.
+        layer: Where the maps were taken.
+    """
+    maps: torch.Tensor
+    classes: torch.Tensor
+    logits: torch.Tensor
+    layer: FeatureLayer
+
+
+def _check(images: Images, topk: int, method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f'method must be one of {tuple(METHODS)}, got {method!r}.')
+    if not isinstance(images, dict) and images.ndim != 4:
+        raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
+    if topk < 1:
+        raise ValueError(f'topk must be at least 1, got {topk}.')
+
+
+def scored_maps(
+        model: nn.Module,
+        images: Images,
+        classes: torch.Tensor | Sequence[int] | int | None = None,
+        topk: int = 5,
+        method: str = 'grad_cam',
+        layer: str | FeatureLayer = 'last',
+        layers: ICASCLayers | Sequence[str] | None = None,
+        create_graph: bool = False,
+) -> ScoredMaps:
+    """Maps and class scores from one forward pass; arguments and errors as of `attention_maps`."""
+    _check(images, topk, method)
+    chosen = resolve_layer(model, layer, layers, input_size(images))
+    with capture_features(
+        model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
+        run_plain=True) as features:
+        logits = class_scores(model(images))
+    feature, image_size = features[chosen.path], image_size_of(images)
+    with torch.enable_grad(), torch.inference_mode(False):
+        indices = class_indices(classes, topk, logits)
+        gradients = None
+        if indices.shape[1] > 1 and not create_graph:
+            gradients = pooled_gradients(
+                model, method, logits, indices, feature, chosen, image_size)
+        if gradients is not None:
+            grid = chosen.to_nchw(feature, image_size)
+            result = METHODS[method].function(grid[:, None], gradients)
+        else:
+            maps = []
+            for k in range(indices.shape[1]):
+                cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
+                gradient, = score_gradients(method, logits, cotangent, [feature], create_graph)
+                maps.append(class_attention(method, chosen, feature, gradient, image_size))
+            result = torch.stack(maps, 1)
+    if not create_graph:
+        result, logits = result.detach(), logits.detach()
+    return ScoredMaps(result, indices, logits, chosen)
+
+
 def attention_maps(
         model: nn.Module,
         images: Images,
         classes: torch.Tensor | Sequence[int] | int | None = None,
         topk: int = 5,
         method: str = 'grad_cam',
-        layer: str = 'last',
+        layer: str | FeatureLayer = 'last',
         layers: ICASCLayers | Sequence[str] | None = None,
         create_graph: bool = False,
-) -> torch.Tensor:
+        return_classes: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Class-specific attention maps of a classifier.
 
     Runs the model in the mode it is in; call `model.eval()` first for maps that do not depend on the batch. Where the
     network ends in global average pool and linear layer, the maps of any number of classes take one matrix product;
-    elsewhere a backward pass from the scores to the layer for each.
+    elsewhere a backward pass from the scores to the layer for each. `timm_icasc.explain` takes images as they are and
+    gives maps of their size.
 
     Args:
         model: Classifier; a compiled one runs as the plain one that it was made of.
@@ -94,43 +160,18 @@ def attention_maps(
             None for the `topk` predicted classes, highest first (`model(images).topk(topk).indices`).
         topk: Number of predicted classes where `classes` is None.
         method: 'ach' (Eq. 2), 'grad_cam' (Eq. 1), 'grad_cam_plus_plus', or another of `attention.METHODS`.
-        layer: 'inner' or 'last'.
+        layer: 'inner' or 'last', or the path of another module.
         layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
         create_graph: Keep the graph to the parameters, channel weights included, for use in a loss.
+        return_classes: Also return which class each map is of.
 
     Returns:
-        `[B, K, h, w]`, values >= 0, not normalised; detached unless `create_graph`.
+        `[B, K, h, w]`, values >= 0, not normalised; detached unless `create_graph`. With `return_classes`, these and
+        the class indices `[B, K]`.
 
     Raises:
         TargetError: `classes` of a wrong shape or out of range.
         LayerResolutionError: No such layer (`resolve_layers`).
     """
-    if method not in METHODS:
-        raise ValueError(f'method must be one of {tuple(METHODS)}, got {method!r}.')
-    if not isinstance(images, dict) and images.ndim != 4:
-        raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
-    if topk < 1:
-        raise ValueError(f'topk must be at least 1, got {topk}.')
-    if layer not in ('inner', 'last'):
-        raise ValueError(f"layer must be 'inner' or 'last', got {layer!r}; name module paths in layers.")
-    chosen: FeatureLayer = getattr(resolve_layers(model, layers, input_size(images)), layer)
-    with capture_features(
-        model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
-        run_plain=True) as features:
-        logits = class_scores(model(images))
-    feature, image_size = features[chosen.path], image_size_of(images)
-    with torch.enable_grad(), torch.inference_mode(False):
-        indices = class_indices(classes, topk, logits)
-        if indices.shape[1] > 1 and not create_graph:
-            gradients = pooled_gradients(
-                model, method, logits, indices, feature, chosen, image_size)
-            if gradients is not None:
-                grid = chosen.to_nchw(feature, image_size)
-                return METHODS[method].function(grid[:, None], gradients).detach()
-        maps = []
-        for k in range(indices.shape[1]):
-            cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
-            gradient, = score_gradients(method, logits, cotangent, [feature], create_graph)
-            maps.append(class_attention(method, chosen, feature, gradient, image_size))
-        result = torch.stack(maps, 1)
-    return result if create_graph else result.detach()
+    found = scored_maps(model, images, classes, topk, method, layer, layers, create_graph)
+    return (found.maps, found.classes) if return_classes else found.maps

@@ -1,4 +1,4 @@
-"""A page of small pictures and lines of text, addressed in pixels; attention laid over images.
+"""A page of small pictures and lines of text, addressed in pixels.
 
 Drawn with matplotlib's object interface: no display, no pyplot and no global state.
 
@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ..foreign_text import printable
 from ..runs.files import replacing
+from .overlay import blend
 
-__all__ = ['Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'grey', 'overlay', 'save', 'to_size']
+__all__ = ['Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'save', 'to_size', 'wrapped']
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
 
@@ -38,11 +39,6 @@ PAIR_WIDTH = 2 * CELL + PAIR_GAP
 LINE, SMALL_LINE, DESCENT = 20, 18, 6
 
 TEXT, SMALL_TEXT = 9, 8  # points
-
-# Viridis keeps its order for colour-blind readers, and its yellow end differs from a white background.
-COLORMAP = colormaps['viridis']
-
-OPACITY = 0.9
 
 FRAME = '#e0102a'  # red, as in the paper; thick, so that its hue is not the only cue
 
@@ -101,7 +97,7 @@ class Page:
 
     def scale_bar(self, left: int, top: int, width: int) -> None:
         """The colours of attention from 0 to the maximum."""
-        scale = overlay(np.full((1, width), 0.5), np.linspace(0, 1, width)[None])
+        scale = blend(np.full((1, width), 0.5), np.linspace(0, 1, width)[None])
         self.image(scale, left, top, width, SMALL_LINE - 4)
 
     def caption(self, lines: Sequence[str], top: int, width: int) -> None:
@@ -114,13 +110,18 @@ class Page:
     def save(self, path: Path) -> Path:
         return save(self.figure, path)
 
+    def picture(self) -> Image.Image:
+        """The page as an image, RGB."""
+        self.figure.canvas.draw()
+        return Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba())[..., :3].copy())
+
 
 def _caption_left(line: int) -> int:
     """Where a line of the caption begins: the first one stands beside the scale bar."""
     return MARGIN if line else MARGIN + CELL + PAIR_GAP
 
 
-def _wrapped(caption: Sequence[str], width: int) -> list[str]:
+def wrapped(caption: Sequence[str], width: int) -> list[str]:
     """The lines of a caption, broken between words where they are wider than the page: nothing of them is left out."""
     page, font, lines = Page(width, 1), FontProperties(size=SMALL_TEXT), []
     for text in caption:
@@ -172,7 +173,7 @@ class Grid:
         self.tops = [first + row * row_height for row in range(rows)]
         self.bottom = self.tops[-1] + self.cell_height + SMALL_LINE + ROW_GAP
         self.width = 2 * MARGIN + CELL + models * (MODEL_GAP + block_width)
-        self.caption = _wrapped(caption, self.width)
+        self.caption = wrapped(caption, self.width)
         self.page = Page(self.width, self.bottom + len(self.caption) * SMALL_LINE + MARGIN)
 
     def block_left(self, model: int) -> int:
@@ -231,17 +232,6 @@ def displayed(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
         0, 2, 3, 1).numpy()
 
 
-def grey(colors: np.ndarray) -> np.ndarray:
-    """The lightness of `[..., 3]`: `[...]`."""
-    return colors @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-
 def to_size(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Maps `[A, B, H, W]` at image size, bilinear: `[A, B, h, w]`."""
     return F.interpolate(maps.float().cpu(), size=size, mode='bilinear', align_corners=False)
-
-
-def overlay(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay attention `[h, w]` in [0, 1] over a grey image `[h, w]`: `[h, w, 3]`; no attention leaves the image as is."""
-    alpha = OPACITY * heat[..., None]
-    return (1 - alpha) * grey[..., None] + alpha * COLORMAP(heat)[..., :3]

@@ -1,0 +1,107 @@
+"""What the classes of a model are called, and which of them a user means."""
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch.nn as nn
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from ..errors import TargetError
+from ..features.owner import owners
+
+__all__ = ['class_names_of', 'find_classes']
+
+MOST = 8  # names that a message lists
+
+
+@lru_cache
+def _imagenet_names(subset: str) -> list[str]:
+    return ImageNetInfo(subset).label_descriptions()
+
+
+def _names_in(config: dict[str, Any], num_classes: int) -> list[str] | None:
+    """The names that a configuration gives its classes, where there are as many as the model has."""
+    names = config.get('label_names')
+    if not isinstance(names, (list, tuple)) or len(names) != num_classes or not all(
+            isinstance(name, str) for name in names):
+        return None
+    described = config.get('label_descriptions')
+    if isinstance(described, dict) and all(isinstance(described.get(name), str) for name in names):
+        return [described[name] for name in names]
+    return list(names)
+
+
+def class_names_of(model: nn.Module, num_classes: int) -> list[str]:
+    """Names in the order of the class scores.
+
+    Those of the model's own configuration (`pretrained_cfg`); where it names none, and both it and the model have as
+    many classes as one of timm's ImageNets, those of that; else numbers.
+
+    Args:
+        model: Classifier, a timm model or one that holds one.
+        num_classes: Number of class scores.
+    """
+    for _, config in owners(model, 'pretrained_cfg'):
+        names = _names_in(config, num_classes)
+        if names is not None:
+            return names
+        subset = infer_imagenet_subset({'num_classes': config.get('num_classes')})
+        if subset is not None and config.get('num_classes') == num_classes:
+            return _imagenet_names(subset)
+    return [str(c) for c in range(num_classes)]
+
+
+def _matches(wanted: str, names: Sequence[str]) -> list[int]:
+    """The classes of that name; else those of which it is one of several names, as in 'tabby, tabby cat'."""
+    wanted = wanted.strip().casefold()
+    whole = [c for c, name in enumerate(names) if name.strip().casefold() == wanted]
+    return whole or [
+        c for c, name in enumerate(names) if wanted in [part.strip().casefold() for part in name.split(',')]]
+
+
+def _find(wanted: int | str, names: Sequence[str]) -> int:
+    found = _matches(wanted, names) if isinstance(wanted, str) else []
+    if len(found) == 1:
+        return found[0]
+    if len(found) > 1:
+        raise TargetError(
+            f"`classes`: '{wanted}' is the name of the classes {', '.join(map(str, found[:MOST]))}: give the number.")
+    try:
+        index = int(wanted)
+    except ValueError:
+        near = [name for name in names if wanted.casefold() in name.casefold()][:MOST]
+        said = f"these names have it in them: {'; '.join(near)}" if near else (
+            f"there are {'; '.join(names[:MOST])}{'; ...' * (len(names) > MOST)}")
+        raise TargetError(f"`classes`: no class '{wanted}': {said}.") from None
+    if not 0 <= index < len(names):
+        raise TargetError(f'`classes` must lie in 0 to {len(names) - 1}, got {index}.')
+    return index
+
+
+def find_classes(
+        classes: int | str | Sequence[int | str] | None,
+        names: Sequence[str],
+) -> list[int] | None:
+    """Class indices; None for None.
+
+    Args:
+        classes: Indices and names, one or several. Of a name with several parts ('tabby, tabby cat') one will do; case
+            does not count.
+        names: Of all classes.
+
+    Raises:
+        TargetError: No such class, several of that name, or one that is asked for twice.
+    """
+    if classes is None:
+        return None
+    if isinstance(classes, (str, int, np.integer)):
+        classes = [classes]
+    found = [_find(wanted, names) for wanted in classes]
+    if not found:
+        raise TargetError('`classes` is empty: name one, or leave it out.')
+    twice = [c for c, count in Counter(found).items() if count > 1]
+    if twice:
+        raise TargetError(f"`classes`: class {twice[0]} ('{names[twice[0]]}') is named twice.")
+    return found

@@ -1,0 +1,239 @@
+"""From a classifier and images as they are to classes, scores and maps, in one forward pass.
+
+Shapes: `B` batch, `C` classes, `K` classes shown.
+"""
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.data import create_transform, resolve_data_config
+
+from ..attention import METHODS
+from ..data.geometry import Geometry, transform_geometry
+from ..errors import ICASCError
+from ..features.layout import FeatureLayer, ICASCLayers
+from ..features.module_state import evaluation_mode, unwrap_model
+from ..features.outputs import class_scores
+from ..features.owner import own_value, owners
+from ..labels import KINDS
+from ..objective.maps import scored_maps
+from .class_names import class_names_of, find_classes
+from .pictures import Explanation
+from .pixels import Item, prepare, take_apart
+
+__all__ = ['Explainer', 'explain']
+
+Classes = int | str | Sequence[int | str]
+
+
+def _data_config(model: nn.Module, given: dict[str, Any] | None) -> dict[str, Any]:
+    """How images are prepared for the model: as said, else as its own configuration says."""
+    config = next((config for _, config in owners(model, 'pretrained_cfg')), None)
+    if config is None and not given:
+        warnings.warn(
+            f'{type(model).__name__} does not tell how its images are prepared: ImageNet at 224 pixels is taken; '
+            f"`data_config` says otherwise, such as dict(input_size=(3, 224, 224), mean=..., std=...)", stacklevel=4)
+    config = dict(config or {})
+    for path, embedding in owners(model, 'patch_embed'):  # made for another size than its weights were
+        size = getattr(embedding, 'img_size', None)
+        if isinstance(size, tuple) and len(size) == 2 and getattr(embedding, 'strict_img_size', True):
+            channels = own_value(model.get_submodule(path), 'in_chans') or config.get('input_size', (3,))[0]
+            config['input_size'] = (channels, *size)
+    try:
+        found = resolve_data_config(
+            dict(given or {}), pretrained_cfg=config or {'input_size': (3, 224, 224)})
+    except AssertionError as e:
+        raise ICASCError('`data_config`: mean and std need one value, or one for each channel.') from e
+    channels = found['input_size'][0]
+    for name in ('mean', 'std'):
+        if len(found[name]) != channels:  # those of colours, for grey images
+            found[name] = (sum(found[name]) / len(found[name]),) * channels
+    return found
+
+
+class Explainer:
+    """A classifier, with what it takes to show what it sees in images.
+
+    Args:
+        model: Classifier; it is run in evaluation mode, on its own device, and its training flags are restored.
+        class_names: In the order of the class scores; by default those of the model (`class_names_of`).
+        multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax.
+        data_config: timm's: 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode'; what is left out is
+            the model's own.
+        layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
+        label: What pages call the model.
+
+    Attributes:
+        data_config: All of it.
+        labels: `labels.SINGLE` or `labels.MULTI`.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            class_names: Sequence[str] | None = None,
+            multilabel: bool = False,
+            data_config: dict[str, Any] | None = None,
+            layers: ICASCLayers | Sequence[str] | None = None,
+            label: str = '',
+    ):
+        if not isinstance(model, nn.Module):
+            raise ICASCError(
+                f'`model` must be a torch.nn.Module, got {model!r}; timm.create_model(..., pretrained=True) makes one.')
+        self.model, self.labels, self.layers, self.label = model, KINDS[multilabel], layers, label
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.data_config = config = _data_config(unwrap_model(model), data_config)
+        self.transform = create_transform(
+            config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
+            interpolation=config['interpolation'], crop_pct=config['crop_pct'],
+            crop_mode=config['crop_mode'])
+
+    def follow(self, size: tuple[int, int]) -> Geometry:
+        """Where the pixels of an image of a width and height lie in the model's input."""
+        return transform_geometry(self.transform, size)
+
+    def prepare(
+            self,
+            image: Any,
+            normalised: bool | None = None,
+            max_image_pixels: int | None = None,
+    ) -> Item:
+        """A single image as `explain_items` takes it; as of `explain`."""
+        return prepare(
+            image, self.transform, self.follow, self.data_config, normalised, max_image_pixels)
+
+    def find_classes(self, classes: Classes | None, num_classes: int) -> list[int] | None:
+        """Indices of classes given by name or index, of a model of so many classes."""
+        if self.class_names is None:
+            self.class_names = class_names_of(unwrap_model(self.model), num_classes)
+        if len(self.class_names) != num_classes:
+            raise ICASCError(
+                f'`class_names` has {len(self.class_names)} names, the model {num_classes} classes: give one for each.')
+        return find_classes(classes, self.class_names)
+
+    def num_classes(self) -> int:
+        """Number of class scores: as the model says, else as a pass over an empty image shows."""
+        count = next((n for _, n in owners(unwrap_model(self.model), 'num_classes') if isinstance(n, int)), 0)
+        if count > 0:
+            return count
+        empty = self._batch([torch.zeros(*self.data_config['input_size'])])
+        with evaluation_mode(self.model), torch.inference_mode():
+            return class_scores(self.model(empty)).shape[1]
+
+    def _batch(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        parameter = next(self.model.parameters(), None)
+        batch = torch.stack(list(tensors))
+        return batch if parameter is None else batch.to(parameter)
+
+    def explain_items(
+            self,
+            items: Sequence[Item],
+            classes: Classes | None = None,
+            topk: int = 3,
+            method: str = 'grad_cam',
+            layer: str | FeatureLayer = 'last',
+    ) -> list[Explanation]:
+        """Explain images of one input size in one forward pass.
+
+        Args:
+            items: Of `prepare`.
+            classes, topk, method, layer: As of `explain`.
+        """
+        indices = None
+        if classes is not None:
+            indices = self.find_classes(classes, self.num_classes())
+        with evaluation_mode(self.model):
+            found = scored_maps(
+                self.model, self._batch([item.tensor for item in items]), indices, topk, method,
+                layer, self.layers)
+        self.find_classes(None, found.logits.shape[1])
+        probabilities = self.labels.probabilities(found.logits).cpu()
+        shown, maps = found.classes.tolist(), found.maps.float().cpu()
+        return [
+            Explanation(
+                item.picture, item.name, shown[n], [self.class_names[c] for c in shown[n]],
+                probabilities[n, shown[n]].tolist(), probabilities[n], maps[n], item.geometry,
+                method,
+                layer.path if isinstance(layer, FeatureLayer) else layer, self.labels)
+            for n, item in enumerate(items)]
+
+    def explain_all(
+            self,
+            items: Iterator[Item],
+            batch_size: int,
+            **kwargs: Any,
+    ) -> Iterator[Explanation]:
+        """Explain one image after the other, `batch_size` at a time; those of another input size start a new batch.
+
+        Args:
+            items: Of `prepare`.
+            batch_size: Images in memory.
+            **kwargs: As of `explain_items`.
+        """
+        for _, same_size in groupby(items, key=lambda item: item.tensor.shape):
+            while batch := list(islice(same_size, batch_size)):
+                yield from self.explain_items(batch, **kwargs)
+
+
+def explain(
+        model: nn.Module,
+        image: Any,
+        classes: Classes | None = None,
+        topk: int = 3,
+        method: str = 'grad_cam',
+        layer: str | FeatureLayer = 'last',
+        *,
+        class_names: Sequence[str] | None = None,
+        multilabel: bool = False,
+        data_config: dict[str, Any] | None = None,
+        layers: ICASCLayers | Sequence[str] | None = None,
+        normalised: bool | None = None,
+        batch_size: int = 16,
+) -> Explanation | list[Explanation]:
+    """Show what a classifier sees in an image: classes, scores, and a map of each class at the size of the image.
+
+        timm_icasc.explain(model, 'dog.jpg').show()
+
+    Files, PIL images and arrays are resized and cropped as timm does it for the model's evaluation. The maps undo that.
+
+    Args:
+        model: Classifier, run in evaluation mode; its training flags are restored.
+        image: Path, PIL image, array or tensor; or a list of these, or a batch. Images are turned as their EXIF
+            orientation says. Arrays are `[H, W, 3]` or `[H, W]`, uint8 or floating point in [0, 1]. Tensors are
+            `[channels, h, w]`: uint8 pixels, or floating point as `normalised` says.
+        classes: Indices or names of the classes to draw; None for the `topk` highest ones.
+        topk: Number of classes where `classes` is None.
+        method: Of `attention.METHODS`.
+        layer: 'inner', 'last', or the path of a module.
+        class_names: In the order of the class scores. By default those of the model's `pretrained_cfg`, of timm's
+            ImageNets where the number of classes is theirs, else numbers.
+        multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax.
+        data_config: timm's, where it is not the model's own: 'input_size', 'mean', 'std', 'crop_pct', ...
+        layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
+        normalised: Whether floating point tensors are what the model takes already (they go to it as they are), or
+            pixels from 0 to 1 (they are resized, cropped and normalised). None tells it from their values, and refuses
+            those that allow both or neither.
+        batch_size: Images of a list that go through the model at once.
+
+    Returns:
+        The explanation of the image, or a list of them for a list or a batch.
+
+    Raises:
+        DataError: A file cannot be read.
+        TargetError: No such class.
+        LayerResolutionError: No such layer.
+        ICASCError: What cannot be told, or is out of range.
+    """
+    if method not in METHODS:
+        raise ICASCError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    if topk < 1 or batch_size < 1:
+        raise ICASCError(f'`topk` and `batch_size` must be at least 1, got {topk} and {batch_size}.')
+    explainer = Explainer(model, class_names, multilabel, data_config, layers)
+    images, alone = take_apart(image)
+    items = (explainer.prepare(one, normalised) for one in images)
+    found = list(explainer.explain_all(
+        items, batch_size, classes=classes, topk=topk, method=method, layer=layer))
+    return found[0] if alone else found
