@@ -136,7 +136,8 @@ class Explanation:
         """
         path = Path(path)
         check_format(path)
-        return draw([self]).save(path)
+        grid = draw([self])
+        return grid.save(path)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

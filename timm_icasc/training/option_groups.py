@@ -314,5 +314,5 @@ def _add_publishing(parser: argparse.ArgumentParser) -> None:
 
 # In the order of --help.
 GROUPS = (
-    _add_icasc, _add_data, _add_model, _add_fine_tuning, _add_loss, _add_batches, _add_optimizer, _add_augmentation,
-    _add_run, _add_publishing)
+    _add_icasc, _add_data, _add_model, _add_fine_tuning, _add_loss, _add_batches, _add_optimizer,
+    _add_augmentation, _add_run, _add_publishing)
