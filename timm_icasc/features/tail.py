@@ -179,11 +179,16 @@ class Tail:
             yield features[0], logits
 
     def _before(self, layer: FeatureLayer) -> FeatureLayer | None:
-        """The latest feature that was there before the layer's module began, and that the layer is computed from."""
+        """The latest feature that the layer is computed from, and that was there before the layer's module began.
+
+        Of modules that put out the same tensor, as a stage and its last block do, the one that began last: a stage of
+        forty blocks of random weights would fill the memory.
+        """
         call = self.calls[layer.path]
-        behind = graph_nodes(call.outputs[layer.output_index]) - set(
-            read_through_views(call.nodes[layer.output_index]))
-        earlier = [c for c in self.calls.values() if c.ended < call.began]
+        same = set(read_through_views(call.nodes[layer.output_index]))
+        behind = graph_nodes(call.outputs[layer.output_index]) - same
+        began = max(c.began for c in self.calls.values() if c.ended <= call.ended and same.intersection(c.nodes))
+        earlier = [c for c in self.calls.values() if c.ended < began]
         for source in sorted(earlier, key=lambda c: c.ended, reverse=True):
             for index, node in enumerate(source.nodes):
                 if node in behind:
