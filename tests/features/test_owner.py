@@ -12,6 +12,7 @@ from helpers.versions import recent_timm
 from helpers.wrappers import WRAPPERS, Copies, HandsOn, LightningLike, PeftLike
 
 from timm_icasc import ICASCTask, attention_maps, resolve_layers
+from timm_icasc.features.meta import RememberShapes
 from timm_icasc.features.owner import described_features
 
 # One for each interface that is read: token order and grids of its own (Hiera), tokens and a picture in turn (XCiT),
@@ -32,9 +33,17 @@ def create_on_meta(name):
         return timm.create_model(name, num_classes=6, **kwargs)
 
 
+SHAPES = RememberShapes()  # a model in another wrapping asks the same questions
+
+
+def layers_of(model, name):
+    with SHAPES:
+        return resolve_layers(model, input_size=(3, SMALLEST[name], SMALLEST[name]))
+
+
 @lru_cache
 def bare_layers(name):
-    return resolve_layers(create_on_meta(name), input_size=(3, SMALLEST[name], SMALLEST[name]))
+    return layers_of(create_on_meta(name), name)
 
 
 def check(name, wrapper):
@@ -42,7 +51,7 @@ def check(name, wrapper):
     with torch.device('meta'):
         wrapped = wrap(create_on_meta(name))
     expected = tuple(replace(layer, path=prefix + layer.path) for layer in bare_layers(name))
-    assert tuple(resolve_layers(wrapped, input_size=(3, SMALLEST[name], SMALLEST[name]))) == expected
+    assert tuple(layers_of(wrapped, name)) == expected
 
 
 @pytest.mark.parametrize('name', INTERFACES)

@@ -4,6 +4,7 @@ import torch
 from helpers.models import ToyNet, create
 
 from timm_icasc.features.layout import FeatureLayer
+from timm_icasc.features.meta import Materialize
 from timm_icasc.features.probe import Probe
 
 SIZE = (3, 16, 16)
@@ -66,7 +67,21 @@ def test_a_value_is_computed_as_the_model_computes_it():
     tail = tail_of(ToyNet(activation=torch.nn.ReLU).to('meta'))
     value = tail.value(STAGE)
     assert value.shape == (1, 6, 4, 4) and (value >= 0).all() and (value > 0).any()
-    assert tail.value(STEM) is None  # there is the image alone before it
+    assert tail.value(FeatureLayer('stem.0', 'NCHW', 5, (8, 8))) is None  # there is the image alone before it
+
+
+def test_of_a_stage_the_last_module_is_run_alone(monkeypatch):
+    """With random weights in forty blocks, a large network would fill the memory."""
+    with torch.device('meta'):
+        model = create('resnet18')
+    tail = tail_of(model, (3, 64, 64))
+    drawn = []
+    draw = Materialize._draw
+    monkeypatch.setattr(Materialize, '_draw', lambda self, x: drawn.append(tuple(x.shape)) or draw(self, x))
+    value = tail.value(FeatureLayer('layer4', 'NCHW', 512, (2, 2)))
+    assert value.shape == (1, 512, 2, 2) and (value >= 0).all() and (value > 0).any()
+    assert (512, 512, 3, 3) not in drawn  # from the last ReLU on
+    assert tail.value(FeatureLayer('layer4.1.conv2', 'NCHW', 512, (2, 2))) is not None and (512, 512, 3, 3) in drawn
 
 
 class Recurrent(torch.nn.Module):

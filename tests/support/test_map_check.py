@@ -7,11 +7,12 @@ import torch
 
 from timm_icasc.attention import METHODS
 from timm_icasc.features.layout import FeatureLayer
+from timm_icasc.features.meta import random_tensor
 from timm_icasc.features.resolve import find_layers
 from timm_icasc.support.map_check import (
     CHECKED,
-    CLASSES,
-    REGIONS,
+    SAMPLE,
+    SMALL_SAMPLE,
     _flattened,
     _share_below,
     map_check,
@@ -27,22 +28,37 @@ def pooled():
     return probe.tail, layers.last, (32, 32)
 
 
-def test_grad_cam_finds_what_a_pooled_score_is_made_of(pooled):
+@pytest.fixture
+def other_weights(pooled, monkeypatch):
+    """Eight times, the same network with other weights."""
+    def draw():
+        for seed in range(8):
+            table = random_tensor((1_000_003,), torch.Generator().manual_seed(seed)).mul_(0.1)
+            monkeypatch.setattr('timm_icasc.features.meta._table', lambda table=table: table)
+            yield pooled
+    return draw
+
+
+def test_grad_cam_finds_what_a_pooled_score_is_made_of(other_weights):
     """There, the map before its ReLU is what each position adds to the score."""
-    own, other, silent = map_check(*pooled)['grad_cam']
-    assert own == 1 and other > 0.9 and silent == 0
+    own, other, silent = torch.tensor([map_check(*network)['grad_cam'] for network in other_weights()]).mean(0)
+    assert own > 0.95 and other > 0.9 and silent < 0.1
 
 
 def test_nor_does_it_need_a_value_that_the_network_computes(pooled, monkeypatch):
     tail, layer, size = pooled
     monkeypatch.setattr(tail, 'value', lambda layer: None)
-    assert map_check(tail, layer, size)['grad_cam'][0] == 1
+    assert map_check(tail, layer, size)['grad_cam'][0] > 0.9
 
 
-def test_a_layer_read_in_the_wrong_layout_is_found_out(pooled):
-    tail, layer, size = pooled
-    misread = FeatureLayer(layer.path, 'NHWC', layer.grid[1], (layer.channels, layer.grid[0]))
-    assert map_check(tail, misread, size)['grad_cam'][0] < 0.8
+def test_a_layer_read_in_the_wrong_layout_is_found_out(other_weights):
+    """Of what are no positions, a map says less, or nothing."""
+    found = []
+    for tail, layer, size in other_weights():
+        misread = FeatureLayer(layer.path, 'NHWC', layer.grid[1], (layer.channels, layer.grid[0]))
+        found.append(map_check(tail, misread, size)['grad_cam'])
+    _, other, silent = torch.tensor(found).mean(0)
+    assert other < 0.85 and silent > 0.3
 
 
 def test_large_grids_give_the_same_one_by_one(pooled, monkeypatch):
@@ -57,12 +73,14 @@ def test_no_map_no_shares(pooled, monkeypatch):
     assert map_check(*pooled) == dict.fromkeys(CHECKED)
 
 
-def test_the_shares_by_explicit_loops(pooled):
+@pytest.mark.parametrize('sample, large', [(SAMPLE, 4096), (SMALL_SAMPLE, 4095)])  # the feature is 64 x 8 x 8
+def test_the_shares_by_explicit_loops(pooled, sample, large, monkeypatch):
+    monkeypatch.setattr('timm_icasc.support.map_check.LARGE_FEATURE', large)
     tail, layer, size = pooled
     found = map_check(*pooled)
     value = tail.value(layer)
     generator = torch.Generator().manual_seed(2)
-    random = torch.rand((REGIONS, *layer.grid), generator=generator)
+    random = torch.rand((sample.regions, *layer.grid), generator=generator)
 
     def scores(feature):
         with tail.run(layer, feature) as (_, logits):
@@ -81,7 +99,7 @@ def test_the_shares_by_explicit_loops(pooled):
     by_chance = [drops(map_) for map_ in random]
     for method in CHECKED:
         own, other = [], []
-        for c in range(CLASSES):
+        for c in range(sample.classes):
             with tail.run(layer, value) as (feature, logits):
                 gradient, = torch.autograd.grad(logits[0, c], feature)
             mine = drops(METHODS[method].function(feature.detach(), gradient)[0])

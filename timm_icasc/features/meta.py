@@ -1,5 +1,6 @@
 """Meta tensors: shapes without values, followed quickly, and put into values where values are wanted."""
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,15 @@ __all__ = ['Materialize', 'RememberShapes', 'random_tensor']
 def random_tensor(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Normal numbers that leave the global random state alone."""
     return torch.randn(shape, generator=generator)
+
+
+@lru_cache(1)
+def _table() -> torch.Tensor:
+    """Random numbers to be copied: ten times faster than to draw those of every weight anew.
+
+    A prime number of them, so that the rows of a large matrix are not the same.
+    """
+    return random_tensor((1_000_003,), torch.Generator().manual_seed(0)).mul_(0.1)
 
 
 class _Uncached(Exception):
@@ -95,18 +105,18 @@ class Materialize(TorchDispatchMode):
     """Where real and meta tensors meet in an operation, put random values in place of the meta ones.
 
     Random matrices let every dependence through that the architecture has, which is all that is asked of them. A meta
-    tensor has the same values wherever it is met, in a view or in the backward pass.
+    tensor has the same values wherever it is met, in a view or in the backward pass, and in the next run of the same
+    operations.
 
     Args:
-        generator: Of the random values.
         images: Number of images. What has a row for each of them (and is no weight of so many rows) has the same values
             in each.
     """
 
-    def __init__(self, generator: torch.Generator, images: int = 1):
+    def __init__(self, images: int = 1):
         super().__init__()
-        self.generator = generator
         self.images = images
+        self._drawn = 0  # how many values are in use
         self._values: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}  # of a storage
         self.attention = _MaterializeAttention(self)
 
@@ -135,7 +145,16 @@ class Materialize(TorchDispatchMode):
         rows = 1
         if self.images > 1 and x.ndim > 1 and len(x) == self.images:
             rows = len(x) if x.stride(0) * len(x) == number else 1
-        return random_tensor((number // rows,), self.generator).mul_(0.1).to(x.dtype).repeat(rows)
+        values = self._next_values(number // rows).to(x.dtype)
+        return values.repeat(rows) if rows > 1 else values
+
+    def _next_values(self, number: int) -> torch.Tensor:
+        table = _table()
+        begin = self._drawn % len(table)
+        self._drawn += number
+        first = table[begin:begin + number]
+        whole, rest = divmod(number - len(first), len(table))
+        return torch.cat([first, *[table] * whole, table[:rest]])
 
     def materialize(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if _real_meets_meta(args, kwargs):

@@ -53,6 +53,7 @@ class Probe:
         self._tail_gradients: dict[tuple[str, int], torch.Tensor | None] = {}
         self._shares: dict[FeatureLayer, float] = {}
         self._passages: dict[Any, set[Any]] = {}
+        self._candidates: dict[tuple[str, int | None, Layout | None], list[FeatureLayer]] = {}
         self._layouts: dict[tuple[str, int], Layout] = {}  # by what made the tensors
         self.tail = Tail(model, input_size, self.calls)
         self.unrecorded: list[str] = []  # modules that ran with gradients switched off
@@ -160,6 +161,17 @@ class Probe:
             channels: Number of channels, if known.
             stated: The layout, if the user states it.
         """
+        asked = path, channels, stated
+        if asked not in self._candidates:
+            self._candidates[asked] = self._read_outputs(path, channels, stated)
+        return self._candidates[asked]
+
+    def _read_outputs(
+            self,
+            path: str,
+            channels: int | None,
+            stated: Layout | None,
+    ) -> list[FeatureLayer]:
         candidates = []
         owner = ancestor_with(self.model, path, 'num_prefix_tokens')
         prefix_tokens = owner[1].num_prefix_tokens if owner else 0

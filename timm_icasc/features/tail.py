@@ -67,6 +67,7 @@ class Tail:
         self.model = model
         self.input_size = input_size
         self.calls = calls
+        self._values: dict[tuple[str, int], torch.Tensor | None] = {}
 
     def gradients(
             self,
@@ -86,6 +87,8 @@ class Tail:
         seen: dict[tuple[str, int], tuple[torch.Tensor, int]] = {}
         with self._constant(fixed), self._watched(seen), self.run(layer) as (feature, logits):
             whole = {key: x for key, (x, version) in seen.items() if x._version == version}
+            if fixed is None:
+                self._values = {key: x.detach() for key, x in whole.items()} | self._values
             whole[layer.path, layer.output_index] = feature
             if not logits.requires_grad:
                 return dict.fromkeys(whole)
@@ -118,11 +121,17 @@ class Tail:
                 handle.remove()
 
     def value(self, layer: FeatureLayer) -> torch.Tensor | None:
-        """A feature of one image, computed from random values of the latest feature before.
+        """A feature of one image, computed from random values of the latest feature before, or of the end of a stage.
 
         None if there is none, or if an operation in between takes no random values (an LSTM's weights, a copy between
         devices).
         """
+        key = layer.path, layer.output_index
+        if key not in self._values:
+            self._values[key] = self._value(layer)
+        return self._values[key]
+
+    def _value(self, layer: FeatureLayer) -> torch.Tensor | None:
         start, seen = self._before(layer), []
         if start is None:
             return None
@@ -153,12 +162,12 @@ class Tail:
             The values, a leaf of the graph, and the class scores `[B, C]`.
         """
         images = 1 if values is None else len(values)
-        generator = torch.Generator().manual_seed(0)
         features: list[torch.Tensor] = []
         constants = {name: p.detach() for name, p in self.model.named_parameters()}  # no graph that leads to meta
         with ExitStack() as stack:
             def start_here(x: torch.Tensor) -> torch.Tensor:
-                stack.enter_context(Materialize(generator, images))
+                stack.enter_context(Materialize(images))
+                generator = torch.Generator().manual_seed(0)
                 random = values is None
                 value = random_tensor(x.shape, generator).to(x.dtype) if random else values.clone()
                 features.append(value.detach().requires_grad_())
@@ -170,11 +179,16 @@ class Tail:
             yield features[0], logits
 
     def _before(self, layer: FeatureLayer) -> FeatureLayer | None:
-        """The latest feature that was there before the layer's module began, and that the layer is computed from."""
+        """The latest feature that the layer is computed from, and that was there before the layer's module began.
+
+        Of modules that put out the same tensor, as a stage and its last block do, the one that began last: a stage of
+        forty blocks of random weights would fill the memory.
+        """
         call = self.calls[layer.path]
-        behind = graph_nodes(call.outputs[layer.output_index]) - set(
-            read_through_views(call.nodes[layer.output_index]))
-        earlier = [c for c in self.calls.values() if c.ended < call.began]
+        same = set(read_through_views(call.nodes[layer.output_index]))
+        behind = graph_nodes(call.outputs[layer.output_index]) - same
+        began = max(c.began for c in self.calls.values() if c.ended <= call.ended and same.intersection(c.nodes))
+        earlier = [c for c in self.calls.values() if c.ended < began]
         for source in sorted(earlier, key=lambda c: c.ended, reverse=True):
             for index, node in enumerate(source.nodes):
                 if node in behind:

@@ -17,6 +17,8 @@ from .map_check import map_check
 
 __all__ = ['inspect_architecture']
 
+_SHAPES = RememberShapes()  # for all architectures of a process: those of a family ask the same questions
+
 
 def _describe(layer: FeatureLayer) -> dict[str, Any]:
     """What is not the default of the layer's attributes; the order of a few thousand tokens is left out."""
@@ -68,7 +70,7 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
         and 'order2' (share of the parameter tensors that the gradient of the terms reaches, or the reason why there is
         none).
     """
-    with RememberShapes():
+    with _SHAPES:
         with torch.device('meta'):
             fixed = timm.get_pretrained_cfg(name).fixed_input_size
             model = timm.create_model(name, num_classes=10, **({'img_size': img_size} if img_size and fixed else {}))
