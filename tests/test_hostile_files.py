@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.hostile_files import RAW, make
+from helpers.runs import train_in_process
 from PIL import Image
 
 import train_timm
@@ -143,6 +144,40 @@ class TestWeights:
         assert 'model.safetensors' in command('pull', f'local-dir:{folder}')
         assert 'model.safetensors' in command('push', folder, 'me/x')
 
+
+    def test_a_flipped_byte(self, command, run, voc, classifier, noise_options, tmp_path):
+        """torch loads it in silence. Wherever a checkpoint is opened, its checksums are looked at."""
+        folder = shutil.copytree(run, tmp_path / 'run')
+        file = folder / 'last.pth.tar'
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.unlink()
+        file.write_bytes(content)
+        torch.load(file, weights_only=False)
+        data = noise_options[noise_options.index('--data-dir') + 1]
+        segment = ['segment', classifier, '--data-dir', voc, '--output', tmp_path / 'out', *TINY]
+        for words in (
+                *(['train', *noise_options[1:], option, file]
+                  for option in ('--pretrained-path', '--initial-checkpoint', '--resume')),
+                ['train', '--resume', 'auto', '--output', tmp_path, '--experiment', 'run', '--epochs', 2],
+                ['eval', folder], ['eval', file, '--model', 'resnet20_cifar', '--data-dir', data],
+                ['figure', 'ks', folder], [*segment, '--backbone-weights', file]):
+            said = command(*words)
+            assert f"the checkpoint '{file}' is damaged: the checksum of '" in said, said
+
+    @pytest.mark.parametrize('option', ['--pretrained-path', '--initial-checkpoint'])
+    def test_a_file_without_checksums_is_loaded(self, option, run, noise_options, monkeypatch, capsys, tmp_path):
+        """Of somebody else, whose torch was told to write none."""
+        state = torch.load(run / 'last.pth.tar', weights_only=False)['state_dict']
+        before = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(state, tmp_path / 'weights.pth')
+        finally:
+            torch.serialization.set_crc32_options(before)
+        code, _, err = train_in_process(
+            monkeypatch, capsys, *noise_options[1:], option, tmp_path / 'weights.pth', '--output', tmp_path)
+        assert code == 0, err
 
     @pytest.mark.parametrize('content', [
         [1], {}, {'state_dict': {'conv1.weight': 'x', 'fc.weight': 3}, 'epoch': 0}, {'state_dict': 3, 'epoch': 0},
