@@ -90,8 +90,9 @@ def train_chosen(
     runs = {}
     for name, icasc in chosen_methods(args):
         choice = {'icasc': icasc, 'icasc_compare': False}
-        job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
-        check_push(job)
+        with flag.at_once():  # images may be read, and weights fetched
+            job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
+            check_push(job)
         if not args.run_dir:  # only now: a refused option leaves no folder behind
             args.run_dir = str(open_run_dir(args))
             be_alone(args, Path(args.run_dir), stack)
