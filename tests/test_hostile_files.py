@@ -482,7 +482,8 @@ class TestEnvironment:
         (tmp_path / 'torch.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
         root = Path(__file__).parents[1]
         for words, codes in (
-                (['-m', 'timm_icasc_cli', 'doctor'], (130,)), (['train_timm.py'], (-signal.SIGINT,))):
+                (['-m', 'timm_icasc_cli', 'doctor'], (130,)), (['train_timm.py'], (-signal.SIGINT,)),
+                (['-m', 'timm_icasc.cli', 'doctor'], (-signal.SIGINT,))):
             ended = subprocess.run(
                 [sys.executable, *words], cwd=root, capture_output=True, text=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it

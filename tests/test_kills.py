@@ -212,9 +212,10 @@ def test_the_table_of_the_documents():
     table = re.search(r'\n\| killed before .*?\n\n', text, re.DOTALL)[0].strip().splitlines()[2:]
     rows = [[cell.strip() for cell in row.strip('|').split('|')] for row in table]
     tests = (
-        (test_a_killed_run_ends_as_an_undisturbed_one, TRAINING), (test_a_resume_that_is_killed_can_be_resumed, RESUMING),
-        (test_an_evaluation, EVALUATION), (test_the_page_of_a_study, REPORT))
+        (test_a_killed_run_ends_as_an_undisturbed_one, TRAINING),
+        (test_a_resume_that_is_killed_can_be_resumed, RESUMING), (test_an_evaluation, EVALUATION), (test_the_page_of_a_study, REPORT))
     points = {
-        (name, f'`{file}`', f'`{test.__name__}`') for test, named in tests for name, (_, file, _) in named.items()}
+        (point, f'`{file}`', f'`{test.__name__}`')
+        for test, named in tests for point, (_, file, _) in named.items()}
     assert len(rows) == len(points) and all(len(row) == 5 and all(row) for row in rows)
     assert {(row[0], row[1], row[4]) for row in rows} == points

@@ -29,7 +29,8 @@ def _read(
     """All images, uint8 `[N, C, H, W]`, resized where they are of another size, and their targets."""
     dataset.transform = transforms.Compose(
         [transforms.Resize(image_size), transforms.PILToTensor()])
-    loader = DataLoader(dataset, batch_size=256, num_workers=num_workers, worker_init_fn=worker_init_fn)
+    loader = DataLoader(
+        dataset, batch_size=256, num_workers=num_workers, worker_init_fn=worker_init_fn)
     images, targets = zip(*tqdm(loader, desc='reading images', leave=False, disable=None), strict=True)
     return torch.cat(images), torch.cat(targets)
 

@@ -287,7 +287,7 @@ def has_begun(folder: Path) -> bool:
 
 
 def saved_at(file: Path) -> float:
-    """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times; else its own."""
+    """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
     try:
         return _load_checkpoint(file)['saver'][SAVED]
     except (ICASCError, KeyError, TypeError):

@@ -159,7 +159,8 @@ def set_up_loaders(
     if args.resident_data:
         loader_train = ResidentLoader(
             train, image_size, args.batch_size, data_config['mean'], data_config['std'], args.crop_padding or 0,
-            0. if args.no_aug else args.hflip, device, args.distributed, args.workers, begin_loading)
+            0. if args.no_aug else args.hflip, device, args.distributed, args.workers,
+            begin_loading)
     elif args.crop_padding is not None:
         use_pad_crop(train, image_size, args.crop_padding)
     if not len(loader_train):
