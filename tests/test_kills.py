@@ -213,7 +213,8 @@ def test_the_table_of_the_documents():
     rows = [[cell.strip() for cell in row.strip('|').split('|')] for row in table]
     tests = (
         (test_a_killed_run_ends_as_an_undisturbed_one, TRAINING),
-        (test_a_resume_that_is_killed_can_be_resumed, RESUMING), (test_an_evaluation, EVALUATION), (test_the_page_of_a_study, REPORT))
+        (test_a_resume_that_is_killed_can_be_resumed, RESUMING),
+        (test_an_evaluation, EVALUATION), (test_the_page_of_a_study, REPORT))
     points = {
         (point, f'`{file}`', f'`{test.__name__}`')
         for test, named in tests for point, (_, file, _) in named.items()}
