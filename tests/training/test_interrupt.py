@@ -90,6 +90,20 @@ def test_a_batch_that_cannot_be_handed_on_is_not_waited_for(capfd):
     assert not multiprocessing.active_children()
 
 
+class Killed(Hanging):
+    """The process that asks for an image is killed, for lack of memory say."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_not_waited_for():
+    with pytest.raises(ICASCError, match='has ended before its batch was there: killed, out of memory, or'), \
+            stopping_loaders(), interruptible() as flag:
+        list(flag.batches(loader(Killed())))
+    assert not multiprocessing.active_children()
+
+
 @pytest.fixture
 def full_shared_memory(monkeypatch):
     """From now on no data loading process can hand on a batch."""
