@@ -125,7 +125,7 @@ def test_examples_run(page, monkeypatch):
 def test_options_of_training_exist(page, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     for line in training_commands('\n'.join(blocks(page, 'bash'))):
-        parse_args([*training_options(line), '--output', str(tmp_path)])
+        parse_args(training_options(line, tmp_path))
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)

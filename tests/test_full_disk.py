@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,15 +22,16 @@ from timm_icasc.cli import main
 
 OPTIONS = ['--model', 'resnet20_cifar', '--batch-size', '12', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
            '-j', '0', '--icasc-eval-images', '3', '--experiment', 'x']
+HUB = Path(__file__).parent.parent / 'hub_cards'
 ROOM = 100_000  # bytes: for text, and for no checkpoint
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder that holds 4 MiB."""
+    """A folder that holds 8 MiB."""
     folder = tmp_path / 'disk'
     folder.mkdir()
-    command = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(folder)]
+    command = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)]
     if not shutil.which('mount') or subprocess.run(command, capture_output=True).returncode:
         pytest.skip('no file system can be mounted here')
     yield folder
@@ -109,6 +112,58 @@ def test_publishing(disk, client, train_on_noise):
     assert result.code == 2 and len(result.err.strip().splitlines()) == 1, result.err
     assert 'make room' in result.err and str(disk) in result.err
     assert [path.name for path in disk.iterdir()] == ['rest']
+
+
+@pytest.fixture
+def writers(disk, images, train, train_on_noise, capsys):
+    """The folder `disk` with what commands go on with, and each command that writes there: words."""
+    make_run(disk / 'run')
+    assert train(disk, '--epochs', '1')[0] == 0
+    shutil.copytree(HUB / 'resnet20_cifar.icasc_digits', disk / 'resnet20_cifar.icasc_digits')
+    for kind in ('yaml', 'json'):
+        shutil.copy(HUB / f'resnet20_cifar.icasc_digits.{kind}', disk)
+    (disk / 'resnet20_cifar.icasc_digits' / 'README.md').write_text('old')
+    (disk / 's.yaml').write_text('baseline: a\nseeds: [0]\ncommon: {dataset: digits}\nvariants: {a: {icasc: false}}\n')
+    finished = train_on_noise()
+    capsys.readouterr()
+    return (
+        ['train', '--data-dir', images, *OPTIONS, '--output', disk, '--experiment', 'new'],
+        ['train', '--resume', 'auto', '--output', disk, '--experiment', 'x', '--epochs', 2],
+        ['eval', disk / 'run', '--images', 4], ['eval', finished, '--output', disk / 'o', '--images', 4],
+        ['figure', 'classes', finished, '--output', disk / 'f.png'],
+        ['figure', 'html', finished, '--output', disk / 'f.html'],
+        ['pull', f"local-dir:{HUB / 'resnet20_cifar.icasc_digits'}", '--to', disk / 'to'],
+        ['paper', finished, '--output', disk / 'p.md'], ['card', disk / 'resnet20_cifar.icasc_digits.yaml'],
+        ['layers', 'resnet20_cifar', '--json', disk / 'l.json'], ['doctor', '--json', disk / 'd.json'])
+
+
+def refusals(writers, monkeypatch, capsys):
+    """What each of these commands says: one line, and the exit code 2."""
+    for name, *words in writers:
+        words, formatter = list(map(str, words)), warnings.formatwarning
+        monkeypatch.setattr(sys, 'argv', ['train_timm.py', *words])
+        try:
+            code = train_timm.main() if name == 'train' else main([name, *words])
+        finally:
+            warnings.formatwarning = formatter
+        said = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith('warning: ')]
+        assert code == 2 and len(said) == 1 and ': error: ' in said[0], (name, said)
+        yield said[0]
+
+
+def test_every_command_that_writes(writers, disk, monkeypatch, capsys):
+    fill(disk)
+    for said in refusals(writers, monkeypatch, capsys):
+        assert 'the disk is full' in said and f"make room in '{disk}" in said
+    assert (disk / 'resnet20_cifar.icasc_digits' / 'README.md').read_text() == 'old'
+    assert not [path for path in disk.rglob('*') if '.part' in path.name]
+
+
+def test_every_command_that_writes_where_nothing_may_be_written(writers, disk, monkeypatch, capsys):
+    subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
+    sweep = ['sweep', disk / 's.yaml', '--output', disk / 'runs']
+    for said in refusals((*writers, sweep), monkeypatch, capsys):
+        assert f"'{disk}" in said and ('Read-only file system' in said or 'Permission denied' in said)
 
 
 @pytest.fixture

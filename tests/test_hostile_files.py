@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.hostile_files import RAW, make
+from helpers.runs import make_cub, make_packed_voc, train_in_process
 from PIL import Image
 
 import train_timm
@@ -32,9 +33,14 @@ WEIGHTS = (
 
 YAML = (
     'laughs', 'self', 'aliases', 'deep', 'large', 'control', 'latin', 'object', 'list', 'text', 'twice', 'kinds',
-    'date', 'unhashable', 'empty')
+    'date', 'unhashable', 'zero', 'empty')
+
+XML = ('laughs', 'deep', 'latin', 'kinds', 'outside')
 
 JSON = ('deep', 'latin', 'list', 'null', 'digits', 'cut')
+
+CLASS_MAPS = (
+    'hostile.pkl', 'cut.pkl', 'empty.pkl', 'latin.txt', 'kind.bin', 'list.pkl', 'kinds.pkl', 'below.pkl', 'large.pkl')
 
 LISTS = ('up', 'absolute', 'link', 'drive', 'share', 'nul')
 
@@ -143,6 +149,40 @@ class TestWeights:
         assert 'model.safetensors' in command('pull', f'local-dir:{folder}')
         assert 'model.safetensors' in command('push', folder, 'me/x')
 
+
+    def test_a_flipped_byte(self, command, run, voc, classifier, noise_options, tmp_path):
+        """torch loads it in silence. Wherever a checkpoint is opened, its checksums are looked at."""
+        folder = shutil.copytree(run, tmp_path / 'run')
+        file = folder / 'last.pth.tar'
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.unlink()
+        file.write_bytes(content)
+        torch.load(file, weights_only=False)
+        data = noise_options[noise_options.index('--data-dir') + 1]
+        segment = ['segment', classifier, '--data-dir', voc, '--output', tmp_path / 'out', *TINY]
+        for words in (
+                *(['train', *noise_options[1:], option, file]
+                  for option in ('--pretrained-path', '--initial-checkpoint', '--resume')),
+                ['train', '--resume', 'auto', '--output', tmp_path, '--experiment', 'run', '--epochs', 2],
+                ['eval', folder], ['eval', file, '--model', 'resnet20_cifar', '--data-dir', data],
+                ['figure', 'ks', folder], [*segment, '--backbone-weights', file]):
+            said = command(*words)
+            assert f"the checkpoint '{file}' is damaged: the checksum of '" in said, said
+
+    @pytest.mark.parametrize('option', ['--pretrained-path', '--initial-checkpoint'])
+    def test_a_file_without_checksums_is_loaded(self, option, run, noise_options, monkeypatch, capsys, tmp_path):
+        """Of somebody else, whose torch was told to write none."""
+        state = torch.load(run / 'last.pth.tar', weights_only=False)['state_dict']
+        before = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(state, tmp_path / 'weights.pth')
+        finally:
+            torch.serialization.set_crc32_options(before)
+        code, _, err = train_in_process(
+            monkeypatch, capsys, *noise_options[1:], option, tmp_path / 'weights.pth', '--output', tmp_path)
+        assert code == 0, err
 
     @pytest.mark.parametrize('content', [
         [1], {}, {'state_dict': {'conv1.weight': 'x', 'fc.weight': 3}, 'epoch': 0}, {'state_dict': 3, 'epoch': 0},
@@ -279,6 +319,53 @@ class TestImages:
             (devkit / 'ImageSets' / 'Segmentation' / 'train.txt').write_text(f'{name}\n')
             assert 'leaves the folder' in command(
                 'segment', classifier, '--data-dir', devkit, '--output', tmp_path / 'out', '--cues-only')
+
+
+    @pytest.mark.parametrize('name', CLASS_MAPS)
+    def test_class_maps(self, name, corpus, command, run, noise_options):
+        file = corpus / 'class_maps' / name
+        command('train', *noise_options[1:], '--class-map', file)
+        command('eval', run, '--class-map', file)
+
+    @pytest.mark.parametrize('name', JSON)
+    def test_shards(self, name, corpus, command, tmp_path):
+        pytest.importorskip('webdataset')
+        shutil.copy(corpus / 'json' / f'{name}.json', tmp_path / '_info.json')
+        command('train', '--dataset', 'wds/x', '--data-dir', tmp_path, '--num-classes', 3)
+
+    @pytest.mark.parametrize('name', JSON)
+    def test_annotations(self, name, corpus, command, tmp_path):
+        make_packed_voc(tmp_path / 'packed')
+        shutil.copy(corpus / 'json' / f'{name}.json', tmp_path / 'packed' / 'annotations.json')
+        said = command('train', '--dataset', 'voc2007-packed', '--data-dir', tmp_path / 'packed')
+        assert 'annotations.json' in said
+
+    @pytest.mark.parametrize('name', XML)
+    def test_boxes(self, name, corpus, command, voc):
+        for file in voc.rglob('Annotations/*.xml'):
+            shutil.copy(corpus / 'xml' / f'{name}.xml', file)
+        (next(voc.rglob('ImageSets')) / 'Main').mkdir()
+        for split in ('train', 'val'):
+            shutil.copy(
+                next(voc.rglob(f'{split}.txt')), next(voc.rglob('ImageSets')) / 'Main' / f'{split}.txt')
+        said = command(
+            'train', '--dataset', 'voc2012', '--data-dir', voc, '--val-split', 'val', '-b', 2, '-j', 0,
+            '--img-size', 32)
+        assert '0.xml' in said and 'root:' not in said
+
+    @pytest.mark.parametrize('content', [bytes(range(256)), b'', b'1 x\n2 y z w\n', b'1 ../../x.jpg\n'])
+    @pytest.mark.parametrize('name', ['images', 'image_class_labels', 'train_test_split', 'bounding_boxes', 'classes'])
+    def test_lists_of_birds(self, name, content, command, tmp_path):
+        make_cub(tmp_path / 'CUB_200_2011')
+        (tmp_path / 'CUB_200_2011' / f'{name}.txt').write_bytes(content)
+        command('train', '--dataset', 'cub200', '--data-dir', tmp_path, '--val-split', 'test')
+
+
+class TestPages:
+    def test_text_that_is_not_utf_8(self, command, tmp_path):
+        (tmp_path / 'page.md').write_bytes(b'caf\xe9')
+        assert "page.md' is not UTF-8" in command('layers', 'resnet20_cifar', '--summary', tmp_path / 'page.md')
+        assert (tmp_path / 'page.md').read_bytes() == b'caf\xe9'
 
 
 class TestLinks:
@@ -447,7 +534,8 @@ class TestEnvironment:
         (tmp_path / 'torch.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
         root = Path(__file__).parents[1]
         for words, codes in (
-                (['-m', 'timm_icasc_cli', 'doctor'], (130,)), (['train_timm.py'], (-signal.SIGINT,))):
+                (['-m', 'timm_icasc_cli', 'doctor'], (130,)), (['train_timm.py'], (-signal.SIGINT,)),
+                (['-m', 'timm_icasc.cli', 'doctor'], (-signal.SIGINT,))):
             ended = subprocess.run(
                 [sys.executable, *words], cwd=root, capture_output=True, text=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it

@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'timm_icasc'
 # From the ground up. A room may import rooms of the floors below its own, never of its own floor or of one above, not
 # inside a function either. The package itself (`timm_icasc/__init__.py`) hands on names of floors up to task.
 FLOORS = [
-    ['foreign_text', 'version', '_precision'],
+    ['foreign_text', 'version', '_precision', '_starting'],
     ['errors'],
     ['foreign_files'],
     ['attention', 'losses', 'labels', 'double_backward', 'hub', 'runs', 'models'],

@@ -25,7 +25,7 @@ def test_examples_run(code, monkeypatch):
 @pytest.mark.parametrize('line', training_commands(README))
 def test_commands_parse(line, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    parse_args([*training_options(line), '--output', str(tmp_path)])
+    parse_args(training_options(line, tmp_path))
 
 
 def test_the_default_recipe_is_the_one_described():

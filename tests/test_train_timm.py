@@ -20,14 +20,12 @@ from helpers.runs import train_in_process
 from PIL import Image
 
 import train_timm
-from timm_icasc.errors import ICASCError
 from timm_icasc.labels import SINGLE
 from timm_icasc.runs import provenance
 from timm_icasc.runs.lock import alone_in
 from timm_icasc.training import epoch as training_epoch
 from timm_icasc.training import job as setup
 from timm_icasc.training import run as training_run
-from timm_icasc.training.arguments import parse_args
 
 ROOT = Path(__file__).parent.parent
 
@@ -221,15 +219,14 @@ class TestResume:
         command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
         assert command.startswith(f'{first} && python train_timm.py ') and command.endswith('--resume auto --epochs 2')
 
-    def test_no_such_run(self, run, tmp_path, capsys):
-        """Without a word of what to train, a name that is mistyped would train the digits; with one, it may be new."""
-        run('--experiment', 'x')
-        with pytest.raises(ICASCError, match="has no run 'y' but x, and neither --data-dir, --dataset nor --config"):
-            parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'y'])
-        with pytest.raises(ICASCError, match='has no run, and neither'):
-            parse_args(['--resume', 'auto', '--output', str(tmp_path / 'none')])
-        code, out, _ = run('--experiment', 'y', '--resume', 'auto')
-        assert code == 0 and "has no run y: a new one begins" in out and (tmp_path / 'y' / 'last.pth.tar').is_file()
+    def test_no_such_run(self, run, tmp_path):
+        """Neither the digits nor what the command names is trained, and nothing is left behind."""
+        run('--experiment', 'x', '--epochs', 1)
+        for options in (['--experiment', 'y'], ['--output', tmp_path / 'none']):
+            code, out, err = run('--resume', 'auto', *options)
+            assert code == 2 and not out and len(err.strip().splitlines()) == 1
+            assert 'has no run' in err and err.strip().endswith('leave --resume out to begin a new run.')
+        assert [path.name for path in tmp_path.iterdir()] == ['x']
 
     def test_a_finished_run_is_evaluated(self, run, tmp_path):
         run('--experiment', 'x')

@@ -4,6 +4,7 @@ Importing this package registers its architectures and weight tags with timm.
 """
 from typing import Any as _Any
 
+from . import _starting as _starting
 from . import attention as attention
 from . import losses as losses
 from . import models as models

@@ -38,6 +38,8 @@ class _Loader(yaml.SafeLoader):
         if self.depth > MOST_DEPTH:
             raise RecursionError
         node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and '\0' in node.value:
+            raise ICASCError(f'line {node.start_mark.line + 1} holds a zero byte, which no name may have.')
         self.depth -= 1
         return node
 

@@ -230,6 +230,13 @@ class TestReport:
         assert sweep(recorded[0].file, '--report') == 2
         assert 's.png\': Is a directory' in capsys.readouterr().err
 
+    def test_a_page_that_is_no_text(self, recorded, tmp_path, capsys):
+        (tmp_path / 'page.md').write_bytes(b'caf\xe9')
+        assert sweep(tmp_path / 's.yaml', '--report') == 2
+        err = capsys.readouterr().err
+        assert "page.md' is not UTF-8" in err and len(err.strip().splitlines()) == 1
+        assert (tmp_path / 'page.md').read_bytes() == b'caf\xe9'
+
     def test_it_is_the_same_every_time(self, recorded, tmp_path):
         contents = []
         for _ in range(2):

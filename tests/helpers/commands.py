@@ -1,5 +1,6 @@
 """The commands that documents show, as the parser of the training reads them."""
 import re
+from pathlib import Path
 
 CALLED = re.compile(r'^(?!#)(?:\S.*)?(?:train_timm\.py|timm-icasc train|-m timm_icasc\.cli train) (-.*)', re.M)
 
@@ -9,9 +10,8 @@ def training_commands(text: str) -> list[str]:
     return CALLED.findall(text)
 
 
-def training_options(line: str) -> list[str]:
-    """The options of a line that calls the training, without its comment."""
-    given = line.split('#')[0].split()
-    if '--resume' in given:  # which would look for a run; the readers have one
-        given += ['--data-dir', 'data']
-    return given
+def training_options(line: str, output: Path) -> list[str]:
+    """The options of a line that calls the training, without its comment, with a folder of one run as `--output`."""
+    (output / 'run').mkdir(exist_ok=True)
+    (output / 'run' / 'args.yaml').write_text('dataset: digits\n')
+    return [*line.split('#')[0].split(), '--output', str(output)]

@@ -90,7 +90,23 @@ def _yaml(folder: Path) -> None:
     (folder / 'kinds.yaml').write_text('epochs: {a: [1]}\n')
     (folder / 'date.yaml').write_text('epochs: 2001-99-99\n')
     (folder / 'unhashable.yaml').write_text('? [a]\n: 1\n? {b: 1}\n: 2\n')
+    (folder / 'zero.yaml').write_text('data-dir: "a\\0b"\n')
     (folder / 'empty.yaml').touch()
+
+
+def _xml(folder: Path) -> None:
+    """Annotations of boxes."""
+    def annotation(name: str, entities: str = '') -> str:
+        return f'<!DOCTYPE a [{entities}]><annotation><object><name>{name}</name></object></annotation>'
+
+    laughs = ['<!ENTITY a0 "lol">']
+    laughs += [f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 11)]
+    (folder / 'laughs.xml').write_text(annotation('&a10;', ''.join(laughs)))
+    (folder / 'deep.xml').write_text('<a>' * 200_000)
+    (folder / 'latin.xml').write_bytes(b'<a>\xe9</a>')
+    (folder / 'kinds.xml').write_text(
+        '<annotation><object><name>cat</name><bndbox><xmin>x</xmin></bndbox></object></annotation>')
+    (folder / 'outside.xml').write_text(annotation('&x;', '<!ENTITY x SYSTEM "file:///etc/passwd">'))
 
 
 def _json(folder: Path) -> None:
@@ -100,6 +116,17 @@ def _json(folder: Path) -> None:
     (folder / 'null.json').write_text('null')
     (folder / 'digits.json').write_text('9' * 5000)
     (folder / 'cut.json').write_text('{"a": ')
+
+
+def _class_maps(folder: Path, marker: Path) -> None:
+    (folder / 'hostile.pkl').write_bytes(pickle.dumps(_Run(marker), 2))
+    (folder / 'cut.pkl').write_bytes(b'\x80\x04junk')
+    (folder / 'empty.pkl').touch()
+    (folder / 'latin.txt').write_bytes(b'caf\xe9\n')
+    (folder / 'kind.bin').write_bytes(b'x')
+    (folder / 'list.pkl').write_bytes(pickle.dumps([1]))
+    for name, index in (('kinds', 'x'), ('below', -5), ('large', 10 ** 5000)):
+        (folder / f'{name}.pkl').write_bytes(pickle.dumps({'ant': 0, 'bat': 1, 'cat': index}))
 
 
 def _images(folder: Path) -> None:
@@ -128,11 +155,13 @@ def _lists(folder: Path, outside: Path) -> None:
 def make(folder: Path) -> Path:
     """Write the corpus; returns the folder `outside` in it, which no command may change."""
     outside = folder / 'outside'
-    for name in ('outside', 'weights', 'yaml', 'json', 'images', 'lists'):
+    for name in ('outside', 'weights', 'yaml', 'xml', 'json', 'class_maps', 'images', 'lists'):
         (folder / name).mkdir(parents=True)
     _weights(folder / 'weights', outside / 'ran')
     _yaml(folder / 'yaml')
+    _xml(folder / 'xml')
     _json(folder / 'json')
+    _class_maps(folder / 'class_maps', outside / 'ran')
     _images(folder / 'images')
     _lists(folder / 'lists', outside)
     (outside / 'token').write_text('hf_secret')

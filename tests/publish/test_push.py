@@ -35,6 +35,13 @@ def push(client):
     return call
 
 
+def flip(file):
+    """Turn round one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def commits(hub, repo_id):
     return [commit['message'] for commit in hub.repos[repo_id].commits]
 
@@ -481,7 +488,8 @@ def test_a_commit_that_fails_is_not_tried_again(status, headers, message, hub, p
     (lambda run: (run / 'results.json').write_text('{}'), 'does not describe its model (an older run?)'),
     (lambda run: (run / 'last.pth.tar').unlink(), 'has no last.pth.tar; its weights are gone.'),
     (lambda run: (run / 'last.pth.tar').write_bytes(b'x'), "last.pth.tar' cannot be read: "),
-], ids=['unfinished', 'older', 'no checkpoint', 'broken checkpoint'])
+    (lambda run: flip(run / 'last.pth.tar'), "last.pth.tar' is damaged: the checksum of "),
+], ids=['unfinished', 'older', 'no checkpoint', 'broken checkpoint', 'flipped byte'])
 def test_a_run_that_is_none(spoil, message, compared, push, tmp_path):
     run = shutil.copytree(compared / 'icasc', tmp_path / 'run')
     spoil(run)

@@ -125,9 +125,16 @@ class TestResume:
         chosen = parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'old'])
         assert chosen.run_dir == str(old) and chosen.epochs == 1
 
-    def test_auto_without_a_run_starts_afresh(self, tmp_path):
-        args = parse_args(['--resume', 'auto', '--output', str(tmp_path), '--dataset', 'digits'])
-        assert args.run_dir is None and args.dataset == 'digits'
+    @pytest.mark.parametrize('options', [[], ['--dataset', 'digits'], ['--data-dir', 'x'], ['-c', 'x.yaml']])
+    def test_auto_that_finds_nothing_stops(self, options, tmp_path):
+        """Also where it is said what to train: a name that is mistyped would train it anew."""
+        with pytest.raises(ICASCError) as e:
+            parse_args(['--resume', 'auto', '--output', str(tmp_path), *options])
+        assert str(e.value) == (
+            f"--resume auto: '{tmp_path}' has no run to go on with: leave --resume out to begin a new run.")
+        self.run(tmp_path / 'a')
+        with pytest.raises(ICASCError, match="has no run 'b' to go on with; it has a: leave --resume out to begin"):
+            parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'b', *options])
 
 
 class TestPublishing:

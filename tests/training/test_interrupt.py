@@ -1,15 +1,18 @@
 """Signals, and data loading processes that hang or end: what the training loop makes of them."""
+import errno
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from functools import partial
 from importlib.machinery import ModuleSpec
 
 import pytest
+from helpers.runs import make_run, train_in_process
 from torch.utils.data import DataLoader
 
+from timm_icasc.cli import main
+from timm_icasc.cli import train as training
 from timm_icasc.cli.train import report_interrupt
 from timm_icasc.errors import ICASCError
 from timm_icasc.training.arguments import parse_args
@@ -41,7 +44,7 @@ class Hanging:
 
 
 def loader(dataset, **options):
-    return DataLoader(dataset, num_workers=1, worker_init_fn=partial(begin_loading, lambda worker: None), **options)
+    return DataLoader(dataset, num_workers=1, worker_init_fn=begin_loading, **options)
 
 
 def test_a_signal_acts_at_once_where_no_batch_comes():
@@ -85,6 +88,61 @@ def test_a_batch_that_cannot_be_handed_on_is_not_waited_for(capfd):
         list(loader(range(4), collate_fn=lambda rows: threading.Lock()))
     assert 'a data loading process cannot hand on its batch: cannot pickle' in capfd.readouterr().err
     assert not multiprocessing.active_children()
+
+
+class Killed(Hanging):
+    """The process that asks for an image is killed, for lack of memory say."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_not_waited_for():
+    with pytest.raises(ICASCError, match='has ended before its batch was there: killed, out of memory, or'), \
+            stopping_loaders(), interruptible() as flag:
+        list(flag.batches(loader(Killed())))
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def full_shared_memory(monkeypatch):
+    """From now on no data loading process can hand on a batch."""
+    original, main = multiprocessing.queues._ForkingPickler.dumps, os.getpid()
+
+    def dumps(batch, *args):
+        if os.getpid() != main:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/torch_1')
+        return original(batch, *args)
+
+    monkeypatch.setattr(multiprocessing.queues._ForkingPickler, 'dumps', staticmethod(dumps))
+
+
+@pytest.mark.parametrize('options', [[], ['--resident-data', '--no-aug']], ids=['loaders', 'resident data'])
+def test_training_with_a_full_shared_memory(options, full_shared_memory, noise_options, monkeypatch, capfd, tmp_path):
+    code, _, err = train_in_process(
+        monkeypatch, capfd, *noise_options[1:], '--output', tmp_path, '-j', 1, '--model', 'resnet20_cifar', *options)
+    said = [line for line in err.splitlines() if not line.startswith('warning: ')]
+    assert code == 2 and len(said) == 2 and said[0].startswith('a data loading process cannot hand on its batch: ')
+    assert 'is full. -j 0 loads the images in the main process.' in said[1] and not multiprocessing.active_children()
+
+
+def test_evaluation_with_a_full_shared_memory(full_shared_memory, noise_options, capfd, tmp_path):
+    run = make_run(tmp_path / 'run', num_classes=3, data_dir=noise_options[2], dataset='')
+    assert main(['eval', str(run), '-j', '1']) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2 and 'is full. -j 0 loads the images in the main process.' in said[1], said
+
+
+def test_a_signal_acts_at_once_while_a_run_is_set_up(noise_options, monkeypatch, capsys, tmp_path):
+    """Where --resident-data reads images that do not come, say."""
+    def set_up(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        hang()
+
+    monkeypatch.setattr(training, 'set_up', set_up)
+    code, _, err = train_in_process(monkeypatch, capsys, *noise_options[1:], '--output', tmp_path)
+    assert code == 128 + signal.SIGTERM and err.strip() == 'interrupted (SIGTERM) before the first step'
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('environment, launcher', [

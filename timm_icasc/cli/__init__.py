@@ -32,9 +32,17 @@ def main(argv: Sequence[str] | None = None, prog: str = '') -> int:
     except VersionError as e:
         print(f'timm-icasc {chosen.command}: error: {e.line}', file=sys.stderr)
         return 2
+    try:
+        return _run(chosen, prog or f'timm-icasc {chosen.command}')
+    except KeyboardInterrupt:
+        print('\ninterrupted', file=sys.stderr)
+        return 130
+
+
+def _run(chosen: argparse.Namespace, prog: str) -> int:
     module = importlib.import_module(f'{__package__}.{chosen.command}')
     parser = getattr(module, 'Parser', argparse.ArgumentParser)(
-        prog=prog or f'timm-icasc {chosen.command}', description=module.__doc__,
+        prog=prog, description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
     set_up_messages(parser)
@@ -45,6 +53,3 @@ def main(argv: Sequence[str] | None = None, prog: str = '') -> int:
             return code
     except (ICASCError, OSError, RuntimeError) as e:
         return report_error(e, parser)
-    except KeyboardInterrupt:
-        print('\ninterrupted', file=sys.stderr)
-        return 130

@@ -30,6 +30,7 @@ from ..runs.folder import (
     ARGUMENTS,
     COMPARED,
     FIGURE,
+    LAST,
     SUMMARY,
     command_of,
     open_run_dir,
@@ -65,9 +66,7 @@ def check_push(job: TrainingJob) -> None:
 
 def begin(args: argparse.Namespace, stack: ExitStack) -> None:
     """Say what is gone on with, and keep other processes out of it."""
-    if args.resume == 'auto' and not args.run_dir:
-        log(args, f"--resume auto: '{args.output}' has no run {args.experiment or 'yet'}: a new one begins")
-    elif args.resume == 'auto':
+    if args.resume == 'auto':
         log(args, f"--resume auto: '{args.run_dir}' goes on")
     if args.run_dir:
         be_alone(args, Path(args.run_dir), stack)
@@ -91,8 +90,9 @@ def train_chosen(
     runs = {}
     for name, icasc in chosen_methods(args):
         choice = {'icasc': icasc, 'icasc_compare': False}
-        job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
-        check_push(job)
+        with flag.at_once():  # images may be read, and weights fetched
+            job = set_up(argparse.Namespace(**{**vars(args), **choice}), device)
+            check_push(job)
         if not args.run_dir:  # only now: a refused option leaves no folder behind
             args.run_dir = str(open_run_dir(args))
             be_alone(args, Path(args.run_dir), stack)
@@ -137,8 +137,12 @@ def report_interrupt(args: argparse.Namespace, interrupt: Interrupted) -> None:
         print(f'\ninterrupted ({interrupt}) before the first step', file=sys.stderr)
     elif utils.is_primary(args):
         run_dir = Path(args.run_dir)
-        state = 'holds the last whole epoch' if [*run_dir.glob(SUMMARY), *run_dir.glob(f'*/{SUMMARY}')] else \
-            'holds the model as it began, and no whole epoch'
+        def has(name: str) -> bool:
+            return any(file for place in (name, f'*/{name}') for file in run_dir.glob(place))
+
+        state = 'holds the last whole epoch' if has(SUMMARY) else 'holds no epoch'
+        if has(LAST) and not has(SUMMARY):
+            state = 'holds the model as it began, and no whole epoch'
         words = [*program(), '--resume', 'auto', '--output', str(run_dir.parent), '--experiment', run_dir.name]
         for option, value in (('--push-to-hub', args.push_to_hub), ('--license', args.license)):
             words += [option, value] if value else []

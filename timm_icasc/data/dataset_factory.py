@@ -36,6 +36,8 @@ NAMES = {
     'multilabel': MultiLabelList,
 }
 
+MOST_CLASSES = 2 ** 31  # that a class map may number
+
 TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 
 # Of the torch/ data sets, those that are no folder of images.
@@ -100,13 +102,23 @@ def create_dataset(
     try:
         dataset = timm.data.create_dataset(
             name, root=root, split=split, is_training=is_training, **kwargs)
-    except (RuntimeError, AssertionError, OSError, ValueError, ImportError, KeyError) as e:
+    except Exception as e:  # whatever a foreign list, class map or pickle makes timm's readers say
         raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {one_line(e, 400)}") from e
-    if not kwargs.get('class_map'):
+    if kwargs.get('class_map'):
+        _check_class_map(dataset, kwargs['class_map'])
+    else:
         settle_classes(dataset)
     if hasattr(dataset, '__len__') and not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
     return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)
+
+
+def _check_class_map(dataset: torch.utils.data.Dataset, file: Any) -> None:
+    """Raise DataError where a class map does not number the classes."""
+    mapping = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or {}
+    for name, index in mapping.items():
+        if not isinstance(index, int) or not 0 <= index < MOST_CLASSES:
+            raise DataError(f"`class_map`: '{file}' gives '{name}' no number of a class; they are counted from 0.")
 
 
 def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:

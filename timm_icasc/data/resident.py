@@ -1,5 +1,5 @@
 """Training images that live on the device as one tensor, and are augmented there: for sets that fit, such as CIFAR."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import (
@@ -24,11 +24,13 @@ def _read(
         dataset: Dataset,
         image_size: tuple[int, int],
         num_workers: int,
+        worker_init_fn: Callable[[int], None] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All images, uint8 `[N, C, H, W]`, resized where they are of another size, and their targets."""
     dataset.transform = transforms.Compose(
         [transforms.Resize(image_size), transforms.PILToTensor()])
-    loader = DataLoader(dataset, batch_size=256, num_workers=num_workers)
+    loader = DataLoader(
+        dataset, batch_size=256, num_workers=num_workers, worker_init_fn=worker_init_fn)
     images, targets = zip(*tqdm(loader, desc='reading images', leave=False, disable=None), strict=True)
     return torch.cat(images), torch.cat(targets)
 
@@ -50,6 +52,7 @@ class ResidentLoader:
         device: Where the images are to live.
         distributed: Whether each process takes its share of the images.
         num_workers: Processes that read the images, once.
+        worker_init_fn: What each of them begins with.
 
     Raises:
         DataError: The data set is a stream, or too large.
@@ -67,6 +70,7 @@ class ResidentLoader:
             device: torch.device | str = 'cpu',
             distributed: bool = False,
             num_workers: int = 0,
+            worker_init_fn: Callable[[int], None] | None = None,
     ):
         if isinstance(dataset, IterableDataset):
             raise DataError('`resident_data` keeps all images in memory; this data set is a stream: leave it out.')
@@ -78,7 +82,7 @@ class ResidentLoader:
                 f'{size / 2 ** 30:.1f} GiB, more than {MAX_BYTES / 2 ** 30:.0f}: leave it out.')
         self.dataset, self.image_size = dataset, tuple(image_size)
         self.padding, self.hflip = padding, hflip
-        images, targets = _read(dataset, image_size, num_workers)
+        images, targets = _read(dataset, image_size, num_workers, worker_init_fn)
         self.images = torch.nn.functional.pad(images, [padding] * 4).to(device)
         self.targets = targets.to(device)
         self.mean, self.std = (

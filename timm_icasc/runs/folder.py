@@ -21,6 +21,7 @@ from ..foreign_files import read_json, read_yaml
 from ..foreign_text import shell_command
 from .files import write_text
 from .intact import check_intact
+from .lock import was_left
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED',
@@ -285,12 +286,19 @@ def has_begun(folder: Path) -> bool:
     return (folder / ARGUMENTS).is_file() and (folder / LAST).is_file()
 
 
-def saved_at(checkpoint: Path) -> float:
-    """When a checkpoint was written, in seconds: as it says itself, since copies have other times; else its file's."""
+def saved_at(file: Path) -> float:
+    """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
     try:
-        return _load_checkpoint(checkpoint)['saver'][SAVED]
+        return _load_checkpoint(file)['saver'][SAVED]
     except (ICASCError, KeyError, TypeError):
-        return checkpoint.stat().st_mtime
+        return file.stat().st_mtime
+
+
+def _newest_of(folder: Path) -> list[Path]:
+    """The last checkpoints of a run; its args.yaml, where a kill came before the first one; else none."""
+    checkpoints = [*folder.glob(LAST), *folder.glob(f'*/{LAST}')]
+    left = [file for name in (f'*{CHECKPOINT}', SUMMARY, RESULTS) for file in folder.glob(name)]
+    return checkpoints or [folder / ARGUMENTS] * (not left)
 
 
 def latest_run(root: Path, name: str = '') -> Path | None:
@@ -301,9 +309,8 @@ def latest_run(root: Path, name: str = '') -> Path | None:
         name: Of the only run to look at; all when empty.
     """
     folders = [root / name] if name else root.glob('*')
-    found = {
-        folder: [*folder.glob(LAST), *folder.glob(f'*/{LAST}')] for folder in folders if (folder / ARGUMENTS).is_file()}
-    found = {folder: checkpoints for folder, checkpoints in found.items() if checkpoints}
+    found = {folder: _newest_of(folder) for folder in folders if (folder / ARGUMENTS).is_file()}
+    found = {folder: files for folder, files in found.items() if files}
     if len(found) < 2:
         return next(iter(found), None)
     return max(found, key=lambda folder: max(map(saved_at, found[folder])))
@@ -384,8 +391,13 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock, or half a file, of a run that was killed before its first file."""
+    return folder.is_dir() and all(name.startswith('.') for name in os.listdir(folder)) and was_left(folder)
+
+
 def open_run_dir(args: argparse.Namespace) -> Path:
-    """A new folder for the run: finished runs are never written over."""
+    """A new folder for the run, or one that is as good as new: runs are never written over."""
     name = args.experiment or f"{args.model.replace('/', '_').replace(':', '_')}-" \
                               f"{(args.dataset or Path(args.data_dir).name).replace('/', '_')}"
     try:
@@ -398,6 +410,8 @@ def open_run_dir(args: argparse.Namespace) -> Path:
             except FileExistsError:
                 if not folder.is_dir():
                     raise
+                if _is_empty(folder):
+                    break
                 folder, count = Path(f'{base}-{count}'), count + 1
         return folder
     except OSError as e:

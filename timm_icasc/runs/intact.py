@@ -16,7 +16,8 @@ def _damage(file: Path) -> str:
                 return '' if head else 'it is empty'
             opened.seek(0)
             with zipfile.ZipFile(opened) as archive:
-                record = archive.testzip()
+                noted = any(record.CRC for record in archive.infolist())  # else torch was told to leave them out
+                record = archive.testzip() if noted else None
         return f"the checksum of '{record}' is wrong" if record else ''
     except OSError:
         raise

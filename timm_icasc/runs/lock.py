@@ -11,7 +11,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-__all__ = ['alone_in']
+__all__ = ['alone_in', 'was_left']
 
 LOCK = '.lock'
 
@@ -62,4 +62,19 @@ def alone_in(folder: Path, who: str) -> Iterator[int]:
         yield descriptor
     finally:
         _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def was_left(folder: Path) -> bool:
+    """Whether a folder has the lock of a process that has ended; False where locks do not tell."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except (AttributeError, OSError):  # no such locks; held
+        return False
+    finally:
         os.close(descriptor)

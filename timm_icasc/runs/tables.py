@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import DataRow, TableFormat, tabulate
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 from ..foreign_text import Markdown, csv_cell, markdown_text, printable
 from .files import write_text
 
@@ -134,10 +134,13 @@ def around_marks(path: Path, name: str) -> tuple[str, str]:
     """What stands in a file before and after the generated part, the marks included.
 
     Raises:
-        ICASCError: The file or its marks are missing.
+        ICASCError: The file or its marks are missing, or it is no text.
     """
     begin, end = marks(name)
-    content = path.read_text(encoding='utf-8') if path.is_file() else ''
+    try:
+        content = path.read_text(encoding='utf-8') if path.is_file() else ''
+    except ValueError as e:
+        raise ICASCError(f"'{path}' is not UTF-8: {one_line(e)}.") from e
     before, found, rest = content.partition(begin)
     between, closed, after = rest.partition(end)
     if not found or not closed:

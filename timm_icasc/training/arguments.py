@@ -50,19 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _find_run(args: argparse.Namespace) -> Path | None:
-    """The folder whose args.yaml a resumed run goes on with; None to start afresh."""
+    """The folder whose args.yaml a resumed run goes on with; None where the checkpoint lies beside no args.yaml."""
     if args.resume != 'auto':
         if not Path(args.resume).is_file():
             raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
         folder = Path(args.resume).parent
         return folder if (folder / ARGUMENTS).is_file() else None
     found = latest_run(Path(args.output), args.experiment)
-    if found is None and not (args.config or args.data_dir or args.dataset):
+    if found is None:
         others = sorted(path.parent.name for path in Path(args.output).glob(f'*/{ARGUMENTS}'))
         raise ICASCError(
-            f"--resume auto: '{args.output}' has no run{f' {args.experiment!r}' * bool(args.experiment)}"
-            f"{' but ' + ', '.join(others[:8]) if others else ''}, and neither --data-dir, --dataset nor --config says "
-            f'what to train.')
+            f"--resume auto: '{args.output}' has no run{f' {args.experiment!r}' * bool(args.experiment)} to go on with"
+            f"{'; it has ' + ', '.join(others[:8]) if others else ''}: leave --resume out to begin a new run.")
     return found
 
 

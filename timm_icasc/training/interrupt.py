@@ -33,7 +33,7 @@ class Interrupted(Exception):
 class StopSignal:
     """Whether a signal has arrived."""
     signal_number = 0
-    waiting = False  # for a batch: nothing is lost by an end right now
+    waiting = False  # as for a batch: nothing is lost by an end right now
     process = 0
 
     def raise_if_set(self) -> None:
@@ -41,18 +41,24 @@ class StopSignal:
         if self.signal_number:
             raise Interrupted(self.signal_number)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal acts right away inside the block, where nothing is lost by it."""
+        self.raise_if_set()
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
+
     def batches(self, loader: Iterable) -> Iterator:
         """What a loader yields. A signal acts between two batches, and at once where one does not come."""
-        iterator = iter(loader)
+        iterator, end = iter(loader), object()
         while True:
-            self.raise_if_set()
-            self.waiting = True
-            try:
-                batch = next(iterator)
-            except StopIteration:
+            with self.at_once():
+                batch = next(iterator, end)
+            if batch is end:
                 return
-            finally:
-                self.waiting = False
             yield batch
 
 
@@ -121,12 +127,13 @@ def answer_for_batches(worker: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
 
 
-def begin_loading(worker_init: Callable[[int], None], worker: int) -> None:
+def begin_loading(worker: int, then: Callable[[int], None] | None = None) -> None:
     """Start of a data loading process: a signal to the whole process group is the main process's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     answer_for_batches(worker)
-    worker_init(worker)
+    if then is not None:
+        then(worker)
 
 
 def _kill_loaders() -> None:

@@ -31,6 +31,7 @@ from ..labels import MULTI, LabelKind
 from ..losses import MultiLabelSoftMarginLoss
 from ..metrics import MultiLabelEvaluator
 from ..objective.config import ICASCConfig
+from ..runs.intact import check_intact
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
 from .console import log
@@ -133,8 +134,14 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
             f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
     kwargs = dict(args.model_kwargs)
     for option in ('pretrained_path', 'initial_checkpoint'):
-        if getattr(args, option) and not Path(getattr(args, option)).is_file():
-            raise ICASCError(f"--{option.replace('_', '-')}: no file '{getattr(args, option)}'.")
+        file = getattr(args, option)
+        if file and not Path(file).is_file():
+            raise ICASCError(f"--{option.replace('_', '-')}: no file '{file}'.")
+        if file:
+            try:
+                check_intact(Path(file))
+            except ICASCError as e:
+                raise ICASCError(f"--{option.replace('_', '-')}: {e}") from e
     config = None if args.model.startswith(local) else timm.get_pretrained_cfg(
         args.model, allow_unregistered=True)
     if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:

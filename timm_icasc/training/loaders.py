@@ -159,7 +159,8 @@ def set_up_loaders(
     if args.resident_data:
         loader_train = ResidentLoader(
             train, image_size, args.batch_size, data_config['mean'], data_config['std'], args.crop_padding or 0,
-            0. if args.no_aug else args.hflip, device, args.distributed, args.workers)
+            0. if args.no_aug else args.hflip, device, args.distributed, args.workers,
+            begin_loading)
     elif args.crop_padding is not None:
         use_pad_crop(train, image_size, args.crop_padding)
     if not len(loader_train):
@@ -171,6 +172,6 @@ def set_up_loaders(
         loaders.append(attention_loader)
     for loader in (getattr(loader, 'loader', loader) for loader in loaders):  # inside the prefetcher
         if isinstance(loader, DataLoader):
-            loader.worker_init_fn = partial(begin_loading, loader.worker_init_fn)
+            loader.worker_init_fn = partial(begin_loading, then=loader.worker_init_fn)
     return loader_train, loader_val, attention_loader, Mixup(
         **mixup_args) if mixes and collate is None else None

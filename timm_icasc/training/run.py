@@ -170,8 +170,11 @@ def train(
     saver = None
     if utils.is_primary(args):
         read_epochs(run_dir, start_epoch)  # one that cannot be read is better known before the work
+        if checkpoint is None:  # --resume auto goes on by it alone; what began elsewhere needs its checkpoint too
+            save_args(given, run_dir, command)
         saver = create_saver(job, run_dir, checkpoint, start_epoch)
-        save_args(given, run_dir, command)
+        if checkpoint is not None:
+            save_args(given, run_dir, command)
     announce(job, run_dir, start_epoch)
     record = {}
     for epoch in range(start_epoch, job.epochs):

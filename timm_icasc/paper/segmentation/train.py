@@ -83,6 +83,7 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
     network = factory(weights=None, weights_backbone=None, num_classes=num_classes)
     if backbone_weights is not None:
         try:
+            check_intact(backbone_weights)
             state = torch.load(backbone_weights, map_location='cpu', weights_only=True)
         except Exception as e:  # whatever a foreign file makes the unpickler say
             raise ICASCError(f"`backbone_weights`: cannot read '{backbone_weights}': {one_line(e)}.") from e
