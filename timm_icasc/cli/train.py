@@ -14,10 +14,12 @@ import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from timm import utils
 
 from ..errors import WriteError, check_version, one_line
@@ -41,10 +43,12 @@ from ..runs.lock import alone_in
 from ..training.arguments import TrainingParser as Parser
 from ..training.arguments import add_arguments
 from ..training.console import log, print_results
+from ..training.epoch import evaluated_model
 from ..training.interrupt import Interrupted, StopSignal, interruptible, stopping_loaders
 from ..training.job import TrainingJob, icasc_config, set_up, set_up_device
 from ..training.model_record import model_record
 from ..training.run import method_label, train
+from ..training.trackers import check_trackers
 from ..version import TIMM_FOR_TRAINING
 
 __all__ = ['Parser', 'add_arguments', 'run']
@@ -103,8 +107,18 @@ def train_chosen(
                 be_alone(args, folder, stack)
                 save_args(given, folder.parent, command)
         flag.raise_if_set()
-        runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag)
+        runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag, epoch_maps)
     return runs
+
+
+def epoch_maps(job: TrainingJob) -> Image.Image | None:
+    """Attention maps of a few validation images, the same in every epoch, by the model as it is."""
+    if not hasattr(job.val_set, '__len__') or job.layers is None:
+        return None
+    with TemporaryDirectory() as folder:
+        runs = {method_label(job): {'model': evaluated_model(job), 'job': job}}
+        with Image.open(validation_figure(runs, Path(folder) / FIGURE)) as image:
+            return image.convert('RGB')
 
 
 def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
@@ -157,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
     command = command_of(given, Path(args.run_dir) if args.run_dir else None)
     device = set_up_device(args)
     icasc_config(args)
+    check_trackers(args)
     if args.push_to_hub and utils.is_primary(args):
         repo_name(args.push_to_hub)  # what the upload lacks should not be found out after the training
     try:

@@ -26,7 +26,8 @@ from .lock import was_left
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED',
     'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS',
-    'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'check_folders', 'collect_runs',
+    'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'TENSORBOARD', 'WANDB_ID',
+    'check_folders', 'collect_runs',
     'collect_segmentations', 'command_of', 'find_runs', 'find_weights', 'finished_results', 'group_runs',
     'has_begun', 'latest_run', 'open_run', 'open_run_dir', 'open_runs', 'program', 'read_checkpoint',
     'save_args', 'saved_at',
@@ -39,6 +40,7 @@ CLASS_NAMES, SAVED = 'class_names', 'saved'  # in a checkpoint's 'saver': in the
 SUMMARY = 'summary.csv'  # a line per epoch; of `timm-icasc eval --output`, per checkpoint
 RESULTS, RESULTS_TABLE = 'results.json', 'results.csv'  # of a finished run
 FIGURE = 'attention.png'
+WANDB_ID, TENSORBOARD = 'wandb_id.txt', 'tensorboard'  # under which, and where, an epoch is logged
 
 COMPARED = ('baseline', 'icasc')  # folders of the two runs of --icasc-compare, in the order of training
 
@@ -54,7 +56,8 @@ INCIDENTAL = (
     'seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
     'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
     'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub',
-    'license', 'max_image_pixels')
+    'license', 'max_image_pixels', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'log_tensorboard',
+    'torchcompile_mode')
 
 # Options that say where the files of a run go, and under which license.
 PUBLISHING_OPTIONS = ('output', 'experiment', 'push_to_hub', 'license')

@@ -131,10 +131,13 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for i, variant in enumerate(study.variants):
-        curves = [[row[column] for row in r['curve']] for r in records.values() if r['variant'] == variant]
+        curves = [
+            {row['epoch'] + 1: row[column] for row in r['curve'] if row[column] is not None}
+            for r in records.values() if r['variant'] == variant]
         if not curves:
             continue
-        epochs, columns = range(1, len(curves[0]) + 1), list(zip(*curves, strict=True))
+        epochs = sorted(set.intersection(*map(set, curves)))  # those that all runs have, and have validated
+        columns = [[curve[epoch] for curve in curves] for epoch in epochs]
         plain = variant == study.baseline
         style = {'color': 'black' if plain else f'C{i % 10}', 'linestyle': ('-', '--', ':')[i // 10 % 3]}
         axis.plot(

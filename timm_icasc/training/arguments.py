@@ -11,6 +11,7 @@ from ..foreign_files import refuse_links_out_of
 from ..foreign_text import shell_command
 from ..runs.folder import ARGUMENTS, COMPARED, latest_run
 from .argument_files import RECIPES, find_config, list_recipes, load_config
+from .loaders import mixes
 from .option_groups import GROUPS
 
 __all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
@@ -21,7 +22,13 @@ INFINITY = math.inf
 
 RANGES = {
     'batch_size': (1, INFINITY), 'validation_batch_size': (1, INFINITY), 'epochs': (1, INFINITY),
-    'limit_train': (1, INFINITY), 'head_init_scale': (0, INFINITY),
+    'limit_train': (1, INFINITY), 'train_num_samples': (1, INFINITY), 'val_num_samples': (1, INFINITY),
+    'drop_block': (0, 0.99), 'bn_momentum': (0, 1), 'bn_eps': (0, INFINITY), 'recount': (1, INFINITY),
+    'color_jitter_prob': (0, 1), 'grayscale_prob': (0, 1), 'gaussian_blur_prob': (0, 1),
+    'aug_repeats': (0, INFINITY), 'cutmix_minmax': (0, 1), 'lr_noise': (0, 1), 'lr_noise_pct': (0, INFINITY),
+    'lr_noise_std': (0, INFINITY), 'lr_k_decay': (1e-6, INFINITY), 'patience_epochs': (0, INFINITY),
+    'val_interval': (1, INFINITY), 'patience': (1, INFINITY), 'bce_target_thresh': (0, 1),
+    'bce_pos_weight': (0, INFINITY), 'head_init_scale': (0, INFINITY),
     'head_lr_scale': (0, INFINITY), 'layer_decay': (1e-6, 1), 'layer_decay_min_scale': (0, 1),
     'layer_decay_no_opt_scale': (0, 1),
     'grad_accum_steps': (1, INFINITY), 'checkpoint_hist': (1, INFINITY), 'log_interval': (1, INFINITY),
@@ -92,9 +99,26 @@ def _check_resident(args: argparse.Namespace) -> None:
     others = {
         '--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,
         '--color-jitter (give 0)': args.color_jitter and not args.no_aug, '--vflip': args.vflip,
-        '--mixup': args.mixup, '--cutmix': args.cutmix}
+        '--mixup': args.mixup, '--cutmix': args.cutmix or args.cutmix_minmax, '--aug-repeats': args.aug_repeats,
+        '--grayscale-prob': args.grayscale_prob, '--gaussian-blur-prob': args.gaussian_blur_prob}
     for option in (option for option, given in others.items() if given):
         raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Options that mean nothing without another one, or against it."""
+    for option, given in (
+            ('--bce-target-thresh', args.bce_target_thresh is not None), ('--bce-sum', args.bce_sum),
+            ('--bce-pos-weight', args.bce_pos_weight is not None)):
+        if given and args.loss != 'bce':
+            raise ICASCError(f'{option} is of --loss bce, this is --loss {args.loss}: leave it out.')
+    for option, given in (('--input-key', args.input_key), ('--target-key', args.target_key)):
+        if given and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
+            raise ICASCError(f"{option} names a column of hfds/, hfids/ or wds/ data, not of '{args.dataset}'.")
+    if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
+        raise ICASCError('--cutmix-minmax is (smallest, largest).')
+    if args.val_interval > 1 and args.sched == 'plateau':
+        raise ICASCError('--sched plateau asks for a measure after every epoch: leave --val-interval out.')
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -103,12 +127,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ICASCError('--icasc-compare has two runs: resume both with --resume auto --experiment NAME.')
     if Path(args.experiment).name != args.experiment or args.experiment == '..':
         raise ICASCError(f"--experiment is a plain folder name inside --output, got '{args.experiment}'.")
-    if (args.mixup or args.cutmix) and args.batch_size % 2:
+    if mixes(args) and args.batch_size % 2:
         raise ICASCError(
             f'--mixup and --cutmix pair the images of a batch: --batch-size must be even, '
             f'got {args.batch_size}.')
-    if args.loss == 'asl' and (args.mixup or args.cutmix):
+    if args.loss == 'asl' and mixes(args):
         raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
+    _check_together(args)
     if args.icasc_fast:
         _check_fast(args)
     if args.resident_data:

@@ -37,7 +37,7 @@ from ..task.public_approach import PublicApproachTask
 from .console import log
 from .cuda_graph import CudaRecorder, RecordedStep
 from .fine_tune import freeze_until, initialise_head, parameter_groups, scale_constant_rates
-from .loaders import set_up_data, set_up_data_config, set_up_loaders
+from .loaders import mixes, set_up_data, set_up_data_config, set_up_loaders
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 from .step import Scaler, TrainingStep
 
@@ -91,7 +91,8 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
     """The model; `unreachable` says why the Hub does not answer, where it does not."""
     create = partial(
         timm.create_model, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
-        global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path)
+        global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps)
     try:
         if args.pretrained_path:
             model, loaded = create_from_file(
@@ -190,7 +191,8 @@ def set_up_task(
         plain_class, icasc_class = ClassificationTask, ICASCTask
         criterion = {'criterion_kwargs': {
             'loss_type': args.loss, 'smoothing': 0. if args.loss in ('asl', 'poly') else args.smoothing,
-            'soft_targets': args.mixup > 0 or args.cutmix > 0}}
+            'soft_targets': mixes(args), 'bce_target_thresh': args.bce_target_thresh, 'bce_sum': args.bce_sum,
+            'pos_weight': args.bce_pos_weight}}
     if args.icasc_weights is None:
         args.icasc_weights = list(icasc_class.default_config.weights.values())
     if not args.icasc:
@@ -214,7 +216,8 @@ def set_up_optimizer(
     """Optimiser, schedule (None for a constant rate) and number of epochs, cooldown included."""
     if not args.lr:
         update = args.batch_size * args.world_size * args.grad_accum_steps
-        args.lr = args.lr_base * update / args.lr_base_size
+        growth = update / args.lr_base_size
+        args.lr = args.lr_base * (growth ** 0.5 if args.lr_base_scale == 'sqrt' else growth)
     try:
         optimizer = create_optimizer_v2(
             model, **optimizer_kwargs(cfg=args), **args.opt_kwargs,

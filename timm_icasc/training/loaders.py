@@ -23,7 +23,12 @@ from ..errors import DataError, ICASCError, one_line
 from ..labels import SINGLE, LabelKind
 from .interrupt import begin_loading
 
-__all__ = ['set_up_data', 'set_up_data_config', 'set_up_loaders']
+__all__ = ['mixes', 'set_up_data', 'set_up_data_config', 'set_up_loaders']
+
+
+def mixes(args: argparse.Namespace) -> bool:
+    """Whether the images of a batch are mixed, so that targets are probabilities."""
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 
 def _check_labels(args: argparse.Namespace, labels: LabelKind, names: list[str] | None) -> None:
@@ -37,7 +42,7 @@ def _check_labels(args: argparse.Namespace, labels: LabelKind, names: list[str] 
         return
     if names and args.num_classes != len(names):
         raise ICASCError(f'--num-classes {args.num_classes}: the multi-label data have {len(names)} classes.')
-    if args.mixup or args.cutmix:
+    if mixes(args):
         raise ICASCError('--mixup and --cutmix are for single-label data; these images have any number of classes.')
     if args.loss != 'ce':
         raise ICASCError(f'--loss {args.loss} is for single-label data; multi-label data take the soft-margin loss.')
@@ -84,8 +89,13 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
         'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
         'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed,
         'max_image_pixels': args.max_image_pixels}
-    train = create_dataset(args.dataset, split=args.train_split, is_training=True, **shared)
-    val = create_dataset(args.dataset, split=args.val_split, **shared)
+    shared.update({
+        name: value for name, value in (('input_key', args.input_key), ('target_key', args.target_key)) if value})
+    train = create_dataset(
+        args.dataset, split=args.train_split, is_training=True,
+        num_samples=args.train_num_samples, **shared)
+    val = create_dataset(
+        args.dataset, split=args.val_split, num_samples=args.val_num_samples, **shared)
     check_shards(train, f'--train-split {args.train_split}', args.workers, args.world_size)
     check_shards(val, f'--val-split {args.val_split}', args.workers, args.world_size)
     names, val_names = class_names(train), class_names(val)
@@ -119,6 +129,17 @@ def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, 
     return config
 
 
+def _augmentation(args: argparse.Namespace) -> dict[str, Any]:
+    """What timm's loader does with training images."""
+    return {
+        'no_aug': args.no_aug, 'train_crop_mode': args.train_crop_mode, 'scale': args.scale, 'ratio': args.ratio,
+        'hflip': args.hflip, 'vflip': args.vflip, 'color_jitter': args.color_jitter,
+        'color_jitter_prob': args.color_jitter_prob, 'grayscale_prob': args.grayscale_prob or 0.,
+        'gaussian_blur_prob': args.gaussian_blur_prob or 0., 'auto_augment': args.aa,
+        'interpolation': args.train_interpolation, 're_prob': args.reprob, 're_mode': args.remode,
+        're_count': args.recount, 'num_aug_repeats': args.aug_repeats}
+
+
 def set_up_loaders(
         args: argparse.Namespace,
         data_config: dict[str, Any],
@@ -128,30 +149,26 @@ def set_up_loaders(
 ) -> tuple[DataLoader, DataLoader, DataLoader | None, Mixup | None]:
     """Training and validation loader, the loader of the attention images, and mixup for plain loaders."""
     mixup_args = {
-        'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'prob': args.mixup_prob,
-        'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode, 'label_smoothing': args.smoothing,
-        'num_classes': args.num_classes}
-    mixes = args.mixup > 0 or args.cutmix > 0
-    collate = FastCollateMixup(**mixup_args) if mixes and not args.no_prefetcher else None
+        'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'cutmix_minmax': args.cutmix_minmax,
+        'prob': args.mixup_prob, 'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode,
+        'label_smoothing': args.smoothing, 'num_classes': args.num_classes}
+    collate = FastCollateMixup(**mixup_args) if mixes(args) and not args.no_prefetcher else None
     shared = dict(
         input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
         use_prefetcher=not args.no_prefetcher, num_workers=args.workers, pin_memory=args.pin_mem,
-        device=device,
+        device=device, worker_seeding=args.worker_seeding,
         # Workers that outlive an epoch would carry random state into the next, which a resumed run cannot repeat.
         persistent_workers=False)
+    if args.aug_repeats and not args.distributed:
+        raise ICASCError(
+            '--aug-repeats spreads the repeats over processes: start several with torchrun, or leave it out.')
     evaluation = dict(
         batch_size=args.validation_batch_size or args.batch_size, interpolation=data_config['interpolation'],
         crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'])
     try:
         loader_train = create_loader(
-            train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
-            re_prob=args.reprob,
-            re_mode=args.remode, train_crop_mode=args.train_crop_mode, scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
-            auto_augment=args.aa,
-            interpolation=args.train_interpolation, distributed=args.distributed,
-            collate_fn=collate, **shared)
+            train, batch_size=args.batch_size, is_training=True, distributed=args.distributed,
+            collate_fn=collate, **_augmentation(args), **shared)
         loader_val = create_loader(val, distributed=args.distributed, **evaluation, **shared)
     except (AssertionError, ValueError, KeyError) as e:
         raise ICASCError(f'The augmentation options do not fit: {one_line(e)}') from e
@@ -174,4 +191,4 @@ def set_up_loaders(
         if isinstance(loader, DataLoader):
             loader.worker_init_fn = partial(begin_loading, then=loader.worker_init_fn)
     return loader_train, loader_val, attention_loader, Mixup(
-        **mixup_args) if mixes and collate is None else None
+        **mixup_args) if mixes(args) and collate is None else None

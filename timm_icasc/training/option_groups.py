@@ -34,6 +34,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--limit-train', type=int, metavar='N',
         help='train on N images of each class, drawn by --seed (default: on all)')
+    group.add_argument('--input-key', metavar='KEY', help='column of the images in hfds/, hfids/ and wds/ data')
+    group.add_argument('--target-key', metavar='KEY', help='column of the classes there')
+    group.add_argument(
+        '--train-num-samples', type=int, metavar='N', help='number of training images of a stream that does not tell')
+    group.add_argument(
+        '--val-num-samples', type=int, metavar='N', help='number of validation images of such a stream')
     group.add_argument('--class-map', default='', metavar='FILENAME', help='file that maps class to index')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
     group.add_argument(
@@ -72,6 +78,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help='image resize interpolation (default: the model\'s)')
     group.add_argument('--drop', type=float, default=0., metavar='P', help='dropout (default: %(default)s)')
     group.add_argument('--drop-path', type=float, metavar='P', help='stochastic depth')
+    group.add_argument('--drop-block', type=float, metavar='P', help='drop whole blocks of features; a few networks')
+    group.add_argument('--bn-momentum', type=float, metavar='F', help='of BatchNorm; EfficientNets and their kin')
+    group.add_argument('--bn-eps', type=float, metavar='F', help='of BatchNorm; EfficientNets and their kin')
     group.add_argument(
         '--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
         help='further arguments of the model')
@@ -89,6 +98,9 @@ def _add_batches(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '-j', '--workers', type=int, default=min(4, usable_cores()), metavar='N',
         help='data loading processes (default: 4, or the number of cores where that is less)')
+    group.add_argument(
+        '--worker-seeding', default='all', choices=('all', 'part'),
+        help="which random numbers of a loading process are seeded anew (default: %(default)s)")
     group.add_argument('--pin-mem', action='store_true', help='pin CPU memory in the data loader')
     group.add_argument('--no-prefetcher', action='store_true', help='plain data loader')
     group.add_argument('--device', metavar='NAME', help='cuda, cpu, mps (default: cuda where there is one)')
@@ -101,6 +113,8 @@ def _add_batches(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
         help='torch.compile the evaluation (training needs a double backward and stays eager)')
+    group.add_argument('--torchcompile-mode', metavar='MODE', help='mode of torch.compile')
+    group.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     group.add_argument('--sync-bn', action='store_true', help='synchronised BatchNorm across processes')
     group.add_argument(
         '--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''),
@@ -140,6 +154,9 @@ def _add_loss(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--smoothing', type=float, default=0.1,
         help='label smoothing (default: %(default)s); single-label data only')
+    group.add_argument('--bce-target-thresh', type=float, metavar='F', help='with --loss bce: targets above it are 1')
+    group.add_argument('--bce-sum', action='store_true', help='with --loss bce: sum over the classes, no mean')
+    group.add_argument('--bce-pos-weight', type=float, metavar='F', help='with --loss bce: weight of the true classes')
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
@@ -163,14 +180,27 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
         '--lr-base', type=float, default=0.1, metavar='LR',
         help='learning rate = lr_base * global batch size / lr_base_size (default: %(default)s)')
     group.add_argument('--lr-base-size', type=int, default=256, metavar='N', help='default: %(default)s')
+    group.add_argument(
+        '--lr-base-scale', default='linear', choices=('linear', 'sqrt'),
+        help='how it grows with the batch size (default: %(default)s)')
+    group.add_argument(
+        '--lr-noise', type=float, nargs='+', metavar='F', help='noise on the rate from this share of the epochs on')
+    group.add_argument('--lr-noise-pct', type=float, default=0.67, metavar='F', help='its limit (default: %(default)s)')
+    group.add_argument('--lr-noise-std', type=float, default=1., metavar='F', help='default: %(default)s')
+    group.add_argument(
+        '--lr-k-decay', type=float, default=1., metavar='K', help='k-decay of cosine and poly (default: %(default)s)')
     group.add_argument('--epochs', type=int, default=300, metavar='N', help='number of epochs (default: %(default)s)')
     group.add_argument('--warmup-epochs', type=int, default=5, metavar='N', help='default: %(default)s')
+    group.add_argument('--warmup-prefix', action='store_true', help='begin the schedule behind the warm-up')
     group.add_argument('--warmup-lr', type=float, default=1e-5, metavar='LR', help='default: %(default)s')
     group.add_argument('--min-lr', type=float, default=0., metavar='LR', help='default: %(default)s')
     group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N', help='default: %(default)s')
     group.add_argument('--decay-epochs', type=float, default=90., metavar='N', help='default: %(default)s')
     group.add_argument('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH')
-    group.add_argument('--decay-rate', type=float, default=0.1, metavar='RATE', help='default: %(default)s')
+    group.add_argument(
+        '--patience-epochs', type=int, default=10, metavar='N',
+        help='epochs without progress before --sched plateau lowers the rate (default: %(default)s)')
+    group.add_argument('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='default: %(default)s')
     group.add_argument('--lr-cycle-mul', type=float, default=1., metavar='MULT', help='default: %(default)s')
     group.add_argument('--lr-cycle-decay', type=float, default=0.5, metavar='MULT', help='default: %(default)s')
     group.add_argument('--lr-cycle-limit', type=int, default=1, metavar='N', help='default: %(default)s')
@@ -187,6 +217,10 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--ratio', type=float, nargs=2, default=[3 / 4, 4 / 3], metavar='R', help='default: 0.75 1.33')
     group.add_argument('--hflip', type=float, default=0.5, metavar='P', help='horizontal flips (default: %(default)s)')
     group.add_argument('--vflip', type=float, default=0., metavar='P', help='vertical flips (default: %(default)s)')
+    group.add_argument(
+        '--color-jitter-prob', type=float, metavar='P', help='share of the images with colour jitter (default: all)')
+    group.add_argument('--grayscale-prob', type=float, metavar='P', help='make images grey (default: none)')
+    group.add_argument('--gaussian-blur-prob', type=float, metavar='P', help='blur images (default: none)')
     group.add_argument('--color-jitter', type=float, default=0.4, metavar='F', help='default: %(default)s')
     group.add_argument('--aa', metavar='NAME', help='AutoAugment policy, e.g. rand-m9-mstd0.5-inc1')
     group.add_argument(
@@ -196,8 +230,15 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--remode', default='pixel', choices=('const', 'rand', 'pixel'),
         help='random erasing mode (default: %(default)s)')
+    group.add_argument('--recount', type=int, default=1, metavar='N', help='erased areas (default: %(default)s)')
+    group.add_argument(
+        '--aug-repeats', type=int, default=0, metavar='N',
+        help='augment each drawn image N times in different processes (torchrun), as many batches as without')
     group.add_argument('--mixup', type=float, default=0., metavar='ALPHA', help='mixup if > 0')
     group.add_argument('--cutmix', type=float, default=0., metavar='ALPHA', help='cutmix if > 0')
+    group.add_argument(
+        '--cutmix-minmax', type=float, nargs=2, metavar=('MIN', 'MAX'),
+        help='share of the sides that cutmix cuts, instead of a draw by its alpha')
     group.add_argument('--mixup-prob', type=float, default=1., metavar='P', help='default: %(default)s')
     group.add_argument('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='default: %(default)s')
     group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='default: %(default)s')
@@ -291,12 +332,30 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         '--checkpoint-hist', type=int, default=2, metavar='N',
         help='number of checkpoints to keep (default: %(default)s)')
     group.add_argument(
+        '--patience', type=int, metavar='N',
+        help='stop when --eval-metric has not become better for N epochs (default: do not)')
+    group.add_argument(
+        '--val-interval', type=int, default=1, metavar='N',
+        help='validate every N-th epoch, and the last one (default: %(default)s)')
+    group.add_argument(
         '--eval-metric', choices=(*SINGLE.eval_metrics, *MULTI.eval_metrics, 'loss'),
         help='what makes a checkpoint the best (default: top1, of multi-label data mAP)')
     group.add_argument(
         '--log-interval', type=int, default=50, metavar='N',
         help='steps between checks for a finite loss on a GPU (default: %(default)s)')
     group.add_argument('--seed', type=int, default=42, metavar='S', help='random seed (default: %(default)s)')
+
+
+def _add_logging(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        'Logging', "Numbers of every epoch, and maps of six validation images: pip install 'timm_icasc[log]'.")
+    group.add_argument('--log-tensorboard', action='store_true', help='to tensorboard/ in the folder of the run')
+    group.add_argument('--log-wandb', action='store_true', help='to Weights & Biases, which shows them to its readers')
+    group.add_argument('--wandb-project', metavar='NAME', help='its project there')
+    group.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help='tags of the run there')
+    group.add_argument(
+        '--wandb-resume-id', default='', metavar='ID',
+        help='run there to go on with (default: the one of the run that is gone on with)')
 
 
 def _add_publishing(parser: argparse.ArgumentParser) -> None:
@@ -315,4 +374,4 @@ def _add_publishing(parser: argparse.ArgumentParser) -> None:
 # In the order of --help.
 GROUPS = (
     _add_icasc, _add_data, _add_model, _add_fine_tuning, _add_loss, _add_batches, _add_optimizer,
-    _add_augmentation, _add_run, _add_publishing)
+    _add_augmentation, _add_run, _add_logging, _add_publishing)

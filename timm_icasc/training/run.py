@@ -2,10 +2,13 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from timm import utils
 
 from ..data import begin_epoch
@@ -21,9 +24,11 @@ from .epoch import evaluate, evaluated_model, train_one_epoch
 from .fine_tune import base_lr
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config, seed_epoch
+from .loaders import mixes
 from .model_record import model_record
 from .resume import resume, resumed_checkpoint
 from .saver import CheckpointSaver
+from .trackers import tracking
 
 __all__ = ['method_label', 'train']
 
@@ -54,11 +59,12 @@ def prepare(job: TrainingJob) -> None:
     args = job.args
     if args.torchcompile:
         try:
-            job.task.compile(backend=args.torchcompile)
+            job.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
         except Exception as e:
             raise ICASCError(f"--torchcompile {args.torchcompile}: {one_line(e)}") from e
     if args.distributed:
-        job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None)
+        job.task.prepare_distributed(
+            device_ids=[job.device] if job.device.type == 'cuda' else None, broadcast_buffers=not args.no_ddp_bb)
 
 
 def create_saver(
@@ -107,6 +113,27 @@ def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     log(args, format_header(job.labels))
 
 
+def is_validated(job: TrainingJob, epoch: int) -> bool:
+    """Whether an epoch, counted from 0, is one of those that --val-interval asks for, or the last one."""
+    return epoch % job.args.val_interval == 0 or epoch == job.epochs - 1
+
+
+def out_of_patience(job: TrainingJob, saver: CheckpointSaver | None, epoch: int) -> bool:
+    """Whether the run ends behind this epoch: the best one was too long ago. The first process says it to all."""
+    args = job.args
+    if args.patience is None or epoch < 0 or not is_validated(job, epoch):
+        return False
+    best = None if saver is None else saver.best_epoch
+    ends = best is not None and epoch - best >= args.patience
+    if args.distributed:
+        told = torch.tensor(int(ends), device=job.device)
+        torch.distributed.broadcast(told, 0)
+        ends = bool(told.item())
+    if ends and best is not None and epoch < job.epochs - 1:
+        log(args, f'--patience {args.patience}: none was better since epoch {best + 1}; the run ends')
+    return ends
+
+
 def run_epoch(
         epoch: int,
         job: TrainingJob,
@@ -120,12 +147,14 @@ def run_epoch(
     begin_epoch(job.train_set, epoch)
     if args.distributed and hasattr(job.loader_train.sampler, 'set_epoch'):
         job.loader_train.sampler.set_epoch(epoch)
-    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and (args.mixup or args.cutmix):
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and mixes(args):
         (job.mixup or job.loader_train).mixup_enabled = False
     train_metrics = train_one_epoch(epoch, job, flag)
-    eval_metrics = evaluate(job, flag)
+    validated = is_validated(job, epoch)
+    eval_metrics = evaluate(job, flag) if validated else {}
+    metric = eval_metrics[args.eval_metric] if validated else None
     if job.scheduler is not None:
-        job.scheduler.step(epoch + 1, eval_metrics[args.eval_metric])
+        job.scheduler.step(epoch + 1, metric)
     record = {
         'time': time.monotonic() - started,
         **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
@@ -136,19 +165,53 @@ def run_epoch(
         measured = {name: value for name, value in record.items() if name != 'time'}
         add_epoch(run_dir, epoch, {
             **measured, SECONDS: round(record['time'], 2), 'lr': base_lr(job.optimizer)})
-        saver.save_checkpoint(epoch, metric=eval_metrics[args.eval_metric])
+        saver.save_checkpoint(epoch, metric=metric)
     return record
 
 
-def last_record(job: TrainingJob, run_dir: Path, flag: StopSignal) -> dict[str, Any]:
+def last_record(job: TrainingJob, run_dir: Path, epochs: int, flag: StopSignal) -> dict[str, Any]:
     """What results.json tells of the last epoch of a run that has done all; of its table, or evaluated anew."""
-    row = {} if (run_dir / RESULTS).is_file() else epoch_record(run_dir, job.epochs - 1)
+    row = {} if (run_dir / RESULTS).is_file() else epoch_record(run_dir, epochs - 1)
     record = {name: value for name, value in row.items() if name.startswith(('train_', 'eval_'))}
     if SECONDS in record:
-        log(job.args, f'all {job.epochs} epochs are done')
+        log(job.args, f'all {epochs} epochs are done')
         return {'time': record.pop(SECONDS), **record}
-    log(job.args, f'all {job.epochs} epochs are done; evaluating')
+    log(job.args, f'all {epochs} epochs are done; evaluating')
     return {f'eval_{name}': value for name, value in evaluate(job, flag).items()}
+
+
+def finished_before(job: TrainingJob, run_dir: Path, epochs: int) -> dict[str, Any] | None:
+    """results.json of a run that has nothing left to do after so many epochs; None where it has."""
+    result = finished_results(run_dir, epochs)
+    ended_by = None if result is None else result.get('ended_by_patience')
+    return result if epochs >= job.epochs or ended_by and ended_by == job.args.patience else None
+
+
+def run_epochs(
+        job: TrainingJob,
+        start_epoch: int,
+        saver: CheckpointSaver | None,
+        run_dir: Path,
+        flag: StopSignal,
+        draw: Callable[[TrainingJob], Image.Image | None] | None,
+) -> tuple[int, dict[str, Any]]:
+    """The epochs that are left; returns how many the run has done then, and the record of the last one."""
+    args, record, epoch = job.args, {}, start_epoch
+    options = {name: value for name, value in vars(args).items() if name != 'run_dir'}
+    tracked = tracking(args, run_dir, start_epoch, options) if saver is not None else nullcontext()
+    with tracked as track:
+        while epoch < job.epochs and not out_of_patience(job, saver, epoch - 1):
+            record = run_epoch(epoch, job, saver, run_dir, flag)
+            log(args, format_epoch(epoch, record, job.labels))
+            if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
+                log(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
+                          f'--icasc-layers')
+            if track is not None:
+                numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
+                track(epoch, {**numbers, 'lr': base_lr(job.optimizer)}, draw(job) if draw else None)
+            epoch += 1
+            flag.raise_if_set()
+    return epoch, record
 
 
 def train(
@@ -157,14 +220,27 @@ def train(
         command: str,
         run_dir: Path,
         flag: StopSignal,
+        draw: Callable[[TrainingJob], Image.Image | None] | None = None,
 ) -> dict[str, Any]:
-    """One run, to its last checkpoint and results.json in `run_dir`; `given` are its options for args.yaml."""
+    """One run, to its last checkpoint and results.json.
+
+    Args:
+        job: What is trained.
+        given: Its options for args.yaml.
+        command: That began it.
+        run_dir: Its folder.
+        flag: Whether to stop.
+        draw: Draws the maps that are logged of an epoch.
+
+    Returns:
+        The 'result' (results.json), the 'model' and the 'job'.
+    """
     args, device, started = job.args, job.device, time.monotonic()
     checkpoint = resumed_checkpoint(args, run_dir)
     start_epoch = resume(job, checkpoint)
-    result = finished_results(run_dir, job.epochs) if start_epoch >= job.epochs else None
+    result = finished_before(job, run_dir, start_epoch)
     if result is not None:
-        log(args, f'\nall {job.epochs} epochs are done, and {run_dir / RESULTS} is complete: it stays as it is')
+        log(args, f'\nall {start_epoch} epochs are done, and {run_dir / RESULTS} is complete: it stays as it is')
         return {'result': result, 'model': evaluated_model(job), 'job': job}
     prepare(job)
     saver = None
@@ -176,19 +252,14 @@ def train(
         if checkpoint is not None:
             save_args(given, run_dir, command)
     announce(job, run_dir, start_epoch)
-    record = {}
-    for epoch in range(start_epoch, job.epochs):
-        record = run_epoch(epoch, job, saver, run_dir, flag)
-        log(args, format_epoch(epoch, record, job.labels))
-        if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
-            log(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
-                      f'--icasc-layers')
-        flag.raise_if_set()
+    epochs, record = run_epochs(job, start_epoch, saver, run_dir, flag, draw)
     if not record:
-        record = last_record(job, run_dir, flag)
+        record = last_record(job, run_dir, epochs, flag)
     result = {
-        'method': method_used(job), 'epochs': job.epochs, 'world_size': args.world_size, 'last': record,
-        'wall_time': time.monotonic() - started, **provenance(args, command), 'model': model_record(job)}
+        'method': method_used(job), 'epochs': epochs, 'world_size': args.world_size,
+        'ended_by_patience': args.patience if epochs < job.epochs else None, 'last': record,
+        'wall_time': time.monotonic() - started, **provenance(args, command),
+        'model': model_record(job)}
     if device.type == 'cuda':
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:

@@ -65,9 +65,10 @@ class CheckpointSaver(utils.CheckpointSaver):
             epoch: int,
             metric: float | None = None,
     ) -> tuple[float | None, int | None]:
-        """Save `last`, then its place among the best ones; returns the best metric and its epoch."""
+        """Save `last`, then its place among the best ones if there is a metric; returns the best one and its epoch."""
         self._save(os.path.join(self.checkpoint_dir, LAST), epoch, metric)
-        self._rank(epoch, metric)
+        if metric is not None:  # else the epoch was not validated
+            self._rank(epoch, metric)
         return self.best_metric, self.best_epoch
 
     def _rank(self, epoch: int, metric: float | None) -> None:

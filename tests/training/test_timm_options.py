@@ -1,0 +1,149 @@
+"""The options of timm's own training script: here under the same name, or left out for a reason that the docs give."""
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm.data
+import torch
+from helpers.hub_fixtures import save_noise
+from helpers.runs import train_in_process
+
+from timm_icasc import ICASCError
+from timm_icasc.training import job as job_module
+from timm_icasc.training import loaders
+from timm_icasc.training.arguments import build_parser, parse_args
+
+ROOT = Path(__file__).parents[2]
+TIMM = [
+    line for line in (ROOT / 'tests' / 'data' / 'timm_train_options.txt').read_text().splitlines()
+    if line.startswith('--')]
+TINY = ['--model', 'resnet20_cifar', '--batch-size', '4', '--warmup-epochs', '0', '-j', '0', '--icasc-eval-images', '3']
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return save_noise(tmp_path_factory.mktemp('images'), train=4, val=2)
+
+
+def left_out():
+    """Option -> reason, of the table in docs/training.md."""
+    page = (ROOT / 'docs' / 'training.md').read_text()
+    section = page.split("## timm's options that are left out")[1].split('\n## ')[0]
+    rows = [line.strip('|').split('|') for line in section.splitlines() if line.startswith('| `--')]
+    return {option: reason.strip() for options, reason in rows for option in re.findall(r'`(--[\w-]+)`', options)}
+
+
+def test_every_option_of_timm_is_here_or_left_out_for_a_reason():
+    ours, reasons = build_parser()._option_string_actions, left_out()
+    assert len(TIMM) > 150
+    assert [option for option in TIMM if option not in ours and option not in reasons] == []
+    assert [option for option in reasons if option in ours or option not in TIMM] == []
+    assert all(reasons.values())
+
+
+def set_up(monkeypatch, images, *options):
+    """The job of these options, and the keywords with which timm's functions were called."""
+    seen = {}
+
+    def watch(module, name):
+        original = getattr(module, name)
+
+        def call(*args, **kwargs):
+            seen[name] = {**seen.get(name, {}), **kwargs}
+            return original(*args, **kwargs)
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in (
+            (loaders, 'create_loader'), (loaders, 'FastCollateMixup'), (job_module.timm, 'create_model'),
+            (job_module, 'create_scheduler_v2'), (timm.task.classification, 'create_classification_loss'),
+            (timm.data, 'create_dataset')):
+        watch(module, name)
+    args = parse_args(['--data-dir', str(images), *TINY, *options])
+    return job_module.set_up(args, job_module.set_up_device(args)), seen
+
+
+PASSED_ON = {
+    '--color-jitter-prob 0.5': ('create_loader', 'color_jitter_prob', 0.5),
+    '--grayscale-prob 0.25': ('create_loader', 'grayscale_prob', 0.25),
+    '--gaussian-blur-prob 0.5': ('create_loader', 'gaussian_blur_prob', 0.5),
+    '--reprob 0.5 --recount 3': ('create_loader', 're_count', 3),
+    '--worker-seeding part': ('create_loader', 'worker_seeding', 'part'),
+    '--cutmix-minmax 0.2 0.8': ('FastCollateMixup', 'cutmix_minmax', [0.2, 0.8]),
+    '--model resnet18 --drop-block 0.1': ('create_model', 'drop_block_rate', 0.1),
+    '--model efficientnet_lite0 --bn-momentum 0.2': ('create_model', 'bn_momentum', 0.2),
+    '--model efficientnet_lite0 --bn-eps 0.01': ('create_model', 'bn_eps', 0.01),
+    '--lr-noise 0.5 --lr-noise-pct 0.4': ('create_scheduler_v2', 'noise', [0.5]),
+    '--lr-noise 0.5 --lr-noise-std 2': ('create_scheduler_v2', 'noise_std', 2.),
+    '--lr-k-decay 2': ('create_scheduler_v2', 'k_decay', 2.),
+    '--warmup-prefix': ('create_scheduler_v2', 'warmup_prefix', True),
+    '--sched plateau --patience-epochs 3': ('create_scheduler_v2', 'patience_epochs', 3),
+    '--loss bce --bce-sum': ('create_classification_loss', 'bce_sum', True),
+    '--loss bce --bce-target-thresh 0.2': ('create_classification_loss', 'bce_target_thresh', 0.2),
+    '--loss bce --bce-pos-weight 3': ('create_classification_loss', 'pos_weight', 3.),
+}
+
+
+@pytest.mark.parametrize('options', PASSED_ON)
+def test_timm_gets_what_it_is_about(options, images, monkeypatch):
+    function, name, value = PASSED_ON[options]
+    _, seen = set_up(monkeypatch, images, *options.split())
+    assert seen[function][name] == value
+
+
+def test_the_rate_grows_with_the_root_of_the_batch(images, monkeypatch):
+    job, _ = set_up(monkeypatch, images, '--lr-base', '0.1', '--lr-base-scale', 'sqrt', '--lr-base-size', '16')
+    assert job.args.lr == pytest.approx(0.1 * (4 / 16) ** 0.5)
+    job, _ = set_up(monkeypatch, images, '--lr-base', '0.1', '--lr-base-size', '16')
+    assert job.args.lr == pytest.approx(0.1 * 4 / 16)
+
+
+def test_momentum_of_batch_norm(images, monkeypatch):
+    job, _ = set_up(monkeypatch, images, '--model', 'efficientnet_lite0', '--bn-momentum', '0.3', '--bn-eps', '0.02')
+    norms = [m for m in job.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and all((m.momentum, m.eps) == (0.3, 0.02) for m in norms)
+
+
+@pytest.mark.parametrize('options, said', [
+    ('--aug-repeats 2', '--aug-repeats spreads the repeats over processes: start several with torchrun'),
+    ('--bce-sum', '--bce-sum is of --loss bce, this is --loss ce'),
+    ('--bce-pos-weight 2 --loss poly', '--bce-pos-weight is of --loss bce, this is --loss poly'),
+    ('--cutmix-minmax 0.8 0.2', r'--cutmix-minmax is \(smallest, largest\)'),
+    ('--cutmix-minmax 0.2 0.8 --batch-size 3', '--mixup and --cutmix pair the images of a batch'),
+    ('--input-key img', "--input-key names a column of hfds/, hfids/ or wds/ data, not of ''"),
+    ('--val-interval 2 --sched plateau', '--sched plateau asks for a measure after every epoch'),
+    ('--val-interval 0', '--val-interval must be at least 1'),
+    ('--drop-block 0.1', '--model resnet20_cifar: .*drop_block_rate'),
+    ('--grayscale-prob 1 --resident-data --no-aug', '--resident-data pads, .*: --grayscale-prob')])
+def test_what_does_not_fit_is_said(options, said, images, monkeypatch):
+    with pytest.raises(ICASCError, match=said):
+        set_up(monkeypatch, images, *options.split())
+
+
+class TestIntervalOfValidation:
+
+    @pytest.fixture
+    def run(self, images, tmp_path, monkeypatch, capsys):
+        return lambda *options: train_in_process(
+            monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, *TINY, *options)
+
+    def test_only_these_epochs_are_measured(self, run, tmp_path):
+        code, out, err = run('--epochs', 4, '--val-interval', 2, '--experiment', 'x', '--checkpoint-hist', 9)
+        assert code == 0, err
+        with open(tmp_path / 'x' / 'summary.csv') as file:
+            rows = list(csv.DictReader(file))
+        assert [bool(row['eval_top1']) for row in rows] == [True, False, True, True]
+        assert all(row['train_loss'] for row in rows)
+        assert sorted(path.name for path in (tmp_path / 'x').glob('checkpoint-*')) == [
+            f'checkpoint-{epoch}.pth.tar' for epoch in (0, 2, 3)]
+        assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1'] is not None
+
+    def test_a_run_goes_on_behind_an_epoch_without_measures(self, run, tmp_path):
+        options = ['--val-interval', 3, '--sched', 'none']
+        assert run('--experiment', 'whole', '--epochs', 3, *options)[0] == 0
+        assert run('--experiment', 'cut', '--epochs', 2, *options)[0] == 0
+        code, out, _ = run('--experiment', 'cut', '--resume', 'auto', '--epochs', 3)
+        assert code == 0 and 'resumed after epoch 2' in out
+        whole, cut = (torch.load(tmp_path / name / 'last.pth.tar', weights_only=False) for name in ('whole', 'cut'))
+        assert all(torch.equal(value, cut['state_dict'][name]) for name, value in whole['state_dict'].items())

@@ -1,0 +1,106 @@
+"""--log-wandb and --log-tensorboard, offline: a stand-in for the first, event files of the second."""
+import csv
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.hub_fixtures import save_noise
+from helpers.runs import train_in_process
+
+TINY = ['--model', 'resnet20_cifar', '--batch-size', '6', '--warmup-epochs', '0', '-j', '0', '--lr', '0.05',
+        '--icasc-eval-images', '3', '--experiment', 'x']
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return save_noise(tmp_path_factory.mktemp('images'), train=4, val=2)
+
+
+@pytest.fixture
+def run(images, tmp_path, monkeypatch, capsys):
+    return lambda *options: train_in_process(
+        monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, *TINY, *options)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """What a run of Weights & Biases is told, by a module of its name."""
+    told = SimpleNamespace(init=[], log=[], finished=0)
+
+    class Run:
+        def __init__(self, id):
+            self.id = id
+
+        def log(self, values, step):
+            told.log.append((step, values))
+
+        def finish(self):
+            told.finished += 1
+
+    def init(**kwargs):
+        told.init.append(kwargs)
+        return Run(kwargs['id'] or 'made-up')
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(init=init, Image=lambda image: image))
+    return told
+
+
+def rows_of(folder):
+    with open(folder / 'summary.csv') as file:
+        return list(csv.DictReader(file))
+
+
+def test_weights_and_biases(run, wandb, tmp_path):
+    code, _, err = run('--epochs', 2, '--log-wandb', '--wandb-project', 'icasc', '--wandb-tags', 'a', 'b')
+    assert code == 0, err
+    begun, = wandb.init
+    assert (begun['project'], begun['name'], begun['tags'], begun['id']) == ('icasc', 'x', ['a', 'b'], None)
+    assert begun['config']['model'] == 'resnet20_cifar' and wandb.finished == 1
+    assert [step for step, _ in wandb.log] == [1, 2]
+    for (_, told), row in zip(wandb.log, rows_of(tmp_path / 'x'), strict=True):
+        for name in ('train_loss', 'eval_top1', 'lr'):
+            assert told[name] == pytest.approx(float(row[name])), name
+    first, second = (np.asarray(told['attention']) for _, told in wandb.log)
+    assert first.shape == second.shape and first.ndim == 3 and (first != second).any(), 'the model has changed'
+
+    assert run('--epochs', 3, '--resume', 'auto')[0] == 0
+    assert wandb.init[1]['id'] == 'made-up' and wandb.init[1]['resume'] == 'allow', 'the same run there'
+    assert [step for step, _ in wandb.log] == [1, 2, 3] and wandb.finished == 2
+
+
+def test_a_run_there_that_is_named(run, wandb):
+    assert run('--epochs', 1, '--log-wandb', '--wandb-resume-id', 'abc')[0] == 0
+    assert wandb.init[0]['id'] == 'abc' and wandb.init[0]['resume'] == 'must'
+
+
+def test_logging_does_not_change_the_run(run, wandb, tmp_path):
+    assert run('--epochs', 2, '--log-wandb')[0] == 0
+    assert run('--epochs', 2)[0] == 0
+    logged, plain = rows_of(tmp_path / 'x'), rows_of(tmp_path / 'x-1')
+    assert [row['train_loss'] for row in logged] == [row['train_loss'] for row in plain]
+
+
+@pytest.mark.parametrize('option, module', [('--log-wandb', 'wandb'), ('--log-tensorboard', 'torch.utils.tensorboard')])
+def test_a_package_that_is_missing(option, module, run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = run('--epochs', 1, option)
+    assert code == 2
+    assert err == f"train_timm.py: error: {option} needs another package: pip install 'timm_icasc[log]'.\n"
+    assert not (tmp_path / 'x').exists()
+
+
+def test_options_of_what_is_not_asked_for(run):
+    code, _, err = run('--epochs', 1, '--wandb-project', 'p')
+    assert code == 2 and '--wandb-project is of --log-wandb, which is missing' in err
+
+
+def test_tensorboard(run, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    assert run('--epochs', 2, '--log-tensorboard')[0] == 0
+    assert run('--epochs', 3, '--resume', 'auto')[0] == 0
+    events = accumulator.EventAccumulator(str(tmp_path / 'x' / 'tensorboard'), size_guidance={'images': 0})
+    events.Reload()
+    values = [(event.step, event.value) for event in events.Scalars('eval/top1')]
+    assert values == [(i + 1, pytest.approx(float(row['eval_top1']))) for i, row in enumerate(rows_of(tmp_path / 'x'))]
+    assert {'train/loss', 'train/loss_cls', 'lr'} <= set(events.Tags()['scalars'])
+    assert [event.step for event in events.Images('attention')] == [1, 2, 3]
