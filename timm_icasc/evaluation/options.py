@@ -3,7 +3,10 @@ import argparse
 
 from ..attention import METHODS
 
-__all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments', 'default_options']
+__all__ = [
+    'add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments', 'add_running_arguments',
+    'default_options',
+]
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,10 +74,16 @@ def add_model_arguments(
         help='folder of a training run (of --icasc-compare: both its runs), a checkpoint file (one outside a '
              "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
     group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
+    group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
+    add_running_arguments(group)
+    return group
+
+
+def add_running_arguments(group: argparse._ActionsContainer) -> None:
+    """Which weights of a run, and how to run a model."""
     group.add_argument(
         '--best', action='store_true',
         help='the weights of the best epoch, which the validation images have chosen, not of the last')
-    group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
     group.add_argument(
         '--layers', nargs=2, metavar=('INNER', 'LAST'),
         help='module paths of the two layers; PATH:NHWC, PATH:NLC+5 (5 tokens in front) state the layout too')
@@ -85,4 +94,3 @@ def add_model_arguments(
     group.add_argument(
         '--max-image-pixels', type=int, metavar='N',
         help="pixels that an image may have (default: Pillow's 179 million; a larger one may be a trap)")
-    return group
