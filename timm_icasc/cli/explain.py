@@ -15,20 +15,17 @@ from pathlib import Path
 from ..attention import METHODS
 from ..data.image_files import find_images
 from ..errors import ICASCError
-from ..evaluation.checkpoint import load_explainer
-from ..evaluation.options import add_running_arguments
+from ..evaluation.checkpoint import load_explainers
+from ..evaluation.options import add_explained_model_arguments
 from ..figures.explained import RAW, Outputs, explain_files
 from ..foreign_text import printable
 from ..training.option_groups import usable_cores
 
 FEW = 64  # images that are not worth the start of processes
 
-MODELS = "a run's folder, hf-hub:NAME, local-dir:DIR, any timm name (with its weights), or a checkpoint file"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='files, and folders with all below them')
-    parser.add_argument('--model', required=True, help=MODELS)
     parser.add_argument('--compare', metavar='MODEL', help='a second model, shown beside the first')
     group = parser.add_argument_group('What to show')
     group.add_argument(
@@ -39,9 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"kind of map: {', '.join(METHODS)} (default: %(default)s)")
     group.add_argument(
         '--layer', default='last', metavar='LAYER', help='inner, last, or the path of a module (default: %(default)s)')
-    group.add_argument(
-        '--multilabel', action=argparse.BooleanOptionalAction, default=None,
-        help='an image can have several classes: sigmoid scores (default: as the run was trained)')
     group = parser.add_argument_group('What to write')
     group.add_argument('--output', type=Path, default=Path('explained'), metavar='DIR', help='default: %(default)s')
     group.add_argument(
@@ -55,11 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also the maps as .npy: grid, as the layer has them; full, at the image's size (default: none; grid)")
     group.add_argument(
         '--page', type=int, default=500, metavar='N', help='images on the page; 0: no page (default: %(default)s)')
-    group = parser.add_argument_group('Model')
-    group.add_argument('--architecture', metavar='NAME', help="of a checkpoint file outside a run's folder")
-    group.add_argument(
-        '--pretrained-path', metavar='FILE', help='weights of a timm name, from here instead of the network')
-    add_running_arguments(group)
+    add_explained_model_arguments(parser, '--model', required=True)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -73,13 +63,7 @@ def _check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     _check(args)
     files = find_images(args.images, args.output)
-    given = argparse.Namespace(**{**vars(args), 'model': args.architecture, 'data_dir': None})
-    explainers = [
-        load_explainer(source, given, args.multilabel)
-        for source in (args.model, args.compare) if source is not None]
-    if len(explainers) > 1 and explainers[0].label == explainers[1].label:
-        for explainer, source in zip(explainers, (args.model, args.compare), strict=True):
-            explainer.label = source
+    explainers = load_explainers([source for source in (args.model, args.compare) if source is not None], args)
     workers = min(4, usable_cores()) if args.workers is None and len(files) > FEW else args.workers or 0
     summary = explain_files(
         explainers, files,

@@ -32,7 +32,9 @@ from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
 from ..training.option_groups import usable_cores
 
-__all__ = ['Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints', 'load_explainer']
+__all__ = [
+    'Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints', 'load_explainer', 'load_explainers',
+]
 
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
@@ -368,6 +370,17 @@ def load_explainer(
     return Explainer(
         checkpoint.model, names, multilabel, checkpoint.data_config, checkpoint.layers,
         checkpoint.label)
+
+
+def load_explainers(sources: Sequence[str], args: argparse.Namespace) -> list[Explainer]:
+    """`load_explainer` for each, with the options of `add_explained_model_arguments`; labels are made unique."""
+    given = argparse.Namespace(**{**vars(args), 'model': args.architecture, 'data_dir': None})
+    explainers = [load_explainer(source, given, args.multilabel) for source in sources]
+    labels = [explainer.label for explainer in explainers]
+    for explainer, source in zip(explainers, sources, strict=True):
+        if labels.count(explainer.label) > 1:
+            explainer.label = printable('-'.join(Path(source).parts[-2:]))
+    return explainers
 
 
 def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[Checkpoint]:

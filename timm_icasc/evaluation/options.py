@@ -1,12 +1,16 @@
 """Options of `timm-icasc eval`, and those by which every command names checkpoints and images."""
 import argparse
+from typing import Any
 
 from ..attention import METHODS
 
 __all__ = [
-    'add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments', 'add_running_arguments',
-    'default_options',
+    'add_checkpoint_arguments', 'add_evaluation_arguments', 'add_explained_model_arguments', 'add_model_arguments',
+    'add_running_arguments', 'default_options',
 ]
+
+
+EXPLAINED_MODELS = "a run's folder, hf-hub:NAME, local-dir:DIR, any timm name (with its weights), or a checkpoint file"
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +81,29 @@ def add_model_arguments(
     group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
     add_running_arguments(group)
     return group
+
+
+def add_explained_model_arguments(
+        parser: argparse.ArgumentParser,
+        *names: str,
+        **kwargs: Any,
+) -> None:
+    """Which models to explain images with, and how to run them; read by `load_explainers`.
+
+    Args:
+        parser: Of the command.
+        *names: Of the argument that names the models.
+        **kwargs: Of that argument.
+    """
+    parser.add_argument(*names, help=EXPLAINED_MODELS, **kwargs)
+    group = parser.add_argument_group('Model')
+    group.add_argument('--architecture', metavar='NAME', help="of a checkpoint file outside a run's folder")
+    group.add_argument(
+        '--pretrained-path', metavar='FILE', help='weights of a timm name, from here instead of the network')
+    group.add_argument(
+        '--multilabel', action=argparse.BooleanOptionalAction, default=None,
+        help='an image can have several classes: sigmoid scores (default: as the run was trained)')
+    add_running_arguments(group)
 
 
 def add_running_arguments(group: argparse._ActionsContainer) -> None:
