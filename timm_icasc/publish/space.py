@@ -83,7 +83,8 @@ def push_space(
             app = hf_hub_download(
                 space_id, APP, repo_type='space', revision=before.sha, cache_dir=cache)
             if MARK not in Path(app).read_text(encoding='utf-8', errors='replace'):
-                raise HubError(f"{where}: it holds another {APP}, which is left alone: name another Space with `space`.")
+                raise HubError(
+                    f"{where}: it holds another {APP}, which is left alone: name another Space with `space`.")
         commit = api.create_commit(
             space_id, [CommitOperationAdd(name, files[name]) for name in sorted(files)], repo_type='space',
             parent_commit=before.sha, commit_message=f'Page of {published.repo_id} (timm_icasc {__version__})').oid
