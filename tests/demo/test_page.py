@@ -1,5 +1,4 @@
-"""The page of `timm-icasc demo`: its function and, where Gradio is installed, its client.
-
+"""The page of `timm-icasc demo`: its function and, where Gradio is installed, its client."""
 import importlib
 
 import numpy as np
