@@ -23,7 +23,7 @@ FLOORS = [
     ['task', 'support', 'explanation'],
     ['training'],
     ['evaluation', 'paper', 'benchmark'],
-    ['figures', 'publish', 'sweep'],
+    ['figures', 'publish', 'sweep', 'demo'],
     ['cli'],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

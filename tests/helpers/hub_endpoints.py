@@ -139,13 +139,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def create_repo(self) -> None:
         user, asked = self._user(necessary=True), self._json()
-        repo_id = f"{asked.get('organization') or user}/{asked['name']}"
+        owner = asked.get('organization') or user
+        repo_id = f"{'spaces/' * (asked.get('type') == 'space')}{owner}/{asked['name']}"
         with self.hub.lock:
             if repo_id in self.hub.repos:
                 raise _Reply(409, {
                     'error': 'You already created this model repo', 'url': f'{self.hub.endpoint}/{repo_id}'})
-            if repo_id.split('/')[0] != user:
+            if owner != user:
                 raise _error(403, '', "You don't have the rights to create a model under this namespace")
+            if asked.get('type') == 'space' and not asked.get('sdk'):
+                raise _error(400, '', 'sdk is required for Spaces')
             private = asked.get('visibility') == 'private' or bool(asked.get('private'))
             self.hub.create(repo_id, private=private, owner=user)
         self._send(200, {'url': f'{self.hub.endpoint}/{repo_id}', 'name': repo_id})
@@ -337,7 +340,8 @@ class Handler(BaseHTTPRequestHandler):
                 'Location': f"{self.hub.storage}/storage/object/{entry['oid']}"})
             self._send(302, None, headers)
         else:
-            location = f"/api/resolve-cache/models/{repo_id}/{commit['oid']}/{quote(path)}"
+            kind = '' if repo_id.startswith('spaces/') else 'models/'
+            location = f"/api/resolve-cache/{kind}{repo_id}/{commit['oid']}/{quote(path)}"
             self._send(307, None, {**headers, 'Location': location})
 
     def resolve_cache(self, repo_id: str, revision: str, path: str) -> None:
@@ -377,6 +381,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 _ID = r'(?P<repo_id>[\w.-]+/[\w.-]+)'
+_SPACE = r'(?P<repo_id>spaces/[\w.-]+/[\w.-]+)'
 _REV = r'(?P<revision>[^/]+)'
 ROUTES = [
     ('GET', '/api/whoami-v2', Handler.whoami),
@@ -399,6 +404,13 @@ ROUTES = [
     ('GET', f'/{_ID}/resolve/{_REV}/(?P<path>.+)', Handler.resolve),
     ('HEAD', f'/api/resolve-cache/models/{_ID}/{_REV}/(?P<path>.+)', Handler.resolve_cache),
     ('GET', f'/api/resolve-cache/models/{_ID}/{_REV}/(?P<path>.+)', Handler.resolve_cache),
+    ('GET', f'/api/{_SPACE}', Handler.info),
+    ('POST', f'/api/{_SPACE}/preupload/{_REV}', Handler.preupload),
+    ('POST', f'/api/{_SPACE}/commit/{_REV}', Handler.make_commit),
+    ('HEAD', f'/{_SPACE}/resolve/{_REV}/(?P<path>.+)', Handler.resolve),
+    ('HEAD', f'/api/resolve-cache/{_SPACE}/{_REV}/(?P<path>.+)', Handler.resolve_cache),
+    ('GET', f'/{_SPACE}/resolve/{_REV}/(?P<path>.+)', Handler.resolve),
+    ('GET', f'/api/resolve-cache/{_SPACE}/{_REV}/(?P<path>.+)', Handler.resolve_cache),
     ('GET', '/storage/object/(?P<oid>[0-9a-f]{64})', Handler.download),
     ('HEAD', '/storage/object/(?P<oid>[0-9a-f]{64})', Handler.download),
 ]

@@ -27,6 +27,13 @@ token that reaches it is an error. Files lie on disk, requests are streamed.
     GET     /ID/resolve/REV/FILE                        to the storage, with X-Linked-Size and X-Linked-ETag besides
     HEAD    /api/resolve-cache/models/ID/COMMIT/FILE    ETag, X-Repo-Commit and size of a small file
     GET     /api/resolve-cache/models/ID/COMMIT/FILE    its contents
+    GET     /api/spaces/ID                              of a Space, in `repos` as 'spaces/OWNER/NAME', as of a model
+    POST    /api/spaces/ID/preupload/REV
+    POST    /api/spaces/ID/commit/REV
+    HEAD    /spaces/ID/resolve/REV/FILE
+    HEAD    /api/resolve-cache/spaces/ID/COMMIT/FILE
+    GET     /spaces/ID/resolve/REV/FILE
+    GET     /api/resolve-cache/spaces/ID/COMMIT/FILE
     HEAD    /storage/object/OID (other origin)          size of the contents
     GET     /storage/object/OID (other origin)          contents, whole or by Range
 

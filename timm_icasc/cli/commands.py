@@ -14,6 +14,8 @@ COMMANDS = {
     'layers': 'which two layers ICASC looks at, and whether it trains, for any architecture',
     'eval': 'measure trained checkpoints, or two against each other',
     'figure': 'what trained checkpoints attend to: class maps, layers, KS chart, a page to browse',
+    'explain': 'what a model sees in your images: predictions, overlays, maps, a page',
+    'demo': 'the same in your browser: drop an image, one model or two side by side',
     'segment': 'attention as weak cues for semantic segmentation (Table 2)',
     'paper': 'finished runs beside the figures of the paper, mean and deviation over seeds',
     'sweep': 'a study: variants x seeds, their records and what follows from them',
@@ -26,7 +28,7 @@ COMMANDS = {
 
 # Those that set up data, model and task as the training does, and ask for as recent a timm; it says so itself, behind
 # its --help.
-NEED_TRAINING = ('eval', 'figure', 'segment', 'sweep', 'bench', 'card', 'push')
+NEED_TRAINING = ('eval', 'figure', 'explain', 'demo', 'segment', 'sweep', 'bench', 'card', 'push')
 
 
 def build_parser(version: str) -> argparse.ArgumentParser:

@@ -12,6 +12,8 @@ README.md. attention.png shows six of your validation images. It goes along, and
 public one, else only with --figure; likewise the names of the classes, with --class-names. Of local paths in commands
 and options the last part stays. Nothing else in the folder is taken, and no link is followed.
 
+--space also writes the page of `timm-icasc demo` as a Space beside the model: whoever opens it can upload an image.
+
 Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the weight tag NAME finds its weights.
 """
 import argparse
@@ -20,6 +22,7 @@ from pathlib import Path
 from huggingface_hub.utils import logging as hub_logging
 
 from ..publish.push import push, report
+from ..publish.space import push_space
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--class-names', action=argparse.BooleanOptionalAction, default=None,
         help='publish the names of the classes in config.json (default: as for --figure)')
+    parser.add_argument(
+        '--space', nargs='?', const='', metavar='OWNER/NAME',
+        help="also publish a page to try the model, as a Space (default name: the model's)")
 
 
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
-    report(push(
-        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names))
+    published = push(
+        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names)
+    report(published)
+    if args.space is not None:
+        print(push_space(published, args.space, args.license, args.private))
     return 0

@@ -10,16 +10,21 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
+from huggingface_hub import try_to_load_from_cache
 from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
 from ..data import class_names, create_dataset, is_stream, labels_of, name_classes
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
+from ..explanation import Explainer
+from ..explanation.class_names import class_names_of
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
+from ..foreign_files import read_json
 from ..foreign_text import printable
-from ..labels import LabelKind, check_same_classes
+from ..hub.model_folder import CONFIG, METADATA_KEY
+from ..labels import MULTI, LabelKind, check_same_classes
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
@@ -27,9 +32,14 @@ from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
 from ..training.option_groups import usable_cores
 
-__all__ = ['Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints']
+__all__ = [
+    'Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints', 'load_explainer', 'load_explainers',
+]
 
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
+
+# Data sets whose images can have several classes, by their names.
+MULTI_LABEL_NAMES = ('voc2007', 'voc2012', 'voc2007-packed', 'multilabel')
 
 # Options of the command that replace those of the run, where given.
 OVERRIDES = (
@@ -79,19 +89,31 @@ class Checkpoint:
         return self.names[index] if self.names and index < len(self.names) else str(index)
 
 
-def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> argparse.Namespace:
+def _is_name(source: str) -> bool:
+    """Whether it is a model's name, on the Hub or among timm's, and not a file or folder."""
+    return source.startswith(HUB) or not Path(source).exists() and timm.is_model(source)
+
+
+def _run_arguments(
+        source: str,
+        given: argparse.Namespace,
+        run: Run | None,
+        with_data: bool,
+) -> argparse.Namespace:
     """The options of timm-icasc train that the checkpoint was, or would have been, trained with."""
     argv = []
     if run is not None:
         argv += ['--config', str(run.folder / ARGUMENTS)]
-    elif source.startswith(HUB):
+    elif _is_name(source):
         argv += ['--model', source]
     elif not given.model:
         raise ICASCError(f"'{source}' has no {ARGUMENTS} beside it: name its architecture with `model`.")
-    if given.model and not source.startswith(HUB):
+    if given.model and not _is_name(source):
         argv += ['--model', given.model]
-    if run is None and not given.data_dir and not getattr(given, 'dataset', None):
+    if with_data and run is None and not given.data_dir and not getattr(given, 'dataset', None):
         raise ICASCError(f"'{source}' tells no data set: name it with `data_dir` (and `dataset`).")
+    if run is None and not with_data:
+        argv += ['--data-dir', '.']  # never opened; without any, the recipe of the digits would prepare the images
     for name in OVERRIDES:
         if getattr(given, name, None) is not None:
             argv += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
@@ -100,7 +122,7 @@ def _run_arguments(source: str, given: argparse.Namespace, run: Run | None) -> a
         args.input_size = [args.input_size[0], given.img_size, given.img_size]
     if getattr(given, 'workers', None) is None:  # the run may be of a larger machine
         args.workers = min(args.workers, usable_cores())
-    if given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
+    if with_data and given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
         args.dataset = ''  # the embedded data of the run give way to the folder
     return args
 
@@ -162,12 +184,19 @@ def _load(
         weights: Path | None,
         run: Run | None,
         with_data: bool,
+        pretrained_path: str | None,
 ) -> tuple[nn.Module, Dataset | None]:
     """The model and its data; the channels of the images are those of the weights."""
-    args.grad_checkpointing, args.initial_checkpoint, args.pretrained_path = False, '', None
+    args.grad_checkpointing, args.initial_checkpoint = False, ''
+    args.pretrained_path, args.rank = pretrained_path, 0
     args.pretrained = weights is None
     if weights is None:
         args.in_chans = args.input_size[0] if args.input_size else args.in_chans  # None: the published one
+        if pretrained_path and args.num_classes is None:
+            own = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+            there = _classifier_size(_read_weights(Path(pretrained_path), None), args.model) if Path(
+                pretrained_path).is_file() else None
+            args.num_classes = there or (own.num_classes if own else None)
         model = set_up_model(args)
         args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
         return model, _open_dataset(args) if with_data else None
@@ -252,7 +281,7 @@ def load_checkpoint(
     """Load one checkpoint and open its test images.
 
     Args:
-        source: Folder of a run, checkpoint file, 'hf-hub:NAME' or 'local-dir:PATH'.
+        source: Folder of a run, checkpoint file, 'hf-hub:NAME', 'local-dir:PATH' or a name of timm's.
         given: Options of `add_checkpoint_arguments`, or of `add_model_arguments` without data.
         label: Its name in tables and figures; the folder's name when None.
         with_data: Whether to open the data set; without it, `dataset` and `names` are None.
@@ -261,11 +290,11 @@ def load_checkpoint(
         ICASCError: No such file, weights that do not fit, a model without --model.
         DataError: The data set is missing, cannot be indexed, or has more classes than the model.
     """
-    weights = None if source.startswith(HUB) else find_weights(source, given.best)
+    weights = None if _is_name(source) else find_weights(source, given.best)
     run = _run_beside(weights)
-    args = _run_arguments(source, given, run)
+    args = _run_arguments(source, given, run, with_data)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    model, dataset = _load(args, weights, run, with_data)
+    model, dataset = _load(args, weights, run, with_data, getattr(given, 'pretrained_path', None))
     names = _match_classes(dataset, source, run, weights, model, given) if with_data else None
     try:
         model = model.to(args.device).eval()
@@ -290,6 +319,68 @@ def load_checkpoint(
         data_config=config,
         layers=layers,
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
+
+
+def _says_multilabel(checkpoint: Checkpoint, source: str) -> bool:
+    """Whether the model's images can have several classes, as its run, or the configuration beside it, notes down."""
+    if checkpoint.run is not None:
+        if checkpoint.run.results:
+            return any(name in MULTI.measures for name in checkpoint.run.metrics)
+        return checkpoint.args.dataset in MULTI_LABEL_NAMES
+    kind, _, place = source.partition(':')
+    file: Any = Path(place) / CONFIG
+    if source.startswith(HUB) and kind != 'local-dir':
+        repo, _, revision = place.partition('@')
+        file = try_to_load_from_cache(repo, CONFIG, revision=revision or None)  # timm has fetched it
+    try:
+        metrics = read_json(Path(file))[METADATA_KEY]['metrics'] if isinstance(file, (str, Path)) and place else ()
+        return any(name in MULTI.measures for name in metrics)
+    except (OSError, ValueError, KeyError, TypeError):  # somebody else's configuration, which says nothing of it
+        return False
+
+
+def load_explainer(
+        source: str,
+        given: argparse.Namespace,
+        multilabel: bool | None = None,
+) -> Explainer:
+    """A model to explain images with, which need no labels: no data set is opened.
+
+    Args:
+        source: As for `load_checkpoint`.
+        given: Options of `add_model_arguments`.
+        multilabel: Whether images can have several classes; None: as the run or the published model notes down.
+
+    Raises:
+        ICASCError: As of `load_checkpoint`.
+    """
+    if Path(source).is_file() and _run_beside(Path(source)) is None and not given.model:
+        raise ICASCError(f"'{source}' lies in no run's folder: name its `architecture`.")
+    checkpoint = load_checkpoint(source, given, with_data=False)
+    names = None
+    if checkpoint.run is not None:
+        names = checkpoint.run.class_names(Path(checkpoint.source))
+    if names is not None and len(names) != checkpoint.num_classes:
+        raise ICASCError(
+            f"the run '{source}' has {len(names)} class names, its weights {checkpoint.num_classes} classes.")
+    if names is None:
+        names = class_names_of(checkpoint.model, checkpoint.num_classes)
+    if multilabel is None:
+        multilabel = _says_multilabel(checkpoint, source)
+    return Explainer(
+        checkpoint.model, names, multilabel, checkpoint.data_config, checkpoint.layers,
+        checkpoint.label)
+
+
+def load_explainers(sources: Sequence[str], args: argparse.Namespace) -> list[Explainer]:
+    """`load_explainer` for each, with the options of `add_explained_model_arguments`; labels are made unique."""
+    given = argparse.Namespace(**{**vars(args), 'model': args.architecture, 'data_dir': None})
+    explainers = [load_explainer(source, given, args.multilabel) for source in sources]
+    labels = [explainer.label for explainer in explainers]
+    for explainer, source in zip(explainers, sources, strict=True):
+        if labels.count(explainer.label) > 1:
+            explainer.label = printable('-'.join(Path(source).parts[-2:]))
+    return explainers
 
 
 def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[Checkpoint]:

@@ -1,9 +1,16 @@
 """Options of `timm-icasc eval`, and those by which every command names checkpoints and images."""
 import argparse
+from typing import Any
 
 from ..attention import METHODS
 
-__all__ = ['add_checkpoint_arguments', 'add_evaluation_arguments', 'add_model_arguments', 'default_options']
+__all__ = [
+    'add_checkpoint_arguments', 'add_evaluation_arguments', 'add_explained_model_arguments', 'add_model_arguments',
+    'add_running_arguments', 'default_options',
+]
+
+
+EXPLAINED_MODELS = "a run's folder, hf-hub:NAME, local-dir:DIR, any timm name (with its weights), or a checkpoint file"
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,10 +78,39 @@ def add_model_arguments(
         help='folder of a training run (of --icasc-compare: both its runs), a checkpoint file (one outside a '
              "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
     group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
+    group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
+    add_running_arguments(group)
+    return group
+
+
+def add_explained_model_arguments(
+        parser: argparse.ArgumentParser,
+        *names: str,
+        **kwargs: Any,
+) -> None:
+    """Which models to explain images with, and how to run them; read by `load_explainers`.
+
+    Args:
+        parser: Of the command.
+        *names: Of the argument that names the models.
+        **kwargs: Of that argument.
+    """
+    parser.add_argument(*names, help=EXPLAINED_MODELS, **kwargs)
+    group = parser.add_argument_group('Model')
+    group.add_argument('--architecture', metavar='NAME', help="of a checkpoint file outside a run's folder")
+    group.add_argument(
+        '--pretrained-path', metavar='FILE', help='weights of a timm name, from here instead of the network')
+    group.add_argument(
+        '--multilabel', action=argparse.BooleanOptionalAction, default=None,
+        help='an image can have several classes: sigmoid scores (default: as the run was trained)')
+    add_running_arguments(group)
+
+
+def add_running_arguments(group: argparse._ActionsContainer) -> None:
+    """Which weights of a run, and how to run a model."""
     group.add_argument(
         '--best', action='store_true',
         help='the weights of the best epoch, which the validation images have chosen, not of the last')
-    group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
     group.add_argument(
         '--layers', nargs=2, metavar=('INNER', 'LAST'),
         help='module paths of the two layers; PATH:NHWC, PATH:NLC+5 (5 tokens in front) state the layout too')
@@ -85,4 +121,3 @@ def add_model_arguments(
     group.add_argument(
         '--max-image-pixels', type=int, metavar='N',
         help="pixels that an image may have (default: Pillow's 179 million; a larger one may be a trap)")
-    return group

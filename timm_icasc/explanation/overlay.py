@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.geometry import Geometry
 from ..errors import ICASCError
-from .pixels import as_picture
+from .pixels import open_image
 
 __all__ = ['COLORMAP', 'OPACITY', 'blend', 'grey', 'overlay', 'seen_box', 'spread']
 
@@ -115,7 +115,7 @@ def overlay(
     Raises:
         ICASCError: A map of another shape, negative or not finite.
     """
-    picture = as_picture(image)
+    picture = open_image(image)
     heat = torch.as_tensor(attention).detach().float().cpu()
     if heat.ndim != 2 or not heat.numel():
         raise ICASCError(f'`attention` must be one map, [h, w], got {tuple(heat.shape)}.')

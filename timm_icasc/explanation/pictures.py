@@ -27,13 +27,22 @@ from .canvas import (
 )
 from .overlay import overlay, seen_box, spread
 
-__all__ = ['Explanation', 'draw']
+__all__ = ['Explanation', 'draw', 'shrink']
 
 CELL = 240  # pixels of a picture's side on the page
 
 TALLEST = 1.5  # times as high as wide
 
 SCALE = 'Each map from 0 to its own maximum'
+
+
+def shrink(image: Image.Image, side: int | None) -> Image.Image:
+    """The image with a longer side of at most so many pixels; None for as many as it has."""
+    if side is None or max(image.size) <= side:
+        return image
+    ratio = side / max(image.size)
+    width, height = (max(1, round(ratio * length)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.)
 
 
 @dataclass
@@ -101,20 +110,12 @@ class Explanation:
             index: Position of the class among `classes`.
             side: Pixels that the longer side has at most; None for the size of the image.
         """
-        picture = self.shrunk(side)
+        picture = shrink(self.image, side)
         across, down = picture.width / self.image.width, picture.height / self.image.height
         left, top, right, bottom = self.seen
         return overlay(
             picture, spread(self.grid_maps[index], self.geometry, self.image.size, picture.size),
             (left * across, top * down, right * across, bottom * down))
-
-    def shrunk(self, side: int | None) -> Image.Image:
-        """The image with a longer side of at most so many pixels."""
-        if side is None or max(self.image.size) <= side:
-            return self.image
-        ratio = side / max(self.image.size)
-        width, height = (max(1, round(ratio * length)) for length in self.image.size)
-        return self.image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.)
 
     def picture(self) -> Image.Image:
         """The image and beside it the overlay of each class, with names and scores."""
@@ -189,7 +190,7 @@ def draw(explanations: Sequence[Explanation], labels: Sequence[str] = ()) -> Pag
         if labels:
             page.text(labels[row], MARGIN, top + LINE - DESCENT, page_width - 2 * MARGIN, weight='bold', align='left')
         if not row:
-            cell(one.shrunk(2 * CELL), ['', Path(one.name).name or 'image'], 0, top + label_height)
+            cell(shrink(one.image, 2 * CELL), ['', Path(one.name).name or 'image'], 0, top + label_height)
         for k, (name, score) in enumerate(zip(one.class_names, one.scores, strict=True)):
             silent = '' if one.grid_maps[k].any() else ', map is zero'
             cell(one.overlay(k, 2 * CELL), [name, f'{score:.1%}{silent}'], k + 1, top + label_height)

@@ -13,7 +13,7 @@ from ..data.geometry import Geometry
 from ..data.read_image import convert_image, read_image
 from ..errors import DataError, ICASCError, one_line
 
-__all__ = ['Item', 'as_picture', 'open_image', 'prepare', 'take_apart']
+__all__ = ['Item', 'open_image', 'prepare', 'take_apart']
 
 # How far beyond black and white a normalised value may lie: rounding, and the overshoot of some resampling filters.
 SLACK = 0.3
@@ -62,7 +62,7 @@ def open_image(
         mode: str = 'RGB',
         max_image_pixels: int | None = None,
 ) -> Image.Image:
-    """A file, PIL image or array as an upright PIL image.
+    """A file, PIL image or array as an upright PIL image; one that is so already, as it is.
 
     Args:
         image: Path, PIL image (turned as its EXIF orientation says), or array `[H, W]` or `[H, W, 3]`, uint8 or
@@ -83,15 +83,10 @@ def open_image(
             f'`image` must be a path, a PIL image, an array or a tensor, or a list of these, got '
             f'{type(image).__name__}.')
     try:
-        return convert_image(image, mode, upright=True)
+        image.load()
+        return image if image.mode == mode and not image.getexif() else convert_image(image, mode, upright=True)
     except Exception as e:  # of a file that was opened, and is decoded only now
         raise DataError(f"Cannot read the image '{getattr(image, 'filename', '')}': {one_line(e)}") from e
-
-
-def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    """`open_image` for the eye, RGB; an image that is RGB already, and upright, as it is."""
-    is_ready = isinstance(image, Image.Image) and image.mode == 'RGB' and not image.getexif()
-    return image if is_ready else open_image(image)
 
 
 def take_apart(image: Any) -> tuple[list[Any], bool]:

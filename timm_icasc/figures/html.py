@@ -3,7 +3,8 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from ..explanation.canvas import FRAME
 from ..explanation.overlay import blend, grey
+from ..explanation.pictures import Explanation, shrink
 from ..foreign_text import printable
-from ..runs.files import write_text
+from ..runs.files import replacing
 from .views import ClassView, colors_of, load_items, view_classes
 
-__all__ = ['browsing_page']
+__all__ = ['browsing_page', 'explained_section', 'open_page']
 
 THUMBNAIL = 128  # pixels of the longer side
 
@@ -39,6 +41,8 @@ figcaption { overflow-wrap: anywhere; }
 
 SCRIPT = '''
 const rows = [...document.querySelectorAll('section')], pick = id => document.getElementById(id);
+const names = new Set(rows.flatMap(row => JSON.parse(row.dataset.classes)));
+for (const name of [...names].sort()) pick('class').add(new Option(name, name));
 function show() {
   const wanted = pick('class').value, kind = pick('kind').value, text = pick('text').value.toLowerCase();
   let count = 0;
@@ -105,10 +109,84 @@ def _section(
         figures = ''.join(_class_figure(view, gray) for view in own)
         parts.append(f'<div><h2>{_text(checkpoint.label)}</h2>{figures}</div>')
     correct = [own[0].truth if own[0].rank == 1 else False for own in views]
+    return _in_section(name, names, correct, parts)
+
+
+def _in_section(
+        name: str,
+        names: Sequence[str],
+        correct: Sequence[bool],
+        parts: Sequence[str],
+) -> str:
     return (
         f'<section data-name="{_text(name)}" '
         f'data-classes="{_text(json.dumps(list(map(printable, names))))}" '
-        f'data-correct="{_text(json.dumps(correct))}">{"".join(parts)}</section>')
+        f'data-correct="{_text(json.dumps(list(correct)))}">{"".join(parts)}</section>')
+
+
+def explained_section(
+        name: str,
+        explanations: Sequence[Explanation],
+        labels: Sequence[str],
+) -> str:
+    """An image without a label, with the maps of its classes by each model.
+
+    Args:
+        name: Of its file.
+        explanations: One for each model.
+        labels: Names of the models.
+    """
+    picture = np.asarray(shrink(explanations[0].image, THUMBNAIL)) / 255
+    parts, highest = [f'<div>{_figure(_picture(picture), [name])}</div>'], []
+    for label, one in zip(labels, explanations, strict=True):
+        order = one.probabilities.argsort(descending=True, stable=True).tolist()
+        highest.append(order[0])
+        figures = []
+        for k, (index, title, score) in enumerate(zip(
+                one.classes, one.class_names, one.scores, strict=True)):
+            caption = [title, f'{score:.1%}, #{order.index(index) + 1}']
+            caption += ['map is zero'] * (not one.grid_maps[k].any())
+            shown = np.asarray(one.overlay(k, THUMBNAIL)) / 255
+            figures.append(_figure(_picture(shown), caption, ['first'] * (index == order[0])))
+        parts.append(f'<div><h2>{_text(label)}</h2>{"".join(figures)}</div>')
+    names = {title: None for one in explanations for title in one.class_names[:1]}
+    return _in_section(name, list(names), [index == highest[0] for index in highest], parts)
+
+
+@contextmanager
+def open_page(
+        path: Path,
+        labels: Sequence[str],
+        about: str,
+        labelled: bool,
+) -> Iterator[Callable[[str], None]]:
+    """A page that is written section by section; yields what adds one.
+
+    Args:
+        path: File to write.
+        labels: Names of the models.
+        about: What stands above the images, with one %s for the scale.
+        labelled: Whether the images have labels, by which models are right or wrong.
+    """
+    colors = blend(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None])
+    scale = f'<img class="scale" alt="grey, blue, green, yellow" src="{_picture(np.repeat(colors, 12, axis=0))}">'
+    kinds = {'all': 'all'}
+    if labelled:
+        kinds |= {'wrong': 'wrong for a model', 'differ': 'right for one model, wrong for another'}
+    elif len(labels) > 1:
+        kinds['differ'] = 'models see different classes'
+    options = ''.join(f'<option value="{kind}">{text}</option>' for kind, text in kinds.items())
+    title = _text(' and '.join(labels))
+    with replacing(path) as partial, open(partial, 'w', encoding='utf-8') as file:
+        file.write(f'''<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Attention of {title}</title><style>{STYLE}</style></head><body>
+<header><label>Class <select id="class"><option value="">all</option></select></label>
+<label>Images <select id="kind">{options}</select></label>
+<label>Name <input id="text"></label><span id="count"></span></header>
+<p>{title}: {_text(about).replace('%s', scale)}</p>
+''')
+        yield file.write
+        file.write(f'<script>{SCRIPT}</script></body></html>\n')
 
 
 def browsing_page(
@@ -133,38 +211,21 @@ def browsing_page(
     """
     if path.suffix.lower() not in ('.html', '.htm'):
         raise ValueError(f"path must end in .html, got '{path}'.")
-    sections: list[str] = []
     first = checkpoints[0]
-    seen = set()
-    for start in range(0, len(indices), batch_size):
-        batch = list(indices[start:start + batch_size])
-        images, targets = load_items(first, batch)
-        colors = colors_of(first, images)
-        greys = [grey(colors_of(c, load_items(c, batch)[0])) for c in checkpoints]
-        views = [view_classes(c, batch, topk, method, layer) for c in checkpoints]
-        for row, (index, truth) in enumerate(
-            zip(batch, first.labels.present(targets), strict=True)):
-            names = [first.class_name(c) for c in truth]
-            seen.update(names)
-            sections.append(_section(
-                checkpoints, image_name(first.dataset, index), names, colors[row],
-                [gray[row] for gray in greys],
-                [v[row] for v in views]))
-    options = ''.join(f'<option>{_text(name)}</option>' for name in sorted(seen))
-    colors = blend(np.full((1, THUMBNAIL), 0.5), np.linspace(0, 1, THUMBNAIL)[None])
-    scale = _picture(np.repeat(colors, 12, axis=0))
-    title = _text(' and '.join(c.label for c in checkpoints))
-    page = f'''<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Attention of {title}</title><style>{STYLE}</style></head><body>
-<header><label>Class <select id="class"><option value="">all</option>{options}</select></label>
-<label>Images <select id="kind"><option value="all">all</option><option value="wrong">wrong for a model</option>
-<option value="differ">right for one model, wrong for another</option></select></label>
-<label>Name <input id="text"></label><span id="count"></span></header>
-<p>{title}: attention ({_text(method)}, {_text(layer)} layer) of the {topk} highest-scoring classes, each
-map from 0 <img class="scale" alt="grey, blue, green, yellow" src="{scale}"> to its own maximum. Red frame: ground
-truth. \u2717: the highest-scoring class is not in the image. #: rank of its score. Overlap: histogram intersection with
-the nearest map of the ground truth, 0 to 1.</p>
-{"".join(sections)}<script>{SCRIPT}</script></body></html>
-'''
-    write_text(path, page)
+    about = (
+        f'attention ({method}, {layer} layer) of the {topk} highest-scoring classes, each map from 0 %s to its own '
+        f'maximum. Red frame: ground truth. \u2717: the highest-scoring class is not in the image. #: rank of its '
+        f'score. Overlap: histogram intersection with the nearest map of the ground truth, 0 to 1.')
+    with open_page(path, [c.label for c in checkpoints], about, labelled=True) as add:
+        for start in range(0, len(indices), batch_size):
+            batch = list(indices[start:start + batch_size])
+            images, targets = load_items(first, batch)
+            colors = colors_of(first, images)
+            greys = [grey(colors_of(c, load_items(c, batch)[0])) for c in checkpoints]
+            views = [view_classes(c, batch, topk, method, layer) for c in checkpoints]
+            for row, (index, truth) in enumerate(
+                zip(batch, first.labels.present(targets), strict=True)):
+                add(_section(
+                    checkpoints, image_name(first.dataset, index), list(map(first.class_name, truth)),
+                    colors[row], [gray[row] for gray in greys], [v[row] for v in views]))
     return path
