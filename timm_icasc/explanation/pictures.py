@@ -137,7 +137,8 @@ class Explanation:
         """
         path = Path(path)
         check_format(path)
-        return draw([self]).save(path)
+        page = draw([self])
+        return page.save(path)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
