@@ -137,8 +137,8 @@ class Explanation:
         """
         path = Path(path)
         check_format(path)
-        grid = draw([self])
-        return grid.save(path)
+        page = draw([self])
+        return page.save(path)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

@@ -160,7 +160,8 @@ def _write_pictures(
     several = len(labels) > 1
     parts = [f'.{n + 1}-{_file_part(label)}' if several else '' for n, label in enumerate(labels)]
     if outputs.sheets:
-        draw(found, labels if several else ()).save(outputs.folder / 'overlays' / f'{stem}.png')
+        page = draw(found, labels if several else ())
+        page.save(outputs.folder / 'overlays' / f'{stem}.png')
     for part, one in zip(parts, found, strict=True):
         if outputs.singles:
             for k, index in enumerate(one.classes):
@@ -168,8 +169,8 @@ def _write_pictures(
                     one.overlay(k).save(partial, 'PNG')
         if outputs.raw is not None:
             maps = one.grid_maps if outputs.raw == 'grid' else one.maps_at(loaded.size)
-            with replacing(outputs.folder / 'maps' / f'{stem}{part}.npy') as partial, open(partial, 'wb') as file:
-                np.save(file, maps.numpy())
+            with replacing(outputs.folder / 'maps' / f'{stem}{part}.npy') as partial:
+                np.save(partial, maps.numpy())  # its name ends in .npy, too
 
 
 def _batches(
