@@ -1,5 +1,6 @@
 """What stands behind a feature of a model on meta tensors, run with random values."""
 import pytest
+import timm
 import torch
 from helpers.models import ToyNet, create
 
@@ -67,21 +68,31 @@ def test_a_value_is_computed_as_the_model_computes_it():
     tail = tail_of(ToyNet(activation=torch.nn.ReLU).to('meta'))
     value = tail.value(STAGE)
     assert value.shape == (1, 6, 4, 4) and (value >= 0).all() and (value > 0).any()
-    assert tail.value(FeatureLayer('stem.0', 'NCHW', 5, (8, 8))) is None  # there is the image alone before it
+    assert tail.value(STEM) is None  # there is the image alone before it
 
 
-def test_of_a_stage_the_last_module_is_run_alone(monkeypatch):
+def test_of_a_large_stage_the_last_block_is_run_alone(monkeypatch):
     """With random weights in forty blocks, a large network would fill the memory."""
     with torch.device('meta'):
         model = create('resnet18')
     tail = tail_of(model, (3, 64, 64))
+    monkeypatch.setattr('timm_icasc.features.tail.LARGE_STAGE', 2 ** 20)
     drawn = []
     draw = Materialize._draw
     monkeypatch.setattr(Materialize, '_draw', lambda self, x: drawn.append(tuple(x.shape)) or draw(self, x))
     value = tail.value(FeatureLayer('layer4', 'NCHW', 512, (2, 2)))
     assert value.shape == (1, 512, 2, 2) and (value >= 0).all() and (value > 0).any()
-    assert (512, 512, 3, 3) not in drawn  # from the last ReLU on
-    assert tail.value(FeatureLayer('layer4.1.conv2', 'NCHW', 512, (2, 2))) is not None and (512, 512, 3, 3) in drawn
+    assert drawn.count((512, 512, 3, 3)) == 2 and (512, 256, 3, 3) not in drawn  # layer4.1 and not layer4.0
+
+
+def test_what_follows_an_activation_inside_a_block_does_not_hide_it():
+    """Channel attention behind the last ReLU: its input has no value below 0."""
+    with torch.device('meta'):
+        model = timm.create_model('eca_vovnet39b')
+    tail = tail_of(model, (3, 64, 64))
+    for layer in (FeatureLayer('stages.2', 'NCHW', 768, (4, 4)), FeatureLayer('stages.3', 'NCHW', 1024, (2, 2))):
+        value = tail.value(layer)
+        assert (value >= 0).all() and (value > 0).any()
 
 
 class Recurrent(torch.nn.Module):

@@ -17,6 +17,9 @@ from .outputs import find_class_scores
 __all__ = ['Call', 'Tail', 'run_model']
 
 
+LARGE_STAGE = 2 ** 25  # weights
+
+
 class Call(NamedTuple):
     """One call of a module during the probe's forward pass."""
     path: str
@@ -179,21 +182,33 @@ class Tail:
             yield features[0], logits
 
     def _before(self, layer: FeatureLayer) -> FeatureLayer | None:
-        """The latest feature that the layer is computed from, and that was there before the layer's module began.
+        """The latest feature that was there before the layer's module began, and that the layer is computed from.
 
-        Of modules that put out the same tensor, as a stage and its last block do, the one that began last: a stage of
-        forty blocks of random weights would fill the memory.
+        In place of a large stage, its last block is meant: forty blocks of random weights would fill the memory.
         """
         call = self.calls[layer.path]
         same = set(read_through_views(call.nodes[layer.output_index]))
         behind = graph_nodes(call.outputs[layer.output_index]) - same
-        began = max(c.began for c in self.calls.values() if c.ended <= call.ended and same.intersection(c.nodes))
+        began = call.began
+        if sum(p.numel() for p in self.model.get_submodule(layer.path).parameters()) > LARGE_STAGE:
+            began = min((
+                c.began for c in self.calls.values()
+                if c.path.startswith(f'{layer.path}.') and same.intersection(c.nodes) and self._ends_series(c)),
+                default=began)
         earlier = [c for c in self.calls.values() if c.ended < began]
         for source in sorted(earlier, key=lambda c: c.ended, reverse=True):
             for index, node in enumerate(source.nodes):
                 if node in behind:
                     return FeatureLayer(source.path, 'unknown', 0, (0, 0), output_index=index)
         return None
+
+    def _ends_series(self, call: Call) -> bool:
+        """Whether a module with children comes after another of its kind."""
+        module, parent = self.model.get_submodule(call.path), call.path.rpartition('.')[0]
+        return any(module.children()) and any(
+            c.path.rpartition('.')[0] == parent and c.ended < call.began
+            and type(self.model.get_submodule(c.path)) is type(module)
+            for c in self.calls.values())
 
     @contextmanager
     def _constant(self, layer: FeatureLayer | None) -> Iterator[None]:
