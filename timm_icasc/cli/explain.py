@@ -63,15 +63,18 @@ def _check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     _check(args)
     files = find_images(args.images, args.output)
-    explainers = load_explainers([source for source in (args.model, args.compare) if source is not None], args)
-    workers = min(4, usable_cores()) if args.workers is None and len(files) > FEW else args.workers or 0
+    sources = [source for source in (args.model, args.compare) if source is not None]
+    explainers = load_explainers(sources, args)
+    workers = args.workers or 0
+    if args.workers is None and len(files) > FEW:
+        workers = min(4, usable_cores())
     summary = explain_files(
         explainers, files,
         Outputs(
             args.output, args.overlays in ('sheet', 'both'), args.overlays in ('each', 'both'), args.raw,
             args.page),
-        args.classes, args.topk, args.method, args.layer, args.batch_size or 16, workers, args.side or None,
-        args.max_image_pixels)
+        args.classes, args.topk, args.method, args.layer, args.batch_size or 16, workers,
+        args.side or None, args.max_image_pixels)
     for message in summary.broken:
         print(f'skipped: {message}', file=sys.stderr)
     skipped = f', {len(summary.broken)} skipped' if summary.broken else ''

@@ -88,7 +88,8 @@ def find_images(sources: Sequence[str | Path], outside: Path | None = None) -> l
         if real not in roots:
             roots[real] = _unique(os.path.basename(real) or 'images', labels)
         for file in files:
-            found.setdefault(os.path.realpath(file), (file, real, file.relative_to(root).as_posix()))
+            name = file.relative_to(root).as_posix()
+            found.setdefault(os.path.realpath(file), (file, real, name))
     taken: set[str] = set()
     several = len(roots) > 1
     return [

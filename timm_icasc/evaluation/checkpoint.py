@@ -194,8 +194,9 @@ def _load(
         args.in_chans = args.input_size[0] if args.input_size else args.in_chans  # None: the published one
         if pretrained_path and args.num_classes is None:
             own = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
-            there = _classifier_size(_read_weights(Path(pretrained_path), None), args.model) if Path(
-                pretrained_path).is_file() else None
+            file, there = Path(pretrained_path), None
+            if file.is_file():
+                there = _classifier_size(_read_weights(file, None), args.model)
             args.num_classes = there or (own.num_classes if own else None)
         model = set_up_model(args)
         args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)

@@ -84,7 +84,9 @@ def open_image(
             f'{type(image).__name__}.')
     try:
         image.load()
-        return image if image.mode == mode and not image.getexif() else convert_image(image, mode, upright=True)
+        if image.mode == mode and not image.getexif():
+            return image
+        return convert_image(image, mode, upright=True)
     except Exception as e:  # of a file that was opened, and is decoded only now
         raise DataError(f"Cannot read the image '{getattr(image, 'filename', '')}': {one_line(e)}") from e
 

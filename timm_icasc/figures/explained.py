@@ -80,7 +80,8 @@ def _shrunk(item: Item, side: int | None) -> Item:
     picture = shrink(item.picture, side)
     at = item.geometry
     geometry = Geometry(
-        at.scale_x * width / picture.width, at.scale_y * height / picture.height, at.left, at.top, at.width, at.height)
+        at.scale_x * width / picture.width, at.scale_y * height / picture.height,
+        at.left, at.top, at.width, at.height)
     return Item(item.tensor, picture, geometry, item.name)
 
 
@@ -130,14 +131,16 @@ class _Predictions:
     def write(self, loaded: _Loaded, found: Sequence[Explanation]) -> None:
         for label, one in zip(self.labels, found, strict=True):
             order = one.probabilities.argsort(descending=True, stable=True).tolist()
+            shown = zip(one.classes, one.class_names, one.scores, strict=True)
             rows = [
                 {'rank': order.index(index) + 1, 'class': name, 'index': index, 'score': round(score, 6)}
-                for index, name, score in zip(one.classes, one.class_names, one.scores, strict=True)]
+                for index, name, score in shown]
             model = [label] if len(self.labels) > 1 else []
             self.table.writerows(
                 map(csv_cell, (loaded.file.name, *model, *row.values())) for row in rows)
             across, down = loaded.size[0] / one.image.width, loaded.size[1] / one.image.height
-            seen = [round(edge * by, 2) for edge, by in zip(one.seen, (across, down) * 2, strict=True)]
+            scales = across, down, across, down
+            seen = [round(edge * by, 2) for edge, by in zip(one.seen, scales, strict=True)]
             entry = {
                 'file': loaded.file.name, **({'model': label} if model else {}), 'width': loaded.size[0],
                 'height': loaded.size[1], 'seen': seen, 'classes': rows}
@@ -181,9 +184,11 @@ def _batches(
         side: int | None,
         max_image_pixels: int | None,
 ) -> Iterator[list[_Loaded]]:
-    dataset = _Files(files, [explainer.prepare for explainer in explainers], side, max_image_pixels)
+    prepare = [explainer.prepare for explainer in explainers]
+    dataset = _Files(files, prepare, side, max_image_pixels)
     yield from DataLoader(
-        dataset, batch_size=batch_size, collate_fn=list, num_workers=workers, worker_init_fn=answer_for_batches)
+        dataset, batch_size=batch_size, collate_fn=list, num_workers=workers,
+        worker_init_fn=answer_for_batches)
 
 
 def _about(labels: Sequence[str], method: str, layer: str, count: int, shown: int) -> str:
@@ -238,7 +243,8 @@ def explain_files(
         if outputs.page:
             summary.files.append(outputs.folder / PAGE)
             about = _about(labels, method, layer, len(files), outputs.page)
-            add_to_page = stack.enter_context(open_page(outputs.folder / PAGE, labels, about, False))
+            page = open_page(outputs.folder / PAGE, labels, about, False)
+            add_to_page = stack.enter_context(page)
         try:
             for batch in _batches(files, explainers, batch_size, workers, side, max_image_pixels):
                 readable = [loaded for loaded in batch if not loaded.error]

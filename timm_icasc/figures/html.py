@@ -225,7 +225,8 @@ def browsing_page(
             views = [view_classes(c, batch, topk, method, layer) for c in checkpoints]
             for row, (index, truth) in enumerate(
                 zip(batch, first.labels.present(targets), strict=True)):
+                name, classes = image_name(first.dataset, index), list(map(first.class_name, truth))
                 add(_section(
-                    checkpoints, image_name(first.dataset, index), list(map(first.class_name, truth)),
-                    colors[row], [gray[row] for gray in greys], [v[row] for v in views]))
+                    checkpoints, name, classes, colors[row], [gray[row] for gray in greys],
+                    [v[row] for v in views]))
     return path

@@ -98,7 +98,8 @@ def map_check(
     ]) for name in CHECKED}
     numbered = torch.arange(value.numel()).view(value.shape)
     positions = layer.to_nchw(numbered, image_size)[0].flatten(1)
-    random = torch.rand((sample.regions, *grid.shape[-2:]), generator=torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    random = torch.rand((sample.regions, *grid.shape[-2:]), generator=generator)
     regions = _regions(torch.cat([*maps.values(), random]))
     changed = _flattened(value, positions, regions)
     at_once = len(changed) if positions.shape[1] <= POSITIONS_AT_ONCE else 1
