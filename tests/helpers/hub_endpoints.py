@@ -405,6 +405,7 @@ ROUTES = [
     ('HEAD', f'/api/resolve-cache/models/{_ID}/{_REV}/(?P<path>.+)', Handler.resolve_cache),
     ('GET', f'/api/resolve-cache/models/{_ID}/{_REV}/(?P<path>.+)', Handler.resolve_cache),
     ('GET', f'/api/{_SPACE}', Handler.info),
+    ('GET', f'/api/{_SPACE}/revision/{_REV}', Handler.info),
     ('POST', f'/api/{_SPACE}/preupload/{_REV}', Handler.preupload),
     ('POST', f'/api/{_SPACE}/commit/{_REV}', Handler.make_commit),
     ('HEAD', f'/{_SPACE}/resolve/{_REV}/(?P<path>.+)', Handler.resolve),

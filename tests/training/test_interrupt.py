@@ -200,3 +200,23 @@ def test_a_signal_that_python_would_swallow_comes_again(moment):
     with pytest.raises(Interrupted), interruptible() as flag:
         next(flag.batches(batches()))
     assert ended == [True]
+
+
+class Broken:
+    """As a loader whose processes the signal has ended, while they began."""
+
+    def __del__(self):
+        raise RuntimeError('DataLoader worker is killed by signal: Terminated.')
+
+
+@pytest.mark.parametrize('stopped', [False, True])
+def test_what_a_signal_breaks_in_a_destructor_is_not_told(stopped, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda error: told.append(str(error.exc_value)))
+    with interruptible():
+        if stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        Broken()
+    assert len(told) == (not stopped)
+    Broken()
+    assert len(told) == 1 + (not stopped), 'as before'

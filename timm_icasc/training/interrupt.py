@@ -96,8 +96,13 @@ def interruptible() -> Iterator[StopSignal]:
             if flag.waiting:
                 flag.raise_if_set()
 
+    def on_unraisable(error):
+        if not flag.signal_number:  # else the signal's doing: a loading process that had just begun, say
+            report(error)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, on_signal)
+    report, sys.unraisablehook = sys.unraisablehook, on_unraisable
     try:
         yield flag
     except Exception as e:
@@ -106,6 +111,7 @@ def interruptible() -> Iterator[StopSignal]:
         raise
     finally:
         restore()
+        sys.unraisablehook = report
 
 
 def _shared_memory() -> str:
