@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = export_run(args.source, args.folder, args.best, args.license, args.class_names, args.onnx)
+    config = export_run(
+        args.source, args.folder, args.best, args.license, args.class_names, args.onnx)
     print(printable(f"{config['architecture']}, {config['num_classes']} classes: '{args.folder}'"))
     print(f"timm.create_model({f'local-dir:{args.folder}'!r}, pretrained=True)")
     if args.onnx:

@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
     published = push(
-        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names, args.best)
+        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names,
+        args.best)
     report(published)
     if args.space is not None:
         print(push_space(published, args.space, args.license, args.private))

@@ -19,7 +19,8 @@ FORMATS = (
 
 # What a broken list makes its reading say.
 BROKEN = (
-    OSError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError, IndexError)
+    OSError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError,
+    IndexError)
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

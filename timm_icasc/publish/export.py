@@ -216,14 +216,16 @@ def export_run(
         WriteError: The folder cannot be written.
     """
     folder = Path(folder).absolute()
-    if folder.is_symlink() or folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    there = folder.is_symlink() or folder.exists()
+    if there and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise HubError(f"`folder`: '{folder}' is there already, and not an empty folder: name a new one.")
     if onnx:
         check_onnx_packages()
     run = open_measured_runs(source, best)[-1]
-    named = is_public(run.arguments.get('dataset')) if class_names is None else class_names
+    if class_names is None:
+        class_names = is_public(run.arguments.get('dataset'))
     with replacing_folder(folder) as partial:
-        config = export(run, partial, weight_tag(run), license, class_names=named)
+        config = export(run, partial, weight_tag(run), license, class_names=class_names)
         if onnx:
             write_onnx(partial)
     return config

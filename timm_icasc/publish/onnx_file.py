@@ -28,7 +28,8 @@ def _check_outputs(file: Path, model: torch.nn.Module, images: torch.Tensor) -> 
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     found, expected = torch.from_numpy(session.run(None, {'images': images.numpy()})[0]), model(images)
     largest = expected.abs().max().item()
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0, atol=CLOSE * largest):
+    if found.shape != expected.shape or not torch.allclose(
+            found, expected, rtol=0, atol=CLOSE * largest):
         raise ICASCError(
             f'`onnx`: the exported network gives other scores than the model (logits of up to {largest:.3g}); leave '
             f'it out, or try another version of torch.')
