@@ -10,6 +10,7 @@ from helpers.hub_fixtures import (  # noqa: F401
     averaged,
     client,
     compared,
+    falling,
     hub,
     hub_of_the_session,
     multilabel,

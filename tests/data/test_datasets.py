@@ -497,7 +497,7 @@ def test_an_image_that_cannot_be_read_is_named(content, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['cifar100', 'caltech256', 'imagenet', 'cub200', 'voc2007', 'voc2012',
-                                  'voc2007-packed', 'multilabel'])
+                                  'voc2007-packed', 'multilabel', 'singlelabel'])
 def test_a_missing_folder_is_named(name, tmp_path):
     with pytest.raises(DataError, match="`root`: no folder '.*nowhere'"):
         create_dataset(name, str(tmp_path / 'nowhere'), 'train')

@@ -2,6 +2,7 @@
 
 And runs of train_timm.py on a few images of noise: for the flow of files, not for learning.
 """
+import json
 import shutil
 import socket
 import sys
@@ -105,3 +106,12 @@ def compared(train_on_noise):
 def averaged(train_on_noise):
     """A run that keeps an average of its weights."""
     return train_on_noise('--model-ema', '--model-ema-decay', '0.5', '--mean', 0.1, 0.2, 0.3, '--crop-pct', 0.9)
+
+
+@pytest.fixture(scope='session')
+def falling(train_on_noise):
+    """A run whose last epoch is worse than its second, and which keeps an average of its weights."""
+    run = train_on_noise('--epochs', 3, '--model-ema', '--model-ema-decay', '0.5', '--no-icasc', '--lr', 0.02)
+    results = json.loads((run / 'results.json').read_text())
+    assert results['best']['epoch'] == 1 and results['best']['top1'] > results['last']['eval_top1']
+    return run

@@ -1,4 +1,5 @@
 """Publishing over real HTTP: what arrives, what happens when something goes wrong, and getting the same bits back."""
+import csv
 import hashlib
 import json
 import os
@@ -119,6 +120,30 @@ class TestRoundTrip:
         text = hub.read('me/several', 'README.md').decode()
         assert f'| 7 | {value:.2f} |' in text and '.sigmoid()' in text
         assert f'seed 7, Mean average precision {value:.2f}' in client('pull', 'me/several').out
+
+    def test_the_best_epoch_with_its_own_figures(self, falling, hub, push, tmp_path):
+        """Weights and figures are of the same epoch, and the card says how it was chosen; the figure is of the last."""
+        with open(falling / 'summary.csv', newline='') as file:
+            _, best, last = [float(row['eval_top1']) for row in csv.DictReader(file)]
+        run = shutil.copytree(falling, tmp_path / 'run')
+        arguments = run / 'args.yaml'
+        arguments.write_text(arguments.read_text().replace("dataset: ''", 'dataset: digits'))
+        for name, options, value, chosen in (
+                ('me/last', (), last, 'the last epoch'), ('me/best', ('--best',), best, 'the best epoch')):
+            assert push(run, name, *options).code == 0
+            card, config = hub.read(name, 'README.md').decode(), json.loads(hub.read(name, 'config.json'))
+            assert f'| 7 | {value:.2f} |' in card and f'weights after {chosen}.' in card
+            assert config['timm_icasc']['metrics']['top1'] == value
+            assert ('The weights are those of the epoch that did best' in card) == (name == 'me/best')
+            assert ('They were not used for training or to choose the epoch' in card) == (name == 'me/last')
+            assert ('attention.png' in hub.repos[name].head['files']) == (name == 'me/last')
+        assert config['timm_icasc']['epochs'] == 2
+        result = push(run, 'me/best', '--best', '--figure')
+        assert result.code == 2 and '--figure: attention.png is of the last epoch' in result.err
+
+    def test_an_exported_folder_has_no_best(self, push, card):
+        result = push(card, 'me/best-of-one', '--best')
+        assert result.code == 2 and f"--best: '{card}' holds the weights of one epoch" in result.err
 
     def test_the_card_of_a_run_has_the_baseline_beside_it(self, compared, hub, push):
         push(compared, 'me/round')

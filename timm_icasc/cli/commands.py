@@ -21,6 +21,7 @@ COMMANDS = {
     'sweep': 'a study: variants x seeds, their records and what follows from them',
     'bench': 'what a training step with ICASC costs on this machine',
     'card': 'the cards of hub_cards/: evaluate, render, check',
+    'export': 'write a finished run as a folder that timm loads, or as ONNX',
     'push': 'publish a finished run on the Hugging Face Hub',
     'pull': 'fetch weights from the Hub and verify them',
     'doctor': 'whether everything here is in order: versions, devices, packages, Hub, a step of ICASC',
@@ -28,7 +29,7 @@ COMMANDS = {
 
 # Those that set up data, model and task as the training does, and ask for as recent a timm; it says so itself, behind
 # its --help.
-NEED_TRAINING = ('eval', 'figure', 'explain', 'demo', 'segment', 'sweep', 'bench', 'card', 'push')
+NEED_TRAINING = ('eval', 'figure', 'explain', 'demo', 'segment', 'sweep', 'bench', 'card', 'export', 'push')
 
 
 def build_parser(version: str) -> argparse.ArgumentParser:

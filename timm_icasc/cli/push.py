@@ -5,7 +5,8 @@
 
 safetensors, config.json and the card go up in one commit, are fetched back into a fresh cache, compared, and tagged
 `verified-...`. Weights are those after the last epoch (the averaged ones, where the run kept an average), which the
-results are of. Run it again after an interruption: what has arrived is not sent twice. Log in with `hf auth login`.
+results are of; with --best those of the best epoch, and so are the figures of the card. Run it again after an
+interruption: what has arrived is not sent twice. Log in with `hf auth login`.
 
 Published are config.json (with the names of data set and of initial weights), model.safetensors, args.yaml and the card
 README.md. attention.png shows six of your validation images. It goes along, and onto the card, where the data set is a
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--license', metavar='ID', help='license of the weights, e.g. cc-by-nc-4.0 (default: that of '
         'the weights the run started from; apache-2.0 where it started from none)')
+    parser.add_argument('--best', action='store_true', help='the weights of the best epoch, not of the last')
     parser.add_argument('--private', action='store_true', help='create the repo as a private one')
     parser.add_argument(
         '--figure', action=argparse.BooleanOptionalAction, default=None,
@@ -47,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
     published = push(
-        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names)
+        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names,
+        args.best)
     report(published)
     if args.space is not None:
         print(push_space(published, args.space, args.license, args.private))

@@ -1,4 +1,4 @@
-"""Data sets of the paper's protocols, users' multi-label lists, and the transforms that timm does not have."""
+"""Data sets of the paper's protocols, users' lists, and the transforms that timm does not have."""
 from .caltech import Caltech256
 from .cifar import cifar100
 from .cub import CUB200
@@ -13,7 +13,7 @@ from .dataset_factory import (
 )
 from .digits import DigitsDataset
 from .few_images import FewImages, few_of_each_class
-from .image_list import MultiLabelList
+from .image_list import MultiLabelList, SingleLabelList
 from .imagenet import ILSVRC2012
 from .labelled_images import Box, LabelledImages, MultiLabelImages
 from .resident import ResidentLoader
@@ -23,7 +23,7 @@ from .voc import VOC_CLASSES, PackedVOC, VOCDevkit
 
 __all__ = [
     'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'FewImages', 'ILSVRC2012', 'LabelledImages',
-    'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'VOCDevkit',
+    'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'SingleLabelList', 'VOCDevkit',
     'VOC_CLASSES', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'create_dataset',
     'evenly_spaced', 'few_of_each_class', 'image_name', 'is_public', 'is_stream', 'labels_of',
     'name_classes', 'use_pad_crop',

@@ -13,7 +13,7 @@ from .cifar import cifar100
 from .cub import CUB200
 from .digits import DigitsDataset
 from .image_folder import check_folder, settle_classes
-from .image_list import MultiLabelList
+from .image_list import MultiLabelList, SingleLabelList
 from .imagenet import ILSVRC2012
 from .read_image import read_with_names
 from .streams import StreamHead, check_package, is_stream
@@ -34,7 +34,10 @@ NAMES = {
     'voc2012': lambda root, split, **kwargs: VOCDevkit(root, '2012', split, **kwargs),
     'voc2007-packed': PackedVOC,
     'multilabel': MultiLabelList,
+    'singlelabel': SingleLabelList,
 }
+
+LISTS = ('multilabel', 'singlelabel')  # a user's own
 
 MOST_CLASSES = 2 ** 31  # that a class map may number
 
@@ -49,7 +52,7 @@ PUBLIC_OF_TORCHVISION = tuple(f'torch/{name}' for name in (
 def is_public(name: str | None) -> bool:
     """Whether the images of a data set are everybody's; those of a user's own folder, list or stream are not."""
     name = name or ''
-    return name == 'digits' or name in NAMES and name != 'multilabel' or name.lower() in PUBLIC_OF_TORCHVISION
+    return name == 'digits' or name in NAMES and name not in LISTS or name.lower() in PUBLIC_OF_TORCHVISION
 
 
 def create_dataset(
@@ -64,14 +67,14 @@ def create_dataset(
 
     Args:
         name: 'digits', '' (an image folder `root/split/CLASS/IMAGE`), 'cifar100', 'caltech256', 'imagenet', 'cub200',
-            'voc2007', 'voc2012', 'voc2007-packed', 'multilabel' (a user's lists), or any name that timm takes
-            ('torch/cifar100', 'hfds/...', 'wds/...').
+            'voc2007', 'voc2012', 'voc2007-packed', 'multilabel' or 'singlelabel' (a user's lists), or any name that
+            timm takes ('torch/cifar100', 'hfds/...', 'wds/...').
         root: Data folder; not used by 'digits'.
         split: Name of the split.
         is_training: Whether the training split is meant, for messages and for streaming readers.
         max_image_pixels: Pixels that an image may have; None: as Pillow says, 179 million.
         **kwargs: Passed on to timm; of these, this package's own data sets take `transform`, `input_img_mode` and, for
-            'multilabel', `class_map`.
+            the lists, `class_map`.
 
     Raises:
         DataError: The folder, its split, its classes or its images are missing, or timm cannot read the data.
@@ -84,7 +87,7 @@ def create_dataset(
         if not Path(root).is_dir():
             raise DataError(f"`root`: no folder '{root}'.")
         own = {'transform': kwargs.get('transform'), 'mode': kwargs.get('input_img_mode', 'RGB')}
-        if name == 'multilabel':
+        if name in LISTS:
             own['class_map'] = kwargs.get('class_map')
         dataset = NAMES[name](root, split, **own)
         settle_classes(dataset)

@@ -1,4 +1,4 @@
-"""A user's own multi-label images, listed in one CSV or JSON file per split."""
+"""A user's own images, of one class each or of any number, listed in one file per split."""
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,24 +8,36 @@ import torch
 
 from ..errors import DataError, ICASCError, one_line
 from ..foreign_files import path_inside, read_json
-from .labelled_images import Box, MultiLabelImages
+from .labelled_images import Box, LabelledImages, MultiLabelImages
 
-__all__ = ['MultiLabelList']
+__all__ = ['MultiLabelList', 'SingleLabelList']
 
 FORMATS = (
     'a CSV with the columns image,labels (names separated by ;) or image,CLASS,CLASS,... (1, 0 or -1), or a '
     'JSON {"images": [{"image": ..., "labels": [...]}]}')
 
 
-def _from_csv(path: Path) -> dict[str, Any]:
+# What a broken list makes its reading say.
+BROKEN = (
+    OSError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError,
+    IndexError)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a list."""
     with open(path, newline='', encoding='utf-8-sig') as file:
         reader = csv.DictReader(file)
         rows, columns = list(reader), reader.fieldnames or []
-    if len(columns) < 2 or columns[0] != 'image':
-        raise ValueError(f"the first column must be 'image', followed by 'labels' or the classes; it has {columns}")
     if any(None in row or None in row.values() for row in rows):
         number = next(i for i, row in enumerate(rows) if None in row or None in row.values())
         raise ValueError(f'line {number + 2} does not have {len(columns)} columns')
+    return columns, rows
+
+
+def _from_csv(path: Path) -> dict[str, Any]:
+    columns, rows = _read_csv(path)
+    if len(columns) < 2 or columns[0] != 'image':
+        raise ValueError(f"the first column must be 'image', followed by 'labels' or the classes; it has {columns}")
     if columns[1:] == ['labels']:
         return {'images': [
             {'image': row['image'], 'labels': [name.strip() for name in row['labels'].split(';') if name.strip()]}
@@ -37,6 +49,89 @@ def _from_csv(path: Path) -> dict[str, Any]:
     return {'classes': columns[1:], 'images': [
         {'image': row['image'], 'labels': [name for name in columns[1:] if row[name].strip() == '1'],
          'ignore': [name for name in columns[1:] if row[name].strip() == '-1']} for row in rows]}
+
+
+def _read_class_names(folder: Path, class_map: str | None) -> list[str] | None:
+    """The classes of `class_map`, or of classes.txt in the folder, one per line; None where there is neither."""
+    file = Path(class_map) if class_map else folder / 'classes.txt'
+    if not class_map and not file.is_file():
+        return None
+    try:
+        return [line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    except OSError as e:
+        raise DataError(f"`class_map`: cannot read '{file}': {e.strerror}.") from e
+
+
+def _all_different(names: Sequence[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError('a class is named twice')
+    return list(names)
+
+
+def _find_images(folder: Path, path: Path, files: list[str]) -> list[Path]:
+    """The images that the list `path` names; DataError where one is not there, or leaves the folder."""
+    try:
+        images = [path_inside(folder, file) for file in files]
+    except ICASCError as e:
+        raise DataError(f"'{path}': {e}") from e
+    missing = next((image for image in images if not image.is_file()), None)
+    if missing is not None:
+        raise DataError(f"No image '{missing}', which '{path}' lists.")
+    return images
+
+
+class SingleLabelList(LabelledImages):
+    """Images of one class each, listed in `<split>.csv` of a folder under the header `image,label`.
+
+    Paths are relative to the folder. Images are turned as their EXIF orientation says. The classes are those of
+    `class_map`, of `classes.txt` in the folder (one per line), or the sorted names that occur in the list.
+
+    Args:
+        root: The folder.
+        split: Name of the list, without extension.
+        class_map: File with one class name per line.
+        transform: Applied to the PIL image.
+        mode: Pillow's image mode.
+
+    Raises:
+        DataError: The list or an image is missing, the list is broken, or a label is no class.
+    """
+    upright = True
+
+    def __init__(
+            self,
+            root: str,
+            split: str,
+            class_map: str | None = None,
+            transform: Callable | None = None,
+            mode: str = 'RGB',
+    ):
+        folder = Path(root)
+        path = folder / f'{split}.csv'
+        expected = "a CSV with the header 'image,label': a path and the name of its class"
+        if not path.is_file():
+            raise DataError(f"`root`: no '{split}.csv' in '{root}'; expected {expected}.")
+        try:
+            columns, rows = _read_csv(path)
+            if columns != ['image', 'label']:
+                raise ValueError(f'it has the columns {columns}')
+            classes: dict[str, str] = {}
+            labels = [row['label'].strip() for row in rows]
+            known = _read_class_names(folder, class_map)
+            names = _all_different(sorted(set(labels)) if known is None else known)
+            for number, (row, label) in enumerate(zip(rows, labels, strict=True), 2):
+                if not label:
+                    raise ValueError(f'line {number} names no class')
+                if label not in names:
+                    raise ValueError(f"line {number} has the label '{label}', which is not one of the classes")
+                if classes.setdefault(row['image'], label) != label:
+                    raise ValueError(f"line {number} gives '{Path(row['image']).name}' a second class")
+        except BROKEN as e:
+            raise DataError(f"'{path}': {one_line(e, 400)}; expected {expected}.") from e
+        index = {name: i for i, name in enumerate(names)}
+        super().__init__(
+            _find_images(folder, path, [row['image'] for row in rows]), [index[label] for label in labels], names,
+            transform, mode)
 
 
 class MultiLabelList(MultiLabelImages):
@@ -98,36 +193,20 @@ class MultiLabelList(MultiLabelImages):
             boxes = [
                 [Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]
                 for record in records]
-        except (
-                OSError, csv.Error, UnicodeDecodeError, KeyError, TypeError,
-                AttributeError, ValueError, IndexError) as e:
+        except BROKEN as e:
             raise DataError(f"'{path}': {one_line(e, 400)}; expected {FORMATS}.") from e
-        try:
-            images = [path_inside(folder, file) for file in files]
-        except ICASCError as e:
-            raise DataError(f"'{path}': {e}") from e
+        images = _find_images(folder, path, files)
         targets = torch.zeros(len(images), len(names))
         index = {name: i for i, name in enumerate(names)}
         for row, present, skipped in zip(targets, labels, ignored, strict=True):
             row[[index[name] for name in present]] = 1.
             row[[index[name] for name in skipped]] = -1.
-        missing = next((image for image in images if not image.is_file()), None)
-        if missing is not None:
-            raise DataError(f"No image '{missing}', which '{path}' lists.")
         super().__init__(images, targets, names, transform, mode, boxes if has_boxes else None)
 
     @staticmethod
     def _class_names(folder: Path, class_map: str | None, content: dict[str, Any]) -> list[str]:
-        file = Path(class_map) if class_map else folder / 'classes.txt'
-        if class_map or file.is_file():
-            try:
-                names: Sequence[str] = [
-                    line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
-            except OSError as e:
-                raise DataError(f"`class_map`: cannot read '{file}': {e.strerror}.") from e
-        else:
+        names = _read_class_names(folder, class_map)
+        if names is None:
             names = content.get('classes') or sorted(
                 {name for record in content['images'] for key in ('labels', 'ignore') for name in record.get(key, ())})
-        if len(set(names)) != len(names):
-            raise ValueError('a class is named twice')
-        return list(names)
+        return _all_different(names)

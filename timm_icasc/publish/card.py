@@ -23,7 +23,7 @@ from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
 from ..paper.rows import PAPER, abstract_gain
 from ..runs.files import write_text
-from ..runs.folder import ARGUMENTS, Run
+from ..runs.folder import ARGUMENTS, BEST, Run
 from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
 from .export import export, open_measured_runs
 
@@ -37,6 +37,11 @@ WRITTEN = {'title', 'description', 'license', 'dataset', 'paper', 'shipped', 'sh
 RUN_LIMITS = [
     'The results are of the images that the run was validated on. They were not used for training or to choose the '
     'epoch, but may have been looked at while its options were chosen.',
+]
+
+BEST_LIMITS = [
+    'The weights are those of the epoch that did best on the images that the run was validated on. The results are of '
+    'these same images, which makes them look better than those of new images would.',
 ]
 
 
@@ -223,20 +228,22 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
         folder: What `export` has made of it.
         repo_id: 'OWNER/NAME'.
     """
-    config = read_config(folder, repo_id)
+    config, best = read_config(folder, repo_id), run.weights == BEST
     data = {'name': run.model['dataset'], 'hub_id': None, 'description': None}
     written = {
         'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None,
         'license': config['pretrained_cfg']['license'],
         'description': f"{code_span(config['architecture'])}, trained on {markdown_text(data['name'])} with "
                        f'{markdown_text(run.method)} by `timm-icasc train`.',
-        'paper': 'its protocol was not necessarily followed; see the training command.', 'limits': RUN_LIMITS + (
+        'paper': 'its protocol was not necessarily followed; see the training command.',
+        'limits': (BEST_LIMITS if best else RUN_LIMITS) + (
             ['One run: how much its results depend on the seed is not known.'] if len(siblings) < 3 else []),
         'figure': 'Validation images; framed is the map of the true class, beside it that of the most confusing one.',
     }
     results = {
         'dataset': data['name'], 'split': run.model['val_split'], 'images': run.model['val_images'],
         'attention_images': run.model['attention_images'],
+        'weights': 'the best epoch' if best else 'the last epoch',
         'runs': [
             {'method': sibling.method, 'seed': sibling.results['seed'], 'metrics': sibling.metrics}
             for sibling in siblings]}

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import yaml
 
+from ..data import is_public
 from ..errors import HubError
 from ..evaluation.measures import measure_of
 from ..hub.model_folder import (
@@ -21,11 +22,23 @@ from ..hub.model_folder import (
     file_sha256,
     write_weights,
 )
-from ..runs.files import replacing, write_text
-from ..runs.folder import ARGUMENTS, COMPARED, LAST, PUBLISHING_OPTIONS, RESULTS, Run, open_runs
+from ..runs.epochs import of_best_epoch
+from ..runs.files import replacing, replacing_folder, write_text
+from ..runs.folder import (
+    ARGUMENTS,
+    BEST,
+    COMPARED,
+    LAST,
+    PUBLISHING_OPTIONS,
+    RESULTS,
+    SUMMARY,
+    Run,
+    open_runs,
+)
 from .local_paths import without_local_paths
+from .onnx_file import check_onnx_packages, write_onnx
 
-__all__ = ['check_publishable', 'export', 'open_measured_runs', 'refuse_links']
+__all__ = ['check_publishable', 'export', 'export_run', 'open_measured_runs', 'refuse_links', 'weight_tag']
 
 OWN_LICENSE = 'apache-2.0'  # of weights trained from random initialisation, where the author names none
 
@@ -41,17 +54,21 @@ def refuse_links(*files: Path) -> None:
             raise HubError(f"'{file}' is a link, and none is followed to what is published: put the file itself there.")
 
 
-def open_measured_runs(folder: Path) -> list[Run]:
+def open_measured_runs(folder: Path, best: bool = False) -> list[Run]:
     """`open_runs`, to be published: each with a measure that a card can judge it by, and without local paths.
 
+    Args:
+        folder: Of a run, or of an --icasc-compare job.
+        best: Whether each is to be as of its best epoch, and not of the last.
+
     Raises:
-        HubError: As of `open_runs`, a run has no such measure, or one of its files is a link.
+        HubError: As of `open_runs` and `of_best_epoch`, a run has no such measure, or one of its files is a link.
     """
     compared = [Path(folder) / name for name in COMPARED]
-    read = (ARGUMENTS, RESULTS, LAST, FIGURE)
+    read = (ARGUMENTS, RESULTS, LAST, FIGURE, *([BEST, SUMMARY] if best else []))
     refuse_links(
         *compared, *(place / name for place in (Path(folder), *compared) for name in read))
-    runs = open_runs(folder)
+    runs = [of_best_epoch(run) if best else run for run in open_runs(folder)]
     for run in runs:
         try:
             measure_of(run.metrics)
@@ -164,3 +181,51 @@ def export(
         with replacing(folder / FIGURE) as partial:
             shutil.copyfile(figure, partial)
     return check_folder(folder, str(run.folder))[0]
+
+
+def weight_tag(run: Run) -> str:
+    """Name of a run's weights among those of the architecture."""
+    return f"{'icasc' if run.model['icasc'] else 'baseline'}_{run.model['dataset'].replace('/', '_')}"
+
+
+def export_run(
+        source: Path,
+        folder: Path,
+        best: bool = False,
+        license: str | None = None,
+        class_names: bool | None = None,
+        onnx: bool = False,
+) -> dict[str, Any]:
+    """Write the files of a finished run that `timm.create_model('local-dir:FOLDER')` loads, all of them or none.
+
+    Args:
+        source: Folder of a run; of an --icasc-compare job, its ICASC run.
+        folder: Where to; it must be new, or empty.
+        best: The weights of the best epoch, not of the last.
+        license: Identifier of the license; by default as `export` says.
+        class_names: Whether the configuration names the classes; None where the data set is a public one.
+        onnx: Whether to write the network as ONNX, too.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        HubError: The run is not finished, or the folder holds something.
+        ICASCError: Its checkpoint cannot be read, or the network has no form in ONNX.
+        VersionError: Packages for ONNX are missing.
+        WriteError: The folder cannot be written.
+    """
+    folder = Path(folder).absolute()
+    there = folder.is_symlink() or folder.exists()
+    if there and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+        raise HubError(f"`folder`: '{folder}' is there already, and not an empty folder: name a new one.")
+    if onnx:
+        check_onnx_packages()
+    run = open_measured_runs(source, best)[-1]
+    if class_names is None:
+        class_names = is_public(run.arguments.get('dataset'))
+    with replacing_folder(folder) as partial:
+        config = export(run, partial, weight_tag(run), license, class_names=class_names)
+        if onnx:
+            write_onnx(partial)
+    return config

@@ -28,7 +28,7 @@ from ..hub.tags import record_path
 from ..hub.upload import Upload, publish, repo_name
 from ..runs.files import write_text
 from .card import render_run, render_sources
-from .export import export, open_measured_runs, refuse_links
+from .export import export, open_measured_runs, refuse_links, weight_tag
 from .local_paths import find_local_path
 
 __all__ = ['push', 'push_finished']
@@ -112,6 +112,7 @@ def push(
         private: bool = False,
         figure: bool | None = None,
         class_names: bool | None = None,
+        best: bool = False,
 ) -> Upload:
     """Publish `source`; see the command's description.
 
@@ -122,8 +123,9 @@ def push(
         license: Identifier of the license of the weights; by default what `export` says.
         private: Whether a new repo is private.
         figure: Whether attention.png is published, which shows validation images; None where they are of a public
-            data set.
+            data set, and the weights those of the last epoch, which it is of.
         class_names: Whether the configuration of a run names its classes; None where the data set is a public one.
+        best: Publish the weights of the best epoch of each run, not of the last.
 
     Raises:
         HubError: The run is not finished, or the Hub, the network or a check refuses.
@@ -135,18 +137,21 @@ def push(
         raise HubError(f"`license`: '{source}' has one in its {CONFIG}.")
     if ready and class_names is False:
         raise HubError(f"`class_names`: '{source}' goes up as it is; take 'label_names' out of its {CONFIG} yourself.")
-    runs = [] if ready else open_measured_runs(source)
+    if ready and best:
+        raise HubError(f"`best`: '{source}' holds the weights of one epoch; leave it out.")
+    if best and figure:
+        raise HubError(f'`figure`: {FIGURE} is of the last epoch, not of the best; leave out `figure` or `best`.')
+    runs = [] if ready else open_measured_runs(source, best)
     if class_names is None and not ready:
         class_names = is_public(runs[-1].arguments.get('dataset'))
-    chosen = _chosen_figure(source, _read_ready(source) if ready else runs[-1].arguments, figure)
+    chosen = _chosen_figure(
+        source, _read_ready(source) if ready else runs[-1].arguments, False if best else figure)
     repo_id = repo_name(repo_id)
     with temporary_folder() as folder:
         if ready:
             files = _stage_ready(source, folder, repo_id, chosen)
         else:
-            model = runs[-1].model
-            tag = f"{'icasc' if model['icasc'] else 'baseline'}_{model['dataset'].replace('/', '_')}"
-            export(runs[-1], folder, tag, license, chosen, class_names)
+            export(runs[-1], folder, weight_tag(runs[-1]), license, chosen, class_names)
             write_text(folder / README, render_run(runs[-1], runs, folder, repo_id))
             files = {name: folder / name for name in FILES if (folder / name).is_file()}
         published = publish(files, repo_id, private)

@@ -1,14 +1,15 @@
 """summary.csv of a run: a row for each epoch, written anew as a whole, under columns that fit every row."""
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ICASCError, one_line
-from .folder import SUMMARY
+from ..errors import HubError, ICASCError, one_line
+from .folder import BEST, RESULTS, SUMMARY, Run, read_checkpoint
 from .tables import write_csv
 
-__all__ = ['SECONDS', 'add_epoch', 'epoch_record', 'read_epochs']
+__all__ = ['SECONDS', 'add_epoch', 'epoch_record', 'of_best_epoch', 'read_epochs']
 
 SECONDS = 'eval_seconds'  # column of the time that an epoch took
 
@@ -50,3 +51,30 @@ def epoch_record(folder: Path, epoch: int) -> dict[str, float | None]:
         if int(float(row['epoch'])) == epoch:
             return {name: float(value) if value else None for name, value in row.items()}
     return {}
+
+
+def of_best_epoch(run: Run) -> Run:
+    """A finished run as of its best epoch: the weights of that epoch, and what was measured of them then.
+
+    Results, checkpoint and table of epochs must tell of the same epoch, with the same value of what made it the best.
+
+    Raises:
+        HubError: There is no such checkpoint, or they do not agree.
+        ICASCError: The checkpoint or the table cannot be read.
+    """
+    file = run.folder / BEST
+    if not file.is_file():
+        raise HubError(f"'{run.folder}' has no {BEST}: leave out `best`, for the weights of the last epoch.")
+    told, checkpoint = run.results.get('best'), read_checkpoint(file)
+    told = told if isinstance(told, dict) else {}
+    epoch, metric = told.get('epoch'), next((name for name in told if name != 'epoch'), '')
+    row = epoch_record(run.folder, epoch) if isinstance(epoch, int) else {}
+    value = told.get(metric)
+    agree = checkpoint['epoch'] == epoch and value == checkpoint.get('metric') == row.get(f'eval_{metric}')
+    if value is None or not agree:
+        raise HubError(
+            f"'{file}' is of epoch {checkpoint['epoch'] + 1}, and {RESULTS} and {SUMMARY} beside it do not tell what "
+            f'was measured of it; timm-icasc train --resume auto goes on, or leave out `best`.')
+    measured = {
+        name: number for name, number in row.items() if name.startswith(('train_', 'eval_')) and name != SECONDS}
+    return replace(run, weights=BEST, results={**run.results, 'epochs': epoch + 1, 'last': measured})

@@ -79,10 +79,12 @@ class Run:
         folder: Where its files lie.
         arguments: args.yaml, all options as they were given; empty where there is none.
         results: results.json; empty where the run is not finished.
+        weights: Name of the checkpoint that the results are of.
     """
     folder: Path
     arguments: dict[str, Any]
     results: dict[str, Any]
+    weights: str = LAST
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -120,8 +122,8 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The weights after the last epoch, which the results are of."""
-        return self.folder / LAST
+        """The weights that the results are of."""
+        return self.folder / self.weights
 
     @property
     def data(self) -> str:
@@ -148,7 +150,7 @@ class Run:
         """The weights that the run's own evaluation measures: the averaged ones where it keeps an average.
 
         Args:
-            file: A checkpoint of the run; by default that of the last epoch.
+            file: A checkpoint of the run; by default the one that the results are of.
 
         Raises:
             ICASCError: The checkpoint cannot be read, or lacks the average that the results are of.

@@ -25,8 +25,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--dataset', metavar='NAME', default='',
         help="data set type: '' for an image folder, 'digits' (embedded), "
-             f"{', '.join(NAMES)} ('multilabel': SPLIT.csv or SPLIT.json in DIR), or TYPE/NAME as timm "
-             'takes it: torch/cifar100, hfds/..., wds/...')
+             f"{', '.join(NAMES)} ('multilabel': SPLIT.csv or SPLIT.json in DIR, 'singlelabel': SPLIT.csv), or "
+             'TYPE/NAME as timm takes it: torch/cifar100, hfds/..., wds/...')
     group.add_argument('--train-split', metavar='NAME', default='train', help='training split (default: %(default)s)')
     group.add_argument(
         '--val-split', metavar='NAME', default='validation',
