@@ -132,6 +132,8 @@ def writers(disk, images, train, train_on_noise, capsys):
         ['eval', disk / 'run', '--images', 4], ['eval', finished, '--output', disk / 'o', '--images', 4],
         ['figure', 'classes', finished, '--output', disk / 'f.png'],
         ['figure', 'html', finished, '--output', disk / 'f.html'],
+        ['explain', next(images.rglob('*.png')), '--model', finished, '--output', disk / 'explained'],
+        ['export', finished, disk / 'exported'],
         ['pull', f"local-dir:{HUB / 'resnet20_cifar.icasc_digits'}", '--to', disk / 'to'],
         ['paper', finished, '--output', disk / 'p.md'], ['card', disk / 'resnet20_cifar.icasc_digits.yaml'],
         ['layers', 'resnet20_cifar', '--json', disk / 'l.json'], ['doctor', '--json', disk / 'd.json'])

@@ -114,8 +114,10 @@ class TestWeights:
         """The checkpoint of a folder of a run that somebody else made."""
         folder = shutil.copytree(run, tmp_path / 'run')
         shutil.copy(corpus / 'weights' / name, folder / 'last.pth.tar')
+        picture = corpus / 'outside' / 'private.png'
         for words in (
-                ['eval', folder], ['figure', 'classes', folder],
+                ['eval', folder], ['figure', 'classes', folder], ['explain', picture, '--model', folder],
+                ['export', folder, tmp_path / 'exported'],
                 ['train', '--resume', 'auto', '--output', tmp_path, '--experiment', 'run', '--epochs', 2]):
             said = command(*words)
             assert 'last.pth.tar' in said and re.search('it is damaged|posix.mkdir|it is empty', said)
@@ -218,8 +220,10 @@ class TestOptions:
         assert own in command('train', '--resume', folder / 'last.pth.tar')
         assert own in command('train', '--resume', 'auto', '--output', tmp_path)
         assert own in command('eval', folder)
+        assert own in command('explain', corpus / 'outside' / 'private.png', '--model', folder)
         if name not in ('kinds', 'text'):  # values are looked at where they are used
             assert own in command('push', folder, 'me/x')
+            assert own in command('export', folder, 'exported')
             assert own in command('paper', folder)
 
 
@@ -311,6 +315,13 @@ class TestImages:
         assert f'{split}.' in said
         if split.partition('_')[0] in LISTS:
             assert 'leaves the folder' in said
+
+    @pytest.mark.parametrize('split', LISTS)
+    def test_single_label_lists(self, split, corpus, command):
+        said = command(
+            'train', '--dataset', 'singlelabel', '--data-dir', corpus / 'lists', '--train-split', f'single_{split}',
+            '--val-split', f'single_{split}')
+        assert f'single_{split}.csv' in said and 'leaves the folder' in said
 
     def test_lists_of_segmentation(self, corpus, command, voc, classifier, tmp_path):
         devkit = tmp_path / 'VOC2012'

@@ -136,7 +136,7 @@ def _images(folder: Path) -> None:
 
 
 def _lists(folder: Path, outside: Path) -> None:
-    """Lists of images whose names leave the folder: split NAME is NAME.csv, and NAME.json."""
+    """Lists of images whose names leave the folder: split NAME is NAME.csv, NAME.json, and single_NAME.csv."""
     Image.new('RGB', (32, 32)).save(outside / 'private.png')
     (folder / 'link.png').symlink_to(outside / 'private.png')
     names = {
@@ -145,6 +145,8 @@ def _lists(folder: Path, outside: Path) -> None:
     for split, name in names.items():
         with open(folder / f'{split}.csv', 'w', newline='') as file:
             csv.writer(file).writerows([('image', 'cat', 'dog'), (name, 1, 0)])
+        with open(folder / f'single_{split}.csv', 'w', newline='') as file:
+            csv.writer(file).writerows([('image', 'label'), (name, 'cat'), ('b.png', 'dog')])
         (folder / f'{split}_json.json').write_text(json.dumps({'images': [{'image': name, 'labels': ['cat', 'dog']}]}))
     for name, content in (('deep', '[' * 200_000), ('kinds', '{"images": [1]}'), ('boxes', json.dumps({'images': [
             {'image': 'a.png', 'labels': ['cat', 'dog'], 'boxes': [[]]}]}))):
