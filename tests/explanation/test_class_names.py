@@ -33,6 +33,7 @@ def test_imagenet():
     assert names[0].startswith('tench') and names[281] == 'tabby, tabby cat' and len(names) == 1000
     assert class_names_of(create('resnet18'), 10) == [str(c) for c in range(10)]
     assert class_names_of(torch.nn.Linear(2, 1000), 1000)[281] == '281'
+    assert class_names_of(timm.create_model('resnet18'), 1000, by_number=False)[281] == '281'
 
 
 @pytest.mark.parametrize('classes, expected', [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from safetensors import safe_open
 
 from timm_icasc import HubError
@@ -193,3 +194,24 @@ class TestDamage:
         (tmp_path / 'config.json').write_text(text)
         with pytest.raises(HubError, match='this is no timm model'):
             check_folder(tmp_path, 'here')
+
+
+@pytest.mark.parametrize('class_names', [False, True])
+def test_measures_of_a_class_bear_its_name(class_names, averaged, tmp_path):
+    """Of images with several classes, results.json has an average precision of each."""
+    run = shutil.copytree(averaged, tmp_path / 'run')
+    results = json.loads((run / 'results.json').read_text())
+    results['last']['eval_AP_patient_x'] = 12.5
+    (run / 'results.json').write_text(json.dumps(results))
+    export(open_runs(run)[0], tmp_path / 'out', 'x', class_names=class_names)
+    told = [file.name for file in (tmp_path / 'out').iterdir() if b'patient_x' in file.read_bytes()]
+    assert sorted(told) == (['config.json', 'model.safetensors'] if class_names else [])
+
+
+def test_where_its_numbers_were_logged_stays_here(averaged, tmp_path):
+    run = shutil.copytree(averaged, tmp_path / 'run')
+    options = yaml.safe_load((run / 'args.yaml').read_text())
+    options.update(wandb_project='secret', wandb_tags=['secret'], log_wandb=True)
+    (run / 'args.yaml').write_text(yaml.safe_dump(options))
+    export(open_runs(run)[0], tmp_path / 'out', 'x')
+    assert 'wandb' not in (tmp_path / 'out' / 'args.yaml').read_text()

@@ -59,3 +59,25 @@ def test_another_app_is_left_alone(hub, client, card):
 def test_no_space_unless_asked_for(hub, client, card):
     assert client('push', card, 'me/plain', token='hf_owner').code == 0
     assert 'spaces/me/plain' not in hub.repos
+
+
+def test_a_space_of_another_kind_is_left_alone(hub, client, card):
+    """Without an app.py: a page of plain HTML, which our README would end."""
+    hub.create('spaces/me/static', {'README.md': b'sdk: static\n', 'index.html': b'<p>'})
+    result = client('push', card, 'me/static', '--space', token='hf_owner')
+    assert result.code == 2 and 'it holds index.html' in result.err and '--space' in result.err
+    assert hub.read('spaces/me/static', 'README.md') == b'sdk: static\n'
+
+
+def test_the_space_of_a_private_model_is_private(hub, client, card):
+    hub.create('me/secret', private=True)
+    result = client('push', card, 'me/secret', '--space', token='hf_owner')
+    assert result.code == 0 and 'me/secret is private: the Space needs the secret HF_TOKEN' in result.err
+    assert hub.repos['spaces/me/secret'].private
+
+
+def test_the_name_of_a_space_is_looked_at_first(hub, client, card):
+    assert client('push', card, 'me/late', '--space', 'a b', token='hf_owner').code == 2
+    assert 'me/late' not in hub.repos
+    assert client('push', card, 'me/late', '--space', 'page', token='hf_owner').code == 0
+    assert 'spaces/owner/page' in hub.repos or 'spaces/me/page' in hub.repos

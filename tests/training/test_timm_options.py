@@ -3,6 +3,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm.data
@@ -11,8 +12,10 @@ from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
 
 from timm_icasc import ICASCError
+from timm_icasc.runs.epochs import add_epoch
 from timm_icasc.training import job as job_module
 from timm_icasc.training import loaders
+from timm_icasc.training import run as training_run
 from timm_icasc.training.arguments import build_parser, parse_args
 
 ROOT = Path(__file__).parents[2]
@@ -147,3 +150,12 @@ class TestIntervalOfValidation:
         assert code == 0 and 'resumed after epoch 2' in out
         whole, cut = (torch.load(tmp_path / name / 'last.pth.tar', weights_only=False) for name in ('whole', 'cut'))
         assert all(torch.equal(value, cut['state_dict'][name]) for name, value in whole['state_dict'].items())
+
+
+@pytest.mark.parametrize('measured', [True, False])
+def test_results_are_of_an_epoch_that_was_measured(measured, monkeypatch, tmp_path):
+    """A run may end, by a kill or by fewer --epochs, with an epoch that --val-interval left out."""
+    add_epoch(tmp_path, 0, {'train_loss': 1., 'eval_top1': 40. if measured else None, 'eval_seconds': 2.})
+    monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': 50.})
+    job = SimpleNamespace(args=SimpleNamespace(eval_metric='top1', rank=0))
+    assert training_run.last_record(job, tmp_path, 1, None)['eval_top1'] == (40. if measured else 50.)

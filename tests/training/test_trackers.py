@@ -104,3 +104,20 @@ def test_tensorboard(run, tmp_path):
     assert values == [(i + 1, pytest.approx(float(row['eval_top1']))) for i, row in enumerate(rows_of(tmp_path / 'x'))]
     assert {'train/loss', 'train/loss_cls', 'lr'} <= set(events.Tags()['scalars'])
     assert [event.step for event in events.Images('attention')] == [1, 2, 3]
+
+
+def test_two_runs_under_one_name(run, wandb):
+    code, _, err = run('--epochs', 1, '--log-wandb', '--wandb-resume-id', 'abc', '--icasc-compare')
+    assert code == 2 and '--wandb-resume-id names one run, and --icasc-compare makes two' in err
+
+
+def test_what_the_package_refuses_is_one_line(run, wandb, monkeypatch):
+    class UsageError(Exception):
+        pass
+
+    def init(**kwargs):
+        raise UsageError('api_key not configured')
+
+    monkeypatch.setattr(sys.modules['wandb'], 'init', init)
+    code, _, err = run('--epochs', 1, '--log-wandb')
+    assert code == 2 and '--log-wandb: api_key not configured' in err and 'Traceback' not in err

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import logging as hub_logging
 
+from ..hub.upload import repo_name
 from ..publish.push import push, report
 from ..publish.space import push_space
 
@@ -48,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
+    space = repo_name(args.space) if args.space else args.space  # before anything is published
     published = push(
         args.source, args.repo_id, args.license, args.private, args.figure, args.class_names,
         args.best)
     report(published)
-    if args.space is not None:
-        print(push_space(published, args.space, args.license, args.private))
+    if space is not None:
+        print(push_space(published, space, args.license, args.private))
     return 0

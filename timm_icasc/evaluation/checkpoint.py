@@ -322,22 +322,38 @@ def load_checkpoint(
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 
 
-def _says_multilabel(checkpoint: Checkpoint, source: str) -> bool:
-    """Whether the model's images can have several classes, as its run, or the configuration beside it, notes down."""
-    if checkpoint.run is not None:
-        if checkpoint.run.results:
-            return any(name in MULTI.measures for name in checkpoint.run.metrics)
-        return checkpoint.args.dataset in MULTI_LABEL_NAMES
+def _published_run(source: str) -> dict[str, Any]:
+    """What the configuration of a published model notes down of its run; nothing where it is not of this package."""
     kind, _, place = source.partition(':')
     file: Any = Path(place) / CONFIG
     if source.startswith(HUB) and kind != 'local-dir':
         repo, _, revision = place.partition('@')
         file = try_to_load_from_cache(repo, CONFIG, revision=revision or None)  # timm has fetched it
     try:
-        metrics = read_json(Path(file))[METADATA_KEY]['metrics'] if isinstance(file, (str, Path)) and place else ()
-        return any(name in MULTI.measures for name in metrics)
+        known = isinstance(file, (str, Path)) and place
+        noted = read_json(Path(file))[METADATA_KEY] if known else {}
+        return noted if isinstance(noted, dict) else {}
     except (OSError, ValueError, KeyError, TypeError):  # somebody else's configuration, which says nothing of it
-        return False
+        return {}
+
+
+def _says_multilabel(checkpoint: Checkpoint, source: str) -> bool:
+    """Whether the model's images can have several classes, as its run, or the configuration beside it, notes down."""
+    metrics = _published_run(source).get('metrics')
+    if checkpoint.run is not None and not checkpoint.run.results:
+        return checkpoint.args.dataset in MULTI_LABEL_NAMES
+    if checkpoint.run is not None:
+        metrics = checkpoint.run.metrics
+    return isinstance(metrics, dict) and any(name in MULTI.measures for name in metrics)
+
+
+def _names_of_classes(checkpoint: Checkpoint, source: str) -> list[str]:
+    """Names where no run has noted them down. The number of classes tells none of a model trained on one's own data."""
+    if checkpoint.run is not None:  # the configuration is that of the weights that it started from
+        return [str(c) for c in range(checkpoint.num_classes)]
+    dataset = _published_run(source).get('dataset', 'imagenet')
+    return class_names_of(
+        checkpoint.model, checkpoint.num_classes, by_number=isinstance(dataset, str) and 'imagenet' in dataset)
 
 
 def load_explainer(
@@ -365,7 +381,7 @@ def load_explainer(
         raise ICASCError(
             f"the run '{source}' has {len(names)} class names, its weights {checkpoint.num_classes} classes.")
     if names is None:
-        names = class_names_of(checkpoint.model, checkpoint.num_classes)
+        names = _names_of_classes(checkpoint, source)
     if multilabel is None:
         multilabel = _says_multilabel(checkpoint, source)
     return Explainer(

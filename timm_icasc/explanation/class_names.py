@@ -33,7 +33,11 @@ def _names_in(config: dict[str, Any], num_classes: int) -> list[str] | None:
     return list(names)
 
 
-def class_names_of(model: nn.Module, num_classes: int) -> list[str]:
+def class_names_of(
+        model: nn.Module,
+        num_classes: int,
+        by_number: bool = True,
+) -> list[str]:
     """Names in the order of the class scores.
 
     Those of the model's own configuration (`pretrained_cfg`); where it names none, and both it and the model have as
@@ -42,12 +46,13 @@ def class_names_of(model: nn.Module, num_classes: int) -> list[str]:
     Args:
         model: Classifier, a timm model or one that holds one.
         num_classes: Number of class scores.
+        by_number: Whether as many classes as an ImageNet has are taken for those of that one.
     """
     for _, config in owners(model, 'pretrained_cfg'):
         names = _names_in(config, num_classes)
         if names is not None:
             return names
-        subset = infer_imagenet_subset({'num_classes': config.get('num_classes')})
+        subset = infer_imagenet_subset({'num_classes': config.get('num_classes')}) if by_number else None
         if subset is not None and config.get('num_classes') == num_classes:
             return _imagenet_names(subset)
     return [str(c) for c in range(num_classes)]

@@ -107,8 +107,11 @@ def check_publishable(model: dict[str, Any], license: str | None) -> str:
     return source['license']
 
 
-def _provenance(run: Run) -> dict[str, Any]:
+def _provenance(run: Run, class_names: bool) -> dict[str, Any]:
+    """What the run notes down of itself; the average precision of a class bears its name."""
     results, model = run.results, run.model
+    metrics = {
+        name: value for name, value in run.metrics.items() if class_names or not name.startswith('AP_')}
     defined_in = timm.models.model_entrypoint(model['architecture']).__module__.split('.')[0]
     return {
         'format': FORMAT, 'requires': {'plugin': defined_in, 'timm': results['versions']['timm']}
@@ -117,15 +120,17 @@ def _provenance(run: Run) -> dict[str, Any]:
         'command': results['command'], 'commit': results['commit'], 'seed': results['seed'],
         'epochs': results['epochs'], 'versions': results['versions'], 'device': results['device'],
         'dataset': model['dataset'], 'train_images': model['train_images'], 'val_images': model['val_images'],
-        'source': model['source'], 'ema': model['ema'], 'metrics': run.metrics,
+        'source': model['source'], 'ema': model['ema'], 'metrics': metrics,
     }
 
 
 def _write_options(run: Run, folder: Path) -> None:
-    """All options of the run, without those that say where its files went and how they were published."""
+    """All options of the run, without those that say where its files and numbers went and how it was published."""
     if not run.arguments:
         raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was trained.")
-    kept = {name: value for name, value in run.arguments.items() if name not in PUBLISHING_OPTIONS}
+    kept = {
+        name: value for name, value in run.arguments.items()
+        if name not in PUBLISHING_OPTIONS and not name.startswith(('wandb_', 'log_wandb', 'log_tensorboard'))}
     write_text(folder / OPTIONS, yaml.safe_dump(kept))
 
 
@@ -162,7 +167,7 @@ def export(
     run.check_last_epoch()
     _write_options(run, folder)
     with replacing(folder / WEIGHTS) as partial:
-        provenance = write_weights(run.load_weights(), _provenance(run), partial)
+        provenance = write_weights(run.load_weights(), _provenance(run, class_names), partial)
     config = {
         'architecture': model['architecture'], 'num_classes': model['num_classes'], 'model_args': model['model_args'],
         'pretrained_cfg': {

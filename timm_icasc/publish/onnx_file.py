@@ -57,10 +57,10 @@ def write_onnx(folder: Path) -> None:
             torch.onnx.export(
                 model, (two,), partial, dynamo=True, external_data=False, input_names=['images'],
                 output_names=['logits'], dynamic_shapes=({0: torch.export.Dim('batch')},), verbose=False)
-        except OSError:
+            _check_outputs(partial, model, three)
+        except (OSError, ICASCError):
             raise
         except Exception as e:  # whatever stands in the way of an architecture
             raise ICASCError(
                 f"`onnx`: torch {torch.__version__} cannot export '{model.pretrained_cfg['architecture']}' "
                 f'({one_line(e)}); leave it out.') from e
-        _check_outputs(partial, model, three)

@@ -1,5 +1,6 @@
 """The page of `timm-icasc demo` as a Hugging Face Space beside a published model."""
 import json
+import warnings
 from pathlib import Path
 
 import yaml
@@ -65,21 +66,27 @@ def push_space(
         published: The model.
         space_id: 'OWNER/NAME' of the Space; that of the model when empty. It is created where it does not exist.
         license: Of the weights, if known.
-        private: Whether a Space that is created is private.
+        private: Whether a Space that is created is private; that of a private model always is.
 
     Raises:
-        HubError: The Hub refuses, the Space holds another app, or a file comes back different.
+        HubError: The Hub refuses, the Space holds something else, or a file comes back different.
     """
     space_id = space_id or published.repo_id
     where = repo_at(f'spaces/{space_id}', None)
     api = HfApi(library_name='timm_icasc', library_version=__version__)
     with temporary_folder() as folder, one_line_errors(where), request_timeout(ANSWER_SECONDS):
         files = write_space(folder, published.repo_id, published.tag, license)
+        of_private = bool(api.repo_info(published.repo_id).private)
         api.create_repo(
-            space_id, repo_type='space', space_sdk='gradio', private=private, exist_ok=True)
+            space_id, repo_type='space', space_sdk='gradio', private=private or of_private, exist_ok=True)
         before = api.repo_info(space_id, repo_type='space')
         cache = folder / 'cache'
-        if any(file.rfilename == APP for file in before.siblings or ()):
+        there = {file.rfilename for file in before.siblings or ()} - {'.gitattributes', README}
+        if there and APP not in there:
+            raise HubError(
+                f'{where}: it holds {min(there)}, and no page of this command, and is left alone: name another Space '
+                f'with `space`.')
+        if there:
             app = hf_hub_download(
                 space_id, APP, repo_type='space', revision=before.sha, cache_dir=cache)
             if MARK not in Path(app).read_text(encoding='utf-8', errors='replace'):
@@ -93,4 +100,8 @@ def push_space(
                 space_id, name, repo_type='space', revision=commit, cache_dir=cache)
             if Path(fetched).read_bytes() != file.read_bytes():
                 raise HubError(f'{where}: {name} came back different from what was sent. Run the command again.')
+    if of_private:
+        warnings.warn(
+            f'{published.repo_id} is private: the Space needs the secret HF_TOKEN, a token that may read it, in its '
+            f'settings.', stacklevel=2)
     return f'{endpoint()}/spaces/{space_id}'

@@ -173,7 +173,7 @@ def last_record(job: TrainingJob, run_dir: Path, epochs: int, flag: StopSignal) 
     """What results.json tells of the last epoch of a run that has done all; of its table, or evaluated anew."""
     row = {} if (run_dir / RESULTS).is_file() else epoch_record(run_dir, epochs - 1)
     record = {name: value for name, value in row.items() if name.startswith(('train_', 'eval_'))}
-    if SECONDS in record:
+    if SECONDS in record and record.get(f'eval_{job.args.eval_metric}') is not None:  # --val-interval skips epochs
         log(job.args, f'all {epochs} epochs are done')
         return {'time': record.pop(SECONDS), **record}
     log(job.args, f'all {epochs} epochs are done; evaluating')

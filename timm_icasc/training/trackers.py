@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 from ..runs.files import write_text
 from ..runs.folder import TENSORBOARD, WANDB_ID
 
@@ -33,6 +33,8 @@ def check_trackers(args: argparse.Namespace) -> None:
         _load('wandb', '--log-wandb')
     if args.log_tensorboard:
         _load('torch.utils.tensorboard', '--log-tensorboard')
+    if args.wandb_resume_id and args.icasc_compare:
+        raise ICASCError('--wandb-resume-id names one run, and --icasc-compare makes two: leave one of them out.')
     for option in ('wandb_project', 'wandb_tags', 'wandb_resume_id'):
         if getattr(args, option) and not args.log_wandb:
             raise ICASCError(f"--{option.replace('_', '-')} is of --log-wandb, which is missing.")
@@ -44,9 +46,13 @@ def _wandb(args: argparse.Namespace, run_dir: Path, options: dict[str, Any]) -> 
     wandb = _load('wandb', '--log-wandb')
     kept = run_dir / WANDB_ID
     known = args.wandb_resume_id or (kept.read_text().strip() if kept.is_file() else None)
-    run = wandb.init(
-        project=args.wandb_project, name=run_dir.name, config=options, tags=args.wandb_tags or None,
-        id=known, resume='must' if args.wandb_resume_id else 'allow', dir=str(run_dir))
+    try:
+        run = wandb.init(
+            project=args.wandb_project, name=run_dir.name, config=options,
+            tags=args.wandb_tags or None, id=known,
+            resume='must' if args.wandb_resume_id else 'allow', dir=str(run_dir))
+    except Exception as e:  # no key, no network, no such run: errors of its own kinds
+        raise ICASCError(f'--log-wandb: {one_line(e)}') from e
     write_text(kept, f'{run.id}\n')
 
     def track(epoch: int, numbers: Numbers, maps: Image.Image | None) -> None:
