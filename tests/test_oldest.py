@@ -60,7 +60,7 @@ class TestWhatNeedsMore:
     def test_the_script(self, old_timm, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, 'argv', ['train_timm.py', '--output', str(tmp_path / 'output')])
         assert train_timm.main() == 2
-        assert capsys.readouterr().err == f"train_timm.py: error: training {SAID}'timm>=1.0.31'.\n"
+        assert capsys.readouterr().err == f"train_timm.py: error: this command {SAID}'timm>=1.0.31'.\n"
         assert not (tmp_path / 'output').exists()
 
     @pytest.mark.parametrize('command', cli.NEED_TRAINING)

@@ -26,14 +26,15 @@ def main(argv: Sequence[str] | None = None, prog: str = '') -> int:
         The exit code: 0, or 2 with one line on stderr where the input is at fault.
     """
     chosen = build_parser(__version__).parse_args(argv)
+    prog = prog or f'timm-icasc {chosen.command}'
     try:
         if chosen.command in NEED_TRAINING:
             check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'this command')
     except VersionError as e:
-        print(f'timm-icasc {chosen.command}: error: {e.line}', file=sys.stderr)
+        print(f'{prog}: error: {e.line}', file=sys.stderr)
         return 2
     try:
-        return _run(chosen, prog or f'timm-icasc {chosen.command}')
+        return _run(chosen, prog)
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130

@@ -27,9 +27,8 @@ COMMANDS = {
     'doctor': 'whether everything here is in order: versions, devices, packages, Hub, a step of ICASC',
 }
 
-# Those that set up data, model and task as the training does, and ask for as recent a timm; it says so itself, behind
-# its --help.
-NEED_TRAINING = ('eval', 'figure', 'explain', 'demo', 'segment', 'sweep', 'bench', 'card', 'export', 'push')
+# The training, and those that set up data, model and task as it does: they ask for as recent a timm.
+NEED_TRAINING = ('train', 'eval', 'figure', 'explain', 'demo', 'segment', 'sweep', 'bench', 'card', 'export', 'push')
 
 
 def build_parser(version: str) -> argparse.ArgumentParser:

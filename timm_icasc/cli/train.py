@@ -17,12 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from timm import utils
 
-from ..errors import WriteError, check_version, one_line
+from ..errors import WriteError, one_line
 from ..figures.validation import validation_figure
 from ..foreign_text import printable, shell_command
 from ..hub.upload import check_license, repo_name
@@ -49,7 +48,6 @@ from ..training.job import TrainingJob, icasc_config, set_up, set_up_device
 from ..training.model_record import model_record
 from ..training.run import method_label, train
 from ..training.trackers import check_trackers
-from ..version import TIMM_FOR_TRAINING
 
 __all__ = ['Parser', 'add_arguments', 'run']
 
@@ -166,7 +164,6 @@ def report_interrupt(args: argparse.Namespace, interrupt: Interrupted) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'training')
     given = dict(vars(args))
     command = command_of(given, Path(args.run_dir) if args.run_dir else None)
     device = set_up_device(args)
