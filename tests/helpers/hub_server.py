@@ -28,6 +28,7 @@ token that reaches it is an error. Files lie on disk, requests are streamed.
     HEAD    /api/resolve-cache/models/ID/COMMIT/FILE    ETag, X-Repo-Commit and size of a small file
     GET     /api/resolve-cache/models/ID/COMMIT/FILE    its contents
     GET     /api/spaces/ID                              of a Space, in `repos` as 'spaces/OWNER/NAME', as of a model
+    GET     /api/spaces/ID/revision/REV
     POST    /api/spaces/ID/preupload/REV
     POST    /api/spaces/ID/commit/REV
     HEAD    /spaces/ID/resolve/REV/FILE
