@@ -220,3 +220,16 @@ def test_what_a_signal_breaks_in_a_destructor_is_not_told(stopped, monkeypatch):
     assert len(told) == (not stopped)
     Broken()
     assert len(told) == 1 + (not stopped), 'as before'
+
+
+def test_nor_what_stopping_the_loaders_breaks(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda error: told.append(error))
+
+    def fail():
+        broken = Broken()  # in a frame of the traceback, as a loader
+        raise ICASCError(f'of {type(broken).__name__}')
+
+    with pytest.raises(ICASCError), stopping_loaders():
+        fail()
+    assert not told

@@ -73,6 +73,22 @@ def _would_be_swallowed(frame: FrameType | None) -> bool:
 
 
 @contextmanager
+def _destructors_unheard(when: Callable[[], bool]) -> Iterator[None]:
+    """Do not tell what destructors of loaders complain of while a stop is under way, the cause of it."""
+    report = sys.unraisablehook
+
+    def hook(error: object) -> None:
+        if not when():
+            report(error)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
+@contextmanager
 def interruptible() -> Iterator[StopSignal]:
     """Turn SIGINT and SIGTERM into a flag for `raise_if_set()`; the second one acts at once, as without it."""
     flag = StopSignal()
@@ -96,22 +112,17 @@ def interruptible() -> Iterator[StopSignal]:
             if flag.waiting:
                 flag.raise_if_set()
 
-    def on_unraisable(error):
-        if not flag.signal_number:  # else the signal's doing: a loading process that had just begun, say
-            report(error)
-
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, on_signal)
-    report, sys.unraisablehook = sys.unraisablehook, on_unraisable
     try:
-        yield flag
+        with _destructors_unheard(lambda: flag.signal_number != 0):
+            yield flag
     except Exception as e:
         if flag.signal_number and not isinstance(e, Interrupted):
             raise Interrupted(flag.signal_number) from e  # the signal's doing, a broken connection to a process, say
         raise
     finally:
         restore()
-        sys.unraisablehook = report
 
 
 def _shared_memory() -> str:
@@ -167,9 +178,10 @@ def stopping_loaders() -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        _kill_loaders()
-        for error in error_chain(e):
-            traceback.clear_frames(error.__traceback__)
+        with _destructors_unheard(lambda: True):
+            _kill_loaders()
+            for error in error_chain(e):
+                traceback.clear_frames(error.__traceback__)
         ended = isinstance(e, RuntimeError) and 'DataLoader worker' in str(e)
         refused = isinstance(e, OSError) and e.errno == errno.ENOSPC
         if ended or refused and not isinstance(e, ICASCError):
