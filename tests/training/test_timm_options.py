@@ -1,7 +1,9 @@
 """The options of timm's own training script: here under the same name, or left out for a reason that the docs give."""
 import csv
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
 
 from timm_icasc import ICASCError
+from timm_icasc.cli import main
 from timm_icasc.runs.epochs import add_epoch
 from timm_icasc.training import job as job_module
 from timm_icasc.training import loaders
@@ -159,3 +162,20 @@ def test_results_are_of_an_epoch_that_was_measured(measured, monkeypatch, tmp_pa
     monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': 50.})
     job = SimpleNamespace(args=SimpleNamespace(eval_metric='top1', rank=0))
     assert training_run.last_record(job, tmp_path, 1, None)['eval_top1'] == (40. if measured else 50.)
+
+
+def test_names_that_are_not_utf_8(images, monkeypatch, capsys, tmp_path):
+    """A class and its images under bytes of another encoding: trained, measured and drawn."""
+    root = shutil.copytree(images, tmp_path / 'images')
+    for split in ('train', 'val'):
+        folder = min((root / split).iterdir())
+        for number, file in enumerate(sorted(folder.iterdir())):
+            file.rename(folder / (os.fsdecode(b'caf\xe9') + f'{number}{file.suffix}'))
+        folder.rename(folder.with_name(os.fsdecode(b'caf\xe9')))
+    code, _, err = train_in_process(
+        monkeypatch, capsys, '--data-dir', root, '--output', tmp_path, *TINY, '--epochs', 1, '--experiment', 'x')
+    assert code == 0, err
+    for words in (['eval', '-j', '0'], ['figure', 'classes', '-j', '0', '--output', str(tmp_path / 'classes.png')]):
+        assert main([*words, str(tmp_path / 'x')]) == 0, capsys.readouterr().err
+    for file in [*(tmp_path / 'x').glob('*.json'), *(tmp_path / 'x').rglob('*.csv'), tmp_path / 'x' / 'args.yaml']:
+        file.read_bytes().decode('utf-8')
