@@ -1,7 +1,6 @@
 """train_timm.py on multi-label data."""
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.runs import train_in_process
+from helpers.runs import sigterm_in_the_second_epoch, train_in_process
 from PIL import Image
-
-from timm_icasc.training import epoch
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,16 +99,8 @@ def test_terms_that_never_start_are_told(run, tmp_path):
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):
     options = ['--sched-on-updates', '--icasc-start-epoch', 0.5, '--model-ema', '--model-ema-decay', 0.9]
     assert run('--experiment', 'whole', *options)[0] == 0
-    original = epoch.check_finite
-
-    def terminate(means, epoch, step):
-        original(means, epoch, step)
-        if (epoch, step) == (1, 0):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(epoch, 'check_finite', terminate)
-    assert run('--experiment', 'cut', *options)[0] == 128 + signal.SIGTERM
-    monkeypatch.setattr(epoch, 'check_finite', original)
+    with sigterm_in_the_second_epoch(monkeypatch):
+        assert run('--experiment', 'cut', *options)[0] == 128 + signal.SIGTERM
     code, out, _ = run('--experiment', 'cut', '--resume', 'auto')
     assert code == 0 and 'resumed after epoch 1' in out
     whole, cut = (torch.load(tmp_path / name / 'last.pth.tar', weights_only=False) for name in ('whole', 'cut'))

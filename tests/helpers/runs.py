@@ -1,6 +1,9 @@
 """Folders as a training run leaves them, and small data sets with boxes, for the commands that read them."""
 import json
+import os
+import signal
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import timm
@@ -9,6 +12,7 @@ import yaml
 from PIL import Image
 
 import train_timm
+from timm_icasc.training import epoch as training_epoch
 
 COLOURS = {'red': (230, 40, 40), 'green': (40, 200, 40), 'blue': (50, 60, 230)}
 
@@ -19,6 +23,21 @@ def train_in_process(monkeypatch, capsys, *options):
     code = train_timm.main()
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+@contextmanager
+def sigterm_in_the_second_epoch(monkeypatch):
+    """A training inside the block gets SIGTERM in the first step of its second epoch."""
+    original = training_epoch.check_finite
+
+    def terminate(means, epoch, step):
+        original(means, epoch, step)
+        if (epoch, step) == (1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_epoch, 'check_finite', terminate)
+        yield
 
 
 def make_run(folder, model='resnet20_cifar', num_classes=10, seed=0, **options):

@@ -1,14 +1,13 @@
 """Fine-tuning: how the classifier begins, what is frozen, and the learning rate of each part."""
 import argparse
 import csv
-import os
 import signal
 
 import pytest
 import timm
 import torch
 from helpers.hub_fixtures import save_noise
-from helpers.runs import train_in_process
+from helpers.runs import sigterm_in_the_second_epoch, train_in_process
 
 from timm_icasc import ICASCError
 from timm_icasc.training import epoch as training_epoch
@@ -206,16 +205,8 @@ def test_a_run_that_was_interrupted_goes_on_with_all_of_it(images, tmp_path, mon
     options = ['--data-dir', images, '--output', tmp_path, *TINY, '--epochs', 2, '--freeze-until', 'layer2',
                '--head-lr-scale', 5, '--layer-decay', 0.8, '--head-init-scale', 0]
     assert train_in_process(monkeypatch, capsys, *options, '--experiment', 'whole')[0] == 0
-    original = training_epoch.check_finite
-
-    def terminate(means, epoch, step):
-        original(means, epoch, step)
-        if (epoch, step) == (1, 0):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(training_epoch, 'check_finite', terminate)
-    assert train_in_process(monkeypatch, capsys, *options, '--experiment', 'cut')[0] == 128 + signal.SIGTERM
-    monkeypatch.setattr(training_epoch, 'check_finite', original)
+    with sigterm_in_the_second_epoch(monkeypatch):
+        assert train_in_process(monkeypatch, capsys, *options, '--experiment', 'cut')[0] == 128 + signal.SIGTERM
     code, out, err = train_in_process(
         monkeypatch, capsys, '--output', tmp_path, '--experiment', 'cut', '--resume', 'auto')
     assert code == 0 and 'resumed after epoch 1' in out, err

@@ -339,11 +339,10 @@ def _published_run(source: str) -> dict[str, Any]:
 
 def _says_multilabel(checkpoint: Checkpoint, source: str) -> bool:
     """Whether the model's images can have several classes, as its run, or the configuration beside it, notes down."""
-    metrics = _published_run(source).get('metrics')
-    if checkpoint.run is not None and not checkpoint.run.results:
+    run = checkpoint.run
+    if run is not None and not run.results:
         return checkpoint.args.dataset in MULTI_LABEL_NAMES
-    if checkpoint.run is not None:
-        metrics = checkpoint.run.metrics
+    metrics = _published_run(source).get('metrics') if run is None else run.metrics
     return isinstance(metrics, dict) and any(name in MULTI.measures for name in metrics)
 
 

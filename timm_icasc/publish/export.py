@@ -29,6 +29,7 @@ from ..runs.folder import (
     BEST,
     COMPARED,
     LAST,
+    LOGGING_OPTIONS,
     PUBLISHING_OPTIONS,
     RESULTS,
     SUMMARY,
@@ -130,7 +131,7 @@ def _write_options(run: Run, folder: Path) -> None:
         raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was trained.")
     kept = {
         name: value for name, value in run.arguments.items()
-        if name not in PUBLISHING_OPTIONS and not name.startswith(('wandb_', 'log_wandb', 'log_tensorboard'))}
+        if name not in PUBLISHING_OPTIONS + LOGGING_OPTIONS}
     write_text(folder / OPTIONS, yaml.safe_dump(kept))
 
 

@@ -25,7 +25,7 @@ from .lock import was_left
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED',
-    'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS',
+    'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS',
     'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'TENSORBOARD', 'WANDB_ID',
     'check_folders', 'collect_runs',
     'collect_segmentations', 'command_of', 'find_runs', 'find_weights', 'finished_results', 'group_runs',
@@ -51,13 +51,15 @@ COMPARISON = 'comparison'  # .json, .csv
 
 SEGMENTATION = 'segmentation'  # .json, .pth.tar; of `timm-icasc segment`
 
+# Options that say where the numbers of a run are logged while it trains.
+LOGGING_OPTIONS = ('log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'log_tensorboard')
+
 # Options that do not change what is measured, or that tell one run of a group from another.
 INCIDENTAL = (
     'seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
     'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
     'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub',
-    'license', 'max_image_pixels', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'log_tensorboard',
-    'torchcompile_mode')
+    'license', 'max_image_pixels', 'torchcompile_mode', *LOGGING_OPTIONS)
 
 # Options that say where the files of a run go, and under which license.
 PUBLISHING_OPTIONS = ('output', 'experiment', 'push_to_hub', 'license')
