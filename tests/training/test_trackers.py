@@ -8,6 +8,8 @@ import pytest
 from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
 
+from timm_icasc.cli import train as cli_train
+
 TINY = ['--model', 'resnet20_cifar', '--batch-size', '6', '--warmup-epochs', '0', '-j', '0', '--lr', '0.05',
         '--icasc-eval-images', '3', '--experiment', 'x']
 
@@ -121,3 +123,33 @@ def test_what_the_package_refuses_is_one_line(run, wandb, monkeypatch):
     monkeypatch.setattr(sys.modules['wandb'], 'init', init)
     code, _, err = run('--epochs', 1, '--log-wandb')
     assert code == 2 and '--log-wandb: api_key not configured' in err and 'Traceback' not in err
+
+
+def test_paths_of_the_machine_stay_there(run, wandb, images):
+    assert run('--epochs', 1, '--log-wandb')[0] == 0
+    config = wandb.init[0]['config']
+    assert config['data_dir'] == images.name and str(images.parent) not in str(config)
+
+
+def test_the_training_outlives_its_tracker(run, wandb, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise ConnectionError('the service is down')
+
+    def init(**kwargs):
+        return SimpleNamespace(id='x', log=fail, finish=fail)
+
+    monkeypatch.setattr(sys.modules['wandb'], 'init', init)
+    code, out, err = run('--epochs', 2, '--log-wandb')
+    assert code == 0 and len(rows_of(tmp_path / 'x')) == 2, err
+    assert 'warning: --log-wandb lacks epoch 2: the service is down' in out
+    assert 'warning: --log-wandb: the service is down' in out, 'at its end'
+
+
+def test_the_training_outlives_its_pictures(run, wandb, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(cli_train, 'epoch_maps', fail)
+    code, out, err = run('--epochs', 1, '--log-wandb')
+    assert code == 0 and 'warning: the maps of this epoch are not drawn: ' in out, err
+    assert 'attention' not in wandb.log[0][1] and wandb.log[0][1]['train_loss'] > 0

@@ -36,7 +36,7 @@ from ..runs.folder import (
     Run,
     open_runs,
 )
-from .local_paths import without_local_paths
+from ..runs.local_paths import without_local_paths
 from .onnx_file import check_onnx_packages, write_onnx
 
 __all__ = ['check_publishable', 'export', 'export_run', 'open_measured_runs', 'refuse_links', 'weight_tag']

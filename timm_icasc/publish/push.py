@@ -27,9 +27,9 @@ from ..hub.staging import temporary_folder
 from ..hub.tags import record_path
 from ..hub.upload import Upload, publish, repo_name
 from ..runs.files import write_text
+from ..runs.local_paths import find_local_path
 from .card import render_run, render_sources
 from .export import export, open_measured_runs, refuse_links, weight_tag
-from .local_paths import find_local_path
 
 __all__ = ['push', 'push_finished']
 

@@ -7,10 +7,12 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
 from ..errors import DataError, ICASCError, one_line
 from ..labels import check_same_classes
+from ..runs.epochs import read_epochs
 from ..runs.folder import CLASS_NAMES, LAST
 from ..runs.intact import check_intact
 from .console import log
 from .job import TrainingJob
+from .processes import check_alike
 
 __all__ = ['resume', 'resumed_checkpoint']
 
@@ -40,9 +42,33 @@ def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
                   f'or another --batch-size, keeps them')
 
 
+def repeat_plateaus(job: TrainingJob, start_epoch: int, checkpoint: Path) -> None:
+    """Bring --sched plateau to where it was: its state is in no checkpoint, but follows from the epochs so far."""
+    column, scheduler = f'eval_{job.args.eval_metric}', job.scheduler
+    metrics = [row.get(column) for row in read_epochs(checkpoint.parent, start_epoch)]
+    if len(metrics) < start_epoch or not all(metrics):
+        log(job.args, f"warning: beside '{checkpoint}' is no table of its {start_epoch} epochs: --sched plateau counts "
+                      f'anew')
+        return
+    scheduler.update_groups(scheduler.base_values)
+    for epoch, metric in enumerate(metrics, 1):
+        scheduler.step(epoch, float(metric))
+
+
+def resume_schedule(job: TrainingJob, start_epoch: int, checkpoint: Path) -> None:
+    """Bring the learning rate to where it was after so many epochs."""
+    if job.args.sched == 'plateau':
+        repeat_plateaus(job, start_epoch, checkpoint)
+    elif job.args.sched_on_updates:
+        job.scheduler.step_update(start_epoch * job.updates_per_epoch)
+    else:
+        job.scheduler.step(start_epoch)
+
+
 def resume(job: TrainingJob, checkpoint: Path | None) -> int:
     """Load the checkpoint, if there is one; returns the epoch to go on with."""
     args = job.args
+    check_alike(args, 'none' if checkpoint is None else 'there', 'checkpoint to go on from')
     if args.model_ema:
         job.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
     if checkpoint is None:
@@ -60,9 +86,7 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
             timm.task.load_task_ema_checkpoint(job.task, str(checkpoint))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
+    check_alike(args, start_epoch, 'epoch to go on from')
     if job.scheduler is not None and start_epoch > 0:
-        if args.sched_on_updates:
-            job.scheduler.step_update(start_epoch * job.updates_per_epoch)
-        else:
-            job.scheduler.step(start_epoch)
+        resume_schedule(job, start_epoch, checkpoint)
     return start_epoch

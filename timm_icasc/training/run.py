@@ -26,6 +26,7 @@ from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config, seed_epoch
 from .loaders import mixes
 from .model_record import model_record
+from .processes import said_by_first
 from .resume import resume, resumed_checkpoint
 from .saver import CheckpointSaver
 from .trackers import tracking
@@ -124,11 +125,7 @@ def out_of_patience(job: TrainingJob, saver: CheckpointSaver | None, epoch: int)
     if args.patience is None or epoch < 0 or not is_validated(job, epoch):
         return False
     best = None if saver is None else saver.best_epoch
-    ends = best is not None and epoch - best >= args.patience
-    if args.distributed:
-        told = torch.tensor(int(ends), device=job.device)
-        torch.distributed.broadcast(told, 0)
-        ends = bool(told.item())
+    ends = said_by_first(args, best is not None and epoch - best >= args.patience)
     if ends and best is not None and epoch < job.epochs - 1:
         log(args, f'--patience {args.patience}: none was better since epoch {best + 1}; the run ends')
     return ends
@@ -172,6 +169,7 @@ def run_epoch(
 def last_record(job: TrainingJob, run_dir: Path, epochs: int, flag: StopSignal) -> dict[str, Any]:
     """What results.json tells of the last epoch of a run that has done all; of its table, or evaluated anew."""
     row = {} if (run_dir / RESULTS).is_file() else epoch_record(run_dir, epochs - 1)
+    row = said_by_first(job.args, row)
     record = {name: value for name, value in row.items() if name.startswith(('train_', 'eval_'))}
     if SECONDS in record and record.get(f'eval_{job.args.eval_metric}') is not None:  # --val-interval skips epochs
         log(job.args, f'all {epochs} epochs are done')
@@ -185,6 +183,18 @@ def finished_before(job: TrainingJob, run_dir: Path, epochs: int) -> dict[str, A
     result = finished_results(run_dir, epochs)
     ended_by = None if result is None else result.get('ended_by_patience')
     return result if epochs >= job.epochs or ended_by and ended_by == job.args.patience else None
+
+
+def drawn(
+        job: TrainingJob,
+        draw: Callable[[TrainingJob], Image.Image | None] | None,
+) -> Image.Image | None:
+    """The maps that are logged of an epoch; the training is worth more than they are."""
+    try:
+        return draw(job) if draw else None
+    except Exception as e:
+        log(job.args, f'warning: the maps of this epoch are not drawn: {one_line(e)}')
+        return None
 
 
 def run_epochs(
@@ -208,7 +218,7 @@ def run_epochs(
                           f'--icasc-layers')
             if track is not None:
                 numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
-                track(epoch, {**numbers, 'lr': base_lr(job.optimizer)}, draw(job) if draw else None)
+                track(epoch, {**numbers, 'lr': base_lr(job.optimizer)}, drawn(job, draw))
             epoch += 1
             flag.raise_if_set()
     return epoch, record
@@ -238,7 +248,7 @@ def train(
     args, device, started = job.args, job.device, time.monotonic()
     checkpoint = resumed_checkpoint(args, run_dir)
     start_epoch = resume(job, checkpoint)
-    result = finished_before(job, run_dir, start_epoch)
+    result = said_by_first(args, finished_before(job, run_dir, start_epoch))
     if result is not None:
         log(args, f'\nall {start_epoch} epochs are done, and {run_dir / RESULTS} is complete: it stays as it is')
         return {'result': result, 'model': evaluated_model(job), 'job': job}

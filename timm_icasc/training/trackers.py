@@ -12,6 +12,8 @@ from PIL import Image
 from ..errors import ICASCError, one_line
 from ..runs.files import write_text
 from ..runs.folder import TENSORBOARD, WANDB_ID
+from ..runs.local_paths import without_local_paths
+from .console import log
 
 __all__ = ['Track', 'check_trackers', 'tracking']
 
@@ -48,7 +50,7 @@ def _wandb(args: argparse.Namespace, run_dir: Path, options: dict[str, Any]) -> 
     known = args.wandb_resume_id or (kept.read_text().strip() if kept.is_file() else None)
     try:
         run = wandb.init(
-            project=args.wandb_project, name=run_dir.name, config=options,
+            project=args.wandb_project, name=run_dir.name, config=without_local_paths(options),
             tags=args.wandb_tags or None, id=known,
             resume='must' if args.wandb_resume_id else 'allow', dir=str(run_dir))
     except Exception as e:  # no key, no network, no such run: errors of its own kinds
@@ -62,7 +64,10 @@ def _wandb(args: argparse.Namespace, run_dir: Path, options: dict[str, Any]) -> 
     try:
         yield track
     finally:
-        run.finish()
+        try:
+            run.finish()
+        except Exception as e:
+            log(args, f'warning: --log-wandb: {one_line(e)}')
 
 
 @contextmanager
@@ -97,14 +102,17 @@ def tracking(
         options: What the run is told to be made of.
     """
     with ExitStack() as stack:
-        tracks: list[Track] = []
+        tracks: dict[str, Track] = {}
         if args.log_wandb:
-            tracks.append(stack.enter_context(_wandb(args, run_dir, options)))
+            tracks['--log-wandb'] = stack.enter_context(_wandb(args, run_dir, options))
         if args.log_tensorboard:
-            tracks.append(stack.enter_context(_tensorboard(run_dir, start_epoch)))
+            tracks['--log-tensorboard'] = stack.enter_context(_tensorboard(run_dir, start_epoch))
 
         def track(epoch: int, numbers: Numbers, maps: Image.Image | None) -> None:
-            for each in tracks:
-                each(epoch, numbers, maps)
+            for option, each in tracks.items():
+                try:
+                    each(epoch, numbers, maps)
+                except Exception as e:  # a service that is down, a full disk: the training is worth more
+                    log(args, f'warning: {option} lacks epoch {epoch + 1}: {one_line(e)}')
 
         yield track if tracks else None

@@ -1,7 +1,7 @@
 """No path of the machine in what is published: its last part alone."""
 import pytest
 
-from timm_icasc.publish.local_paths import find_local_path, without_local_paths
+from timm_icasc.runs.local_paths import find_local_path, without_local_paths
 
 
 @pytest.mark.parametrize('command, published', [

@@ -1,0 +1,32 @@
+"""What the processes of a distributed run must decide alike, or one of them waits for ever."""
+import argparse
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from ..errors import ICASCError
+
+__all__ = ['check_alike', 'said_by_first']
+
+T = TypeVar('T')
+
+
+def said_by_first(args: argparse.Namespace, value: T) -> T:
+    """The value of the first process, in all of them."""
+    if not args.distributed:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, 0)
+    return said[0]
+
+
+def check_alike(args: argparse.Namespace, value: object, what: str) -> None:
+    """Raise ICASCError, in every process, where they do not see the same of the run's files."""
+    if not args.distributed:
+        return
+    values = [None] * args.world_size
+    dist.all_gather_object(values, value)
+    if any(each != values[0] for each in values):
+        raise ICASCError(
+            f'the processes do not see the same {what}: {", ".join(map(str, values))}. --output must be a folder that '
+            f'all machines share.')
