@@ -1,17 +1,28 @@
 """The table of costs, and that each measurement measures what it says."""
 import json
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import timm
 import torch
 from helpers.fake_cuda_graph import OpRecorder
+from timm.task import ClassificationTask
 
 from timm_icasc.benchmark import cost, profile, scaling, steps
 from timm_icasc.benchmark import map_speed as maps
-from timm_icasc.benchmark.steps import PLAIN, VARIANTS, BenchmarkSetting, create_model, make_step
+from timm_icasc.benchmark.steps import (
+    COMPILED,
+    PLAIN,
+    STEPS,
+    VARIANTS,
+    BenchmarkSetting,
+    create_model,
+    make_step,
+)
 from timm_icasc.cli import main
 from timm_icasc.labels import SINGLE
+from timm_icasc.task import ICASCTask
 
 SMALL = BenchmarkSetting(batch_size=2)
 
@@ -183,6 +194,21 @@ def test_recorded_steps_are_measured_when_they_are_replayed(monkeypatch):
     assert operations[0] == operations[1]
 
 
+def test_compiled_steps_beside_the_plain_one_of_their_kind(monkeypatch, tmp_path, capsys):
+    for task in (ICASCTask, ClassificationTask):
+        monkeypatch.setattr(task, 'compile', partialmethod(task.compile, backend='eager'))
+    file = tmp_path / 'bench.json'
+    options = ['--compile', '--repeats', '1', '-b', '2', '--device', 'cpu', '--json', str(file)]
+    assert main(['bench', 'resnet20_cifar', *options]) == 0
+    rows = json.loads(file.read_text())['steps']['resnet20_cifar']
+    assert list(rows) == [f'{step}{how}' for step in STEPS for how in ('', COMPILED)]
+    for how in ('', COMPILED):
+        for step in STEPS:
+            row = rows[step + how]
+            assert row['seconds_ratio'] == row['seconds'] / rows[PLAIN + how]['seconds']
+    assert 'ICASC order 1, compiled' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('setting', [replace(SMALL, channels_last=True), replace(SMALL, img_size=64)])
 def test_settings(setting):
     model, size = create_model('resnet18', setting)
@@ -197,6 +223,7 @@ def test_settings(setting):
     (['resnet18', '--img-size', '0'], '--img-size must be at least 1'),
     (['resnet18', '--device', 'tpu'], "--device: cannot use 'tpu'"),
     (['resnet18', '--device', 'cpu', '--fast'], '--fast records training steps as CUDA graphs: use --device cuda'),
+    (['resnet18', '--device', 'cpu', '--fast', '--compile'], 'CUDA graphs: leave it out, or --compile'),
     (['resnet18', '--json', 'nowhere/bench.json'], "--json: there is no folder 'nowhere'"),
     (['resnet18', '--scaling', 'cost.doc'], '--scaling: path must end in one of .png'),
     (['resnet18', '--scaling', 'nowhere/cost.png'], "--scaling: there is no folder 'nowhere'"),

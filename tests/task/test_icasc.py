@@ -294,16 +294,6 @@ class TestTrainingFeatures:
         gradients = parameter_gradients(make_task(model), *batch)
         assert set(gradients) == {'trainable_module.fc.weight', 'trainable_module.fc.bias'}
 
-    def test_compile_is_for_evaluation(self, batch):
-        model = create('resnet20_cifar').eval()
-        task = make_task(model)
-        task.compile(backend='eager')
-        with torch.no_grad():
-            torch.testing.assert_close(task.get_eval_model()(batch[0]), model(batch[0]))
-        assert task(*batch).keys() >= TERMS
-        assert set(task.get_checkpoint_state()['state_dict']) == set(model.state_dict())
-
-
 @pytest.mark.parametrize('order', [1, 2])
 def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path):
     generator = torch.Generator().manual_seed(2)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from tqdm import tqdm
 
-from .steps import VARIANTS, BenchmarkSetting, make_step
+from .steps import BenchmarkSetting, make_step
 
 __all__ = ['count_operations', 'interleaved_seconds', 'measure_memory', 'measure_time']
 
@@ -49,7 +49,7 @@ def interleaved_seconds(
 
 def measure_time(name: str, setting: BenchmarkSetting, repeats: int) -> dict[str, float]:
     """Median seconds of a training step of each variant."""
-    steps = {variant: make_step(name, variant, setting) for variant in VARIANTS}
+    steps = {variant: make_step(name, variant, setting) for variant in setting.variants}
     return interleaved_seconds(steps, torch.device(setting.device), repeats, f'{name}: time', setting.warm_up)
 
 
@@ -94,7 +94,7 @@ def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | No
     On the CPU by Linux's account of resident memory (glibc); None on other systems.
     """
     peaks = {}
-    for variant in tqdm(VARIANTS, desc=f'{name}: memory', leave=False, disable=None):
+    for variant in tqdm(setting.variants, desc=f'{name}: memory', leave=False, disable=None):
         with multiprocessing.get_context('spawn').Pool(1) as pool:
             peaks[variant] = pool.apply(
                 _peak_memory, (name, variant, setting, torch.get_num_threads()))
@@ -131,7 +131,7 @@ def count_operations(name: str, setting: BenchmarkSetting) -> dict[str, int]:
     """
     on_meta = replace(setting, device='meta', channels_last=False, amp=False, fast=False)
     counts = {}
-    for variant in VARIANTS:
+    for variant in setting.variants:
         step = make_step(name, variant, on_meta)
         mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
         with FlopCounterMode(display=False, custom_mapping=mapping) as counter:

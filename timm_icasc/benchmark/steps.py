@@ -15,13 +15,15 @@ from ..task.public_approach import PublicApproachTask
 from ..training.cuda_graph import CudaRecorder, RecordedStep
 from ..training.step import TrainingStep
 
-__all__ = ['PLAIN', 'STEPS', 'BenchmarkSetting', 'VARIANTS', 'create_model', 'make_step']
+__all__ = ['COMPILED', 'PLAIN', 'STEPS', 'BenchmarkSetting', 'VARIANTS', 'create_model', 'make_step', 'plain_of']
 
 PLAIN = 'cross-entropy'
 
 STEPS = (PLAIN, 'ICASC order 1', 'ICASC order 2')
 
 VARIANTS = (*STEPS, 'public approach')
+
+COMPILED = ', compiled'  # behind the name of a step
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,30 @@ class BenchmarkSetting:
     amp: bool = False  # bfloat16
     fast: bool = False  # recorded as CUDA graphs
     share: float = 1.  # of the batch, that ICASC's terms are made of
+    compiled: bool = False  # steps by torch.compile (inductor) beside the eager ones
 
     @property
     def warm_up(self) -> int:
         """Steps before the first that is like all that follow."""
+        if self.compiled:
+            return 3  # the first step shows what comes before the inner layer, the second compiles it
         return RecordedStep.WARM_UP + 1 if self.fast else 1
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the steps that are measured."""
+        return tuple(f'{step}{how}' for step in STEPS for how in ('', COMPILED)) if self.compiled else VARIANTS
 
     def __str__(self) -> str:
         return ', '.join([
             self.device, f'batch {self.batch_size}', *['channels last'] * self.channels_last,
             *['bfloat16 autocast'] * self.amp, *['recorded'] * self.fast,
             *[f'terms of {self.share:g} of it'] * (self.share < 1)])
+
+
+def plain_of(variant: str) -> str:
+    """The plain step that a step is held against: an eager or a compiled one, as it is itself."""
+    return PLAIN + COMPILED * variant.endswith(COMPILED)
 
 
 def create_model(name: str, setting: BenchmarkSetting) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -70,14 +85,17 @@ def create_task(
         size: tuple[int, int, int],
         setting: BenchmarkSetting,
 ) -> ClassificationTask:
-    """The timm task of one of `VARIANTS`."""
-    shared = {'device': torch.device(setting.device), 'verbose': False}
-    if variant == PLAIN:
-        return ClassificationTask(model, **shared)
-    if variant.startswith('ICASC'):
-        return ICASCTask(
-            model, order=int(variant[-1]), share=setting.share, input_size=size, **shared)
-    return PublicApproachTask(model, input_size=size, **shared)
+    """The timm task of a variant of the setting."""
+    shared, step = {'device': torch.device(setting.device), 'verbose': False}, variant.removesuffix(COMPILED)
+    if step == PLAIN:
+        task = ClassificationTask(model, **shared)
+    elif step.startswith('ICASC'):
+        task = ICASCTask(model, order=int(step[-1]), share=setting.share, input_size=size, **shared)
+    else:
+        task = PublicApproachTask(model, input_size=size, **shared)
+    if step != variant:
+        task.compile()
+    return task
 
 
 def make_step(name: str, variant: str, setting: BenchmarkSetting) -> Callable[[], None]:

@@ -3,6 +3,7 @@
     timm-icasc bench resnet18 --batch-size 8          orders 1 and 2, and how public re-implementations go about it
     timm-icasc bench resnet50 --amp --channels-last   as it would be trained
     timm-icasc bench resnet110_cifar --fast           the steps recorded as CUDA graphs (timm-icasc train --icasc-fast)
+    timm-icasc bench resnet50 --compile               steps by torch.compile, each beside the plain one of its kind
     timm-icasc bench resnet50 --maps                  attention maps at inference, against other packages
     timm-icasc bench resnet18 -b 4 --scaling cost.png time over the batch size and over the area of the images
     timm-icasc bench resnet18 --profile               where the time goes, by kind of operation
@@ -23,7 +24,7 @@ from ..benchmark.cost import count_operations, measure_memory, measure_time
 from ..benchmark.map_speed import FORWARD, measure_maps
 from ..benchmark.profile import profile_rows, profile_steps
 from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, scaling_rows
-from ..benchmark.steps import PLAIN, VARIANTS, BenchmarkSetting
+from ..benchmark.steps import PLAIN, BenchmarkSetting, plain_of
 from ..errors import ICASCError, one_line
 from ..explanation.canvas import check_format, save
 from ..runs.files import write_text
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--maps', action='store_true', help='measure attention maps at inference, not training steps')
     what.add_argument(
+        '--compile', action='store_true',
+        help='time eager and compiled steps (torch.compile, inductor); of ICASC what comes before the inner layer')
+    what.add_argument(
         '--scaling', metavar='FILE',
         help='measure steps over a series of batch sizes and one of image areas, both around the given '
              'ones, and draw them with lines through them')
@@ -66,13 +70,26 @@ def _measure_steps(name: str, setting: BenchmarkSetting, repeats: int) -> dict[s
     seconds, memory = measure_time(name, setting, repeats), measure_memory(name, setting)
     operations = count_operations(name, setting)
     results = {}
-    for variant in VARIANTS:
+    for variant in setting.variants:
         peak, plain = memory[variant], memory[PLAIN]
         results[variant] = {
             'seconds': seconds[variant], 'seconds_ratio': seconds[variant] / seconds[PLAIN],
             'operations': operations[variant], 'operations_ratio': operations[variant] / operations[PLAIN],
             'peak_mib': peak, 'peak_ratio': peak / plain if peak and plain else None}
     return results
+
+
+def _measure_compiled(
+        name: str,
+        setting: BenchmarkSetting,
+        repeats: int,
+) -> dict[str, dict[str, Any]]:
+    """Eager and compiled steps, each beside the plain one of its kind; time alone."""
+    seconds = measure_time(name, setting, repeats)
+    return {
+        variant: {
+            'seconds': value, 'seconds_ratio': value / seconds[plain_of(variant)], 'operations_ratio': None,
+            'peak_mib': None, 'peak_ratio': None} for variant, value in seconds.items()}
 
 
 def _digits(value: float | None, digits: int) -> str:
@@ -117,8 +134,9 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
         torch.ones(1, device=args.device).sum().item()
     except (RuntimeError, NotImplementedError, AssertionError) as e:
         raise ICASCError(f"--device: cannot use '{args.device}': {one_line(e, 120)}") from e
-    if args.fast and (not args.device.startswith('cuda') or args.maps):
-        remedy = 'leave it out, or --maps' if args.maps else 'use --device cuda, or leave it out'
+    other = '--maps' if args.maps else '--compile' if args.compile else None
+    if args.fast and (not args.device.startswith('cuda') or other):
+        remedy = f'leave it out, or {other}' if other else 'use --device cuda, or leave it out'
         raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
@@ -126,7 +144,7 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
         _check_scaling(Path(args.scaling))
     return BenchmarkSetting(
         args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
-        args.share)
+        args.share, args.compile)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -148,7 +166,8 @@ def run(args: argparse.Namespace) -> int:
             models[name] = profile_steps(name, setting, args.repeats)
             table = text(profile_rows(name, models[name]), left=2)
         else:
-            models[name] = _measure_steps(name, setting, args.repeats)
+            measure = _measure_compiled if args.compile else _measure_steps
+            models[name] = measure(name, setting, args.repeats)
             table = text(_rows(name, models[name]), left=2)
         print(table, flush=True)  # one of each model: the next may take an hour
         if args.json:  # after each model: a long table that is interrupted is not lost

@@ -179,7 +179,7 @@ def icasc_forward(
         all_logits, images, logits, classes, features = forward_most_confused(
             model, images, target, tapped, order, config.share, labels)
     else:
-        with capture_features(model, tapped, order=order, inference=inference) as features:
+        with capture_features(model, tapped, order, inference, run_plain=inference) as features:
             all_logits = logits = class_scores(model(images))
         classes = labels.select(logits, target)
 

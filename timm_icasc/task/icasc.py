@@ -1,6 +1,8 @@
 """ICASC as a timm training task: hand it a model, get a loss; everything else is timm's."""
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from ..features.layout import ICASCLayers, Images, input_size
 from ..features.module_state import DATA_PARALLEL, is_compiled, unwrap_model
 from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers
+from ..features.trunk import compile_modules, watch_trunk, why_eager
 from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig
@@ -36,7 +39,8 @@ class ICASCTask(ClassificationTask):
     evaluation runs the plain model.
 
     Args:
-        model: The model to train. Not compiled: `task.compile()` compiles its evaluation.
+        model: The model to train. Not compiled: `task.compile()` compiles its evaluation, and the part of its training
+            that comes before the inner layer.
         criterion: Classification loss. Created from criterion_kwargs when None.
         criterion_kwargs: Arguments for timm's create_classification_loss() when criterion is None.
         config: ICASC parameters (default: `default_config`); single ones can be given by name instead
@@ -85,7 +89,7 @@ class ICASCTask(ClassificationTask):
         if is_compiled(model):
             raise ICASCError(
                 'ICASCTask needs gradients of inner features, which a compiled model does not give: pass the plain '
-                'model and call task.compile(), which compiles its evaluation.')
+                'model and call task.compile(), which compiles what may be.')
         unknown = set(parameters) - set(ICASCConfig.names())
         if unknown:
             raise TypeError(
@@ -101,6 +105,7 @@ class ICASCTask(ClassificationTask):
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps
         self.step = 0
+        self._compile_options: dict[str, Any] | None = None  # of a trunk that is to be compiled at the next step
         if layers is not None:
             check_layers(unwrap_model(model), layers)
         if input_size is not None:
@@ -130,7 +135,13 @@ class ICASCTask(ClassificationTask):
         return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
-        """Compile the evaluation path. Training stays eager: compiled graphs have no double backward."""
+        """Compile the evaluation, and of the training what comes before the inner layer.
+
+        The training is compiled when its first step has shown what that is: the modules with children, each by itself
+        and in place. What follows stays eager, see `features.trunk`; so does all of it with gradient checkpointing and
+        FSDP2, and a module that the compiler fails at, each with a warning.
+        """
+        self._compile_options = {'backend': backend, 'mode': mode, **compile_kwargs}
         self.eval_model = torch.compile(
             unwrap_model(self.trainable_module), backend=backend, mode=mode, **compile_kwargs)
         return self.eval_model
@@ -168,6 +179,23 @@ class ICASCTask(ClassificationTask):
                     f'{type(self).__name__}: this state_dict has no step; `start_steps` and `ramp_steps` count on '
                     f'from {self.step}. Set task.step to the number of steps done.')
 
+    @contextmanager
+    def _compiling_trunk(self, input: Images) -> Iterator[None]:
+        """A forward pass of the training; compiles the trunk behind it, where that is asked for and not yet done."""
+        if self._compile_options is None or not (torch.is_grad_enabled() and self.training):
+            yield
+            return
+        options, self._compile_options = self._compile_options, None
+        model = unwrap_model(self.trainable_module)
+        reason = why_eager(model)
+        if reason is not None:
+            warnings.warn(f'The training is not compiled: {reason}.', stacklevel=4)
+            yield
+            return
+        with watch_trunk(model, self.resolve_layers(input_size(input)).inner) as trunk:
+            yield
+        compile_modules(trunk, **options)
+
     def check_target(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """Raise TargetError where the target does not fit the model's output."""
         SINGLE.check(logits, target)
@@ -196,6 +224,10 @@ class ICASCTask(ClassificationTask):
         """
         if getattr(self, '_is_replica', False):
             raise ICASCError(DATA_PARALLEL)
+        with self._compiling_trunk(input):
+            return self._forward(input, target)
+
+    def _forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
         scale = self.term_scale if torch.is_grad_enabled() else 0.
         if torch.is_grad_enabled() and self.training:
             self.step += 1

@@ -84,12 +84,11 @@ def _check_ranges(args: argparse.Namespace) -> None:
 
 
 def _check_fast(args: argparse.Namespace) -> None:
-    plain = not args.icasc or args.icasc_compare
     others = {
         '--grad-accum-steps': args.grad_accum_steps > 1, '--grad-checkpointing': args.grad_checkpointing,
         '--icasc-multilabel-maps per_class (its passes depend on the batch)':
             args.icasc_multilabel_maps == 'per_class',
-        '--torchcompile (it compiles the training of the plain loss)': args.torchcompile and plain}
+        '--torchcompile': args.torchcompile}
     for option in (option for option, given in others.items() if given):
         raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')
 

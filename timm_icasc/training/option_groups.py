@@ -112,7 +112,7 @@ def _add_batches(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--grad-checkpointing', action='store_true', help='recompute activations, to save memory')
     group.add_argument(
         '--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
-        help='torch.compile the evaluation (training needs a double backward and stays eager)')
+        help='torch.compile the evaluation, and the training: with ICASC what comes before the inner layer')
     group.add_argument('--torchcompile-mode', metavar='MODE', help='mode of torch.compile')
     group.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     group.add_argument('--sync-bn', action='store_true', help='synchronised BatchNorm across processes')
