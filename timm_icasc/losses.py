@@ -1,16 +1,19 @@
 """The mask and the loss terms of ICASC (Wang et al., ICCV 2019, section 3), one value per sample.
 
-Shapes: `B` batch, `C` classes, `H W` feature grid. Nothing here averages over the batch: take the mean outside.
+Shapes: `B` batch, `C` classes, `H W` feature grid. No function averages over the batch: take the mean outside. The
+modules are classification losses, beside the terms.
 """
+import copy
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from ._precision import at_least_float32
 
 __all__ = [
-    'MASK_SCALES', 'MultiLabelSoftMarginLoss', 'attention_consistency', 'attention_overlap',
+    'ClassWeightedLoss', 'MASK_SCALES', 'MultiLabelSoftMarginLoss', 'attention_consistency', 'attention_overlap',
     'attention_separation', 'multilabel_soft_margin', 'resize_mask', 'target_mask',
 ]
 
@@ -136,7 +139,11 @@ def attention_overlap(target_map: torch.Tensor, confused_map: torch.Tensor) -> t
     return torch.where(_exists(target_mass) & _exists(confused_mass), overlap, torch.nan)
 
 
-def multilabel_soft_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def multilabel_soft_margin(
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Multi-label soft-margin loss: `-mean_c [y_c log s(x_c) + (1 - y_c) log(1 - s(x_c))]`, `s` the sigmoid.
 
     The mean is over the classes that count for the sample: those ignored have no loss, and do not lower the others'.
@@ -145,6 +152,7 @@ def multilabel_soft_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.
     Args:
         logits: Class scores `[B, C]`.
         target: 1 (present), 0 (absent) or -1 (ignored), `[B, C]`.
+        weights: Factors of the classes' losses where they are absent and where they are present, `[2, C]`.
 
     Returns:
         `[B]`, >= 0; 0 where every class is ignored.
@@ -152,12 +160,70 @@ def multilabel_soft_margin(logits: torch.Tensor, target: torch.Tensor) -> torch.
     logits = at_least_float32(logits)
     counted = (target >= 0).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits.dtype), reduction='none')
+    if weights is not None:
+        losses = losses * torch.where(target > 0, weights[1], weights[0])
     return (losses * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 class MultiLabelSoftMarginLoss(nn.Module):
-    """`torch.nn.MultiLabelSoftMarginLoss` that leaves ignored classes (-1) out; the mean over the batch."""
+    """`torch.nn.MultiLabelSoftMarginLoss` that leaves ignored classes (-1) out; the mean over the batch.
+
+    Args:
+        weights: Factors of the classes where they are absent and where they are present, `[2, C]`.
+    """
+
+    def __init__(self, weights: torch.Tensor | None = None):
+        super().__init__()
+        self.register_buffer('weights', weights, persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Scalar loss of logits `[B, C]` against targets `[B, C]`."""
-        return multilabel_soft_margin(logits, target).mean()
+        return multilabel_soft_margin(logits, target, self.weights).mean()
+
+
+def _of_each_image(criterion: nn.Module) -> nn.Module:
+    """A criterion that does not take the mean over the batch: `[B]`, or `[B, C]` of binary losses."""
+    if isinstance(criterion, LabelSmoothingCrossEntropy):
+        return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing, reduction='none')
+    if isinstance(criterion, SoftTargetCrossEntropy):
+        return nn.CrossEntropyLoss(reduction='none')
+    if not hasattr(criterion, 'reduction'):
+        raise TypeError(f'`criterion`: {type(criterion).__name__} has no `reduction`, so its images cannot be weighed.')
+    criterion = copy.copy(criterion)
+    criterion.reduction = 'none'
+    return criterion
+
+
+class ClassWeightedLoss(nn.Module):
+    """A classification loss in which each image counts as much as its class: `1/B sum_i w(i) l_i`.
+
+    `w(i)` is the weight of the image's class; of a mixed image `sum_c m_ic w_c`, with `m_i` the shares of the classes
+    in it, label smoothing taken off. The denominator is the number of images, not the sum of their weights: so the
+    mean over processes, or over parts of a batch, is the loss of them all.
+
+    Args:
+        criterion: One of timm's losses for one class per image, or one with a `reduction` that 'none' switches off.
+        weights: Of the classes, `[C]`, with mean 1 over the training images.
+        smoothing: Label smoothing that class probabilities, as targets, contain.
+    """
+
+    def __init__(self, criterion: nn.Module, weights: torch.Tensor, smoothing: float = 0.):
+        super().__init__()
+        self.sum_classes = getattr(criterion, 'sum_classes', False)
+        self.criterion = _of_each_image(criterion)
+        if self.sum_classes:
+            self.criterion.sum_classes = False
+        self.smoothing = smoothing
+        self.register_buffer('weights', weights, persistent=False)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of logits `[B, C]` against class indices `[B]` or probabilities `[B, C]`."""
+        losses = self.criterion(logits, target)
+        if losses.ndim == 2:
+            losses = losses.sum(1) if self.sum_classes else losses.mean(1)
+        if target.ndim == 1:
+            weights = self.weights[target]
+        else:  # no matrix product, which autocast would round
+            mixed = (target * self.weights).sum(1)
+            weights = (mixed - self.smoothing * self.weights.mean()) / (1 - self.smoothing)
+        return (weights * losses).mean()

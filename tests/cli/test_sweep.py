@@ -1,9 +1,11 @@
 """`timm-icasc sweep`: from the YAML file to runs, records and the page; most of it on records made by hand."""
 import json
+import multiprocessing
 import os
 import re
 import signal
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +73,15 @@ class TestDefinition:
         study = load_study(write_study(tmp_path))
         assert [run.name for run in study.runs] == [
             f'{variant}-seed{seed}' for seed in (0, 1, 2) for variant in ('plain', 'order-1')]
+
+    @pytest.mark.parametrize('count', range(1, 9))
+    def test_parts_make_the_whole_once(self, count, tmp_path):
+        """Neighbours stay together, the parts differ by one run at most, and records change nothing."""
+        study = load_study(write_study(tmp_path))
+        write_record(study, study.runs[0], [1] * IMAGES)
+        parts = [study.part(number, count) for number in range(1, count + 1)]
+        assert [run for part in parts for run in part] == study.runs
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
     def test_options_become_the_command_line_of_the_trainer(self, tmp_path):
         (tmp_path / 'recipe.yaml').write_text('lr: 5e-1\nbatch_size: 7\nopt_kwargs: {nesterov: true}\n')
@@ -304,6 +315,27 @@ class TestReport:
         assert sweep(recorded[0].file, '--report') == 2
         assert 'plain-seed1.json' in capsys.readouterr().err
 
+    @pytest.mark.parametrize('part', ['0/3', '4/3', '1/0', '2', '1/3/3', '-1/3', '', '²/3'])
+    def test_bad_parts(self, part, recorded, capsys):
+        assert sweep(recorded[0].file, f'--part={part}') == 2
+        assert f"--part must be I/N, the I-th of N parts, from 1/N to N/N; got '{part}'." in capsys.readouterr().err
+
+    def test_the_page_is_of_all_parts(self, recorded, capsys):
+        assert sweep(recorded[0].file, '--part', '1/2', '--report') == 2
+        assert '--report is of the whole study: leave out --part.' in capsys.readouterr().err
+        assert sweep(recorded[0].file, recorded[0].file, '--part', '1/2', '--report') == 2
+        assert 'no other option' in capsys.readouterr().err
+        assert sweep(recorded[0].file, '--report') == 0
+        assert 'no record yet, with these seeds: order-1 2\n' in capsys.readouterr().out
+
+    def test_a_part_without_runs_left(self, recorded, tmp_path, capsys):
+        assert sweep(recorded[0].file, '--part', '1/2', '--output', tmp_path / 'runs') == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith('s: part 1 of 2, 3 runs, 3 done; logs in ')
+        assert 'no record yet, with these seeds: order-1 2\n' in printed and 'stopped' not in printed
+        assert sweep(recorded[0].file, '--part', '1/7', '--output', tmp_path / 'runs') == 0
+        assert 's: part 1 of 7, 0 runs, 0 done' in capsys.readouterr().out
+
     @pytest.mark.parametrize('option', ['--jobs', '--minutes'])
     def test_bad_numbers(self, option, recorded, capsys):
         assert sweep(recorded[0].file, option, 0) == 2
@@ -389,10 +421,91 @@ def test_a_killed_sweep_leaves_the_lock_to_its_runs(tiny, tmp_path, monkeypatch,
         work.leave()
 
 
+MEET = """
+import sys, time
+from pathlib import Path
+name = sys.argv[sys.argv.index('--experiment') + 1] if 'train' in sys.argv else Path(sys.argv[2]).name
+Path(f'{name}.begun').touch()
+while len(list(Path().glob('*.begun'))) < 2:
+    time.sleep(0.01)
+print(f'{name}: {sys.argv[1]}')
+"""
+
+
+def test_two_parts_at_once(tmp_path, monkeypatch):
+    """Two processes in one folder, whose first runs wait for each other; together they leave what one sweep leaves."""
+    monkeypatch.chdir(tmp_path)
+    study, fork = load_study(write_study(tmp_path)), multiprocessing.get_context('fork')
+    monkeypatch.setattr(processes, 'COMMAND', ('-c', MEET))
+    monkeypatch.setattr(
+        processes, 'make_record', lambda study, run, folder, environment: write_record(study, run, [1] * IMAGES))
+    parts = [
+        fork.Process(target=lambda i=i: sys.exit(sweep(study.file, '--part', f'{i}/2', '--output', 'runs')))
+        for i in (1, 2)]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+    assert [part.exitcode for part in parts] == [0, 0]
+    assert sorted(read_records(study)) == sorted(run.name for run in study.runs)
+    for run in study.runs:
+        log = Path('runs', f'{run.name}.log').read_text()
+        assert log == f'{run.name}: train\n{run.name}: eval\n', 'each run was trained and measured once'
+    assert sweep(study.file, '--report') == 0 and 'Not run yet' not in Path('page.md').read_text()
+
+
+def test_parts_and_the_whole_do_not_meet(tiny, tmp_path, monkeypatch, capsys):
+    output = tmp_path / 'runs'
+    monkeypatch.setattr(processes, 'COMMAND', ('-c', 'raise SystemExit(3)'))
+    with processes.alone_in(output, 'the whole'):
+        assert sweep(tiny, '--output', output, '--part', '1/2') == 2
+    assert f"another sweep is at work in '{output}'" in capsys.readouterr().err
+    with processes.alone_in(output, 'a part', shared=True):
+        assert sweep(tiny, '--output', output) == 2
+        assert f"another sweep is at work in '{output}'" in capsys.readouterr().err
+        assert sweep(tiny, '--output', output, '--part', '1/2') == 1
+    assert 'plain-seed3 FAILED' in capsys.readouterr().err
+
+
+def test_a_run_is_left_to_the_sweep_that_has_begun_it(tiny, tmp_path, monkeypatch, capsys):
+    """As where a part is begun twice, or beside one of another number of parts; also after a kill of the first."""
+    monkeypatch.setattr(processes, 'COMMAND', ('-c', 'import signal; signal.pause()'))
+    study, output = load_study(tiny), tmp_path / 'runs'
+    with processes.alone_in(output, 'a part', shared=True) as lock:
+        work = processes._Work(study, study.runs[0], output, processes.environment_of(1), lock)
+    work.close()  # its process has the log open, and with it the lock
+    monkeypatch.setattr(processes, 'COMMAND', ('-c', 'raise SystemExit(3)'))
+    try:
+        assert sweep(tiny, '--output', output, '--part', '1/1') == 1
+        printed = capsys.readouterr()
+        assert 'left to another sweep: plain-seed3\n' in printed.out
+        assert '1 runs failed: broken-seed3\n' in printed.err and work.process.poll() is None
+    finally:
+        work.stop()
+        work.leave()
+    assert sweep(tiny, '--output', output, '--part', '1/1') == 1
+    assert '2 runs failed' in capsys.readouterr().err
+
+
+def test_a_run_that_another_part_has_done_meanwhile(recorded, tmp_path):
+    study, _ = recorded
+    outcome = processes.carry_out(
+        study, study.runs[:1], tmp_path / 'runs', 1, 9, lambda: False, lambda names, outcome: None, part=True)
+    assert outcome.elsewhere == ['plain-seed0'] and not outcome.finished + list(outcome.failed)
+
+
+def test_runs_share_the_cores_that_the_sweep_may_use(monkeypatch):
+    """A scheduler lends some of the machine's."""
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(6)), raising=False)
+    assert [processes.environment_of(jobs)['OMP_NUM_THREADS'] for jobs in (1, 2, 8)] == ['6', '3', '1']
+
+
 def test_a_measure_that_a_run_lacks_is_not_told(recorded, tmp_path, monkeypatch, capsys):
     study, _ = recorded
 
-    def finish(study, runs, output, jobs, seconds, stop_asked, on_change):
+    def finish(study, runs, output, jobs, seconds, stop_asked, on_change, part):
         write_record(study, runs[0], [1] * IMAGES, overlap_last=None)
         outcome = processes.Outcome(finished=[runs[0].name])
         on_change([], outcome)

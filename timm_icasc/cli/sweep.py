@@ -2,11 +2,18 @@
 
     timm-icasc sweep FILE.yaml                          go on until every run has its record
     timm-icasc sweep FILE.yaml --jobs 2 --minutes 50    two runs at a time; stop after 50 minutes, go on next time
+    timm-icasc sweep FILE.yaml --part 2/8               the second of eight shares, each a job of a cluster
     timm-icasc sweep FILE.yaml --report                 run nothing; tables and curves of the records, into the page
     timm-icasc sweep *.yaml --report                    of several studies
 
 Runs that have a record are skipped, half-done ones resumed; stop with Ctrl-C or SIGTERM at any time. A run that fails
 does not stop the others: the sweep shows its last lines, ends with exit code 1, and tries it again next time.
+
+Parts may run at the same time, in the same folders, on several machines: each run is in one part of the N, whatever is
+done already, and records of all parts make the page together. Neighbours stay together, seed by seed.
+
+Exit codes: 0, no run of these has failed, though some may be left to do (--minutes); 1, a run has failed; 2, the study
+or an option is at fault, or another sweep is at work there; 130 and 143, stopped by Ctrl-C and SIGTERM.
 
     baseline: cross-entropy           # what the variants are compared with, seed by seed
     seeds: [0, 1, 2]
@@ -24,6 +31,7 @@ does not stop the others: the sweep shows its last lines, ends with exit code 1,
                                       # <!-- study NAME ends -->
 """
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +45,7 @@ from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
 from ..sweep.run_record import check_unchanged, read_records
 from ..sweep.runner import Outcome, carry_out
 from ..sweep.study import Study, load_study
-from ..sweep.summary import summarise
+from ..sweep.summary import missing_seeds, summarise
 from ..training.interrupt import interruptible
 
 MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is done
@@ -50,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--minutes', type=float, metavar='N',
         help='stop after this time; the next call goes on from the last whole epochs')
     parser.add_argument(
+        '--part', metavar='I/N',
+        help='do the I-th of N equal shares of the runs, which are fixed by their order (default: all)')
+    parser.add_argument(
         '--data-dir', metavar='DIR',
         help="folder of the data set on this machine, instead of the file's")
     parser.add_argument(
@@ -61,14 +72,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='run nothing: print the tables, and write tables and curves into the page')
 
 
+def _part(value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r'(\d+)/(\d+)', value, re.ASCII)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise ICASCError(f"--part must be I/N, the I-th of N parts, from 1/N to N/N; got '{value}'.")
+    return number, count
+
+
 def run(args: argparse.Namespace) -> int:
     for name in ('jobs', 'minutes'):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ICASCError(f'--{name} must be more than 0, got {value}.')
     if len(args.files) > 1 and not (
-        args.report and args.data_dir is args.output is args.records is None):
+        args.report and args.data_dir is args.output is args.records is args.part is None):
         raise ICASCError('several studies take --report and no other option: their data and folders differ.')
+    part = _part(args.part)
+    if part and args.report:
+        raise ICASCError('--report is of the whole study: leave out --part.')
     for file in args.files:
         study = load_study(file, args.data_dir, args.records)
         output = args.output or Path('output') / study.name
@@ -76,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         check_unchanged(study, records, output)
         if args.report:
             _report(study, records)
-    return 0 if args.report else _carry_out(args, study, records, output)
+    return 0 if args.report else _carry_out(args, study, part, records, output)
 
 
 def _report(study: Study, records: dict[str, dict[str, Any]]) -> None:
@@ -89,18 +113,20 @@ def _report(study: Study, records: dict[str, dict[str, Any]]) -> None:
 def _carry_out(
         args: argparse.Namespace,
         study: Study,
+        part: tuple[int, int] | None,
         records: dict[str, dict[str, Any]],
         output: Path,
 ) -> int:
-    todo = [run for run in study.runs if run.name not in records]
-    print(f'{printable(study.name)}: {len(study.runs)} runs, {len(records)} done; logs in {printable(output)}')
-    with interruptible() as flag, tqdm(
-        total=len(study.runs), initial=len(records), disable=None) as bar:
+    runs = study.part(*part) if part else study.runs
+    todo = [run for run in runs if run.name not in records]
+    done, which = len(runs) - len(todo), f'part {part[0]} of {part[1]}, ' if part else ''
+    print(f'{printable(study.name)}: {which}{len(runs)} runs, {done} done; logs in {printable(output)}')
+    with interruptible() as flag, tqdm(total=len(runs), initial=done, disable=None) as bar:
         told: list[str] = []
 
         def on_change(under_way: list[str], outcome: Outcome) -> None:
             bar.set_postfix_str(', '.join(under_way))
-            bar.update(len(records) + len(outcome.finished) - bar.n)
+            bar.update(done + len(outcome.finished) - bar.n)
             for name in [n for n in (*outcome.finished, *outcome.failed) if n not in told]:
                 told.append(name)
                 if name in outcome.failed:
@@ -113,15 +139,17 @@ def _carry_out(
 
         outcome = carry_out(
             study, todo, output, args.jobs, 60 * (args.minutes or float('inf')),
-            lambda: bool(flag.signal_number), on_change)
+            lambda: bool(flag.signal_number), on_change, part is not None)
         signal_number = flag.signal_number
     records = read_records(study)
     if records:
         _print_tables(study, records)
+    if outcome.elsewhere:
+        print(f"\nleft to another sweep: {', '.join(outcome.elsewhere)}")
     if outcome.stopped:
-        print(
-            f'\nstopped, {outcome.stopped}: {len(records)} of {len(study.runs)} runs are done; the same command goes '
-            f'on.')
+        done = sum(run.name in records for run in runs)
+        own = ' of this part' if part else ''
+        print(f'\nstopped, {outcome.stopped}: {done} of {len(runs)} runs{own} are done; the same command goes on.')
     if outcome.failed:
         print(f"\n{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
     return 128 + signal_number if signal_number else 1 if outcome.failed else 0
@@ -131,3 +159,5 @@ def _print_tables(study: Study, records: dict[str, dict[str, Any]]) -> None:
     summaries = summarise(study, records)
     for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
         print(f'\n{text(rows)}')
+    if missing := missing_seeds(study, records):
+        print(f'\nno record yet, with these seeds: {missing}')

@@ -1,6 +1,8 @@
 """Data sets of the paper's protocols, users' lists, and the transforms that timm does not have."""
+from .balanced_images import BalancedImages, balanced
 from .caltech import Caltech256
 from .cifar import cifar100
+from .class_weights import BALANCED, class_weights
 from .cub import CUB200
 from .dataset_factory import (
     class_names,
@@ -22,9 +24,10 @@ from .transforms import use_pad_crop
 from .voc import VOC_CLASSES, PackedVOC, VOCDevkit
 
 __all__ = [
-    'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'FewImages', 'ILSVRC2012', 'LabelledImages',
-    'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'SingleLabelList', 'VOCDevkit',
-    'VOC_CLASSES', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'create_dataset',
+    'BALANCED', 'BalancedImages', 'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'FewImages', 'ILSVRC2012',
+    'LabelledImages', 'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'SingleLabelList',
+    'VOCDevkit', 'VOC_CLASSES', 'balanced', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'class_weights',
+    'create_dataset',
     'evenly_spaced', 'few_of_each_class', 'image_name', 'is_public', 'is_stream', 'labels_of',
     'name_classes', 'use_pad_crop',
 ]

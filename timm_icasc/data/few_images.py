@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import ImageDataset
 
 from ..errors import DataError
+from .known_targets import known_targets
 
 __all__ = ['FewImages', 'few_of_each_class']
 
@@ -37,15 +37,6 @@ class FewImages(torch.utils.data.Subset):
         return self.dataset.filename(self.indices[index], *args, **kwargs)
 
 
-def _targets(dataset: Any) -> np.ndarray | None:
-    """Class index of each image, no image being read; None where the data set does not tell."""
-    if isinstance(dataset, ImageDataset):
-        samples = getattr(dataset.reader, 'samples', None)
-        return None if samples is None else np.asarray([target for _, target in samples])
-    targets = getattr(dataset, 'targets', None)
-    return None if targets is None else np.asarray(targets)
-
-
 def few_of_each_class(
         dataset: Any,
         count: int,
@@ -65,7 +56,7 @@ def few_of_each_class(
     """
     if not hasattr(dataset, '__len__'):
         raise DataError('`limit_train` cannot draw from a stream: write a smaller shard.')
-    targets = _targets(dataset)
+    targets = known_targets(dataset)
     if targets is None:
         raise DataError(
             f'`limit_train` needs the label of each image, which {type(dataset).__name__} does not tell before it has '

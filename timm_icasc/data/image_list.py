@@ -10,7 +10,7 @@ from ..errors import DataError, ICASCError, one_line
 from ..foreign_files import path_inside, read_json
 from .labelled_images import Box, LabelledImages, MultiLabelImages
 
-__all__ = ['MultiLabelList', 'SingleLabelList']
+__all__ = ['BROKEN', 'MultiLabelList', 'SingleLabelList', 'read_csv']
 
 FORMATS = (
     'a CSV with the columns image,labels (names separated by ;) or image,CLASS,CLASS,... (1, 0 or -1), or a '
@@ -23,7 +23,7 @@ BROKEN = (
     IndexError)
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a list."""
     with open(path, newline='', encoding='utf-8-sig') as file:
         reader = csv.DictReader(file)
@@ -35,7 +35,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _from_csv(path: Path) -> dict[str, Any]:
-    columns, rows = _read_csv(path)
+    columns, rows = read_csv(path)
     if len(columns) < 2 or columns[0] != 'image':
         raise ValueError(f"the first column must be 'image', followed by 'labels' or the classes; it has {columns}")
     if columns[1:] == ['labels']:
@@ -112,7 +112,7 @@ class SingleLabelList(LabelledImages):
         if not path.is_file():
             raise DataError(f"`root`: no '{split}.csv' in '{root}'; expected {expected}.")
         try:
-            columns, rows = _read_csv(path)
+            columns, rows = read_csv(path)
             if columns != ['image', 'label']:
                 raise ValueError(f'it has the columns {columns}')
             classes: dict[str, str] = {}

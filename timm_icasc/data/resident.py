@@ -14,6 +14,7 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from ..errors import DataError
+from .balanced_images import BalancedImages
 
 __all__ = ['ResidentLoader']
 
@@ -82,7 +83,9 @@ class ResidentLoader:
                 f'{size / 2 ** 30:.1f} GiB, more than {MAX_BYTES / 2 ** 30:.0f}: leave it out.')
         self.dataset, self.image_size = dataset, tuple(image_size)
         self.padding, self.hflip = padding, hflip
-        images, targets = _read(dataset, image_size, num_workers, worker_init_fn)
+        self.drawn = isinstance(dataset, BalancedImages)
+        images, targets = _read(
+            dataset.dataset if self.drawn else dataset, image_size, num_workers, worker_init_fn)
         self.images = torch.nn.functional.pad(images, [padding] * 4).to(device)
         self.targets = targets.to(device)
         self.mean, self.std = (
@@ -98,6 +101,8 @@ class ResidentLoader:
         device = self.images.device
         generator = torch.Generator(device).manual_seed(int(torch.randint(2 ** 31, ())))
         for batch in self.batches:
+            if self.drawn:
+                batch = [self.dataset.indices[i] for i in batch]
             index = torch.tensor(batch, device=device)
             yield self._augmented(index, generator).sub_(self.mean).div_(self.std), self.targets[
                 index]

@@ -55,7 +55,12 @@ def check_shards(dataset: Dataset, label: str, workers: int, world_size: int) ->
 
 
 def begin_epoch(dataset: Dataset, epoch: int) -> None:
-    """Let a stream shuffle for this epoch, as a resumed run would; other data sets are shuffled by their sampler."""
+    """Let a stream shuffle, or a draw be drawn, for this epoch, as a resumed run would.
+
+    Other data sets are shuffled by their sampler.
+    """
+    if hasattr(dataset, 'begin_epoch'):
+        dataset.begin_epoch(epoch)
     if not is_stream(dataset) or not hasattr(dataset, 'set_epoch'):
         return
     dataset.set_epoch(epoch)

@@ -11,7 +11,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-__all__ = ['alone_in', 'was_left']
+__all__ = ['alone_in', 'try_lock', 'was_left']
 
 LOCK = '.lock'
 
@@ -29,13 +29,31 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_let_go)
 
 
+def try_lock(descriptor: int, shared: bool = False) -> bool:
+    """Lock an open file as long as it is open, here or in a process that inherits it; False where another has it.
+
+    Args:
+        descriptor: Of a file that is open for reading and writing, or for writing alone.
+        shared: Several processes may hold it like this, and none holds it alone meanwhile.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
 @contextmanager
-def alone_in(folder: Path, who: str) -> Iterator[int]:
+def alone_in(folder: Path, who: str, shared: bool = False) -> Iterator[int]:
     """Hold the lock of a folder, which is made where it is missing. It ends with the process, however that ends.
 
     Args:
         folder: Where to be alone.
         who: What may be at work there, the subject of the message.
+        shared: Keep out those alone who want to be alone.
 
     Yields:
         The lock's file descriptor. A process that inherits it (`subprocess.Popen(pass_fds=...)`) holds the lock too.
@@ -50,15 +68,10 @@ def alone_in(folder: Path, who: str) -> Iterator[int]:
         raise ICASCError(f"`output`: cannot write to '{folder}': {e.strerror}.") from e
     _held.add(descriptor)
     try:
-        if fcntl:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise ICASCError(
-                    f"{who} is at work in '{folder}', or what a killed one has left: wait for it, or name another "
-                    f'`output`.') from e
-            except OSError:
-                pass  # a file system without locks
+        if not try_lock(descriptor, shared):
+            raise ICASCError(
+                f"{who} is at work in '{folder}', or what a killed one has left: wait for it, or name another "
+                f'`output`.')
         yield descriptor
     finally:
         _held.discard(descriptor)

@@ -15,7 +15,7 @@ from ..foreign_text import code_span, markdown_text, printable
 from ..runs.files import replacing
 from ..runs.tables import around_marks, markdown, mean_sd, replace_between
 from .study import Study
-from .summary import Difference, VariantSummary
+from .summary import Difference, VariantSummary, missing_seeds
 
 __all__ = ['accuracy_table', 'curves_figure', 'measure_tables', 'write_page']
 
@@ -95,10 +95,6 @@ def _body(
         summaries: list[VariantSummary],
         figure: Path,
 ) -> str:
-    missing: dict[str, list[str]] = {}
-    for run in study.runs:
-        if run.name not in records:
-            missing.setdefault(run.variant, []).append(str(run.seed))
     first = next(iter(records.values()))
     main = _main_measure(summaries)
     over_images = (
@@ -117,9 +113,8 @@ def _body(
         f'{markdown_text(first["evaluated"]["attention"])} maps.*',
         f'![{TITLES[main]} by epoch]({quote(figure.as_posix())})',
     ]
-    if missing:
-        listed = ', '.join(f"`{variant}` {' '.join(seeds)}" for variant, seeds in missing.items())
-        parts.append(f'Not run yet, with these seeds: {listed}.')
+    if missing := missing_seeds(study, records, quote='`'):
+        parts.append(f'Not run yet, with these seeds: {missing}.')
     return '\n\n'.join(parts)
 
 

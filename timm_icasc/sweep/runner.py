@@ -13,8 +13,9 @@ from pathlib import Path
 from ..errors import ICASCError
 from ..foreign_text import printable
 from ..runs.folder import RESULTS, has_begun
-from ..runs.lock import alone_in
-from .run_record import make_record
+from ..runs.lock import alone_in, try_lock
+from ..training.option_groups import usable_cores
+from .run_record import make_record, record_path
 from .study import PlannedRun, Study
 
 __all__ = ['Outcome', 'carry_out', 'environment_of']
@@ -32,14 +33,25 @@ PATIENCE = 120  # seconds that a stopped run may take to leave
 
 @dataclass
 class Outcome:
-    """What a session came to: names of runs that finished and of those that failed, each with its last lines."""
+    """What a session came to: names of runs that finished, that failed, with the last lines, and of others' runs."""
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)
     stopped: str | None = None
 
 
+class _Elsewhere(Exception):
+    """Another sweep is at work on the run, or has just done it."""
+
+
 class _Work:
-    """One run: its training, then its evaluation, then its record."""
+    """One run: its training, then its evaluation, then its record.
+
+    Its log is open, and locked, until `close`, or until the last of its processes has left: nobody else begins it.
+
+    Raises:
+        _Elsewhere: It is left to another sweep.
+    """
 
     def __init__(
             self,
@@ -53,6 +65,10 @@ class _Work:
         self.environment, self.lock = environment, lock
         self.folder, self.log = output / run.name, output / f'{run.name}.log'
         self.process: subprocess.Popen | None = None
+        self.file = open(self.log, 'ab')
+        if not try_lock(self.file.fileno()) or record_path(study, run).is_file():
+            self.close()
+            raise _Elsewhere
         self.trained = (self.folder / RESULTS).is_file()
         self.start(self.evaluation() if self.trained else self.training())
 
@@ -68,12 +84,14 @@ class _Work:
         return [*COMMAND, 'eval', str(self.folder), '--robustness', *self.study.evaluation]
 
     def start(self, words: Sequence[str]) -> None:
-        with open(self.log, 'ab') as log:
-            # A session of its own: Ctrl-C is the sweep's to answer, which then stops its runs.
-            self.process = subprocess.Popen(
-                [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self.environment,
-                start_new_session=True, pass_fds=[self.lock])
+        # A session of its own: Ctrl-C is the sweep's to answer, which then stops its runs.
+        self.process = subprocess.Popen(
+            [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=self.file, stderr=self.file,
+            env=self.environment,
+            start_new_session=True, pass_fds=[self.lock])
+
+    def close(self) -> None:
+        self.file.close()
 
     def advance(self) -> bool | None:
         """None while there is something to wait for, then whether the run succeeded."""
@@ -89,8 +107,8 @@ class _Work:
         try:
             make_record(self.study, self.run, self.folder, self.environment)
         except ICASCError as e:
-            with open(self.log, 'a') as log:
-                log.write(f'{e.line}\n')
+            self.file.write(f'{e.line}\n'.encode(errors='surrogateescape'))
+            self.file.flush()
             return False
         return True
 
@@ -104,6 +122,7 @@ class _Work:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.close()
 
     def last_lines(self, count: int = 8) -> str:
         lines = self.log.read_text(errors='replace').splitlines()[-count:]
@@ -117,7 +136,7 @@ def environment_of(jobs: int) -> dict[str, str]:
     installed = str(ROOT) in (sysconfig.get_path('purelib'), sysconfig.get_path('platlib'))
     paths = [*([] if installed else [str(ROOT)]), *filter(None, [os.environ.get('PYTHONPATH')])]
     return {
-        'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ,
+        'OMP_NUM_THREADS': str(max(1, usable_cores() // jobs)), **os.environ,
         **({'PYTHONPATH': os.pathsep.join(paths)} if paths else {})}
 
 
@@ -129,6 +148,7 @@ def carry_out(
         seconds: float,
         stop_asked: Callable[[], bool],
         on_change: Callable[[list[str], Outcome], None],
+        part: bool = False,
 ) -> Outcome:
     """Do the runs, `jobs` at a time, in their order.
 
@@ -140,11 +160,12 @@ def carry_out(
         seconds: After this time every run is stopped; it loses its unfinished epoch.
         stop_asked: Whether to stop now.
         on_change: Called with the names of those under way, and the outcome so far, when a run begins or ends.
+        part: Other sweeps may do other runs of the study in the same folder at the same time.
     """
     outcome, waiting, deadline = Outcome(), list(runs), time.monotonic() + seconds
     environment, under_way = environment_of(jobs), []
     # Runs inherit the lock: those of a killed sweep are not begun again while they are still at work.
-    with alone_in(output, 'another sweep') as lock:
+    with alone_in(output, 'another sweep', shared=part) as lock:
         try:
             while waiting or under_way:
                 if stop_asked() or time.monotonic() > deadline:
@@ -152,13 +173,17 @@ def carry_out(
                     break
                 changed = False
                 while waiting and len(under_way) < jobs:
-                    under_way.append(_Work(study, waiting.pop(0), output, environment, lock))
-                    changed = True
+                    run, changed = waiting.pop(0), True
+                    try:
+                        under_way.append(_Work(study, run, output, environment, lock))
+                    except _Elsewhere:
+                        outcome.elsewhere.append(run.name)
                 for work in list(under_way):
                     success = work.advance()
                     if success is None:
                         continue
                     under_way.remove(work)
+                    work.close()
                     changed = True
                     if success:
                         outcome.finished.append(work.run.name)

@@ -61,6 +61,15 @@ class Study:
     def name(self) -> str:
         return self.file.stem
 
+    def part(self, number: int, count: int) -> list[PlannedRun]:
+        """Runs of part `number`, from 1, of `count` parts: neighbours, so that most pairs of a seed stay together.
+
+        Each run is in one part, whatever is done already. Parts differ by one run at most; some have none where there
+        are more parts than runs.
+        """
+        first, end = (len(self.runs) * n // count for n in (number - 1, number))
+        return self.runs[first:end]
+
 
 def _read(file: Path) -> dict[str, Any]:
     try:

@@ -17,7 +17,7 @@ from .study import Study
 
 __all__ = [
     'Difference', 'VariantSummary', 'difference', 'interval_over_seeds',
-    'interval_over_seeds_and_images', 'summarise',
+    'interval_over_seeds_and_images', 'missing_seeds', 'summarise',
 ]
 
 LEVEL = 0.95
@@ -124,6 +124,21 @@ def difference(
         result['low_images'], result['high_images'] = interval_over_seeds_and_images(rows)
     low, high = interval_over_seeds(list(differences.values()))
     return Difference(mean, deviation, len(differences), low, high, **result)
+
+
+def missing_seeds(study: Study, records: dict[str, dict[str, Any]], quote: str = '') -> str:
+    """The runs without a record, as `variant seed seed, variant seed`; empty where none is missing.
+
+    Args:
+        study: All runs.
+        records: Name of a run -> its record.
+        quote: What stands on both sides of a variant's name.
+    """
+    missing: dict[str, list[str]] = {}
+    for run in study.runs:
+        if run.name not in records:
+            missing.setdefault(run.variant, []).append(str(run.seed))
+    return ', '.join(f"{quote}{variant}{quote} {' '.join(seeds)}" for variant, seeds in missing.items())
 
 
 def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantSummary]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data import BALANCED
 from ..errors import ICASCError
 from ..foreign_files import refuse_links_out_of
 from ..foreign_text import shell_command
@@ -114,6 +115,8 @@ def _check_together(args: argparse.Namespace) -> None:
     for option, given in (('--input-key', args.input_key), ('--target-key', args.target_key)):
         if given and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
             raise ICASCError(f"{option} names a column of hfds/, hfids/ or wds/ data, not of '{args.dataset}'.")
+    if args.balanced_sampling and args.class_weights == BALANCED:
+        raise ICASCError('--balanced-sampling and --class-weights balanced balance twice: leave one of them out.')
     if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
         raise ICASCError('--cutmix-minmax is (smallest, largest).')
     if args.val_interval > 1 and args.sched == 'plateau':

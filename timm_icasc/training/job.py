@@ -16,6 +16,7 @@ import torch.nn as nn
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm import utils
 from timm.data import Mixup
+from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
@@ -28,7 +29,7 @@ from ..features.resolve import resolve_layers
 from ..hub.failures import one_line_errors, repo_at
 from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI, LabelKind
-from ..losses import MultiLabelSoftMarginLoss
+from ..losses import ClassWeightedLoss, MultiLabelSoftMarginLoss
 from ..metrics import MultiLabelEvaluator
 from ..objective.config import ICASCConfig
 from ..runs.intact import check_intact
@@ -37,7 +38,7 @@ from ..task.public_approach import PublicApproachTask
 from .console import log
 from .cuda_graph import CudaRecorder, RecordedStep
 from .fine_tune import freeze_until, initialise_head, parameter_groups, scale_constant_rates
-from .loaders import mixes, set_up_data, set_up_data_config, set_up_loaders
+from .loaders import mixes, set_up_class_weights, set_up_data, set_up_data_config, set_up_loaders
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 from .step import Scaler, TrainingStep
 
@@ -175,6 +176,16 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
         raise ICASCError(f'--icasc-*: {e}') from e
 
 
+def create_criterion(args: argparse.Namespace, weights: torch.Tensor | None) -> nn.Module:
+    """timm's loss for one class per image, with the weights of the classes."""
+    criterion = create_classification_loss(
+        args.loss, smoothing=0. if args.loss in ('asl', 'poly') else args.smoothing,
+        soft_targets=mixes(args), bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum,
+        pos_weight=args.bce_pos_weight)
+    return criterion if weights is None else ClassWeightedLoss(
+        criterion, weights, args.smoothing if mixes(args) else 0.)
+
+
 def set_up_task(
         args: argparse.Namespace,
         model: nn.Module,
@@ -182,17 +193,25 @@ def set_up_task(
         input_size: tuple[int, int, int],
         steps_per_epoch: int,
         labels: LabelKind,
+        weights: torch.Tensor | None = None,
 ) -> ClassificationTask:
-    """`ICASCTask` or `MultiLabelICASCTask`, or timm's plain task where ICASC is off."""
+    """`ICASCTask` or `MultiLabelICASCTask`, or timm's plain task where ICASC is off.
+
+    Args:
+        args: The options; weights of the terms that are not given are settled here.
+        model: What is trained.
+        device: Where.
+        input_size: Channels, height, width of the images.
+        steps_per_epoch: Batches an epoch.
+        labels: Whether images have one class or any number.
+        weights: Of the classes, as from `class_weights`; None for none.
+    """
     if labels is MULTI:
         plain_class, icasc_class = timm.task.MultiLabelClassificationTask, MultiLabelICASCTask
-        criterion: dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss()}
+        criterion: dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss(weights)}
     else:
         plain_class, icasc_class = ClassificationTask, ICASCTask
-        criterion = {'criterion_kwargs': {
-            'loss_type': args.loss, 'smoothing': 0. if args.loss in ('asl', 'poly') else args.smoothing,
-            'soft_targets': mixes(args), 'bce_target_thresh': args.bce_target_thresh, 'bce_sum': args.bce_sum,
-            'pos_weight': args.bce_pos_weight}}
+        criterion = {'criterion': create_criterion(args, weights)}
     if args.icasc_weights is None:
         args.icasc_weights = list(icasc_class.default_config.weights.values())
     if not args.icasc:
@@ -289,7 +308,9 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     if args.distributed and args.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
     frozen = freeze_until(args, model)
-    task = set_up_task(args, model, device, data_config['input_size'], len(loader_train), labels_of(train_set))
+    task = set_up_task(
+        args, model, device, data_config['input_size'], len(loader_train), labels_of(train_set),
+        set_up_class_weights(args, train_set, names))
     try:
         layers = resolve_layers(model, args.icasc_layers, data_config['input_size'])
     except LayerResolutionError as e:

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import (
     ResidentLoader,
+    balanced,
     check_shards,
     class_names,
+    class_weights,
     create_dataset,
     evenly_spaced,
     few_of_each_class,
@@ -23,7 +25,7 @@ from ..errors import DataError, ICASCError, one_line
 from ..labels import SINGLE, LabelKind
 from .interrupt import begin_loading
 
-__all__ = ['mixes', 'set_up_data', 'set_up_data_config', 'set_up_loaders']
+__all__ = ['mixes', 'set_up_class_weights', 'set_up_data', 'set_up_data_config', 'set_up_loaders']
 
 
 def mixes(args: argparse.Namespace) -> bool:
@@ -112,7 +114,20 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     _check_labels(args, labels_of(train), names)
     if args.limit_train is not None:
         train = few_of_each_class(train, args.limit_train, args.seed, names)
+    if args.balanced_sampling:
+        train = balanced(train, args.seed, names)
     return train, val, names
+
+
+def set_up_class_weights(
+        args: argparse.Namespace,
+        train: Dataset,
+        names: list[str] | None,
+) -> torch.Tensor | None:
+    """What --class-weights says of the images that are trained on; None without it."""
+    if args.class_weights is None:
+        return None
+    return class_weights(args.class_weights, train, args.num_classes, names)
 
 
 def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

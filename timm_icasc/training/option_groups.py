@@ -34,6 +34,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--limit-train', type=int, metavar='N',
         help='train on N images of each class, drawn by --seed (default: on all)')
+    group.add_argument(
+        '--balanced-sampling', action='store_true',
+        help='draw each class equally often, as many images an epoch as without; single-label data that are no stream')
     group.add_argument('--input-key', metavar='KEY', help='column of the images in hfds/, hfids/ and wds/ data')
     group.add_argument('--target-key', metavar='KEY', help='column of the classes there')
     group.add_argument(
@@ -154,6 +157,10 @@ def _add_loss(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--smoothing', type=float, default=0.1,
         help='label smoothing (default: %(default)s); single-label data only')
+    group.add_argument(
+        '--class-weights', metavar='balanced|FILE',
+        help="weights of the classes in this loss, not in the ICASC terms: 'balanced', against their frequency, or a "
+             'CSV with the columns class,weight (default: none)')
     group.add_argument('--bce-target-thresh', type=float, metavar='F', help='with --loss bce: targets above it are 1')
     group.add_argument('--bce-sum', action='store_true', help='with --loss bce: sum over the classes, no mean')
     group.add_argument('--bce-pos-weight', type=float, metavar='F', help='with --loss bce: weight of the true classes')

@@ -1,0 +1,20 @@
+"""The labels of a data set that can be told before an image is read."""
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import ImageDataset
+
+__all__ = ['known_targets']
+
+
+def known_targets(dataset: Any) -> np.ndarray | None:
+    """Class index of each image, `[N]`, or `[N, C]` of several classes each; None where the data set does not tell."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        whole = known_targets(dataset.dataset)
+        return None if whole is None else whole[dataset.indices]
+    if isinstance(dataset, ImageDataset):
+        samples = getattr(dataset.reader, 'samples', None)
+        return None if samples is None else np.asarray([target for _, target in samples])
+    targets = getattr(dataset, 'targets', None)
+    return None if targets is None else np.asarray(targets)
