@@ -1,4 +1,6 @@
 """Small real timm models, one per family, at small input sizes, and a smooth one for finite differences."""
+import copy
+
 import timm
 import torch
 
@@ -22,9 +24,22 @@ FAMILIES = {
 }
 
 
+MADE = {}
+
+
+def made_once(name, **kwargs):
+    """timm's model with the weights of seed 0, made once in a process and copied; random numbers go on as behind it."""
+    key = name, repr(sorted(kwargs.items())), torch.empty(0).device
+    if key not in MADE:
+        torch.manual_seed(0)
+        MADE[key] = timm.create_model(name, **kwargs), torch.get_rng_state()
+    model, state = MADE[key]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
 def create(name, **kwargs):
-    torch.manual_seed(0)
-    return timm.create_model(name, **{'num_classes': 10, **FAMILIES[name][0], **kwargs})
+    return made_once(name, **{'num_classes': 10, **FAMILIES[name][0], **kwargs})
 
 
 class ToyNet(torch.nn.Module):

@@ -3,11 +3,13 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from helpers.models import made_once
 from helpers.versions import recent_timm
 from timm.layers import DropPath, set_scriptable
 from timm.models import FeatureInfo, group_parameters
 
 import timm_icasc.models  # noqa: F401  registers the architectures
+from timm_icasc.models.preact_resnet_cifar import _create_preact_resnet_cifar
 from timm_icasc.models.resnet_cifar import ZeroPadShortcut
 
 # number of weight layers, shortcuts not counted
@@ -22,11 +24,20 @@ DEPTHS = {
 MODELS = list(DEPTHS)
 # one architecture of each class, for the checks that do not depend on the depth
 CLASS_MODELS = ['resnet20_cifar', 'preact_resnet164_cifar', 'resnet18_cifar']
+# the others differ from resnet20_cifar in the number of blocks alone
+MODELS_BY_CLASS = [pytest.param(m, marks=[] if m in CLASS_MODELS else pytest.mark.slow) for m in MODELS]
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def _shallow(model_name: str, **kwargs) -> nn.Module:
+    """A model of that class with few blocks, for the checks that do not depend on the depth."""
+    if model_name == 'preact_resnet164_cifar':
+        return _create_preact_resnet_cifar(model_name, 20, **kwargs)
+    return timm.create_model(model_name, **kwargs, **({'layers': (1,) * 4} if model_name == 'resnet18_cifar' else {}))
 
 
 def _residual_blocks(model: nn.Module) -> list[nn.Module]:
@@ -79,7 +90,7 @@ def test_registered():
 @recent_timm
 @pytest.mark.parametrize('model_name', MODELS)
 def test_default_cfg_values(model_name):
-    model = timm.create_model(model_name)
+    model = made_once(model_name)
     cfg = model.pretrained_cfg
     assert model.default_cfg == cfg
     assert (cfg['architecture'], cfg['url'], cfg['license']) == (model_name, '', 'apache-2.0')
@@ -97,7 +108,7 @@ def test_pretrained_fails(model_name):
 
 @pytest.mark.parametrize('model_name', MODELS)
 def test_depth(model_name):
-    model = timm.create_model(model_name)
+    model = made_once(model_name)
     convs = [
         n for n, m in model.named_modules()
         if isinstance(m, nn.Conv2d) and 'downsample' not in n and m is not model.get_classifier()
@@ -108,7 +119,7 @@ def test_depth(model_name):
 @pytest.mark.parametrize('num_classes', [10, 100])
 @pytest.mark.parametrize('model_name', MODELS[:5])
 def test_num_params(model_name, num_classes):
-    model = timm.create_model(model_name, num_classes=num_classes)
+    model = made_once(model_name, num_classes=num_classes)
     formula = _params_preact_resnet_cifar if model_name.startswith('preact') else _params_resnet_cifar
     assert sum(p.numel() for p in model.parameters()) == formula(DEPTHS[model_name], num_classes)
 
@@ -124,21 +135,21 @@ def test_num_params_formula():
 
 
 def test_resnet18_cifar_state_dict():
-    ours = timm.create_model('resnet18_cifar', num_classes=10).state_dict()
-    theirs = timm.create_model('resnet18', num_classes=10).state_dict()
+    ours = made_once('resnet18_cifar', num_classes=10).state_dict()
+    theirs = made_once('resnet18', num_classes=10).state_dict()
     assert list(ours) == list(theirs)
     assert [k for k in ours if ours[k].shape != theirs[k].shape] == ['conv1.weight']
 
 
 def test_resnet18_cifar_rejects_stem_options():
     with pytest.raises(TypeError):
-        timm.create_model('resnet18_cifar', stem_type='deep')
+        made_once('resnet18_cifar', stem_type='deep')
 
 
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_conv_init(model_name):
     # Kaiming fan out, the tolerance allows for the convolutions with the fewest weights, 256
-    model = timm.create_model(model_name)
+    model = made_once(model_name)
     for m in model.modules():
         if isinstance(m, nn.Conv2d) and m is not model.get_classifier():
             fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1]
@@ -147,7 +158,7 @@ def test_conv_init(model_name):
 
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_dtype(model_name):
-    model = timm.create_model(model_name, dtype=torch.float64).eval()
+    model = _shallow(model_name, dtype=torch.float64).eval()
     assert all(p.dtype == torch.float64 for p in model.parameters())
     assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
 
@@ -174,7 +185,7 @@ def test_zero_pad_shortcut_only_widens():
 
 
 def test_shortcuts_have_no_params():
-    model = timm.create_model('resnet56_cifar')
+    model = made_once('resnet56_cifar')
     shortcuts = {n: m for n, m in model.named_modules() if isinstance(m, ZeroPadShortcut)}
     assert set(shortcuts) == {'layer2.0.downsample', 'layer3.0.downsample'}
     assert not any(m.state_dict() for m in shortcuts.values())
@@ -184,7 +195,7 @@ def test_shortcuts_have_no_params():
 
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_drop_path_rates(model_name):
-    model = timm.create_model(model_name, drop_path_rate=0.3)
+    model = made_once(model_name, drop_path_rate=0.3)
     rates = [m.drop_path.drop_prob if isinstance(m.drop_path, DropPath) else 0. for m in _residual_blocks(model)]
     num_blocks = {'resnet20_cifar': 9, 'preact_resnet164_cifar': 54, 'resnet18_cifar': 8}[model_name]
     assert rates == pytest.approx([0.3 * i / (num_blocks - 1) for i in range(num_blocks)])
@@ -193,10 +204,10 @@ def test_drop_path_rates(model_name):
 @pytest.mark.parametrize('option', ['drop_rate', 'drop_path_rate'])
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_drop_is_random_in_training(model_name, option):
-    x = torch.randn(4, 3, 32, 32)
+    x = torch.randn(8, 3, 16, 16)
     # zero-init of the last BN would make the residual branches, and dropping them, void
     zero_init_args = dict(zero_init_last=False) if model_name == 'resnet18_cifar' else {}
-    model = timm.create_model(model_name, **{option: 0.5}, **zero_init_args).train()
+    model = _shallow(model_name, **{option: 0.5}, **zero_init_args).train()
     assert not torch.allclose(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
@@ -206,16 +217,16 @@ def test_drop_is_random_in_training(model_name, option):
 
 @pytest.mark.parametrize('model_name', MODELS)
 def test_forward(model_name):
-    model = timm.create_model(model_name).eval()
+    model = made_once(model_name).eval()
     out = model(torch.randn(1, 3, 32, 32))
     assert out.shape == (1, 100)
     assert torch.isfinite(out).all()
     assert model(torch.randn(1, 3, 33, 30)).shape == (1, 100)  # sizes that strides do not divide
 
 
-@pytest.mark.parametrize('model_name', MODELS)
+@pytest.mark.parametrize('model_name', MODELS_BY_CLASS)
 def test_backward(model_name):
-    model = timm.create_model(model_name, num_classes=42).train()
+    model = made_once(model_name, num_classes=42).train()
     out = model(torch.randn(2, 3, 32, 32))
     out.mean().backward()
     assert out.shape == (2, 42)
@@ -225,9 +236,9 @@ def test_backward(model_name):
 
 
 @recent_timm
-@pytest.mark.parametrize('model_name', MODELS)
+@pytest.mark.parametrize('model_name', MODELS_BY_CLASS)
 def test_default_cfgs(model_name):
-    model = timm.create_model(model_name).eval()
+    model = made_once(model_name).eval()
     state_dict = model.state_dict()
     cfg = model.default_cfg
     x = torch.randn(1, *cfg['input_size'])
@@ -253,7 +264,7 @@ def test_default_cfgs(model_name):
 @recent_timm
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_in_chans(model_name):
-    model = timm.create_model(model_name, in_chans=1).eval()
+    model = _shallow(model_name, in_chans=1).eval()
     assert model.in_chans == 1
     assert model.get_submodule(model.default_cfg['first_conv']).in_channels == 1
     assert model(torch.randn(1, 1, 32, 32)).shape == (1, 100)
@@ -263,7 +274,7 @@ def test_in_chans(model_name):
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_torchscript(model_name):
     with set_scriptable(True):
-        model = timm.create_model(model_name, drop_rate=0.1, drop_path_rate=0.1).eval()
+        model = _shallow(model_name, drop_rate=0.1, drop_path_rate=0.1).eval()
     x = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 
@@ -271,7 +282,7 @@ def test_torchscript(model_name):
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_grad_checkpointing(model_name):
     x = torch.randn(2, 3, 32, 32)
-    model = timm.create_model(model_name).train()
+    model = _shallow(model_name).train()
     results = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -287,7 +298,7 @@ def test_grad_checkpointing(model_name):
 @pytest.mark.parametrize('model_name, num_blocks', [
     ('resnet20_cifar', 9), ('preact_resnet164_cifar', 54), ('resnet18_cifar', 8)])
 def test_group_matcher(model_name, num_blocks):
-    model = timm.create_model(model_name)
+    model = made_once(model_name)
     names = {n for n, _ in model.named_parameters()}
     num_stages = len(model.feature_info) - 1
     for coarse, num_groups in ((False, num_blocks), (True, num_stages)):
@@ -300,9 +311,9 @@ def test_group_matcher(model_name, num_blocks):
 
 # Features
 
-@pytest.mark.parametrize('model_name', MODELS)
+@pytest.mark.parametrize('model_name', MODELS_BY_CLASS)
 def test_feature_info(model_name):
-    model = timm.create_model(model_name).train()
+    model = made_once(model_name).train()
     x = torch.randn(2, 3, 32, 32)
     logits, features = _hooked_features(model, x)
     assert len(features) == len(model.feature_info)
@@ -317,9 +328,9 @@ def test_feature_info(model_name):
     assert (features[-1] >= 0).all()
 
 
-@pytest.mark.parametrize('model_name', MODELS)
+@pytest.mark.parametrize('model_name', MODELS_BY_CLASS)
 def test_forward_intermediates(model_name):
-    model = timm.create_model(model_name).eval()
+    model = made_once(model_name).eval()
     x = torch.randn(1, 3, 32, 32)
     output, intermediates = model.forward_intermediates(x)
     _, hooked = _hooked_features(model, x)
@@ -333,7 +344,7 @@ def test_forward_intermediates(model_name):
 @pytest.mark.parametrize('norm', [False, True])
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_forward_intermediates_args(model_name, norm):
-    model = timm.create_model(model_name).eval()
+    model = _shallow(model_name).eval()
     x = torch.randn(1, 3, 32, 32)
     full = model.forward_intermediates(x, intermediates_only=True)
     for indices, expected in ((2, full[-2:]), ([0, 2], [full[0], full[2]]), ([-1], full[-1:]), ([0], full[:1])):
@@ -350,7 +361,7 @@ def test_forward_intermediates_args(model_name, norm):
 @pytest.mark.parametrize('index', [0, 1, -1])
 @pytest.mark.parametrize('model_name', CLASS_MODELS)
 def test_prune_intermediate_layers(model_name, index):
-    model = timm.create_model(model_name).eval()
+    model = _shallow(model_name).eval()
     num_params = sum(p.numel() for p in model.parameters())
     num_features = len(model.feature_info)
     x = torch.randn(1, 3, 32, 32)
@@ -370,11 +381,11 @@ def test_prune_intermediate_layers(model_name, index):
 def test_features_only(model_name, feature_cls):
     kwargs = dict(feature_cls=feature_cls) if feature_cls else {}
     x = torch.randn(1, 3, 32, 32)
-    model = timm.create_model(model_name).eval()
+    model = _shallow(model_name).eval()
     info = FeatureInfo(model.feature_info, tuple(range(len(model.feature_info))))
     _, expected = _hooked_features(model, x)
 
-    extractor = timm.create_model(model_name, features_only=True, **kwargs).eval()
+    extractor = _shallow(model_name, features_only=True, **kwargs).eval()
     assert extractor.feature_info.channels() == info.channels()
     assert extractor.feature_info.reduction() == info.reduction()
     assert [o.shape for o in extractor(x)] == [e.shape for e in expected]
@@ -385,7 +396,7 @@ def test_features_only(model_name, feature_cls):
     for out, feature in zip(extractor(x), expected, strict=True):
         assert torch.equal(out, feature)
 
-    extractor = timm.create_model(model_name, features_only=True, out_indices=(1, -1), **kwargs).eval()
+    extractor = _shallow(model_name, features_only=True, out_indices=(1, -1), **kwargs).eval()
     outs = extractor(x)
     assert [o.shape[1] for o in outs] == extractor.feature_info.channels()
     assert [32 // o.shape[2] for o in outs] == extractor.feature_info.reduction()
@@ -393,6 +404,6 @@ def test_features_only(model_name, feature_cls):
 
 
 def test_preact_features_before_the_norm_are_signed():
-    model = timm.create_model('preact_resnet164_cifar').eval()
+    model = made_once('preact_resnet164_cifar').eval()
     intermediates = model.forward_intermediates(torch.randn(1, 3, 32, 32), intermediates_only=True)
     assert [bool((x < 0).any()) for x in intermediates] == [True, True, True, False]
