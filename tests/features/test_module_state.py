@@ -6,11 +6,14 @@ import timm
 import torch
 from helpers.models import create
 
-from timm_icasc import ICASCError, attention_maps, resolve_layers
+from timm_icasc import ICASCError, ICASCTask, attention_maps, resolve_layers
+from timm_icasc.features import module_state
 from timm_icasc.features.module_state import (
     evaluation_mode,
     is_checkpointing,
+    one_survey,
     one_thread,
+    survey,
     unwrap_model,
 )
 
@@ -51,6 +54,51 @@ def test_checkpointing_flag():
     assert not is_checkpointing(model)
     model.set_grad_checkpointing(True)
     assert is_checkpointing(model)
+
+
+def count_walks(monkeypatch):
+    walks, walk = [], module_state._walk
+    monkeypatch.setattr(module_state, '_walk', lambda model: walks.append(model) or walk(model))
+    return walks
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_a_step_walks_through_the_modules_once(order, monkeypatch):
+    model = create('resnet20_cifar')
+    task = ICASCTask(model, order=order, verbose=False)
+    images, target = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    task(images, target)
+    walks = count_walks(monkeypatch)
+    monkeypatch.setattr(torch.nn.Module, 'named_modules', None)  # nor in any other way
+    task(images, target)['loss'].backward()
+    assert walks == [model]
+
+
+def test_a_survey_is_of_now():
+    model, other = create('resnet18'), create('resnet20_cifar')
+    now = survey(model)
+    assert not (now.checkpointing or now.sharded or now.synchronised) and survey(model) == now
+    model.set_grad_checkpointing(True)
+    assert survey(model).checkpointing
+    model.fc = torch.nn.Linear(512, 3)
+    assert survey(model).made_of != now.made_of
+    with one_survey(model):
+        assert survey(model).checkpointing
+        model.set_grad_checkpointing(False)
+        assert survey(torch.nn.DataParallel(model)).checkpointing, 'as at the beginning of the step'
+        with one_survey(other), one_survey(other):
+            assert not survey(other).checkpointing
+        with one_survey(model):
+            assert survey(model).checkpointing
+    assert not survey(model).checkpointing
+    assert survey(torch.nn.SyncBatchNorm.convert_sync_batchnorm(other)).synchronised
+
+
+def test_every_module_is_met_once():
+    model = create('vit_tiny_patch16_224')
+    model.again = model.blocks
+    walked = list(module_state._walk(model))
+    assert len(walked) == len(set(walked)) and set(walked) == set(model.modules())
 
 
 def test_flags_come_back_even_after_an_error():

@@ -26,7 +26,8 @@ class BalancedImages(FewImages):
     def __init__(self, dataset: Any, targets: np.ndarray, seed: int, class_names: list[str] | None):
         super().__init__(dataset, [], class_names)
         self.seed = seed
-        self.by_class = [np.flatnonzero(targets == target) for target in np.unique(targets)]
+        self.by_class = [
+            np.flatnonzero(targets == target) for target in np.unique(targets)]
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -35,10 +36,10 @@ class BalancedImages(FewImages):
         share, rest = divmod(len(self.dataset), len(self.by_class))
         counts = np.full(len(self.by_class), share)
         counts[generator.permutation(len(counts))[:rest]] += 1
-        self.indices = [
-            int(image) for own, count in zip(self.by_class, counts, strict=True)
-            for image in np.concatenate(
-                [generator.permutation(own) for _ in range(-(-count // len(own)))] or [own])[:count]]
+        self.indices = []
+        for own, count in zip(self.by_class, counts, strict=True):
+            rounds = [generator.permutation(own) for _ in range(-(-count // len(own)))]
+            self.indices += np.concatenate([own[:0], *rounds])[:count].tolist()
 
 
 def balanced(dataset: Any, seed: int, class_names: list[str] | None = None) -> BalancedImages:

@@ -4,7 +4,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -15,7 +15,7 @@ from ..errors import ICASCError, VersionError
 __all__ = [
     'DATA_PARALLEL', 'activation_or_norm', 'check_shards', 'compiled_around', 'evaluation_mode',
     'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
-    'is_sharded', 'one_thread', 'paths_around', 'run_eagerly', 'unwrap_model',
+    'is_sharded', 'one_survey', 'one_thread', 'paths_around', 'run_eagerly', 'survey', 'unwrap_model',
 ]
 
 DATA_PARALLEL = (
@@ -119,13 +119,76 @@ def compiled_around(model: nn.Module, path: str) -> bool:
     return any(map(is_compiled, around))
 
 
+class Survey(NamedTuple):
+    """What a walk through the modules of a model tells.
+
+    Attributes:
+        checkpointing: Gradient checkpointing is on, by the flag that the models of timm or of Hugging Face carry.
+        sharded: FSDP2 (`fully_shard`) gathers parameters for a forward or backward pass, and lets go of them after it.
+        synchronised: BatchNorm counts the batches of all processes.
+        made_of: Another number for other modules, or another pooling.
+    """
+    checkpointing: bool
+    sharded: bool
+    synchronised: bool
+    made_of: int
+
+
+def _walk(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module once; three times as fast as `model.modules()`, which makes their names."""
+    waiting, seen = [model], set()
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            yield module
+            waiting.extend(child for child in module._modules.values() if child is not None)
+
+
+def _survey(model: nn.Module) -> Survey:
+    checkpointing = sharded = synchronised = False
+    made_of = []
+    for module in _walk(model):
+        # Not getattr: where a name is missing, as in most modules, torch goes through parameters, buffers and children.
+        own = vars(module)
+        checkpointing |= bool(own.get('grad_checkpointing') or own.get('gradient_checkpointing'))
+        sharded |= isinstance(module, FSDPModule)
+        synchronised |= isinstance(module, nn.SyncBatchNorm)
+        made_of.append((id(module), str(own.get('global_pool'))))
+    return Survey(checkpointing, sharded, synchronised, hash(tuple(made_of)))
+
+
+_surveyed = threading.local()  # .model and .survey, inside of `one_survey`
+
+
+@contextmanager
+def one_survey(model: nn.Module) -> Iterator[None]:
+    """Walk through the modules once, however often a step inside asks what they are; they must not change there."""
+    model, before = unwrap_model(model), getattr(_surveyed, 'model', None)
+    if before is model:
+        yield
+        return
+    known = getattr(_surveyed, 'survey', None)
+    _surveyed.model, _surveyed.survey = model, None
+    try:
+        yield
+    finally:
+        _surveyed.model, _surveyed.survey = before, known
+
+
+def survey(model: nn.Module) -> Survey:
+    """What the model, wrapped or not, is made of now."""
+    model = unwrap_model(model)
+    if getattr(_surveyed, 'model', None) is not model:
+        return _survey(model)
+    if _surveyed.survey is None:
+        _surveyed.survey = _survey(model)
+    return _surveyed.survey
+
+
 def is_checkpointing(model: nn.Module) -> bool:
-    """Whether gradient checkpointing is on, by the flag that the models of timm or of Hugging Face carry."""
-    # Not getattr: where the flag is missing, as in most modules, torch goes through parameters, buffers and children,
-    # and steps ask several times.
-    return any(
-        vars(module).get('grad_checkpointing', False) or vars(module).get('gradient_checkpointing', False)
-        for module in model.modules())
+    """Whether gradient checkpointing is on."""
+    return survey(model).checkpointing
 
 
 # Where torch and timm define their activations and norms.
@@ -142,8 +205,8 @@ def activation_or_norm(module: nn.Module) -> str | None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 (`fully_shard`) gathers parameters for a forward or backward pass, and lets go of them after it."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    """Whether FSDP2 has spread the parameters over the processes."""
+    return survey(model).sharded
 
 
 def check_shards(model: nn.Module) -> None:

@@ -18,10 +18,10 @@ from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers, Layout
 from .module_state import (
     check_shards,
-    is_checkpointing,
     is_inside_shard,
     one_thread,
     paths_around,
+    survey,
     unwrap_model,
 )
 from .owner import described_features, own_value, owners
@@ -510,8 +510,8 @@ def _resolved(
         raise LayerResolutionError(f'input_size must be (channels, height, width), got {input_size!r}.')
     # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
     # or another pooling changes which tokens the logits see.
-    state = (is_checkpointing(model), *((id(m), str(vars(m).get('global_pool'))) for m in model.modules()))
-    key = (choice, tuple(input_size), hash(state))
+    now = survey(model)
+    key = (choice, tuple(input_size), now.checkpointing, now.made_of)
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
         with one_thread(model):

@@ -16,6 +16,7 @@ from ..features.module_state import (
     hold_batch_norm_statistics,
     is_checkpointing,
     is_sharded,
+    survey,
 )
 from ..features.outputs import class_scores
 from ..features.tap import capture_features
@@ -120,8 +121,7 @@ def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
         raise ICASCError(
             'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
             'needs: use `order=1`, or DistributedDataParallel.')
-    synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-    if per_class and (synchronised or is_sharded(model)):
+    if per_class and (survey(model).synchronised or is_sharded(model)):
         raise ICASCError(
             "`multilabel_maps='per_class'` takes as many backward passes as an image of the batch has classes, another "
             'number in each process: it does not work with SyncBatchNorm or fully_shard (FSDP2). Use '

@@ -13,7 +13,7 @@ from timm.task import ClassificationTask
 
 from ..errors import ICASCError, check_version
 from ..features.layout import ICASCLayers, Images, input_size
-from ..features.module_state import DATA_PARALLEL, is_compiled, unwrap_model
+from ..features.module_state import DATA_PARALLEL, is_compiled, one_survey, unwrap_model
 from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers
 from ..features.trunk import compile_modules, watch_trunk, why_eager
@@ -224,7 +224,7 @@ class ICASCTask(ClassificationTask):
         """
         if getattr(self, '_is_replica', False):
             raise ICASCError(DATA_PARALLEL)
-        with self._compiling_trunk(input):
+        with one_survey(self.trainable_module), self._compiling_trunk(input):
             return self._forward(input, target)
 
     def _forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
