@@ -147,6 +147,9 @@ def test_every_recipe_is_in_the_table_of_training():
     for recipe, data, network, trained, _ in rows:
         text = (RECIPES / recipe.strip('`')).read_text()
         options = yaml.safe_load(text)
+        if 'model' not in options:
+            assert (data, network, 'data_dir' in options) == ('any', 'any', False)
+            continue
         stem = recipe.strip('`').split('_')[0].replace('cub200', 'cub')
         assert ''.join(filter(str.isalnum, data.lower())).replace('pascal', '').startswith(
             {'digits': 'scikitlearn'}.get(stem, stem))
