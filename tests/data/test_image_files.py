@@ -46,6 +46,15 @@ def test_a_file_that_is_named_is_taken_whatever_its_ending(folder):
     assert names([folder / 'a' / 'notes.txt']) == ['notes.txt']
 
 
+def test_what_is_no_image_is_told_of(folder):
+    """With its number, in one line; hidden files are no one's."""
+    with pytest.warns(UserWarning, match=r"1 files of '.*/a' are left out, by their endings: .txt \(1\);") as told:
+        assert names([folder / 'a']) == ['x.jpg', 'deep/x.PNG']
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match=r'2 files of .*: .jpg \(1\), .txt \(1\); images here end in .png \('):
+        assert names([folder / 'a'], endings=['.png']) == ['deep/x.PNG']
+
+
 def test_results_inside_the_folder_are_left_out(folder):
     (folder / 'a' / 'explained').mkdir()
     Image.new('RGB', (4, 4)).save(folder / 'a' / 'explained' / 'y.png')

@@ -1,10 +1,15 @@
 """What lies in an image folder without being a class, or an image that timm reads."""
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import train_in_process
 from PIL import Image
+from timm.data.readers.img_extensions import get_img_extensions
 
+from timm_icasc.cli import main
 from timm_icasc.data import class_names, create_dataset
 from timm_icasc.errors import DataError
 
@@ -31,15 +36,18 @@ def test_a_class_of_images_that_timm_does_not_read(ending, root):
     convert(root / 'train' / 'bat', ending, 2)
     with pytest.raises(DataError, match=rf"train/bat' end in {ending.lower()}, which are not read here \(.png, .jpg"):
         create_dataset('', str(root), 'train')
-    assert len(create_dataset('torch/image_folder', str(root), 'train')) == 4, 'the remedy'
+    endings = ['png', ending]
+    assert len(create_dataset('', str(root), 'train', image_endings=endings)) == 4, 'the remedy'
+    assert get_img_extensions() == ('.png', '.jpg', '.jpeg'), 'and timm reads what it did'
     (root / 'map.txt').write_text('ant\n')
-    with pytest.warns(UserWarning, match='2 images in .* are left out'):
+    with pytest.warns(UserWarning, match='2 files of .* are left out'):
         assert len(create_dataset('', str(root), 'train', class_map=str(root / 'map.txt'))) == 2
 
 
 def test_some_images_that_timm_does_not_read(root):
     convert(root / 'train' / 'bat', '.bmp', 1)
-    with pytest.warns(UserWarning, match=r"1 images in '.*train' are left out: they end in .bmp, which are not read"):
+    said = r"1 files of '.*train' are left out, by their endings: .bmp \(1\); images here end in .png, .jpg, .jpeg \("
+    with pytest.warns(UserWarning, match=said):
         assert len(create_dataset('', str(root), 'train')) == 3
 
 
@@ -62,7 +70,68 @@ def test_what_else_lies_in_a_class(root):
     for file in ('README.txt', 'annotations/0.xml', 'more/2.png'):
         (root / 'train' / 'bat' / file).parent.mkdir(exist_ok=True)
         (root / 'train' / 'bat' / file).write_bytes(b'x')
-    assert len(create_dataset('', str(root), 'train')) == 5
+    (root / 'train' / 'ant' / '.DS_Store').write_bytes(b'x')
+    with pytest.warns(UserWarning, match=r"2 files of '.*' are left out, by their endings: .txt \(1\), .xml \(1\);"):
+        assert len(create_dataset('', str(root), 'train')) == 5
+
+
+def test_endings_of_ones_choice(root):
+    convert(root / 'train' / 'ant', '.bmp', 1)
+    (root / 'train' / 'bat' / 'no_ending').write_bytes(b'x')
+    with pytest.warns(UserWarning, match=r'1 files of .*: no ending \(1\); images here end in .bmp, .png \('):
+        dataset = create_dataset('', str(root), 'train', image_endings=['BMP', '.png', 'png'])
+    assert sorted(int(np.array(image).max()) for image, _ in dataset) == [0, 0, 1, 1]
+    with pytest.raises(DataError, match=r"the images of '.*bat' end in .png, which are not read here \(.bmp are\)"):
+        create_dataset('', str(root), 'train', image_endings=['.bmp'])
+
+
+def test_endings_of_lists(root):
+    """A list names its files: all are taken unless endings are asked for."""
+    convert(root / 'train' / 'bat', '.bmp', 1)
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob('*.*'))
+    lists = {
+        'singlelabel': ('label', [file.split('/')[1] for file in files]),
+        'multilabel': ('labels', [f"{file.split('/')[1]};any" for file in files])}
+    for name, (column, labels) in lists.items():
+        rows = [f'{file},{label}' for file, label in zip(files, labels, strict=True)]
+        (root / 'x.csv').write_text('\n'.join([f'image,{column}', *rows]))
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert len(create_dataset(name, str(root), 'x')) == 4
+        with pytest.warns(UserWarning, match=r"1 files of '.*x.csv' are left out, by their endings: .bmp \(1\);"):
+            dataset = create_dataset(name, str(root), 'x', image_endings=['.png'])
+        assert len(dataset) == 3 and [path.suffix for path in dataset.images] == ['.png'] * 3
+        with pytest.raises(DataError, match='no image ends in .jpg'):
+            create_dataset(name, str(root), 'x', image_endings=['.jpg'])
+
+
+def test_endings_that_are_none(root):
+    for ending in ('', '.', '*.jpg', '.tar.gz', 'a b'):
+        with pytest.raises(DataError, match='`image_endings` are such as .jpg, got'):
+            create_dataset('', str(root), 'train', image_endings=[ending])
+    with pytest.raises(DataError, match='`image_endings` are missing'):
+        create_dataset('', str(root), 'train', image_endings=[])
+    with pytest.raises(DataError, match="of image folders and lists .* data set 'torch/image_folder' knows its files"):
+        create_dataset('torch/image_folder', str(root), 'train', image_endings=['.jpg'])
+
+
+def test_a_run_and_its_evaluation(root, tmp_path, monkeypatch, capsys):
+    """eval reads the endings of the run; one that is given goes before."""
+    convert(root / 'train' / 'bat', '.bmp', 2)
+    shutil.copytree(root / 'train', root / 'val')
+    Image.new('RGB', (4, 4)).save(root / 'val' / 'ant' / '9.bmp')
+    monkeypatch.chdir(tmp_path)
+    code, _, err = train_in_process(
+        monkeypatch, capsys, '--data-dir', root, '--image-endings', '.png', 'bmp', '--model', 'resnet20_cifar',
+        '--no-icasc', '--epochs', 1, '--warmup-epochs', 0, '--batch-size', 2, '-j', 0, '--icasc-eval-images', 0,
+        '--experiment', 'x')
+    assert code == 0 and 'left out' not in err
+    assert main(['eval', 'output/x', '-j', '0', '--output', 'all']) == 0
+    assert '"images": 5' in next(Path('all').rglob('eval.json')).read_text()
+    assert 'left out' not in capsys.readouterr().err
+    assert main(['eval', 'output/x', '-j', '0', '--output', 'some', '--image-endings', '.png']) == 2
+    assert "end in .bmp, which are not read here (.png are): name all endings that are with --image-endings" in (
+        capsys.readouterr().err)
 
 
 @pytest.mark.parametrize('reader', ['', 'torch/image_folder', 'cifar100'])

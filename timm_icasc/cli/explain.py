@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from ..attention import METHODS
+from ..data.image_endings import ENDINGS, check_endings
 from ..data.image_files import find_images
 from ..errors import ICASCError
 from ..evaluation.checkpoint import load_explainers
@@ -26,6 +27,9 @@ FEW = 64  # images that are not worth the start of processes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='files, and folders with all below them')
+    parser.add_argument(
+        '--image-endings', nargs='+', default=ENDINGS, metavar='END',
+        help='what images of folders end in; other files are counted and left out (default: what Pillow reads)')
     parser.add_argument('--compare', metavar='MODEL', help='a second model, shown beside the first')
     group = parser.add_argument_group('What to show')
     group.add_argument(
@@ -62,7 +66,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    files = find_images(args.images, args.output)
+    files = find_images(args.images, args.output, check_endings(args.image_endings))
     sources = [source for source in (args.model, args.compare) if source is not None]
     explainers = load_explainers(sources, args)
     workers = args.workers or 0

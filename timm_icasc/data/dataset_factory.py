@@ -5,6 +5,7 @@ from typing import Any
 
 import timm.data
 import torch
+from timm.data.readers.img_extensions import get_img_extensions
 
 from ..errors import DataError, one_line
 from ..labels import SINGLE, LabelKind
@@ -12,6 +13,7 @@ from .caltech import Caltech256
 from .cifar import cifar100
 from .cub import CUB200
 from .digits import DigitsDataset
+from .image_endings import check_endings, timm_reading
 from .image_folder import check_folder, settle_classes
 from .image_list import MultiLabelList, SingleLabelList
 from .imagenet import ILSVRC2012
@@ -61,6 +63,7 @@ def create_dataset(
         split: str,
         is_training: bool = False,
         max_image_pixels: int | None = None,
+        image_endings: Sequence[str] | None = None,
         **kwargs,
 ) -> torch.utils.data.Dataset:
     """`timm.data.create_dataset`, plus the embedded 'digits' and the data sets of the paper.
@@ -73,38 +76,42 @@ def create_dataset(
         split: Name of the split.
         is_training: Whether the training split is meant, for messages and for streaming readers.
         max_image_pixels: Pixels that an image may have; None: as Pillow says, 179 million.
+        image_endings: What the names of images end in, of an image folder or a list; None: in a folder what timm
+            reads (.png, .jpg, .jpeg), in a list whatever it names. Files with other endings are left out, with one
+            warning that counts them.
         **kwargs: Passed on to timm; of these, this package's own data sets take `transform`, `input_img_mode` and, for
             the lists, `class_map`.
 
     Raises:
         DataError: The folder, its split, its classes or its images are missing, or timm cannot read the data.
     """
+    if image_endings is not None:
+        image_endings = check_endings(image_endings)
+        if name and name not in LISTS:
+            raise DataError(
+                f"`image_endings` are of image folders and lists ({', '.join(LISTS)}); data set '{name}' knows its "
+                f'files: leave them out.')
     if name == 'digits':
         return DigitsDataset(
             'train' if is_training else 'validation', kwargs.get('transform'),
             kwargs.get('input_img_mode', 'RGB'))
     if name in NAMES:
-        if not Path(root).is_dir():
-            raise DataError(f"`root`: no folder '{root}'.")
-        own = {'transform': kwargs.get('transform'), 'mode': kwargs.get('input_img_mode', 'RGB')}
-        if name in LISTS:
-            own['class_map'] = kwargs.get('class_map')
-        dataset = NAMES[name](root, split, **own)
-        settle_classes(dataset)
-        if not len(dataset):
-            raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
+        dataset = _create_own(name, root, split, image_endings, kwargs)
         dataset.max_image_pixels = max_image_pixels
-        return read_with_names(dataset, own['mode'], is_training, max_image_pixels)
+        return read_with_names(
+            dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)
     if name and not name.startswith(TYPES):
         raise DataError(
             f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
             f"{', '.join(TYPES)}.")
     check_package(name)
+    endings = image_endings or get_img_extensions()
     if not name:
-        check_folder(Path(root), split.split('[')[0], bool(kwargs.get('class_map')))
+        check_folder(Path(root), split.split('[')[0], endings, bool(kwargs.get('class_map')))
     try:
-        dataset = timm.data.create_dataset(
-            name, root=root, split=split, is_training=is_training, **kwargs)
+        with timm_reading(endings):
+            dataset = timm.data.create_dataset(
+                name, root=root, split=split, is_training=is_training, **kwargs)
     except Exception as e:  # whatever a foreign list, class map or pickle makes timm's readers say
         raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {one_line(e, 400)}") from e
     if kwargs.get('class_map'):
@@ -114,6 +121,26 @@ def create_dataset(
     if hasattr(dataset, '__len__') and not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
     return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)
+
+
+def _create_own(
+        name: str,
+        root: str,
+        split: str,
+        image_endings: Sequence[str] | None,
+        options: dict[str, Any],
+) -> torch.utils.data.Dataset:
+    """One of `NAMES`; `options` as of `create_dataset`."""
+    if not Path(root).is_dir():
+        raise DataError(f"`root`: no folder '{root}'.")
+    own = {'transform': options.get('transform'), 'mode': options.get('input_img_mode', 'RGB')}
+    if name in LISTS:
+        own.update(class_map=options.get('class_map'), endings=image_endings)
+    dataset = NAMES[name](root, split, **own)
+    settle_classes(dataset)
+    if not len(dataset):
+        raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
+    return dataset
 
 
 def _check_class_map(dataset: torch.utils.data.Dataset, file: Any) -> None:

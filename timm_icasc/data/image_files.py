@@ -1,12 +1,14 @@
 """Images without labels: the files that a user names, and those in folders, each with a name of its own."""
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from ..errors import DataError
-from .image_folder import ENDINGS, is_class
+from .image_endings import ENDINGS, ending_of, tell_left_out
+from .image_folder import is_class
 
 __all__ = ['ImageFile', 'find_images']
 
@@ -34,8 +36,9 @@ class ImageFile:
         return '/'.join(parts)
 
 
-def _walk(folder: Path, outside: Path | None) -> Iterator[Path]:
+def _walk(folder: Path, outside: Path | None, endings: Sequence[str]) -> Iterator[Path]:
     """Image files below a folder in the order of their names; a link to a folder that was seen is not followed."""
+    left_out: Counter[str] = Counter()
     seen: set[str] = set()
     for path, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
@@ -44,9 +47,12 @@ def _walk(folder: Path, outside: Path | None) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(filter(is_class, folders))
-        yield from (
-            Path(path) / file for file in sorted(files)
-            if not file.startswith('.') and os.path.splitext(file)[1].lower() in ENDINGS)
+        for file in sorted(file for file in files if not file.startswith('.')):
+            if (ending := ending_of(file)) in endings:
+                yield Path(path) / file
+            else:
+                left_out[ending] += 1
+    tell_left_out(left_out, folder, endings)
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -59,12 +65,17 @@ def _unique(name: str, taken: set[str]) -> str:
     return name
 
 
-def find_images(sources: Sequence[str | Path], outside: Path | None = None) -> list[ImageFile]:
+def find_images(
+        sources: Sequence[str | Path],
+        outside: Path | None = None,
+        endings: Sequence[str] = ENDINGS,
+) -> list[ImageFile]:
     """The images that a user names.
 
     Args:
         sources: Files, taken whatever their ending; and folders, of which every image below is meant.
         outside: A folder to leave out, where results are written.
+        endings: What makes a file of a folder an image; others are left out with one warning a folder.
 
     Returns:
         The files, each once. Of a single folder they are called by their path in it, of several by that and the
@@ -81,9 +92,9 @@ def find_images(sources: Sequence[str | Path], outside: Path | None = None) -> l
         if not source.exists():
             raise DataError(f"`images`: no file or folder '{source}'.")
         root = source if source.is_dir() else source.parent
-        files = list(_walk(source, outside)) if source.is_dir() else [source]
+        files = list(_walk(source, outside, endings)) if source.is_dir() else [source]
         if not files:
-            raise DataError(f"`images`: '{source}' has no images ({', '.join(ENDINGS)}).")
+            raise DataError(f"`images`: '{source}' has no images ({', '.join(endings)}).")
         real = os.path.realpath(root)
         if real not in roots:
             roots[real] = _unique(os.path.basename(real) or 'images', labels)

@@ -1,16 +1,16 @@
 """Image folders `split/CLASS/IMAGE`: what in them is no class, and which files are no image that is read."""
 import os
-import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torchvision
 from timm.data import ImageDataset
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from ..errors import DataError
+from .image_endings import ENDINGS, ending_of, tell_left_out
 
 __all__ = ['check_folder', 'is_class', 'settle_classes']
 
@@ -23,17 +23,14 @@ SPLIT_SYNONYMS = {
 # What systems leave in folders: archives of macOS, network drives, recycle bins, file systems.
 NO_CLASSES = ('', '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
 
-# Of images that Pillow reads; timm reads some of them alone.
-ENDINGS = (
-    '.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
-
-def check_folder(root: Path, split: str, has_map: bool = False) -> None:
+def check_folder(root: Path, split: str, readable: Sequence[str], has_map: bool = False) -> None:
     """timm reads the whole root where the split's folder is missing, and takes the splits for classes.
 
     Args:
         root: Folder of the splits.
         split: Name of the split.
+        readable: Endings of the images that are read.
         has_map: Whether a map says which folders are classes.
 
     Raises:
@@ -50,7 +47,7 @@ def check_folder(root: Path, split: str, has_map: bool = False) -> None:
             f'expected {split}/CLASS/IMAGE, or name the folder with `split`.')
     if not any(p.is_dir() and is_class(p.name) for p in folder.iterdir()):
         raise DataError(f"`root`: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
-    _check_endings(folder, has_map)
+    _check_endings(folder, readable, has_map)
 
 
 def is_class(name: str) -> bool:
@@ -58,23 +55,23 @@ def is_class(name: str) -> bool:
     return not name.startswith('.') and name not in NO_CLASSES
 
 
-def _check_endings(folder: Path, has_map: bool) -> None:
-    """Say which images are left out, and refuse a class of which there are no others."""
-    readable = get_img_extensions()
+def _check_endings(folder: Path, readable: Sequence[str], has_map: bool) -> None:
+    """Say which files are left out, and refuse a class of which there are no others."""
     read, left_out = set(), Counter()
     found = {name.name: set() for name in folder.iterdir() if name.is_dir() and is_class(name.name)}
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = filter(is_class, folders)
-        endings = [os.path.splitext(file)[1].lower() for file in files if path != str(folder)]
+        endings = [
+            ending_of(file) for file in files if path != str(folder) and not file.startswith('.')]
         if endings:
             found[Path(path).relative_to(folder).parts[0]].update(endings)
         read.update([path] * any(ending in readable for ending in endings))
-        unread = [ending for ending in endings if ending in ENDINGS and ending not in readable]
-        left_out.update((path, ending) for ending in unread)
-    which = f"which are not read here ({', '.join(readable)} are): convert them, or take `name=torch/image_folder`"
+        left_out.update((path, ending) for ending in endings if ending not in readable)
     for path, ending in sorted(left_out):
-        if path not in read and not has_map:
-            raise DataError(f"`root`: the images of '{path}' end in {ending}, {which}.")
+        if ending in ENDINGS and path not in read and not has_map:
+            raise DataError(
+                f"`root`: the images of '{path}' end in {ending}, which are not read here ({', '.join(readable)} "
+                f'are): name all endings that are with `image_endings`.')
     for name, endings in sorted(found.items()):
         if endings.isdisjoint(readable) and not has_map:  # it would be no class, without a word
             have = f"its files end in {', '.join(sorted(endings)[:5])}" if any(endings) else (
@@ -82,11 +79,10 @@ def _check_endings(folder: Path, has_map: bool) -> None:
             raise DataError(
                 f"`root`: the class '{folder / name}' has no image that is read here ({', '.join(readable)}): "
                 f'{have}. Put images there, or take the folder away.')
-    if left_out:
-        endings = ', '.join(sorted({ending for _, ending in left_out}))
-        warnings.warn(
-            f"{sum(left_out.values())} images in '{folder}' are left out: they end in {endings}, {which}",
-            stacklevel=4)
+    of_all: Counter[str] = Counter()
+    for (_, ending), count in left_out.items():
+        of_all[ending] += count
+    tell_left_out(of_all, folder, readable)
 
 
 def _lies_in_class(file: str, root: str) -> bool:

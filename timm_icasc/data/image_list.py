@@ -1,5 +1,6 @@
 """A user's own images, of one class each or of any number, listed in one file per split."""
 import csv
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from ..errors import DataError, ICASCError, one_line
 from ..foreign_files import path_inside, read_json
+from .image_endings import ending_of, tell_left_out
 from .labelled_images import Box, LabelledImages, MultiLabelImages
 
 __all__ = ['BROKEN', 'MultiLabelList', 'SingleLabelList', 'read_csv']
@@ -68,6 +70,22 @@ def _all_different(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _with_endings(
+        path: Path,
+        rows: list[dict[str, Any]],
+        endings: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """The rows of the list `path` whose images have one of the endings; the others are told of."""
+    if endings is None:
+        return rows
+    found = [ending_of(row['image']) for row in rows]
+    tell_left_out(Counter(ending for ending in found if ending not in endings), path, endings)
+    kept = [row for row, ending in zip(rows, found, strict=True) if ending in endings]
+    if rows and not kept:
+        raise ValueError(f"no image ends in {', '.join(endings)}")
+    return kept
+
+
 def _find_images(folder: Path, path: Path, files: list[str]) -> list[Path]:
     """The images that the list `path` names; DataError where one is not there, or leaves the folder."""
     try:
@@ -92,6 +110,7 @@ class SingleLabelList(LabelledImages):
         class_map: File with one class name per line.
         transform: Applied to the PIL image.
         mode: Pillow's image mode.
+        endings: What the names of images that are taken end in; None: whatever is listed.
 
     Raises:
         DataError: The list or an image is missing, the list is broken, or a label is no class.
@@ -105,6 +124,7 @@ class SingleLabelList(LabelledImages):
             class_map: str | None = None,
             transform: Callable | None = None,
             mode: str = 'RGB',
+            endings: Sequence[str] | None = None,
     ):
         folder = Path(root)
         path = folder / f'{split}.csv'
@@ -115,6 +135,7 @@ class SingleLabelList(LabelledImages):
             columns, rows = read_csv(path)
             if columns != ['image', 'label']:
                 raise ValueError(f'it has the columns {columns}')
+            rows = _with_endings(path, rows, endings)
             classes: dict[str, str] = {}
             labels = [row['label'].strip() for row in rows]
             known = _read_class_names(folder, class_map)
@@ -152,6 +173,7 @@ class MultiLabelList(MultiLabelImages):
         class_map: File with one class name per line.
         transform: Applied to the PIL image.
         mode: Pillow's image mode.
+        endings: What the names of images that are taken end in; None: whatever is listed.
 
     Raises:
         DataError: The list or an image is missing, the list is broken, or a label is no class.
@@ -165,6 +187,7 @@ class MultiLabelList(MultiLabelImages):
             class_map: str | None = None,
             transform: Callable | None = None,
             mode: str = 'RGB',
+            endings: Sequence[str] | None = None,
     ):
         folder = Path(root)
         path = next((p for p in (folder / f'{split}.csv', folder / f'{split}.json') if p.is_file()), None)
@@ -172,7 +195,7 @@ class MultiLabelList(MultiLabelImages):
             raise DataError(f"`root`: neither '{split}.csv' nor '{split}.json' in '{root}'; expected {FORMATS}.")
         try:
             content = _from_csv(path) if path.suffix == '.csv' else read_json(path)
-            records = content['images']
+            records = content['images'] = _with_endings(path, content['images'], endings)
             for record in records:
                 if not isinstance(record['labels'], list) or not isinstance(record.get('ignore', []), list):
                     raise ValueError(f"the labels of '{record['image']}' are no list of names")

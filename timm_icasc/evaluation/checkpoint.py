@@ -44,7 +44,7 @@ MULTI_LABEL_NAMES = ('voc2007', 'voc2012', 'voc2007-packed', 'multilabel')
 # Options of the command that replace those of the run, where given.
 OVERRIDES = (
     'data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device',
-    'max_image_pixels')
+    'max_image_pixels', 'image_endings')
 
 
 @dataclass
@@ -115,9 +115,11 @@ def _run_arguments(
     if run is None and not with_data:
         argv += ['--data-dir', '.']  # never opened; without any, the recipe of the digits would prepare the images
     for name in OVERRIDES:
-        if getattr(given, name, None) is not None:
-            argv += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+        if (value := getattr(given, name, None)) is not None:
+            argv += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     args = parse_args(argv)
+    if getattr(given, 'dataset', None):
+        args.image_endings = getattr(given, 'image_endings', None)  # those of the run are of its own data
     if args.input_size and getattr(given, 'img_size', None):  # the run's size gives way to what is asked for
         args.input_size = [args.input_size[0], given.img_size, given.img_size]
     if getattr(given, 'workers', None) is None:  # the run may be of a larger machine
@@ -226,7 +228,8 @@ def _open_dataset(args: argparse.Namespace) -> Dataset:
     dataset = create_dataset(
         args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
         download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
-        batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels)
+        batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels,
+        image_endings=args.image_endings)
     if is_stream(dataset):
         raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
     return dataset

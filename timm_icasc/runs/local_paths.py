@@ -7,7 +7,9 @@ from typing import Any
 __all__ = ['find_local_path', 'without_local_paths']
 
 # Options whose values are paths of files or folders, whatever they look like.
-PATH_OPTIONS = ('data_dir', 'pretrained_path', 'initial_checkpoint', 'class_map', 'config', 'resume', 'output')
+PATH_OPTIONS = (
+    'data_dir', 'pretrained_path', 'initial_checkpoint', 'class_map', 'class_weights', 'config', 'resume',
+    'output')
 
 SHORT_OPTIONS = {'-c': 'config'}
 

@@ -90,7 +90,7 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     shared = {
         'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
         'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed,
-        'max_image_pixels': args.max_image_pixels}
+        'max_image_pixels': args.max_image_pixels, 'image_endings': args.image_endings}
     shared.update({
         name: value for name, value in (('input_key', args.input_key), ('target_key', args.target_key)) if value})
     train = create_dataset(

@@ -43,6 +43,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         '--train-num-samples', type=int, metavar='N', help='number of training images of a stream that does not tell')
     group.add_argument(
         '--val-num-samples', type=int, metavar='N', help='number of validation images of such a stream')
+    group.add_argument(
+        '--image-endings', nargs='+', metavar='END',
+        help='what images of a folder or list end in; other files are counted and left out (default: of a folder '
+             '.png .jpg .jpeg, of a list whatever it names)')
     group.add_argument('--class-map', default='', metavar='FILENAME', help='file that maps class to index')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
     group.add_argument(
