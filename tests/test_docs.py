@@ -21,7 +21,7 @@ GENERATED = ['docs/evidence.md', 'docs/paper.md', 'docs/support.md']
 # Those before came with longer sentences.
 PLAIN = [
     'README.md', 'CONTRIBUTING.md',
-    *(f'docs/{name}.md' for name in ('behaviour', 'explaining', 'hub', 'measuring', 'training')),
+    *(f'docs/{name}.md' for name in ('behaviour', 'cluster', 'explaining', 'hub', 'measuring', 'training')),
 ]
 MOST_WORDS = 40
 MOST_LINES = 170

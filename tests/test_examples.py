@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 from helpers.hub_client import clean_environment
+from helpers.hub_fixtures import save_noise
 from PIL import Image
+
+from timm_icasc.data import create_dataset
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / 'examples'
-PYTHON = ('own_loop.py', 'maps_in_a_loss.py', 'torchvision_model.py', 'multilabel.py', 'lightning_module.py')
+PYTHON = (
+    'own_loop.py', 'maps_in_a_loss.py', 'torchvision_model.py', 'multilabel.py', 'lightning_module.py',
+    'write_shards.py')
 SHELL = ('compare_two_runs.sh', 'publish.sh')
 
 
@@ -98,6 +103,23 @@ def test_multilabel(run):
     precision, loss = values('mAP', text), values('loss_cls', text)
     assert len(precision) == 3 and loss[2] < loss[0]
     assert precision[2] > 40, 'chance is the share of images that show a digit, 19 %'
+
+
+def test_write_shards(run, tmp_path):
+    """timm's reader finds each image once, with its class, in another order than the folder's."""
+    pytest.importorskip('webdataset')
+    save_noise(tmp_path / 'photos', train=5, val=2)
+    assert run('write_shards.py', 'photos', 'shards', '--shards', 3) == '3 classes; images: 15 of train, 6 of val\n'
+    pixels = {}
+    for file in (tmp_path / 'photos').rglob('*.png'):
+        with Image.open(file) as image:
+            pixels[image.tobytes()] = file.relative_to(tmp_path / 'photos').parts
+    for split, count in (('train', 15), ('val', 6)):
+        found = [
+            (pixels[image.tobytes()], target) for image, target in create_dataset('wds/x', 'shards', split)]
+        assert len(found) == count and len({file for file, _ in found}) == count
+        assert all(file[:2] == (split, ('ant', 'bat', 'cat')[target]) for file, target in found)
+        assert found != sorted(found)
 
 
 def test_lightning_module(run):

@@ -12,6 +12,8 @@ def training_commands(text: str) -> list[str]:
 
 def training_options(line: str, output: Path) -> list[str]:
     """The options of a line that calls the training, without its comment, with a folder of one run as `--output`."""
-    (output / 'run').mkdir(exist_ok=True)
-    (output / 'run' / 'args.yaml').write_text('dataset: digits\n')
-    return [*line.split('#')[0].split(), '--output', str(output)]
+    words = line.split('#')[0].split()
+    run = output / (words[words.index('--experiment') + 1] if '--experiment' in words else 'run')
+    run.mkdir(exist_ok=True)
+    (run / 'args.yaml').write_text('dataset: digits\n')
+    return [*words, '--output', str(output)]
