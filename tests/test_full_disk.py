@@ -15,7 +15,7 @@ import pytest
 import yaml
 from helpers.hub_fixtures import save_noise
 from helpers.kills import contents
-from helpers.runs import make_run
+from helpers.runs import blank_figures, make_run
 
 import train_timm
 from timm_icasc.cli import main
@@ -55,8 +55,9 @@ def train(images, monkeypatch, capsys):
     def call(output, *options):
         monkeypatch.setattr(sys, 'argv', [
             'train_timm.py', '--data-dir', str(images), *OPTIONS, '--output', str(output), *options])
-        code, captured = train_timm.main(), capsys.readouterr()
-        return code, captured.err
+        with blank_figures():
+            code = train_timm.main()
+        return code, capsys.readouterr().err
     return call
 
 

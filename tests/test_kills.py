@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helpers.hub_fixtures import save_noise
 from helpers.kills import contents, kill_before, operations_of
+from helpers.runs import blank_figures
 
 import train_timm
 from timm_icasc import cli
@@ -65,7 +66,8 @@ REPORT = {
 
 def train(*options):
     sys.argv = ['train_timm.py', *OPTIONS, *options]
-    code = train_timm.main()
+    with blank_figures():
+        code = train_timm.main()
     if code:
         raise SystemExit(code)
 
@@ -73,7 +75,8 @@ def train(*options):
 def resume():
     """With no word of what to train."""
     sys.argv = ['train_timm.py', '--resume', 'auto', '--experiment', 'x']
-    return train_timm.main()
+    with blank_figures():
+        return train_timm.main()
 
 
 @pytest.fixture(scope='module')
@@ -164,13 +167,13 @@ def test_an_evaluation(whole, monkeypatch):
     evaluate()
     expected = contents(folder)
     evaluate(4)
-    old = contents(folder)
+    old, before = contents(folder), shutil.copytree(folder, folder.parent / 'before')
     operations = operations_of(evaluate, whole[0] / 'evaluation')
     for point in EVALUATION.values():
         assert operations.count(point[:2]) == 1
     for number in range(1, len(operations) + 1):
         shutil.rmtree(folder)
-        evaluate(4)
+        shutil.copytree(before, folder)
         kill_before(evaluate, number)
         seen = contents(folder)
         if 'eval.json' in seen:
@@ -178,6 +181,7 @@ def test_an_evaluation(whole, monkeypatch):
         evaluate()
         assert contents(folder) == expected, operations[number - 1]
     shutil.rmtree(folder)
+    shutil.rmtree(before)
 
 
 def test_the_page_of_a_study(tmp_path, monkeypatch):

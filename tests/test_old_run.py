@@ -40,7 +40,8 @@ def test_it_evaluates_to_the_same_numbers(old):
 def test_it_goes_on_to_the_same_weights(old, monkeypatch, capsys):
     """Bit by bit on the machine that it came from; elsewhere rounding may differ."""
     code, out, err = train_in_process(
-        monkeypatch, capsys, '--resume', 'auto', '--output', old, '--experiment', 'interrupted', '--device', 'cpu')
+        monkeypatch, capsys, '--resume', 'auto', '--output', old, '--experiment', 'interrupted', '--device', 'cpu',
+        drawn=True)
     assert code == 0 and 'resumed after epoch 1' in out, err
     finished, resumed = open_run(old / 'finished'), open_run(old / 'interrupted')
     assert resumed.results.keys() >= finished.results.keys()

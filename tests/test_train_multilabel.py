@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.runs import TINY as SMALL
 from helpers.runs import sigterm_in_the_second_epoch, train_in_process
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
-TINY = [
-    '--dataset', 'multilabel', '--val-split', 'val', '--model', 'resnet20_cifar', '--batch-size', '8', '--epochs',
-    '2', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0', '--icasc-eval-images', '6']
+TINY = [*SMALL, '--dataset', 'multilabel', '--val-split', 'val', '--batch-size', '8', '--epochs', '2']
 CLASSES = ('ant', 'bat', 'cat')
 
 
@@ -39,14 +38,14 @@ def images(tmp_path_factory):
 @pytest.fixture
 def run(images, tmp_path, monkeypatch, capsys):
     """Call main() with options; returns (exit code, stdout, stderr)."""
-    return lambda *options, data=images: train_in_process(
-        monkeypatch, capsys, '--data-dir', data, *TINY, '--output', tmp_path, *options)
+    return lambda *options, data=images, **kwargs: train_in_process(
+        monkeypatch, capsys, '--data-dir', data, *TINY, '--output', tmp_path, *options, **kwargs)
 
 
 def test_one_map_per_class_is_another_training(run, tmp_path):
     terms = {}
     for maps in ('joint', 'per_class'):
-        assert run('--experiment', maps, '--icasc-multilabel-maps', maps)[0] == 0
+        assert run('--experiment', maps, '--epochs', 1, '--icasc-multilabel-maps', maps)[0] == 0
         result = json.loads((tmp_path / maps / 'results.json').read_text())
         assert result['model']['icasc']['multilabel_maps'] == maps
         terms[maps] = result['last']['train_loss_as_last']
@@ -54,7 +53,7 @@ def test_one_map_per_class_is_another_training(run, tmp_path):
 
 
 def test_comparison(run, tmp_path):
-    code, out, err = run('--icasc-compare', '--experiment', 'both')
+    code, out, err = run('--icasc-compare', '--experiment', 'both', drawn=True)
     assert code == 0, err
     assert '\nSoft margin: resnet20_cifar, 3 classes, ' in out and '\nICASC: ' in out
     assert ' loss_cls ' in out and 'ross-entropy:' not in out and ' CE ' not in out
@@ -85,7 +84,7 @@ def test_comparison(run, tmp_path):
     ['--model-ema', '--model-ema-decay', 0.5], ['--eval-metric', 'AUC'], ['--grad-accum-steps', 2, '--drop', 0.1],
 ], ids=str)
 def test_training_features(options, run, tmp_path):
-    code, _, err = run('--experiment', 'x', *options)
+    code, _, err = run('--experiment', 'x', '--epochs', 1, *options)
     assert code == 0, err
     assert np.isfinite(json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['train_loss_as_inner'])
 

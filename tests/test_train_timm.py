@@ -16,7 +16,8 @@ import torch
 import yaml
 from helpers.fake_cuda_graph import OpRecorder
 from helpers.hub_fixtures import save_noise
-from helpers.runs import train_in_process
+from helpers.runs import TINY as SMALL
+from helpers.runs import blank_figures, train_in_process
 from PIL import Image
 
 import train_timm
@@ -29,8 +30,7 @@ from timm_icasc.training import run as training_run
 
 ROOT = Path(__file__).parent.parent
 
-TINY = ['--model', 'resnet20_cifar', '--batch-size', '8', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
-        '-j', '0', '--smoothing', '0', '--icasc-eval-images', '6']
+TINY = [*SMALL, '--batch-size', '8', '--epochs', '2', '--smoothing', '0']
 
 
 @pytest.fixture(scope='module')
@@ -42,8 +42,26 @@ def images(tmp_path_factory):
 @pytest.fixture
 def run(images, tmp_path, monkeypatch, capsys):
     """Call main() with options; returns (exit code, stdout, stderr)."""
-    return lambda *options, data=('--data-dir', images): train_in_process(
-        monkeypatch, capsys, *data, '--output', tmp_path, *TINY, *options)
+    return lambda *options, data=('--data-dir', images), **kwargs: train_in_process(
+        monkeypatch, capsys, *data, '--output', tmp_path, *TINY, *options, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def finished(images, tmp_path_factory):
+    """A run of one epoch, for `begun` alone."""
+    folder = tmp_path_factory.mktemp('finished')
+    with pytest.MonkeyPatch.context() as patch, blank_figures():
+        patch.setattr(sys, 'argv', [
+            'train_timm.py', '--data-dir', str(images), '--output', str(folder), *TINY, '--epochs', '1',
+            '--experiment', 'x'])
+        assert train_timm.main() == 0
+    return folder / 'x'
+
+
+@pytest.fixture
+def begun(finished, tmp_path):
+    """The folder `x` of a run of one epoch, a copy of its own."""
+    return shutil.copytree(finished, tmp_path / 'x')
 
 
 def weights(path, key='state_dict'):
@@ -59,7 +77,7 @@ def assert_equal_checkpoints(one, other):
 class TestWhatARunLeavesBehind:
 
     def test_comparison(self, run, tmp_path):
-        code, out, _ = run('--icasc-compare', '--experiment', 'both')
+        code, out, _ = run('--icasc-compare', '--experiment', 'both', drawn=True)
         assert code == 0
         for column in ('loss', 'loss_cls', 'L_AS inner', 'L_AS last', 'L_AC', 'top-1', 'overlap inner', 'overlap last'):
             assert column in out
@@ -80,11 +98,9 @@ class TestWhatARunLeavesBehind:
                         for n in ('baseline', 'icasc'))
         assert plain['train_loss'] == plain['train_loss_cls'] and icasc['train_loss'] != icasc['train_loss_cls']
 
-    def test_the_checkpoint_is_timms(self, run, tmp_path):
-        run('--epochs', 1, '--experiment', 'one')
-        model = timm.create_model(
-            'resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'one' / 'last.pth.tar'))
-        assert torch.equal(model.fc.weight, weights(tmp_path / 'one' / 'last.pth.tar')['fc.weight'])
+    def test_the_checkpoint_is_timms(self, begun):
+        model = timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(begun / 'last.pth.tar'))
+        assert torch.equal(model.fc.weight, weights(begun / 'last.pth.tar')['fc.weight'])
 
     def test_args_yaml_repeats_the_run(self, run, tmp_path):
         run('--epochs', 1, '--experiment', 'one', '--icasc-weights', 1, 0.5, 0)
@@ -94,22 +110,23 @@ class TestWhatARunLeavesBehind:
         one, two = (weights(tmp_path / name / 'last.pth.tar') for name in ('one', 'two'))
         assert all(torch.equal(one[name], two[name]) for name in one)
 
-    def test_a_second_run_does_not_write_over_the_first(self, run, tmp_path):
-        for _ in range(2):
-            assert run('--epochs', 1, '--experiment', 'one')[0] == 0
-        assert (tmp_path / 'one-1' / 'results.json').is_file()
+    def test_a_second_run_does_not_write_over_the_first(self, run, begun, tmp_path):
+        before = {path.name: path.read_bytes() for path in begun.iterdir()}
+        assert run('--epochs', 1, '--experiment', 'x')[0] == 0
+        assert (tmp_path / 'x-1' / 'results.json').is_file()
+        assert {path.name: path.read_bytes() for path in begun.iterdir()} == before
 
 
 FEATURES = {
     'accumulation, uneven': ['--batch-size', 4, '--grad-accum-steps', 4],
-    'mixup and cutmix': ['--mixup', 0.4, '--cutmix', 1, '--mixup-off-epoch', 1],
+    'mixup and cutmix': ['--epochs', 2, '--mixup', 0.4, '--cutmix', 1, '--mixup-off-epoch', 1],
     'mixup in a plain loader': ['--mixup', 0.4, '--no-prefetcher'],
     'binary cross-entropy': ['--loss', 'bce'],
     'average of weights': ['--model-ema', '--model-ema-decay', 0.5],
     'clipping': ['--clip-grad', 1., '--clip-mode', 'agc'],
     'channels last': ['--channels-last'],
     'checkpointing': ['--grad-checkpointing'],
-    'compiled evaluation': ['--torchcompile', 'eager'],
+    'compiled evaluation': ['--torchcompile', 'eager', '--model', 'test_resnet', '--img-size', 32],
     'own layers': ['--icasc-layers', 'layer1', 'layer2'],
     'Grad-CAM, order 1': ['--icasc-attention', 'grad_cam', '--icasc-order', 1],
     'mask with gradient, raw': ['--icasc-mask-grad', '--icasc-mask-scale', 'raw'],
@@ -118,7 +135,7 @@ FEATURES = {
     'CIFAR augmentation': ['--crop-padding', 4],
     'images on the device': ['--resident-data', '--crop-padding', 4, '--color-jitter', 0],
     'worker processes': ['-j', 2],
-    'plain loss': ['--no-icasc', '--torchcompile', 'eager'],
+    'plain loss': ['--no-icasc', '--torchcompile', 'eager', '--model', 'test_resnet', '--img-size', 32],
     'no measuring': ['--icasc-eval-images', 0],
     'per-update schedule': ['--sched-on-updates', '--opt', 'adamw'],
 }
@@ -126,7 +143,7 @@ FEATURES = {
 
 @pytest.mark.parametrize('options', FEATURES.values(), ids=list(FEATURES))
 def test_training_features(options, run, tmp_path):
-    code, _, err = run('--experiment', 'x', *options)
+    code, _, err = run('--experiment', 'x', '--epochs', 1, *options)
     assert code == 0, err
     result = json.loads((tmp_path / 'x' / 'results.json').read_text())
     assert np.isfinite(result['last']['train_loss'])
@@ -176,8 +193,8 @@ class TestResume:
                '--icasc-ramp-epochs', 2, '--drop', 0.2, '--drop-path', 0.1, '--sched-on-updates', '--crop-padding', 4,
                '--batch-size', 6]
 
-    @pytest.mark.parametrize('workers', [0, 2])
-    @pytest.mark.parametrize('epoch', [0, 2])
+    @pytest.mark.parametrize('epoch, workers', [
+        (0, 0), (2, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow)])
     def test_an_interrupted_run_ends_as_an_uninterrupted_one(self, epoch, workers, run, tmp_path, monkeypatch):
         """SIGTERM in the middle of an epoch; the parameters are bit-equal in the end."""
         options = [*self.OPTIONS, '-j', workers]
@@ -212,27 +229,24 @@ class TestResume:
             json.loads((tmp_path / name / 'results.json').read_text())['command'] for name in ('whole', 'cut'))
         assert cut == whole.replace('whole', 'cut'), 'the command that began the run, not the one that went on with it'
 
-    def test_the_command_of_a_run_that_went_on_with_other_options_is_both(self, run, tmp_path):
-        run('--experiment', 'x', '--epochs', 1)
+    def test_the_command_of_a_run_that_went_on_with_other_options_is_both(self, run, begun, tmp_path):
         first = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
         run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
         command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
         assert command.startswith(f'{first} && python train_timm.py ') and command.endswith('--resume auto --epochs 2')
 
-    def test_no_such_run(self, run, tmp_path):
+    def test_no_such_run(self, run, begun, tmp_path):
         """Neither the digits nor what the command names is trained, and nothing is left behind."""
-        run('--experiment', 'x', '--epochs', 1)
         for options in (['--experiment', 'y'], ['--output', tmp_path / 'none']):
             code, out, err = run('--resume', 'auto', *options)
             assert code == 2 and not out and len(err.strip().splitlines()) == 1
             assert 'has no run' in err and err.strip().endswith('leave --resume out to begin a new run.')
         assert [path.name for path in tmp_path.iterdir()] == ['x']
 
-    def test_a_finished_run_is_evaluated(self, run, tmp_path):
-        run('--experiment', 'x')
+    def test_a_finished_run_is_evaluated(self, run, begun, tmp_path):
         before = json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1']
-        code, out, _ = run('--experiment', 'x', '--resume', 'auto')
-        assert code == 0 and 'all 2 epochs are done' in out
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto', '--epochs', 1)
+        assert code == 0 and 'all 1 epochs are done' in out
         assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['eval_top1'] == before
 
     def test_an_interrupted_comparison_goes_on_with_the_second_run(self, run, tmp_path, monkeypatch):
@@ -254,24 +268,21 @@ class TestResume:
 class TestOneRun:
     """What a resume must not change in silence."""
 
-    def test_two_processes_do_not_train_one_run(self, run, tmp_path):
-        run('--experiment', 'x', '--epochs', 1)
+    def test_two_processes_do_not_train_one_run(self, run, begun, tmp_path):
         with alone_in(tmp_path / 'x', 'this test'):
             code, _, err = run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
         assert code == 2 and f"another training is at work in '{tmp_path / 'x'}'" in err
         assert run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)[0] == 0, 'the lock has gone'
 
-    def test_columns_that_come_later_do_not_shift_others(self, run, tmp_path):
+    def test_columns_that_come_later_do_not_shift_others(self, run, begun, tmp_path):
         """With --icasc-eval-images 0 the rows have fewer columns."""
-        run('--experiment', 'x', '--epochs', 1)
         assert run('--experiment', 'x', '--resume', 'auto', '--epochs', 2, '--icasc-eval-images', 0)[0] == 0
         first, second = csv.DictReader(open(tmp_path / 'x' / 'summary.csv'))
         assert first['eval_overlap_last'] and second['eval_overlap_last'] == ''
         assert float(second['lr']) == 0. and float(second['eval_seconds']) > 0
 
-    def test_other_classes_are_refused(self, run, images, tmp_path):
+    def test_other_classes_are_refused(self, run, begun, images, tmp_path):
         """Of a run that is not finished, too: its checkpoint names them."""
-        run('--experiment', 'x', '--epochs', 1)
         (tmp_path / 'x' / 'results.json').unlink()
         for split in ('train', 'val'):
             (tmp_path / 'data' / split).mkdir(parents=True)
@@ -284,8 +295,7 @@ class TestOneRun:
     def test_a_damaged_checkpoint_names_the_intact_one(self, run, tmp_path):
         """A byte that was flipped, which torch would load in silence; the run goes on from the epoch before."""
         run('--experiment', 'x', '--epochs', 3)
-        run('--experiment', 'whole', '--epochs', 3)
-        folder = tmp_path / 'x'
+        folder, whole = tmp_path / 'x', weights(tmp_path / 'x' / 'last.pth.tar')
         (folder / 'results.json').unlink()
         kept = sorted(path for path in folder.glob('checkpoint-*'))
         for path in [path for path in folder.glob('*.pth.tar') if path.samefile(folder / 'last.pth.tar')]:
@@ -300,31 +310,29 @@ class TestOneRun:
         assert code == 2 and 'last.pth.tar' in err and 'is damaged: the checksum of' in err
         assert f"'{intact}' beside it is intact" in err and len(err.strip().splitlines()) == 1
         assert run('--resume', intact, '--epochs', 3)[0] == 0
-        one, other = (weights(place / 'last.pth.tar') for place in (folder, tmp_path / 'whole'))
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        mended = weights(folder / 'last.pth.tar')
+        assert all(torch.equal(mended[name], whole[name]) for name in whole)
 
-    def test_the_newest_run_is_not_a_matter_of_file_times(self, run, tmp_path):
-        for name in ('old', 'new'):
-            run('--experiment', name, '--epochs', 1)
+    def test_the_newest_run_is_not_a_matter_of_file_times(self, run, begun, tmp_path):
+        begun.rename(tmp_path / 'old')
+        run('--experiment', 'new', '--epochs', 1)
         os.utime(tmp_path / 'new' / 'last.pth.tar', (1, 1))
         code, out, _ = run('--resume', 'auto')
         assert code == 0 and f"--resume auto: '{tmp_path / 'new'}' goes on" in out
 
-    def test_another_number_of_processes_is_said(self, run, tmp_path):
-        run('--experiment', 'x', '--epochs', 1)
+    def test_another_number_of_processes_is_said(self, run, begun, tmp_path):
         checkpoint = torch.load(tmp_path / 'x' / 'last.pth.tar', weights_only=False)
         checkpoint['args'].world_size = 2
         torch.save(checkpoint, tmp_path / 'x' / 'last.pth.tar')
         code, out, _ = run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
         assert code == 0 and 'warning: the run had 2 process(es) with --batch-size 8, this is 1 with 8' in out
 
-    def test_results_that_lack_something_are_written_anew(self, run, tmp_path):
-        run('--experiment', 'x')
+    def test_results_that_lack_something_are_written_anew(self, run, begun, tmp_path):
         file = tmp_path / 'x' / 'results.json'
         whole = json.loads(file.read_text())
         file.write_text(json.dumps({**whole, 'model': {}}))
-        code, out, _ = run('--experiment', 'x', '--resume', 'auto')
-        assert code == 0 and 'all 2 epochs are done; evaluating' in out
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto', '--epochs', 1)
+        assert code == 0 and 'all 1 epochs are done; evaluating' in out
         assert json.loads(file.read_text())['model'] == whole['model']
 
 
@@ -488,18 +496,18 @@ def test_unwritable_output(run, tmp_path):
 
 
 def test_grey_images(run, images, tmp_path):
-    assert run('--in-chans', 1, '--experiment', 'x')[0] == 0
+    assert run('--in-chans', 1, '--epochs', 1, '--experiment', 'x')[0] == 0
     assert weights(tmp_path / 'x' / 'last.pth.tar')['conv1.weight'].shape[1] == 1
 
 
 def test_a_head_with_more_outputs_than_classes(run, tmp_path):
-    assert run('--num-classes', 99, '--experiment', 'x')[0] == 0
+    assert run('--num-classes', 99, '--epochs', 1, '--experiment', 'x', drawn=True)[0] == 0
     assert (tmp_path / 'x' / 'attention.png').is_file()
 
 
 def test_plain_loss_on_a_model_without_features(run, featureless):
     with pytest.warns(UserWarning, match='Attention is not measured'):
-        code, out, _ = run('--no-icasc', '--model', featureless, '--img-size', 32)
+        code, out, _ = run('--no-icasc', '--model', featureless, '--img-size', 32, '--epochs', 1)
     assert code == 0 and 'Results' in out
 
 
@@ -560,16 +568,14 @@ def test_a_refused_run_leaves_no_folder(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refused_resume_leaves_the_run_as_it_was(run, images, tmp_path):
-    run('--experiment', 'x', '--epochs', 1)
+def test_a_refused_resume_leaves_the_run_as_it_was(run, begun, tmp_path):
     before = {p.name: p.read_bytes() for p in (tmp_path / 'x').iterdir()}
     code, _, err = run('--experiment', 'x', '--resume', 'auto', '--model', 'resnet32_cifar', '--epochs', 2)
     assert code == 2 and 'does not fit this run' in err
     assert {p.name: p.read_bytes() for p in (tmp_path / 'x').iterdir()} == before
 
 
-def test_a_checkpoint_from_elsewhere_starts_a_folder_of_its_own(run, tmp_path):
-    run('--experiment', 'x', '--epochs', 1)
+def test_a_checkpoint_from_elsewhere_starts_a_folder_of_its_own(run, begun, tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     (tmp_path / 'x' / 'last.pth.tar').rename(tmp_path / 'elsewhere' / 'some.pth.tar')
     code, out, _ = run('--experiment', 'y', '--resume', tmp_path / 'elsewhere' / 'some.pth.tar', '--epochs', 2)
@@ -604,9 +610,8 @@ def test_classes_that_differ_between_the_splits(first, second, run, images, tmp_
 
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])
-def test_broken_checkpoint_is_refused_and_kept(content, run, tmp_path):
-    run('--epochs', 1, '--experiment', 'x')
-    checkpoint = tmp_path / 'x' / 'last.pth.tar'
+def test_broken_checkpoint_is_refused_and_kept(content, run, begun):
+    checkpoint = begun / 'last.pth.tar'
     content = checkpoint.read_bytes()[:5000] if content is None else content
     checkpoint.write_bytes(content)
     code, _, err = run('--resume', checkpoint)
@@ -615,8 +620,7 @@ def test_broken_checkpoint_is_refused_and_kept(content, run, tmp_path):
     assert checkpoint.read_bytes() == content
 
 
-def test_a_diverged_run_keeps_its_last_good_checkpoint(run, tmp_path, monkeypatch):
-    assert run('--epochs', 1, '--experiment', 'x')[0] == 0
+def test_a_diverged_run_keeps_its_last_good_checkpoint(run, begun, tmp_path):
     good = weights(tmp_path / 'x' / 'last.pth.tar')
     code, _, err = run('--resume', tmp_path / 'x' / 'last.pth.tar', '--epochs', 2, '--lr', 1e30)
     assert code == 2 and 'The last checkpoint is intact' in err

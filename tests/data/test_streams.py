@@ -66,8 +66,8 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def run(shards, tmp_path, monkeypatch, capsys):
     """Call main() with options; returns (exit code, stdout, stderr)."""
-    return lambda *options, data=shards: train_in_process(
-        monkeypatch, capsys, '--data-dir', data, *TINY, '--output', tmp_path, *options)
+    return lambda *options, data=shards, **kwargs: train_in_process(
+        monkeypatch, capsys, '--data-dir', data, *TINY, '--output', tmp_path, *options, **kwargs)
 
 
 @pytest.fixture
@@ -89,7 +89,8 @@ def steps(monkeypatch):
 @pytest.mark.parametrize('workers', [0, 1, 2])
 def test_training_and_validation(workers, run, steps, tmp_path):
     """48 images are 6 steps of 8, whoever reads them."""
-    code, out, err = run('--experiment', 'x', '-j', workers, '--icasc-start-epoch', 0.5, '--grad-accum-steps', 4)
+    code, out, err = run(
+        '--experiment', 'x', '-j', workers, '--icasc-start-epoch', 0.5, '--grad-accum-steps', 4, drawn=True)
     assert code == 0 and not err, err
     assert steps == [(epoch, step) for epoch in range(2) for step in range(6)]
     assert '48 + 1' in out and 'x/attention.png' in out and 'not drawn' not in out

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.hub_client import Client
 from helpers.hub_server import Hub
+from helpers.runs import blank_figures
 from PIL import Image
 
 import train_timm
@@ -76,7 +77,8 @@ def train_on_noise(noise_options, tmp_path_factory):
         folder, argv = tmp_path_factory.mktemp('output'), sys.argv
         sys.argv = [*noise_options, '--output', str(folder), '--experiment', 'x', *map(str, options)]
         try:
-            assert train_timm.main() == 0
+            with blank_figures():
+                assert train_timm.main() == 0
         finally:
             sys.argv = argv
         return folder / 'x'

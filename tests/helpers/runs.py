@@ -3,24 +3,49 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
+import pytest
 import timm
 import torch
 import yaml
 from PIL import Image
 
 import train_timm
+from timm_icasc.figures import validation
+from timm_icasc.runs.files import replacing
 from timm_icasc.training import epoch as training_epoch
 
 COLOURS = {'red': (230, 40, 40), 'green': (40, 200, 40), 'blue': (50, 60, 230)}
 
+# Of a training on a few images: steps of a second in all.
+TINY = ['--model', 'resnet20_cifar', '--batch-size', '6', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0',
+        '--icasc-eval-images', '3']
 
-def train_in_process(monkeypatch, capsys, *options):
-    """main() of train_timm.py with these options; returns (exit code, stdout, stderr)."""
+
+def _blank_figure(models, images, targets, names, mean, std, path, **options):
+    with replacing(path) as partial:
+        Image.new('RGB', (8, 8)).save(partial, 'PNG')
+    return path
+
+
+@contextmanager
+def blank_figures():
+    """Trainings inside the block leave a blank picture: the drawing takes a third of a small training's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, 'attention_figure', _blank_figure)
+        yield
+
+
+def train_in_process(monkeypatch, capsys, *options, drawn=False):
+    """main() of train_timm.py with these options; returns (exit code, stdout, stderr).
+
+    The figure at the end is blank unless it is asked for by `drawn`.
+    """
     monkeypatch.setattr(sys, 'argv', ['train_timm.py', *map(str, options)])
-    code = train_timm.main()
+    with nullcontext() if drawn else blank_figures():
+        code = train_timm.main()
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -53,7 +53,9 @@ def test_permuting_the_batch_permutes_every_value_and_nothing_else(name, order, 
 
 
 @pytest.mark.parametrize('name, attention', [
-    (name, attention) for name in ('resnet20_cifar', 'convnext_atto', 'vit_tiny_patch16_224')
+    # Every method on one architecture, every architecture with one method; the other pairs are slow tests.
+    pytest.param(name, attention, marks=[] if name == 'resnet20_cifar' or attention == 'ach' else pytest.mark.slow)
+    for name in ('resnet20_cifar', 'convnext_atto', 'vit_tiny_patch16_224')
     for attention in trainable_methods()
     # It has no map before a LayerNorm: test_attention.py.
     if (name, attention) != ('vit_tiny_patch16_224', 'hires_cam')])

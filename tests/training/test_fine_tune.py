@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from helpers.hub_fixtures import save_noise
-from helpers.runs import sigterm_in_the_second_epoch, train_in_process
+from helpers.runs import TINY, sigterm_in_the_second_epoch, train_in_process
 
 from timm_icasc import ICASCError
 from timm_icasc.training import epoch as training_epoch
@@ -15,9 +15,6 @@ from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.fine_tune import base_lr, freeze_until
 from timm_icasc.training.interrupt import StopSignal
 from timm_icasc.training.job import set_up, set_up_device, set_up_model, set_up_optimizer
-
-TINY = ['--model', 'resnet20_cifar', '--batch-size', '6', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0',
-        '--icasc-eval-images', '3']
 
 
 @pytest.fixture(scope='module')

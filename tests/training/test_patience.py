@@ -6,12 +6,12 @@ import signal
 
 import pytest
 from helpers.hub_fixtures import save_noise
+from helpers.runs import TINY as SMALL
 from helpers.runs import train_in_process
 
 from timm_icasc.training import run as training_run
 
-TINY = ['--model', 'resnet20_cifar', '--batch-size', '6', '--warmup-epochs', '0', '-j', '0', '--no-icasc',
-        '--icasc-eval-images', '0', '--sched', 'none', '--checkpoint-hist', '3']
+TINY = [*SMALL, '--no-icasc', '--icasc-eval-images', '0', '--sched', 'none', '--checkpoint-hist', '3']
 
 
 @pytest.fixture(scope='module')

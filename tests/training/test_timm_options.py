@@ -173,7 +173,8 @@ def test_names_that_are_not_utf_8(images, monkeypatch, capsys, tmp_path):
             file.rename(folder / (os.fsdecode(b'caf\xe9') + f'{number}{file.suffix}'))
         folder.rename(folder.with_name(os.fsdecode(b'caf\xe9')))
     code, _, err = train_in_process(
-        monkeypatch, capsys, '--data-dir', root, '--output', tmp_path, *TINY, '--epochs', 1, '--experiment', 'x')
+        monkeypatch, capsys, '--data-dir', root, '--output', tmp_path, *TINY, '--epochs', 1, '--experiment', 'x',
+        drawn=True)
     assert code == 0, err
     for words in (['eval', '-j', '0'], ['figure', 'classes', '-j', '0', '--output', str(tmp_path / 'classes.png')]):
         assert main([*words, str(tmp_path / 'x')]) == 0, capsys.readouterr().err

@@ -6,12 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.hub_fixtures import save_noise
-from helpers.runs import train_in_process
+from helpers.runs import TINY, train_in_process
 
 from timm_icasc.cli import train as cli_train
-
-TINY = ['--model', 'resnet20_cifar', '--batch-size', '6', '--warmup-epochs', '0', '-j', '0', '--lr', '0.05',
-        '--icasc-eval-images', '3', '--experiment', 'x']
 
 
 @pytest.fixture(scope='module')
@@ -21,8 +18,8 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def run(images, tmp_path, monkeypatch, capsys):
-    return lambda *options: train_in_process(
-        monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, *TINY, *options)
+    return lambda *options, **kwargs: train_in_process(
+        monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, *TINY, '--experiment', 'x', *options, **kwargs)
 
 
 @pytest.fixture
@@ -53,7 +50,7 @@ def rows_of(folder):
 
 
 def test_weights_and_biases(run, wandb, tmp_path):
-    code, _, err = run('--epochs', 2, '--log-wandb', '--wandb-project', 'icasc', '--wandb-tags', 'a', 'b')
+    code, _, err = run('--epochs', 2, '--log-wandb', '--wandb-project', 'icasc', '--wandb-tags', 'a', 'b', drawn=True)
     assert code == 0, err
     begun, = wandb.init
     assert (begun['project'], begun['name'], begun['tags'], begun['id']) == ('icasc', 'x', ['a', 'b'], None)
