@@ -6,6 +6,7 @@ Shapes: `N` images, `H W` grid of a layer, `h w` image size.
 """
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from ..foreign_text import printable
 from ..runs.files import replacing
 from .overlay import blend
 
-__all__ = ['Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'save', 'to_size', 'wrapped']
+__all__ = ['ENLARGED', 'Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'save', 'to_size', 'wrapped']
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
+
+ENLARGED = ('.pdf', '.svg')  # who looks at them may want to see more than fits into the page's own pixels
 
 LOSSY = {'.jpg': {'quality': 85}, '.webp': {'quality': 80}}
 
@@ -123,6 +126,11 @@ def _caption_left(line: int) -> int:
 
 def wrapped(caption: Sequence[str], width: int) -> list[str]:
     """The lines of a caption, broken between words where they are wider than the page: nothing of them is left out."""
+    return list(_wrapped(tuple(caption), width))
+
+
+@lru_cache(64)  # thousands of pages have the same one, and measuring it takes as long as the rest of the page
+def _wrapped(caption: tuple[str, ...], width: int) -> tuple[str, ...]:
     page, font, lines = Page(width, 1), FontProperties(size=SMALL_TEXT), []
     for text in caption:
         lines.append('')
@@ -133,7 +141,7 @@ def wrapped(caption: Sequence[str], width: int) -> list[str]:
                 lines.append(word)
             else:
                 lines[-1] = longer
-    return lines
+    return tuple(lines)
 
 
 class Grid:

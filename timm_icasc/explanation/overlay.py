@@ -18,6 +18,8 @@ COLORMAP = colormaps['viridis']
 
 OPACITY = 0.9
 
+_COLORS = COLORMAP(np.arange(COLORMAP.N))[:, :3].astype(np.float32)  # a look-up in it is ten times as fast
+
 UNSEEN = 0.45  # lightness that is left of what the model has not seen
 
 
@@ -29,7 +31,8 @@ def grey(colors: np.ndarray) -> np.ndarray:
 def blend(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Lay attention `[h, w]` in [0, 1] over a grey image `[h, w]`: `[h, w, 3]`; no attention leaves the image as is."""
     alpha = OPACITY * heat[..., None]
-    return (1 - alpha) * grey[..., None] + alpha * COLORMAP(heat)[..., :3]
+    steps = (heat * len(_COLORS)).astype(int).clip(0, len(_COLORS) - 1)
+    return (1 - alpha) * grey[..., None] + alpha * _COLORS[steps]
 
 
 def _axis(

@@ -17,6 +17,7 @@ from ..labels import LabelKind
 from ..losses import attention_overlap
 from .canvas import (
     DESCENT,
+    ENLARGED,
     LINE,
     MARGIN,
     PAIR_GAP,
@@ -137,7 +138,7 @@ class Explanation:
         """
         path = Path(path)
         check_format(path)
-        page = draw([self])
+        page = draw([self], sharpness=2 if path.suffix.lower() in ENLARGED else 1)
         return page.save(path)
 
     def _repr_png_(self) -> bytes:
@@ -156,17 +157,23 @@ def _caption(explanations: Sequence[Explanation]) -> str:
     return text + ' Dark: cut off before the model saw the image.' * cropped
 
 
-def draw(explanations: Sequence[Explanation], labels: Sequence[str] = ()) -> Page:
+def draw(
+        explanations: Sequence[Explanation],
+        labels: Sequence[str] = (),
+        sharpness: int = 1,
+) -> Page:
     """A page with the image, and a row of overlays for each model.
 
     Args:
         explanations: Of one image, one for each model.
         labels: Names of the models; none of a single one.
+        sharpness: Pixels of a picture for each of the page's, along a side.
     """
     image = explanations[0].image
     ratio = min(1., TALLEST * image.width / image.height)
     width = max(1, round(CELL * ratio))
     height = max(1, round(width * image.height / image.width))
+    side = sharpness * max(width, height)
     label_height = LINE * bool(labels)
     row_height = label_height + 2 * LINE + height + PAIR_GAP
     most = max(map(len, explanations))
@@ -190,9 +197,9 @@ def draw(explanations: Sequence[Explanation], labels: Sequence[str] = ()) -> Pag
         if labels:
             page.text(labels[row], MARGIN, top + LINE - DESCENT, page_width - 2 * MARGIN, weight='bold', align='left')
         if not row:
-            cell(shrink(one.image, 2 * CELL), ['', Path(one.name).name or 'image'], 0, top + label_height)
+            cell(shrink(one.image, side), ['', Path(one.name).name or 'image'], 0, top + label_height)
         for k, (name, score) in enumerate(zip(one.class_names, one.scores, strict=True)):
             silent = '' if one.grid_maps[k].any() else ', map is zero'
-            cell(one.overlay(k, 2 * CELL), [name, f'{score:.1%}{silent}'], k + 1, top + label_height)
+            cell(one.overlay(k, side), [name, f'{score:.1%}{silent}'], k + 1, top + label_height)
     page.caption(caption, bottom, page_width)
     return page
