@@ -17,10 +17,23 @@ def found() -> Explanation:
 
 
 def test_a_notebook_shows_the_picture(found):
-    with Image.open(io.BytesIO(found._repr_png_())) as shown:
+    png, words = found._repr_png_()
+    assert words['alt'].startswith('image: bright ') and '\u202e' not in words['alt']
+    with Image.open(io.BytesIO(png)) as shown:
         assert shown.format == 'PNG' and shown.size == found.picture().size
         pixels = np.asarray(shown.convert('RGB')).astype(int)
     assert ((pixels.max(2) - pixels.min(2)) > 60).any()  # the colours of the maps on a black and white image
+
+
+def test_a_notebook_shows_several_pictures(found, monkeypatch):
+    images = [square_image((40, 30), (10, 10, 20, 20))] * 3
+    several = explain(BrightNet(label_names=['<b>&"', 'dark']), images)
+    assert isinstance(several, list) and len(several) == 3 and several[1:] == list(several)[1:]
+    html = several._repr_html_()
+    assert html.count('<img src="data:image/png;base64,') == 3 and 'more' not in html
+    assert 'alt="image: &lt;b&gt;&amp;&quot; ' in html and '<b>' not in html
+    monkeypatch.setattr('timm_icasc.explanation.pictures.MOST_SHOWN', 2)
+    assert several._repr_html_().count('<img') == 2 and '... and 1 more: look at [2:].' in several._repr_html_()
 
 
 @pytest.mark.parametrize('ending', ['.png', '.pdf', '.svg', '.jpg', '.webp'])

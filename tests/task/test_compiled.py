@@ -62,6 +62,19 @@ def test_the_steps_are_those_of_the_plain_task(steps, number, name, options, how
         torch.testing.assert_close(value, expected[key], rtol=5e-2, atol=5e-2 if how.get('autocast') else 1e-3)
 
 
+@pytest.mark.parametrize('own', [False, True])
+def test_a_task_that_others_compile_runs_as_it_is(own):
+    """As the Trainer of transformers and Accelerate do; what `task.compile` has compiled stays compiled."""
+    plain, task = (ICASCTask(create('resnet20_cifar'), verbose=False, order=1) for _ in range(2))
+    graphs, others = [], []
+    if own:
+        task.compile(backend=counting(graphs))
+    outer = torch.compile(task, backend=counting(others))
+    expected = [plain(*batch)['loss'].item() for batch in batches(2)]
+    assert [outer(*batch)['loss'].item() for batch in batches(2)] == pytest.approx(expected, rel=1e-4)
+    assert not others and bool(graphs) == own and task.step == 2
+
+
 def test_the_evaluation_is_one_graph_of_the_whole_model():
     model, graphs = create('resnet20_cifar').eval(), []
     task = ICASCTask(model, verbose=False)

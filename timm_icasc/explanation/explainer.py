@@ -21,7 +21,7 @@ from ..features.owner import own_value, owners
 from ..labels import KINDS
 from ..objective.maps import scored_maps
 from .class_names import class_names_of, find_classes
-from .pictures import Explanation
+from .pictures import Explanation, Explanations
 from .pixels import Item, prepare, take_apart
 
 __all__ = ['Explainer', 'explain']
@@ -236,4 +236,4 @@ def explain(
     items = (explainer.prepare(one, normalised) for one in images)
     found = list(explainer.explain_all(
         items, batch_size, classes=classes, topk=topk, method=method, layer=layer))
-    return found[0] if alone else found
+    return found[0] if alone else Explanations(found)

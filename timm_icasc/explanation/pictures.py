@@ -3,8 +3,10 @@
 Shapes: `C` classes of the model, `K` classes shown, `h w` grid of the layer, `H W` size of the image.
 """
 import io
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 
 from ..attention import METHODS
 from ..data.geometry import Geometry
+from ..foreign_text import printable
 from ..labels import LabelKind
 from ..losses import attention_overlap
 from .canvas import (
@@ -28,11 +31,13 @@ from .canvas import (
 )
 from .overlay import overlay, seen_box, spread
 
-__all__ = ['Explanation', 'draw', 'shrink']
+__all__ = ['Explanation', 'Explanations', 'draw', 'shrink']
 
 CELL = 240  # pixels of a picture's side on the page
 
 TALLEST = 1.5  # times as high as wide
+
+MOST_SHOWN = 10  # of several explanations, in a notebook
 
 SCALE = 'Each map from 0 to its own maximum'
 
@@ -63,7 +68,7 @@ class Explanation:
         layer: Where the maps were taken: 'inner', 'last' or a module path.
         labels: Whether an image can have several classes.
     """
-    image: Image.Image
+    image: Image.Image = field(repr=False)
     name: str
     classes: list[int]
     class_names: list[str]
@@ -141,10 +146,31 @@ class Explanation:
         page = draw([self], sharpness=2 if path.suffix.lower() in ENLARGED else 1)
         return page.save(path)
 
-    def _repr_png_(self) -> bytes:
+    @property
+    def caption(self) -> str:
+        """In words what the picture shows: the name of the file, classes and scores."""
+        scores = ', '.join(
+            f'{name} {score:.1%}' for name, score in zip(self.class_names, self.scores, strict=True))
+        return printable(f"{Path(self.name).name or 'image'}: {scores}")
+
+    # A notebook asks for this; the second part is what a reader hears who does not see the picture.
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         buffer = io.BytesIO()
         self.picture().save(buffer, 'PNG')
-        return buffer.getvalue()
+        return buffer.getvalue(), {'alt': self.caption}
+
+
+class Explanations(list[Explanation]):
+    """The explanations of several images: a list, of which a notebook shows the first pictures."""
+
+    def _repr_html_(self) -> str:
+        shown = []
+        for one in self[:MOST_SHOWN]:
+            png, words = one._repr_png_()
+            shown.append(
+                f'<p><img src="data:image/png;base64,{b64encode(png).decode()}" alt="{escape(words["alt"])}"></p>')
+        rest = len(self) - len(shown)
+        return ''.join(shown) + f'<p>... and {rest} more: look at [{MOST_SHOWN}:].</p>' * (rest > 0)
 
 
 def _caption(explanations: Sequence[Explanation]) -> str:

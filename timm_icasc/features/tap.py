@@ -33,8 +33,8 @@ def _check_called(
 def _refuse_compiled(model: nn.Module, layers: Sequence[FeatureLayer]) -> None:
     if any(compiled_around(model, layer.path) for layer in layers):
         raise ICASCError(
-            '`model` is compiled, and so gives no gradients of inner features: train the plain model, and compile its '
-            'evaluation (`ICASCTask.compile`).')
+            '`model` is compiled, and so gives no gradients of inner features: train the plain model (of another '
+            "library's trainer, leave `torch_compile` out), and compile what may be (`ICASCTask.compile`).")
 
 
 def _captured(feature: torch.Tensor, modified_in_place: bool) -> tuple[torch.Tensor, torch.Tensor]:

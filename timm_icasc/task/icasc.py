@@ -89,7 +89,8 @@ class ICASCTask(ClassificationTask):
         if is_compiled(model):
             raise ICASCError(
                 'ICASCTask needs gradients of inner features, which a compiled model does not give: pass the plain '
-                'model and call task.compile(), which compiles what may be.')
+                'model (to `Accelerator.prepare` the task, not the model) and call task.compile(), which compiles what '
+                'may be.')
         unknown = set(parameters) - set(ICASCConfig.names())
         if unknown:
             raise TypeError(
@@ -207,6 +208,9 @@ class ICASCTask(ClassificationTask):
             self.config,
             multilabel=self.multi_label)
 
+    # Trainers of other libraries compile what they are given. In pieces between its gradients that takes minutes, and
+    # gains nothing; what `compile` has compiled runs so in here too.
+    @torch.compiler.disable
     def forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Forward pass and the ICASC loss.
 
