@@ -36,13 +36,13 @@ class ICASCTrainer(transformers.Trainer):
     def __init__(self, *args, config, start_steps=0, ramp_steps=1, **kwargs):
         super().__init__(*args, **kwargs)
         self.config, self.start_steps, self.ramp_steps = config, start_steps, ramp_steps
-        self.model_accepts_loss_kwargs = False  # our loss is a mean: share it among accumulated ones
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: accumulation divides it
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         images, labels = inputs['pixel_values'], inputs['labels']
         begun = (self.state.global_step - self.start_steps + 1) / self.ramp_steps
         scale = min(1., max(0., begun)) if model.training else 0.
-        config = self.config if scale else self.config.with_weights(0.)  # then it is the model alone
+        config = self.config if scale else self.config.with_weights(0.)  # the model alone
         layers = resolve_layers(model, input_size=tuple(images.shape[1:]))
         result = icasc_forward(model, images, labels, layers, config)
         loss = F.cross_entropy(result.logits, labels) + scale * result.weighted_sum(config)
