@@ -187,8 +187,12 @@ def test_an_evaluation(whole, monkeypatch):
 def test_the_page_of_a_study(tmp_path, monkeypatch):
     study = ROOT / 'docs' / 'evidence' / 'digits10_resnet20.yaml'
     options = yaml.safe_load(study.read_text().replace('../../timm_icasc', str(ROOT / 'timm_icasc')))
-    (tmp_path / 's.yaml').write_text(yaml.safe_dump({**options, 'report': 'page.md'}))
-    shutil.copytree(study.parent / 'records' / study.stem, tmp_path / 'records' / 's')
+    variants = {name: options['variants'][name] for name in ('cross-entropy', 'ach-order1')}
+    (tmp_path / 's.yaml').write_text(yaml.safe_dump(
+        {**options, 'seeds': [0, 1], 'variants': variants, 'report': 'page.md'}))
+    (tmp_path / 'records' / 's').mkdir(parents=True)
+    for name in (f'{variant}-seed{seed}.json' for variant in variants for seed in (0, 1)):
+        shutil.copy(study.parent / 'records' / study.stem / name, tmp_path / 'records' / 's')
     text = 'mine\n<!-- study s begins -->\nold\n<!-- study s ends -->\nmine too\n'
     monkeypatch.chdir(tmp_path)
 

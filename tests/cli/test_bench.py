@@ -1,5 +1,6 @@
 """The table of costs, and that each measurement measures what it says."""
 import json
+import multiprocessing
 from dataclasses import replace
 from functools import partialmethod
 
@@ -27,7 +28,20 @@ from timm_icasc.task import ICASCTask
 SMALL = BenchmarkSetting(batch_size=2)
 
 
-def test_table_and_record_of_all_variants(tmp_path, capsys):
+@pytest.fixture
+def forked(monkeypatch):
+    """Memory is measured in processes that begin as copies of this one: they need not load torch."""
+    context = multiprocessing.get_context('fork')
+    monkeypatch.setattr(cost.multiprocessing, 'get_context', lambda method: context)
+
+
+def test_memory_is_measured_in_a_fresh_process(monkeypatch):
+    monkeypatch.setattr(steps, 'VARIANTS', [PLAIN])
+    (variant, peak), = cost.measure_memory('resnet20_cifar', SMALL).items()
+    assert variant == PLAIN and (peak is None or 0 < peak < 1000)
+
+
+def test_table_and_record_of_all_variants(forked, tmp_path, capsys):
     file = tmp_path / 'bench.json'
     assert main(['bench', 'resnet20_cifar', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
@@ -194,7 +208,7 @@ def test_recorded_steps_are_measured_when_they_are_replayed(monkeypatch):
     assert operations[0] == operations[1]
 
 
-def test_compiled_steps_beside_the_plain_one_of_their_kind(monkeypatch, tmp_path, capsys):
+def test_compiled_steps_beside_the_plain_one_of_their_kind(forked, monkeypatch, tmp_path, capsys):
     for task in (ICASCTask, ClassificationTask):
         monkeypatch.setattr(task, 'compile', partialmethod(task.compile, backend='eager'))
     file = tmp_path / 'bench.json'

@@ -63,7 +63,7 @@ def kill_before(function, number=None, operation=None, name=None, occurrence=1):
 def _plain(value):
     """A checkpoint's content, comparable: without times."""
     if isinstance(value, torch.Tensor):
-        return value.tolist()
+        return value.dtype, value.shape, value.detach().numpy().tobytes()  # lists of numbers would take seconds
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items() if key not in ('saved', 'time', 'wall_time')}
     if isinstance(value, (list, tuple)):
