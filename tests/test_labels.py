@@ -53,6 +53,23 @@ class TestSelectClasses:
             SINGLE.select(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
 
 
+@pytest.mark.parametrize('kind, target', [
+    (SINGLE, torch.tensor([0, 3])), (SINGLE, torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]])),
+    (MULTI, torch.tensor([[1., 0, 0, 0], [-1, 0, 0, 1]]))])
+def test_a_random_rival_is_any_class_that_is_not_in_the_image(kind, target):
+    torch.manual_seed(0)
+    logits = torch.tensor([[0., 9, 1, 2], [3, 2, 9, 1]])
+    pairs = [kind.select(logits, target, 'random') for _ in range(200)]
+    plain = kind.select(logits, target)
+    assert all(torch.equal(pair.target, plain.target) and torch.equal(pair.valid, plain.valid) for pair in pairs)
+    drawn = torch.stack([pair.confused for pair in pairs]).sum(0)
+    absent = kind.sides(logits, target)[1]
+    assert (drawn[~absent] == 0).all() and drawn.sum(1).tolist() == [200, 200]
+    expected = absent * 200 / absent.sum(1, keepdim=True)
+    assert ((drawn - expected).abs() < 40).all(), 'each equally often'
+    assert plain.confused.argmax(1).tolist() == [1, 2]
+
+
 def test_targets_one_by_one():
     present = [[1., 0., 1., -1.], [0., 1., 0., 0.], [0., 0., 0., 0.]]
     first, second = MULTI.select(torch.zeros(3, 4), torch.tensor(present)).one_by_one()

@@ -11,8 +11,10 @@ import torch
 from .errors import DataError, TargetError
 
 __all__ = [
-    'KINDS', 'MULTI', 'SINGLE', 'ClassPair', 'LabelKind', 'check_same_classes', 'class_indices', 'kind_of',
+    'KINDS', 'MULTI', 'RIVALS', 'SINGLE', 'ClassPair', 'LabelKind', 'check_same_classes', 'class_indices', 'kind_of',
 ]
+
+RIVALS = ('confused', 'random')
 
 
 class ClassPair(NamedTuple):
@@ -74,19 +76,20 @@ class LabelKind:
         """1 for each class of which `A^T` is the map, else 0, `[B, C]`; `present` as from `sides`."""
         raise NotImplementedError
 
-    def select(self, logits: torch.Tensor, target: torch.Tensor) -> ClassPair:
+    def select(self, logits: torch.Tensor, target: torch.Tensor, rival: str = 'confused') -> ClassPair:
         """The ground truth of each sample, and the class of highest score that is not in it.
 
         Args:
             logits: Class scores, `[B, C]`.
             target: What the kind takes; see there.
+            rival: Of `RIVALS`; 'random' takes any class that is not in the sample in place of that of highest score.
 
         Raises:
             TargetError: Wrong shape, type or value, fewer than two classes.
         """
         self.check(logits, target)
         present, absent = self.sides(logits, target)
-        confused = _highest(logits, absent)
+        confused = _highest(logits if rival == 'confused' else torch.rand_like(logits), absent)
         return ClassPair(
             target=self.cotangent(target, present).to(logits.dtype),
             confused=torch.zeros_like(logits).scatter(1, confused[:, None], 1.),

@@ -15,10 +15,15 @@ from timm_icasc.objective.config import TERMS
 @pytest.mark.parametrize('field, value', [
     ('weight_ac', '1'), ('theta', float('nan')), ('omega', float('inf')), ('sigma', 1.5),
     ('attention', 'gradcam'), ('order', 3), ('mask_scale', 'mean'), ('weight_ac', -1.),
-    ('weight_as_last', float('nan')), ('multilabel_maps', 'each')])
+    ('weight_as_last', float('nan')), ('multilabel_maps', 'each'), ('rival', 'next')])
 def test_bad_parameters_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         ICASCConfig(**{field: value})
+
+
+def test_a_share_of_the_most_confused_has_no_random_rival():
+    with pytest.raises(ValueError, match="share below 1 .* or rival='random'"):
+        ICASCConfig(share=0.5, rival='random')
 
 
 def test_it_does_not_change():

@@ -167,3 +167,20 @@ def test_inference_gives_the_same_values_without_a_graph():
         torch.testing.assert_close(values, expected.terms[name].detach())
     assert not output.logits.requires_grad
 
+
+
+def test_a_random_rival_is_for_training_alone(toy):
+    model = toy.double().eval()
+    images, target = double_batch(batch=8, size=32)
+    layers, config = layers_of(model, images), ICASCConfig(rival='random')
+    plain = icasc_forward(model, images, target, layers, ICASCConfig())
+    drawn = [icasc_forward(model, images, target, layers, config) for _ in range(10)]
+    rivals = torch.stack([output.classes.confused.argmax(1) for output in drawn])
+    assert (rivals != target).all() and (rivals.unique(dim=0).shape[0] > 1)
+    for output in drawn:
+        same = (output.classes.confused == plain.classes.confused).all(1)
+        for term, values in output.terms.items():
+            torch.testing.assert_close(values[same], plain.terms[term][same])
+        torch.testing.assert_close(output.terms['ac'], plain.terms['ac'], msg='which has no rival')
+    measured = icasc_forward(model, images, target, layers, config, inference=True)
+    assert torch.equal(measured.classes.confused, plain.classes.confused)

@@ -160,7 +160,7 @@ def test_results_are_of_an_epoch_that_was_measured(measured, monkeypatch, tmp_pa
     """A run may end, by a kill or by fewer --epochs, with an epoch that --val-interval left out."""
     add_epoch(tmp_path, 0, {'train_loss': 1., 'eval_top1': 40. if measured else None, 'eval_seconds': 2.})
     monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': 50.})
-    job = SimpleNamespace(args=SimpleNamespace(eval_metric='top1', rank=0))
+    job = SimpleNamespace(args=SimpleNamespace(eval_metric='top1', rank=0, distributed=False))
     assert training_run.last_record(job, tmp_path, 1, None)['eval_top1'] == (40. if measured else 50.)
 
 

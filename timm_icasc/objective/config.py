@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..attention import METHODS, trainable_methods
+from ..labels import RIVALS
 from ..losses import MASK_SCALES, attention_consistency, attention_separation
 
 __all__ = ['MULTILABEL_MAPS', 'TERMS', 'ICASCConfig', 'Term']
@@ -87,6 +88,8 @@ class ICASCConfig:
             the confused class, instead of two in all; measures and figures are of joint maps all the same.
         share: Share of the batch, in (0, 1], that the terms are made of: its most confused samples (`hard_samples.py`).
             They run through the network twice; with order 2 that pays below about a third, with order 1 hardly.
+        rival: Which class the true one's map is pushed apart from: 'confused', that of the highest score (the paper), or
+            'random', any other: a control, in training alone.
     """
     attention: str = 'ach'
     order: int = 1
@@ -100,6 +103,7 @@ class ICASCConfig:
     mask_grad: bool = False
     multilabel_maps: str = 'joint'
     share: float = 1.
+    rival: str = 'confused'
 
     # Trainers of other libraries take a task's `config` for theirs. That of transformers asks for these; it writes
     # `use_cache` to it, and hands its reporters a dictionary or JSON.
@@ -126,6 +130,7 @@ class ICASCConfig:
                 ('order', (1, 2)),
                 ('mask_scale', MASK_SCALES),
                 ('multilabel_maps', MULTILABEL_MAPS),
+                ('rival', RIVALS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
@@ -140,6 +145,8 @@ class ICASCConfig:
             raise ValueError(f'sigma is a fraction of the maximum, at most 1, got {self.sigma}.')
         if not 0 < self.share <= 1:
             raise ValueError(f'share must be above 0 and at most 1, got {self.share}.')
+        if self.share < 1 and self.rival == 'random':
+            raise ValueError("share below 1 takes the most confused samples: leave it out, or rival='random'.")
 
     @property
     def weights(self) -> dict[str, float]:

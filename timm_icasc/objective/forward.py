@@ -181,7 +181,7 @@ def icasc_forward(
     else:
         with capture_features(model, tapped, order, inference, run_plain=inference) as features:
             all_logits = logits = class_scores(model(images))
-        classes = labels.select(logits, target)
+        classes = labels.select(logits, target, 'confused' if inference else config.rival)
 
     with _recording(model):
         targets = classes.one_by_one() if per_class else [classes.target]

@@ -171,6 +171,7 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
             omega=args.icasc_omega, mask_scale=args.icasc_mask_scale,
             mask_grad=args.icasc_mask_grad,
             multilabel_maps=args.icasc_multilabel_maps, share=args.icasc_share,
+            rival=args.icasc_rival,
         ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
     except ValueError as e:
         raise ICASCError(f'--icasc-*: {e}') from e

@@ -6,7 +6,7 @@ from timm.utils import ParseKwargs
 
 from ..attention import trainable_methods
 from ..data.dataset_factory import NAMES
-from ..labels import MULTI, SINGLE
+from ..labels import MULTI, RIVALS, SINGLE
 from ..losses import MASK_SCALES
 from ..objective.config import MULTILABEL_MAPS, TERMS
 from ..task.public_approach import DEFECTS
@@ -307,14 +307,15 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
         help='let the mask carry gradient (default: it is a pseudo-label; the paper leaves it open)')
     group.add_argument(
         '--icasc-multilabel-maps', default='joint', choices=MULTILABEL_MAPS,
-        help='where images have several classes: one joint map of an image, or one per class and the '
-             'mean of the terms, at a backward pass for each class of the fullest image; the paper '
-             'leaves it open (default: %(default)s)')
+        help='where images have several classes: one joint map of an image, or one per class, at a backward '
+             'pass for each class of the fullest image; the paper leaves it open (default: %(default)s)')
+    group.add_argument(
+        '--icasc-rival', default='confused', choices=RIVALS,
+        help="class that the true one's map is pushed apart from; random is a control (default: %(default)s)")
     group.add_argument(
         '--icasc-share', type=float, default=1., metavar='P',
-        help='make the terms of this share of the batch only, its most confused images, which run '
-             'twice: with order 2 cheaper below about 0.4, with order 1 below 0.2 (default: 1)')
-    # Of the study of docs/evidence.md only: what public re-implementations did.
+        help='make the terms of the most confused share of the batch only, which runs twice: with order 2 '
+             'cheaper below about 0.4, with order 1 below 0.2 (default: 1)')
     group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), help=argparse.SUPPRESS)
     group.add_argument(
         '--icasc-fast', action=argparse.BooleanOptionalAction, default=False,
@@ -323,8 +324,7 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
              'on a CPU, never yet run or measured on a GPU (default: do not)')
     group.add_argument(
         '--icasc-eval-images', type=int, default=500, metavar='N',
-        help='validation images on which attention is measured after each epoch; 0: none '
-             '(default: %(default)s)')
+        help='validation images whose attention is measured after each epoch; 0: none (default: %(default)s)')
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

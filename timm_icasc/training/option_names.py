@@ -14,6 +14,7 @@ FLAGS = {
     'padding': ('--crop-padding',),
     'path': ('--json',),
     'repo_id': ('--push-to-hub',),
+    'rival': ('--icasc-rival',),
     'root': ('--data-dir',),
     'share': ('--icasc-share',),
     'split': ('--train-split', '--val-split'),
