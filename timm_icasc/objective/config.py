@@ -88,8 +88,8 @@ class ICASCConfig:
             the confused class, instead of two in all; measures and figures are of joint maps all the same.
         share: Share of the batch, in (0, 1], that the terms are made of: its most confused samples (`hard_samples.py`).
             They run through the network twice; with order 2 that pays below about a third, with order 1 hardly.
-        rival: Which class the true one's map is pushed apart from: 'confused', that of the highest score (the paper), or
-            'random', any other: a control, in training alone.
+        rival: Which class the true one's map is pushed apart from: 'confused', that of the highest score (the paper);
+            or 'random', any other: a control, in training alone.
     """
     attention: str = 'ach'
     order: int = 1
