@@ -100,10 +100,10 @@ def test_versions_are_compared_as_numbers(installed, enough):
 def test_nothing_asks_for_a_later_name_when_it_is_imported():
     """Names that timm has since 1.0.24 or later are looked up where they are used."""
     later = ('get_device_dtype', 'evaluation_sample_limit', 'MultiLabelClassificationTask', 'trim_summary',
-             'load_task_ema_checkpoint', 'resume_task_checkpoint')
+             'load_task_ema_checkpoint', 'resume_task_checkpoint', 'create_classification_loss')
     code = f"""
-import timm.layers, timm.task, timm.utils.summary
-for module in (timm.layers, timm.task, timm.utils.summary):
+import timm.layers, timm.loss, timm.task, timm.utils.summary
+for module in (timm.layers, timm.loss, timm.task, timm.utils.summary):
     for name in {later!r}:
         vars(module).pop(name, None)
 import timm_icasc, train_timm, timm_icasc.cli.eval, timm_icasc.cli.push, timm_icasc.cli.sweep"""

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import timm.data
+import timm.loss
 import torch
 from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
@@ -63,7 +64,7 @@ def set_up(monkeypatch, images, *options):
 
     for module, name in (
             (loaders, 'create_loader'), (loaders, 'FastCollateMixup'), (job_module.timm, 'create_model'),
-            (job_module, 'create_scheduler_v2'), (job_module, 'create_classification_loss'),
+            (job_module, 'create_scheduler_v2'), (timm.loss, 'create_classification_loss'),
             (timm.data, 'create_dataset')):
         watch(module, name)
     args = parse_args(['--data-dir', str(images), *TINY, *options])

@@ -16,7 +16,6 @@ import torch.nn as nn
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm import utils
 from timm.data import Mixup
-from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
@@ -179,7 +178,7 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
 
 def create_criterion(args: argparse.Namespace, weights: torch.Tensor | None) -> nn.Module:
     """timm's loss for one class per image, with the weights of the classes."""
-    criterion = create_classification_loss(
+    criterion = timm.loss.create_classification_loss(
         args.loss, smoothing=0. if args.loss in ('asl', 'poly') else args.smoothing,
         soft_targets=mixes(args), bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum,
         pos_weight=args.bce_pos_weight)
