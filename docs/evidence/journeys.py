@@ -31,7 +31,7 @@ LINES, COLUMNS = 14, 150  # of a command's output that are shown
 
 JOURNEYS = {
     'digits': (
-        'timm-icasc train --epochs 4 --experiment first',
+        'timm-icasc train --epochs 3 --experiment first',
         'timm-icasc eval output/first',
         'timm-icasc figure classes output/first',
     ),
