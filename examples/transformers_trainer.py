@@ -64,9 +64,8 @@ def create_model(kind):
             patch_size=2, num_stages=2, hidden_sizes=[32, 64], depths=[1, 1], num_labels=10)
         return transformers.ConvNextForImageClassification(config)
     if kind == 'wrapped':
-        config = {'architecture': 'resnet20_cifar', 'num_labels': 10}
-        return transformers.TimmWrapperForImageClassification(
-            transformers.TimmWrapperConfig.from_dict(config))
+        config = transformers.TimmWrapperConfig(architecture='resnet20_cifar', num_labels=10)
+        return transformers.TimmWrapperForImageClassification(config)
     return timm.create_model('resnet20_cifar', num_classes=10)
 
 

@@ -109,3 +109,27 @@ def test_the_tables_of_layers_are_those_of_the_records():
             {'layer': '-', 'method': 'random region', 'silent': None, 'own drop': -0.25}]
     assert page['table'](rows).splitlines()[2:] == [
         '| `a` | 50% | `ach` | 12.5% | 1.50 |', '|  |  | random region |  | -0.25 |']
+
+
+def test_journeys(tmp_path, monkeypatch):
+    """What is typed and printed, without paths of this machine, and seconds; a server is ended when it serves."""
+    script = runpy.run_path(str(SCRIPTS / 'journeys.py'))
+    text = (SCRIPTS.parent / 'journeys.md').read_text()
+    for name, commands in script['JOURNEYS'].items():
+        _, shown = text.split(f'<!-- {name} begins -->')
+        shown = ' '.join(shown.split(f'<!-- {name} ends -->')[0].replace('\\\n', '').split())
+        assert all(' '.join(command.split()) in shown for command in commands)
+    assert '/tmp/' not in text and str(SCRIPTS.parent.parent) not in text
+
+    steps = [
+        script['run'](command, tmp_path, {'PATH': '/usr/bin:/bin'}) for command in (
+            f'echo {tmp_path}/output/x; for i in $(seq 40); do echo $i; done', 'printf "1/2\\r2/2"; exit 3')]
+    assert steps[0].output.splitlines()[0] == 'output/x' and len(steps[0].output.splitlines()) == script['LINES']
+    assert '... 28 lines' in steps[0].output and steps[0].output.endswith('39\n40')
+    assert steps[1].output == '2/2' and steps[1].code == 3 and steps[1].seconds > 0
+    (tmp_path / 'timm-icasc').write_text('#!/bin/sh\necho http://127.0.0.1:7860\nexec sleep 300\n')
+    (tmp_path / 'timm-icasc').chmod(0o755)
+    served = script['run']('timm-icasc demo x', tmp_path, {'PATH': f'{tmp_path}:/usr/bin:/bin'})
+    assert served.code == 0 and served.output == 'http://127.0.0.1:7860'
+    page = script['as_markdown'](steps)
+    assert page.count('```console\n$ ') == 2 and 'on a processor, exit code 3.' in page

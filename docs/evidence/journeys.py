@@ -31,13 +31,13 @@ LINES, COLUMNS = 14, 150  # of a command's output that are shown
 
 JOURNEYS = {
     'digits': (
-        'timm-icasc train --epochs 4 --experiment first',
+        'timm-icasc train --epochs 3 --experiment first',
         'timm-icasc eval output/first',
         'timm-icasc figure classes output/first',
     ),
     'folder': (
-        'timm-icasc train --data-dir mine --model tf_efficientnet_lite0 --pretrained --pretrained-path lite0.pth '
-        '--head-init-scale 0 --img-size 128 --epochs 2 --batch-size 15 --lr 0.01 --workers 0 --experiment mine',
+        'timm-icasc train -c finetune --data-dir mine --model tf_efficientnet_lite0 --pretrained '
+        '--pretrained-path lite0.pth --img-size 128 --epochs 3 --experiment mine',
         'timm-icasc explain photos --model output/mine',
     ),
     'loop': (

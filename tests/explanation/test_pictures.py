@@ -18,7 +18,7 @@ def found() -> Explanation:
 
 def test_a_notebook_shows_the_picture(found):
     png, words = found._repr_png_()
-    assert words['alt'].startswith('image: bright ') and '\u202e' not in words['alt']
+    assert words['alt'].startswith('image: $dark$ ') and words['alt'].endswith('%') and '\u202e' not in words['alt']
     with Image.open(io.BytesIO(png)) as shown:
         assert shown.format == 'PNG' and shown.size == found.picture().size
         pixels = np.asarray(shown.convert('RGB')).astype(int)
