@@ -216,7 +216,7 @@ class TestLoss:
 
 
 @pytest.mark.parametrize('options, smoothing', [
-    ([], 0.1), (['--no-icasc'], 0.1), (['--loss', 'bce', '--no-icasc'], 0.), (['--mixup', '0.5'], 0.1)])
+    ([], 0.1), (['--no-icasc'], 0.1), (['--loss', 'bce', '--no-icasc'], 0.1), (['--mixup', '0.5'], 0.1)])
 def test_the_trainer_weighs_the_classification_loss_alone(options, smoothing, tmp_path):
     """The terms of ICASC, and what they add, are those without weights."""
     root = save_noise(tmp_path, train=8, val=2)
@@ -233,8 +233,6 @@ def test_the_trainer_weighs_the_classification_loss_alone(options, smoothing, tm
         weight = torch.tensor([18 / 24, 18 / 6, 18 / 24])[target]
         if args.mixup:
             target = (1 - smoothing) * torch.nn.functional.one_hot(target, 3) + smoothing / 3
-        elif args.loss == 'bce':
-            target = torch.nn.functional.one_hot(target, 3).float()
         losses[bool(weights)] = job.task(torch.randn(6, 3, 32, 32), target)
     plain, result = losses[False], losses[True]
     log_p = plain['output'].detach().double().log_softmax(1)

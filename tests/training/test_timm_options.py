@@ -1,6 +1,7 @@
 """The options of timm's own training script: here under the same name, or left out for a reason that the docs give."""
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from timm_icasc.training import job as job_module
 from timm_icasc.training import loaders
 from timm_icasc.training import run as training_run
 from timm_icasc.training.arguments import build_parser, parse_args
+from timm_icasc.training.epoch import make_batch
+from timm_icasc.training.job import create_criterion
 
 ROOT = Path(__file__).parents[2]
 TIMM = [
@@ -154,6 +157,21 @@ class TestIntervalOfValidation:
         assert code == 0 and 'resumed after epoch 2' in out
         whole, cut = (torch.load(tmp_path / name / 'last.pth.tar', weights_only=False) for name in ('whole', 'cut'))
         assert all(torch.equal(value, cut['state_dict'][name]) for name, value in whole['state_dict'].items())
+
+
+@pytest.mark.parametrize('options', [[], ['--no-icasc']])
+def test_binary_cross_entropy_is_smoothed(options, monkeypatch, tmp_path):
+    """timm makes the targets of it, with --smoothing, of the classes' indices: these must come to it as they are."""
+    args = parse_args(['--data-dir', 'x', '--loss', 'bce', '--smoothing', '0.3', *options])
+    args.no_prefetcher = False
+    _, target = make_batch(SimpleNamespace(args=args), torch.zeros(2, 3, 4, 4), torch.tensor([2, 0]))
+    logits = torch.randn(2, 3, dtype=torch.float64)
+    expected = 0.
+    for i, label in enumerate((2, 0)):
+        for c in range(3):
+            probability, y = 1 / (1 + math.exp(-logits[i, c])), 0.7 * (c == label) + 0.1
+            expected -= (y * math.log(probability) + (1 - y) * math.log(1 - probability)) / 6
+    assert create_criterion(args, None)(logits, target).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('measured', [True, False])

@@ -54,8 +54,6 @@ def make_batch(
             images, target = job.mixup(images, target)
     if args.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    if args.loss == 'bce' and target.ndim == 1:
-        target = nn.functional.one_hot(target, args.num_classes).float()
     return images, target
 
 
