@@ -74,7 +74,7 @@ class Step:
 def essential(text: str, folder: Path) -> str:
     """The lines that a reader needs: of a progress bar its end, no paths of this machine, the middle left out."""
     text = text.replace(f'{folder}/', '').replace(str(folder), '.').replace(str(ROOT), 'CHECKOUT')
-    lines = [line.rsplit('\r', 1)[-1].rstrip()[:COLUMNS] for line in text.rstrip().splitlines()]
+    lines = [line.rsplit('\r', 1)[-1].rstrip()[:COLUMNS] for line in text.rstrip().split('\n')]
     if len(lines) > LINES:
         lines[5:len(lines) - LINES + 6] = [f'... {len(lines) - LINES + 1} lines']
     return '\n'.join(lines)
