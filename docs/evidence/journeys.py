@@ -74,7 +74,7 @@ class Step:
 def essential(text: str, folder: Path) -> str:
     """The lines that a reader needs: of a progress bar its end, no paths of this machine, the middle left out."""
     text = text.replace(f'{folder}/', '').replace(str(folder), '.').replace(str(ROOT), 'CHECKOUT')
-    lines = [line.rsplit('\r', 1)[-1].rstrip()[:COLUMNS] for line in text.rstrip().splitlines()]
+    lines = [line.rsplit('\r', 1)[-1].rstrip()[:COLUMNS] for line in text.rstrip().split('\n')]
     if len(lines) > LINES:
         lines[5:len(lines) - LINES + 6] = [f'... {len(lines) - LINES + 1} lines']
     return '\n'.join(lines)
@@ -84,8 +84,8 @@ def serve_until_ready(process: subprocess.Popen) -> str:
     """What a server prints until it names its address; then it is ended, as by Ctrl-C."""
     shown = ''
     for line in process.stdout:
-        shown += line
-        if 'http://' in line:
+        shown += line.decode()
+        if b'http://' in line:
             os.killpg(process.pid, signal.SIGINT)
             break
     process.communicate()
@@ -96,10 +96,10 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> Step:
     """Run it in a shell, as typed."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.Popen(
-        ['bash', '-c', command], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        ['bash', '-c', command], cwd=folder, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True)
     is_server = command.startswith('timm-icasc demo')
-    output = serve_until_ready(process) if is_server else process.communicate()[0]
+    output = serve_until_ready(process) if is_server else process.communicate()[0].decode()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     code = 0 if is_server and 'http://' in output else process.returncode

@@ -31,7 +31,7 @@ def test_a_notebook_shows_several_pictures(found, monkeypatch):
     assert isinstance(several, list) and len(several) == 3 and several[1:] == list(several)[1:]
     html = several._repr_html_()
     assert html.count('<img src="data:image/png;base64,') == 3 and 'more' not in html
-    assert 'alt="image: &lt;b&gt;&amp;&quot; ' in html and '<b>' not in html
+    assert ' &lt;b&gt;&amp;&quot; ' in html and '<b>' not in html
     monkeypatch.setattr('timm_icasc.explanation.pictures.MOST_SHOWN', 2)
     assert several._repr_html_().count('<img') == 2 and '... and 1 more: look at [2:].' in several._repr_html_()
 
