@@ -36,7 +36,7 @@ JOURNEYS = {
         'timm-icasc figure classes output/first',
     ),
     'folder': (
-        'timm-icasc train -c finetune --data-dir mine --model tf_efficientnet_lite0 --pretrained '
+        'timm-icasc train -c finetune --data-dir mine --image-endings .webp --model tf_efficientnet_lite0 --pretrained '
         '--pretrained-path lite0.pth --img-size 128 --epochs 3 --experiment mine',
         'timm-icasc explain photos --model output/mine',
     ),
