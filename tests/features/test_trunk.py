@@ -81,6 +81,21 @@ def test_compiled_in_place():
     assert averaged(images).sub(model(images)).abs().max() > 1e-3, 'a copy has parameters of its own'
 
 
+def test_more_modules_than_torch_compiles_of_one_code():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(n, n + 1), nn.ReLU()) for n in range(2, 16)))  # eight, by default
+    graphs, x = [], torch.randn(3, 2)
+    expected = model(x)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compile_modules(list(model), backend=backend)
+    for _ in range(2):
+        torch.testing.assert_close(model(x), expected)
+        assert len(graphs) == len(model)
+
+
 def test_where_the_compiler_fails_the_module_stays_as_it_is():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Conv2d(4, 2, 1))
     images, calls = torch.randn(1, 3, 4, 4), []

@@ -3,10 +3,10 @@
 What follows the inner layer stays eager. A compiled graph makes the gradients of all of its parameters whenever one
 passes through it, and so twice more than needed where maps are made; and it has no second derivative.
 """
-import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -66,6 +66,15 @@ def watch_trunk(model: nn.Module, layer: FeatureLayer) -> Iterator[list[nn.Modul
         if path in whole and not whole.intersection(paths_around(path)))
 
 
+def _own_call(module: nn.Module) -> Callable:
+    """A call of the module by code of its own: torch limits compilations by code, and modules share that of a call."""
+    def call(*args, **kwargs):
+        return module._call_impl(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f'call_{type(module).__name__}')
+    return FunctionType(code, call.__globals__, call.__name__, None, call.__closure__)
+
+
 def _or_eager(module: nn.Module, compiled: Callable) -> Callable:
     """What is called in place of a module: as compiled, or, where the compiler fails, as it is from then on."""
     from torch._dynamo.exc import TorchDynamoException  # loads the compiler
@@ -88,8 +97,6 @@ def compile_modules(modules: list[nn.Module], **kwargs: Any) -> None:
         modules: Of one model.
         **kwargs: Of `torch.compile`.
     """
-    if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
-        kwargs.setdefault('isolate_recompiles', True)  # all modules share the code of a call, and its limit
     for module in modules:
-        module.compile(**kwargs)
-        module._compiled_call_impl = _or_eager(module, module._compiled_call_impl)
+        # As `module.compile` sets it: neither saved nor copied.
+        module._compiled_call_impl = _or_eager(module, torch.compile(_own_call(module), **kwargs))
