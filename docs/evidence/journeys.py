@@ -81,12 +81,12 @@ def essential(text: str, folder: Path) -> str:
 
 
 def serve_until_ready(process: subprocess.Popen) -> str:
-    """What a server prints until it names its address; then it is ended, as by Ctrl-C."""
+    """What a server prints until it names its address; then it is ended."""
     shown = ''
     for line in process.stdout:
         shown += line.decode()
         if b'http://' in line:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM)  # Ctrl-C's signal may be ignored, as in a background job
             break
     process.communicate()
     return shown
