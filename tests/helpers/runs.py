@@ -16,6 +16,7 @@ import train_timm
 from timm_icasc.figures import validation
 from timm_icasc.runs.files import replacing
 from timm_icasc.training import epoch as training_epoch
+from timm_icasc.training import run as training_run
 
 COLOURS = {'red': (230, 40, 40), 'green': (40, 200, 40), 'blue': (50, 60, 230)}
 
@@ -48,6 +49,14 @@ def train_in_process(monkeypatch, capsys, *options, drawn=False):
         code = train_timm.main()
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def train_with_accuracies(monkeypatch, capsys, accuracies, *options):
+    """Train with the accuracies of a list, which are taken from it, in place of measured ones; returns stdout."""
+    monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': accuracies.pop(0), 'loss': 1.})
+    code, out, err = train_in_process(monkeypatch, capsys, *options)
+    assert code == 0, err
+    return out
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import signal
 import pytest
 from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY as SMALL
-from helpers.runs import train_in_process
+from helpers.runs import train_with_accuracies
 
 from timm_icasc.training import run as training_run
 
@@ -23,10 +23,9 @@ def images(tmp_path_factory):
 def run(images, tmp_path, monkeypatch, capsys):
     """Train with accuracies of a list, epoch by epoch; returns (results.json, accuracies in summary.csv, stdout)."""
     def call(accuracies, *options):
-        monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': accuracies.pop(0), 'loss': 1.})
-        code, out, err = train_in_process(
-            monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, '--experiment', 'x', *TINY, *options)
-        assert code == 0, err
+        out = train_with_accuracies(
+            monkeypatch, capsys, accuracies, '--data-dir', images, '--output', tmp_path, '--experiment', 'x', *TINY,
+            *options)
         with open(tmp_path / 'x' / 'summary.csv') as file:
             measured = [float(row['eval_top1']) for row in csv.DictReader(file) if row['eval_top1']]
         return json.loads((tmp_path / 'x' / 'results.json').read_text()), measured, out

@@ -3,9 +3,7 @@ import csv
 
 import pytest
 from helpers.hub_fixtures import save_noise
-from helpers.runs import train_in_process
-
-from timm_icasc.training import run as training_run
+from helpers.runs import train_with_accuracies
 
 PLATEAU = ['--model', 'resnet20_cifar', '--batch-size', '6', '-j', '0', '--no-icasc', '--icasc-eval-images', '0',
            '--sched', 'plateau', '--patience-epochs', '1', '--lr', '0.1', '--decay-rate', '0.5']
@@ -21,11 +19,9 @@ def images(tmp_path_factory):
 def run(images, tmp_path, monkeypatch, capsys):
     """Train with accuracies of a list, epoch by epoch; returns (learning rate of each epoch's end, stdout)."""
     def call(accuracies, *options):
-        accuracies = list(accuracies)
-        monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': accuracies.pop(0), 'loss': 1.})
-        code, out, err = train_in_process(
-            monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, '--experiment', 'x', *PLATEAU, *options)
-        assert code == 0, err
+        out = train_with_accuracies(
+            monkeypatch, capsys, list(accuracies), '--data-dir', images, '--output', tmp_path, '--experiment', 'x',
+            *PLATEAU, *options)
         with open(max(tmp_path.glob('x*'), key=lambda folder: len(folder.name)) / 'summary.csv') as file:
             return [float(row['lr']) for row in csv.DictReader(file)], out
     return call
