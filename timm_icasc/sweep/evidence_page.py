@@ -98,15 +98,14 @@ def _body(
     first = next(iter(records.values()))
     main = _main_measure(summaries)
     over_images = (
-        ' "Over seeds and images": the images are drawn anew as well; with one seed it holds the '
-        'chance of the images alone.' if main == 'top1' else '')
+        ' "Over seeds and images": bootstrap in which seeds and images are drawn anew; with one seed it holds '
+        'the chance of the images alone, with few it is too narrow.' if main == 'top1' else '')
     parts = [
         f'{len(records)} of {len(study.runs)} runs; {first["evaluated"]["images"]} images of '
         f'{code_span(first["evaluated"]["split"])}, last epoch. {_versions(records)}',
         markdown(accuracy_table(summaries, records)),
         f'*Mean ± standard deviation over the seeds. Differences are to `{study.baseline}`, seed by seed. "Over '
-        f'seeds": bootstrap in which the seeds are drawn anew, on these images; with few seeds it is too narrow '
-        f'(of three it is no wider than from the smallest to the largest difference).{over_images} Seconds are wall '
+        f'seeds": Student\'s interval of the mean difference, on these images.{over_images} Seconds are wall '
         f'time of an epoch with its validation, and whatever else the machine was doing.*',
         *map(markdown, measure_tables(summaries)),
         f'*Mean ± standard deviation over the seeds (difference to `{study.baseline}`). All variants are measured with '

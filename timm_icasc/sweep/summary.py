@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import t
 
 from ..errors import ICASCError
 from ..runs.tables import mean_and_deviation, paired_difference
@@ -35,7 +35,7 @@ class Difference:
         mean: Mean over the seeds.
         deviation: Sample standard deviation over the seeds; None for one seed.
         seeds: Number of pairs.
-        low, high: Bootstrap interval over the seeds; None for one seed.
+        low, high: Student's interval over the seeds; None for one seed.
         low_images, high_images: Bootstrap interval over seeds and test images; accuracy only, else None.
     """
     mean: float
@@ -62,17 +62,16 @@ def _quantiles(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def interval_over_seeds(differences: Sequence[float]) -> tuple[float | None, float | None]:
-    """Percentile interval of the mean of paired differences `[S]`, the seeds drawn anew; None for one seed.
+    """Student's interval of the mean of paired differences `[S]`; None for one seed.
 
-    It holds the chance of the seed, on these test images. With few seeds it is too narrow: of three it can be no wider
-    than from the smallest difference to the largest.
+    It holds the chance of the seed, on these test images: mean ± t(S - 1) x deviation / sqrt(S), as of a paired t test.
+    A bootstrap of so few would be too narrow: of three it can't leave the span from the smallest to the largest.
     """
     if len(differences) < 2:
         return None, None
-    interval = bootstrap(
-        (differences,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method='percentile',
-        rng=np.random.default_rng(SEED)).confidence_interval
-    return float(interval.low), float(interval.high)
+    mean, deviation = mean_and_deviation(differences)
+    half = float(t.ppf((1 + LEVEL) / 2, len(differences) - 1)) * deviation / len(differences) ** 0.5
+    return mean - half, mean + half
 
 
 def interval_over_seeds_and_images(differences: np.ndarray) -> tuple[float, float]:

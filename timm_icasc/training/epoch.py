@@ -1,4 +1,6 @@
 """One epoch: its training steps, and what is measured after them."""
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -57,18 +59,33 @@ def make_batch(
     return images, target
 
 
+def timed(batches: Iterable, waits: list[float]) -> Iterator:
+    """What `batches` yields; the seconds that each took to come are added to `waits`."""
+    iterator, end = iter(batches), object()
+    while True:
+        started = time.monotonic()
+        batch = next(iterator, end)
+        waits.append(time.monotonic() - started)
+        if batch is end:
+            return
+        yield batch
+
+
 def train_one_epoch(epoch: int, job: TrainingJob, flag: StopSignal) -> dict[str, float]:
-    """One epoch; returns the sample means of every scalar in the task's results."""
+    """One epoch; returns the sample means of every scalar in the task's results, and the share of time that it waited.
+
+    That share, from 0 to 1 and named 'waiting', is of the time of this process that went by until the next images came.
+    """
     args, task, batches = job.args, job.task, len(job.loader_train)
     updates = epoch * job.updates_per_epoch
-    sums, counts = {}, {}
+    sums, counts, waits, started = {}, {}, [], time.monotonic()
     sum_dtype = torch.float32 if job.device.type == 'mps' else torch.float64
     task.train()
     for module in job.frozen:
         module.eval()
     job.optimizer.zero_grad()
     bar = progress(job, job.loader_train, f'epoch {epoch + 1}')
-    for index, (images, target) in enumerate(flag.batches(bar)):
+    for index, (images, target) in enumerate(timed(flag.batches(bar), waits)):
         images, target = make_batch(job, images, target)
         group_start = index // args.grad_accum_steps * args.grad_accum_steps
         group = min(args.grad_accum_steps, batches - group_start)  # the last group may be smaller
@@ -104,7 +121,7 @@ def train_one_epoch(epoch: int, job: TrainingJob, flag: StopSignal) -> dict[str,
             name: utils.reduce_tensor(sums[name] / counts[name], args.world_size).item()
             for name in sums}
         check_finite(means, epoch, batches - 1)
-    return means
+    return {**means, 'waiting': sum(waits) / (time.monotonic() - started)}
 
 
 @torch.no_grad()

@@ -33,6 +33,9 @@ from .trackers import tracking
 
 __all__ = ['method_label', 'train']
 
+# Share of an epoch's training from which on it is said that images are waited for.
+SLOW_IMAGES = 0.3
+
 LOSS_NAMES = {'ce': 'cross-entropy', 'bce': 'binary cross-entropy', 'asl': 'asymmetric loss', 'poly': 'PolyLoss'}
 
 
@@ -154,12 +157,13 @@ def run_epoch(
         job.scheduler.step(epoch + 1, metric)
     record = {
         'time': time.monotonic() - started,
+        'waiting': train_metrics['waiting'],
         **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
         **{f'eval_{name}': value for name, value in eval_metrics.items()}}
     if saver is not None:
         if not run_dir.is_dir():  # a new one would lack the files of the epochs before
             raise ICASCError(f"'{run_dir}': the folder of the run is not there any more.")
-        measured = {name: value for name, value in record.items() if name != 'time'}
+        measured = {name: value for name, value in record.items() if name not in ('time', 'waiting')}
         add_epoch(run_dir, epoch, {
             **measured, SECONDS: round(record['time'], 2), 'lr': base_lr(job.optimizer)})
         saver.save_checkpoint(epoch, metric=metric)
@@ -213,6 +217,9 @@ def run_epochs(
         while epoch < job.epochs and not out_of_patience(job, saver, epoch - 1):
             record = run_epoch(epoch, job, saver, run_dir, flag)
             log(args, format_epoch(epoch, record, job.labels))
+            if epoch == start_epoch and record['waiting'] > SLOW_IMAGES:
+                log(args, f"{record['waiting']:.0%} of the training time went by waiting for images; docs/training.md, "
+                          f"'Images that keep up', says what helps")
             if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
                 log(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
                           f'--icasc-layers')
