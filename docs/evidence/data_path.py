@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long does training wait for its images? A table: kinds of files, and options of the trainer, a row each.
 
-    data_path.py PHOTOS CIFAR --models resnet18 tf_efficientnet_lite0
+    data_path.py PHOTOS CIFAR
 
 PHOTOS is a folder of photographs (any size; made to the sizes of the table, by enlarging where need be), CIFAR an image
 folder of 32 x 32 images, CIFAR/train/CLASS/IMAGE. Each row trains one epoch by `timm-icasc train`, with ICASC, and says
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from PIL import Image
 from timm.data import create_dataset, create_transform
-from timm.data.readers.img_extensions import add_img_extensions
 from tqdm import tqdm
 
 IMAGES = 192  # of each kind
 CLASSES = 4
+ENDINGS = ('.jpg', '.jpeg', '.png', '.webp')
 
 # Kind of file -> longer side in pixels, ending, options of Pillow's save.
 KINDS = {
@@ -57,25 +57,25 @@ def milliseconds_of_loading(folder: Path, size: int, images: int) -> float:
 
 def one_epoch(folder: Path, model: str, options: list[str], output: Path) -> tuple[float, float]:
     """Share of the epoch that waited, and its seconds of training and validation."""
+    split = 'test' if (folder / 'test').is_dir() else 'val'
     subprocess.run(
         [sys.executable, '-m', 'timm_icasc_cli', 'train', '--dataset', 'torch/image_folder', '--data-dir', folder,
-         '--model', model, '--epochs', '1', '--color-jitter', '0', '--icasc-eval-images', '0', '--output', output.parent,
-         '--experiment', output.name, *options], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+         '--val-split', split, '--model', model, '--epochs', '1', '--color-jitter', '0', '--icasc-eval-images', '0',
+         '--output', output.parent, '--experiment', output.name, *options],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = json.loads((output / 'results.json').read_text())['last']
     return last['waiting'], last['time']
 
 
 def rows_of(args: argparse.Namespace, work: Path):
     """Images, options and folder of each row, with the size that the network gets."""
-    photos = sorted(path for path in args.photos.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp'))
+    photos = sorted(path for path in args.photos.rglob('*') if path.suffix.lower() in ENDINGS)
     for kind, (side, ending, options) in KINDS.items():
         folder = work / f'{side}{ending}'
         make_folder(photos[:IMAGES], folder, side, ending, options)
         for model in args.models:
             for workers in (0, 2):
-                endings = ['--image-endings', '.webp'] if ending == 'webp' else []
-                yield kind, model, folder, 224, [
-                    '-b', '16', '--img-size', '224', '--workers', str(workers), *endings]
+                yield kind, model, folder, 224, ['-b', '16', '--img-size', '224', '--workers', str(workers)]
     for workers, resident in ((0, []), (2, []), (0, ['--resident-data'])):
         yield 'PNG, 32 pixels (CIFAR)', 'resnet20_cifar', args.cifar, 32, [
             '-b', '128', '--limit-train', '100', '--crop-padding', '4', '--workers', str(workers), *resident]
@@ -85,9 +85,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photos', type=Path, metavar='PHOTOS')
     parser.add_argument('cifar', type=Path, metavar='CIFAR')
-    parser.add_argument('--models', nargs='+', default=['resnet18', 'tf_efficientnet_lite0'])
+    parser.add_argument('--models', nargs='+', default=['tf_efficientnet_lite0'])
     args = parser.parse_args()
-    add_img_extensions('.webp')
     print('| images | network | options | loading, ms an image | share of the epoch that waits | seconds |')
     print('|---|---|---|---|---|---|')
     with tempfile.TemporaryDirectory() as work:

@@ -27,7 +27,7 @@ from timm.data import create_dataset
 torch.set_num_threads(1)
 architecture, data_dir, split, size, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 dataset = create_dataset('torch/image_folder', root=data_dir, split=split)
-model = timm.create_model(architecture, num_classes=len(dataset.reader.class_to_idx)).eval()
+model = timm.create_model(architecture, num_classes=len(dataset.classes)).eval()
 step = len(dataset) / count
 dataset.transform = timm.data.create_transform((3, size, size), crop_pct=1.)
 dataset = torch.utils.data.Subset(dataset, [int(i * step) for i in range(count)])
@@ -70,7 +70,8 @@ def main():
     parser.add_argument('run', type=Path, metavar='RUN')
     parser.add_argument('data_dir', type=Path, metavar='DATA_DIR')
     parser.add_argument('photos', type=Path, metavar='PHOTOS')
-    parser.add_argument('--model', default='tf_efficientnet_lite0', help="the run's architecture (default: %(default)s)")
+    parser.add_argument(
+        '--model', default='tf_efficientnet_lite0', help="the run's architecture (default: %(default)s)")
     parser.add_argument('--size', type=int, default=112, help='side of its images (default: %(default)s)')
     parser.add_argument('--split', default='test', help='default: %(default)s')
     parser.add_argument('-n', '--images', type=int, default=200, help='default: %(default)s')

@@ -190,7 +190,7 @@ class TestSummary:
     def test_interval_over_seeds(self):
         ours, theirs = [3., 5., 10., 4.], [2., 3., 4., 4.5]
         expected = ttest_rel(ours, theirs).confidence_interval(0.95)
-        low, high = interval_over_seeds([a - b for a, b in zip(ours, theirs)])
+        low, high = interval_over_seeds([a - b for a, b in zip(ours, theirs, strict=True)])
         assert (low, high) == (pytest.approx(expected.low), pytest.approx(expected.high))
         assert interval_over_seeds([1.]) == (None, None)
         assert interval_over_seeds([2., 2.]) == (2, 2)

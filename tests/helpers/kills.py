@@ -65,7 +65,7 @@ def _plain(value):
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape, value.detach().numpy().tobytes()  # lists of numbers would take seconds
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items() if key not in ('saved', 'time', 'wall_time')}
+        return {key: _plain(v) for key, v in value.items() if key not in ('saved', 'time', 'waiting', 'wall_time')}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return {k: v for k, v in vars(value).items() if k != 'run_dir'} if hasattr(value, '__dict__') else value

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Measure the finished runs of a study on further images, or by further measures: a table by variant, seeds paired.
+
+    measures_of_runs.py output/caltech101_few caltech101 --splits test --images 500 --robustness --faithfulness
+    measures_of_runs.py output/caltech101_cue caltech101_spoiled --cue \\
+        --splits test test_own_cue test_other_cue test_occluded test_background
+
+The first argument is the folder with the runs of `timm-icasc sweep`, VARIANT-seedN; the second the image folder. Each
+run is evaluated on each split as `timm-icasc eval` does, with its options. A difference is to --baseline, seed by seed,
+with Student's interval (95 %). --cue also tells how much of the map of the true class lies where spoil_images.py puts
+its cue. --json keeps what was measured of every run; runs that are in it already are not evaluated again.
+"""
+import argparse
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from timm_icasc.attention import METHODS
+from timm_icasc.data import evenly_spaced
+from timm_icasc.evaluation.checkpoint import load_checkpoint
+from timm_icasc.evaluation.collect import evaluate_checkpoint
+from timm_icasc.evaluation.measures import TITLES, summarise
+from timm_icasc.evaluation.options import add_evaluation_arguments
+from timm_icasc.objective.maps import attention_maps
+from timm_icasc.runs.tables import (
+    markdown,
+    mean_and_deviation,
+    mean_sd,
+    paired_difference,
+    write_json,
+)
+from timm_icasc.sweep.summary import interval_over_seeds
+
+CUE_SHARE = 0.2  # of the side of what the network is given, in its lower right corner
+
+
+@torch.no_grad()
+def share_of_cue(checkpoint, method: str, images: int | None) -> float:
+    """Mean share of the maps of the true classes, at the last layer, in the cue's corner; 0.04 if spread evenly."""
+    shares, dataset = [], evenly_spaced(checkpoint.dataset, images or len(checkpoint.dataset))
+    for images, target in torch.utils.data.DataLoader(dataset, checkpoint.batch_size):
+        maps = attention_maps(
+            checkpoint.model, images.to(checkpoint.device), target.to(checkpoint.device)[:, None], method=method,
+            layers=checkpoint.layers)
+        maps = torch.nn.functional.interpolate(maps, size=images.shape[-2:], mode='bilinear', align_corners=False)[:, 0]
+        height, width = (round(length * (1 - CUE_SHARE)) for length in maps.shape[-2:])
+        total = maps.sum((1, 2))
+        shares.append((maps[:, height:, width:].sum((1, 2)) / total)[total > 0].cpu())
+    return torch.cat(shares).mean().item()
+
+
+def measure(run: Path, split: str, args: argparse.Namespace) -> dict[str, float]:
+    given = argparse.Namespace(**{**vars(args), 'val_split': split})
+    checkpoint = load_checkpoint(str(run), given)
+    found = summarise(evaluate_checkpoint(checkpoint, given))
+    if args.cue:
+        found.update({
+            f'cue_{method}': share_of_cue(checkpoint, method, args.images)
+            for method in METHODS if METHODS[method].in_paper})
+    return found
+
+
+def by_number(run: Path) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', run.name)]
+
+
+def table(measured: dict[str, dict[str, dict[str, float]]], split: str, baseline: str) -> list[dict[str, str]]:
+    """A row for each measure: mean ± deviation of the baseline, and each variant's difference to it."""
+    variants = list(dict.fromkeys(run.rpartition('-seed')[0] for run in measured))
+    by_variant = {
+        variant: {int(run.rpartition('-seed')[2]): found[split] for run, found in measured.items()
+                  if run.rpartition('-seed')[0] == variant and split in found} for variant in variants}
+    rows = []
+    for name in dict.fromkeys(name for runs in by_variant.values() for found in runs.values() for name in found):
+        values = {
+            variant: {seed: found.get(name) for seed, found in runs.items()} for variant, runs in by_variant.items()}
+        own = [value for value in values[baseline].values() if value is not None]
+        if not own:
+            continue
+        row = {'measure': TITLES.get(name, name), baseline: mean_sd(*mean_and_deviation(own), 3)}
+        for variant in variants:
+            differences = list(paired_difference(values[variant], values[baseline]).values())
+            if variant != baseline and differences:
+                low, high = interval_over_seeds(differences)
+                interval = '' if low is None else f' ({low:+.3f} to {high:+.3f})'
+                row[variant] = f'{mean_and_deviation(differences)[0]:+.3f}{interval}'
+        rows.append(row)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', type=Path, metavar='RUNS')
+    parser.add_argument('folder', metavar='DATA_DIR')
+    parser.add_argument('--splits', nargs='+', required=True)
+    parser.add_argument('--variants', nargs='+', help='default: all')
+    parser.add_argument('--baseline', default='cross-entropy')
+    parser.add_argument('--cue', action='store_true')
+    parser.add_argument('--json', type=Path, metavar='FILE')
+    evaluation = argparse.ArgumentParser()
+    add_evaluation_arguments(evaluation)
+    args, rest = parser.parse_known_args()
+    args = argparse.Namespace(**{**vars(evaluation.parse_args(rest)), **vars(args), 'data_dir': args.folder})
+    measured, options = {}, ['--cue'] * args.cue + rest
+    if args.json and args.json.is_file():
+        content = json.loads(args.json.read_text())
+        if content['options'] != options:
+            raise SystemExit(
+                f"{args.json} was made with the options '{' '.join(content['options'])}': name another file")
+        measured = content['runs']
+    for run in sorted(args.runs.iterdir(), key=by_number):
+        wanted = not args.variants or run.name.rpartition('-seed')[0] in args.variants
+        if not wanted or not (run / 'results.json').is_file():
+            continue
+        for split in args.splits:
+            if split not in measured.setdefault(run.name, {}):
+                measured[run.name][split] = measure(run, split, args)
+                if args.json:
+                    write_json(args.json, {'options': options, 'runs': measured})
+    for split in args.splits:
+        print(f'\n{split}\n\n{markdown(table(measured, split, args.baseline))}')
+
+
+if __name__ == '__main__':
+    main()

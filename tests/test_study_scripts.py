@@ -1,0 +1,86 @@
+"""The scripts of docs/evidence that make and measure what its studies need."""
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.hub_fixtures import save_noise
+from helpers.runs import make_run
+from PIL import Image
+
+SCRIPTS = Path(__file__).parent.parent / 'docs' / 'evidence'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_noise(tmp_path / 'images', train=3, test=2)
+
+
+def rows(script, arguments, monkeypatch, capsys):
+    """The cells of the table's lines, its head left out."""
+    monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
+    runpy.run_path(str(SCRIPTS / script), run_name='__main__')
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:]]
+
+
+def test_data_path(folder, tmp_path):
+    """Every kind of file is made and loaded; what trains is not run here."""
+    script = runpy.run_path(str(SCRIPTS / 'data_path.py'))
+    photos = sorted(folder.rglob('*.png'))[:9]
+    for kind, (side, ending, options) in script['KINDS'].items():
+        made = tmp_path / ending / str(side)
+        script['make_folder'](photos, made, min(side, 80), ending, options)
+        assert len(list(made.rglob(f'train/*/*.{ending}'))) == 9 and len(list(made.rglob('val/*/*'))) == 8, kind
+        assert script['milliseconds_of_loading'](made, 16, 3) > 0
+
+
+def test_spoilt_images():
+    """The cue lies in the corner of what a network is tested on, where it is said; the rest of the image stays."""
+    script = runpy.run_path(str(SCRIPTS / 'spoil_images.py'))
+    image = Image.new('RGB', (60, 40), (255, 0, 0))
+    marked = np.asarray(script['with_cue'](image, 'cat'))
+    cue = np.zeros((40, 60), bool)
+    cue[32:, 42:50] = True
+    grey = (marked == marked[..., :1]).all(-1)
+    assert (grey == cue).all() and (marked[cue].min(), marked[cue].max()) == (0, 255)
+    assert (marked == np.asarray(script['with_cue'](image, 'cat'))).all()
+    assert (marked != np.asarray(script['with_cue'](image, 'dog'))).any()
+    hidden = np.asarray(script['occluded'](image, 'name'))
+    assert (hidden != np.asarray(image)).any(-1).mean() == 0.25
+    other = np.asarray(script['with_background'](image, Image.new('RGB', (10, 10), (0, 0, 255))))
+    assert (other[6:34, 9:51] == (255, 0, 0)).all() and (other[..., 2] == 255).sum() == 60 * 40 - 28 * 42
+
+
+def test_spoilt_folders(folder, tmp_path, monkeypatch):
+    (folder / 'holdout').symlink_to(folder / 'test')
+    monkeypatch.setattr(sys, 'argv', ['spoil_images.py', str(folder), str(tmp_path / 'spoilt')])
+    runpy.run_path(str(SCRIPTS / 'spoil_images.py'), run_name='__main__')
+    splits = {path.name for path in (tmp_path / 'spoilt').iterdir()}
+    assert splits == {'train', 'holdout', 'test', *(
+        f'test_{name}' for name in ('own_cue', 'other_cue', 'occluded', 'background'))}
+    names = [sorted(f'{path.parent.name}/{path.stem}' for path in (tmp_path / 'spoilt' / split).rglob('*.png'))
+             for split in splits - {'train', 'holdout', 'test'}]
+    assert names[0] and names == names[:1] * 4
+
+
+def test_measures_of_runs(folder, tmp_path, monkeypatch, capsys):
+    """Two variants, one the other's copy: every difference is 0; and what is measured is not measured again."""
+    make_run(tmp_path / 'runs' / 'plain-seed0', num_classes=3, dataset='torch/image_folder', data_dir=str(folder))
+    shutil.copytree(tmp_path / 'runs' / 'plain-seed0', tmp_path / 'runs' / 'ours-seed0')
+    arguments = [
+        tmp_path / 'runs', folder, '--splits', 'test', '--baseline', 'plain', '--cue', '--images', '6', '--json',
+        tmp_path / 'measured.json']
+    found = rows('measures_of_runs.py', arguments, monkeypatch, capsys)
+    assert {'top-1 %', 'overlap last', 'cue_ach', 'cue_grad_cam'} <= {row[0] for row in found}
+    assert all(float(row[2]) == 0 for row in found)
+    content = json.loads((tmp_path / 'measured.json').read_text())
+    content['runs']['ours-seed0']['test']['top1'] += 1
+    (tmp_path / 'measured.json').write_text(json.dumps(content))
+    changed = rows('measures_of_runs.py', arguments, monkeypatch, capsys)
+    assert [row[2] for row in changed if row[0] == 'top-1 %'] == ['+1.000']
+    with pytest.raises(SystemExit, match='was made with the options'):
+        rows('measures_of_runs.py', [*arguments, '--robustness'], monkeypatch, capsys)
