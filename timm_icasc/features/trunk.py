@@ -6,6 +6,7 @@ passes through it, and so twice more than needed where maps are made; and it has
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import FunctionType
 from typing import Any
 
@@ -17,6 +18,9 @@ from .layout import FeatureLayer
 from .module_state import is_checkpointing, is_sharded, paths_around
 
 __all__ = ['compile_modules', 'why_eager', 'watch_trunk']
+
+
+_CALLS = count()
 
 
 def why_eager(model: nn.Module) -> str | None:
@@ -67,11 +71,15 @@ def watch_trunk(model: nn.Module, layer: FeatureLayer) -> Iterator[list[nn.Modul
 
 
 def _own_call(module: nn.Module) -> Callable:
-    """A call of the module by code of its own: torch limits compilations by code, and modules share that of a call."""
+    """A call of the module by code of its own, with a name of its own.
+
+    Torch limits compilations by code, and modules share that of a call. What it remembers of the shapes goes by the
+    name: stages of one type would count as one whose images change their size, and be compiled for any size.
+    """
     def call(*args, **kwargs):
         return module._call_impl(*args, **kwargs)
 
-    code = call.__code__.replace(co_name=f'call_{type(module).__name__}')
+    code = call.__code__.replace(co_name=f'call_{type(module).__name__}_{next(_CALLS)}')
     return FunctionType(code, call.__globals__, call.__name__, None, call.__closure__)
 
 
