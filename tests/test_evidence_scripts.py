@@ -1,4 +1,4 @@
-"""The scripts of docs/evidence, whose tables docs/evidence.md quotes, on a folder of a few images."""
+"""The scripts of docs/evidence, whose tables docs/evidence quotes, on a folder of a few images."""
 import json
 import runpy
 import sys

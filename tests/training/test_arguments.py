@@ -100,7 +100,7 @@ def test_help_teaches(capsys):
     text = capsys.readouterr().out
     assert error.value.code == 0
     assert '\nICASC:\n' in text and 'torchrun' in text and '--icasc-compare' in text
-    assert '--icasc-defects' not in text, 'only for the study of docs/evidence.md, which names it'
+    assert '--icasc-defects' not in text, 'only for the study of docs/evidence/cifar20.md, which names it'
     assert 'never yet run or measured on a GPU' in ' '.join(text.split()), '--icasc-fast'
 
 

@@ -1,6 +1,6 @@
 """How public re-implementations of ICASC went about it, rebuilt from its description: each defect can be had alone.
 
-For the study of docs/evidence.md, which asks what destroys the gain, and as the slow peer of `timm-icasc bench`; not to
+For the study of docs/evidence/cifar20.md, which asks what destroys the gain, and as the slow peer of `timm-icasc bench`; not to
 train with. It shares the formulas with `objective` but none of its machinery: with no defect on, both must come to the
 same loss and gradient, and the tests hold them to that.
 
