@@ -1,8 +1,8 @@
 """How public re-implementations of ICASC went about it, rebuilt from its description: each defect can be had alone.
 
-For the study of docs/evidence/cifar20.md, which asks what destroys the gain, and as the slow peer of `timm-icasc bench`; not to
-train with. It shares the formulas with `objective` but none of its machinery: with no defect on, both must come to the
-same loss and gradient, and the tests hold them to that.
+For the study of docs/evidence/cifar20.md, which asks what destroys the gain, and as the slow peer of `timm-icasc
+bench`; not to train with. It shares the formulas with `objective` but none of its machinery: with no defect on, both
+must come to the same loss and gradient, and the tests hold them to that.
 
 Shapes: `B` batch, `C` classes, `H W` feature grid of a layer.
 """
