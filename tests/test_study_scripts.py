@@ -84,3 +84,21 @@ def test_measures_of_runs(folder, tmp_path, monkeypatch, capsys):
     assert [row[2] for row in changed if row[0] == 'top-1 %'] == ['+1.000']
     with pytest.raises(SystemExit, match='was made with the options'):
         rows('measures_of_runs.py', [*arguments, '--robustness'], monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_inference_speed(folder, tmp_path, monkeypatch, capsys):
+    """Every command that is timed runs; the plain loop is the measure of itself."""
+    run = make_run(
+        tmp_path / 'run', num_classes=3, dataset='torch/image_folder', data_dir=str(folder), img_size=32,
+        val_split='test')
+    found = rows('inference_speed.py', [
+        run, folder, folder / 'train', '--model', 'resnet20_cifar', '--size', 32, '-n', 3, '--rounds', 1,
+    ], monkeypatch, capsys)
+    assert len(found) == 6 and found[0][0].startswith('plain loop') and found[0][-1] == '1.00'
+
+
+@pytest.mark.slow
+def test_starts(monkeypatch, capsys):
+    found = {name: float(seconds) for name, seconds, _ in rows('starts.py', [], monkeypatch, capsys)}
+    assert found['`timm-icasc --version`'] < found['`python -c "import timm_icasc"`'] / 4, 'torch is not loaded'

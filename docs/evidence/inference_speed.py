@@ -22,7 +22,7 @@ from tqdm import tqdm
 COMMAND = [sys.executable, '-m', 'timm_icasc_cli']
 
 LOOP = """
-import sys, timm, timm.data, torch
+import sys, timm, timm.data, torch, timm_icasc  # which registers the networks of its own
 from timm.data import create_dataset
 torch.set_num_threads(1)
 architecture, data_dir, split, size, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
