@@ -1,13 +1,15 @@
 """Which layers are chosen, and that looking leaves no trace."""
 import copy
+from collections import Counter
 
 import pytest
 import timm
 import torch
 import torchvision
 from helpers.models import create
-from helpers.several_outputs import PARAMS, RECORDS
+from helpers.several_outputs import NAMES, PARAMS, RECORDS
 from helpers.versions import recent_timm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_icasc
 from timm_icasc import LayerResolutionError, resolve_layers
@@ -304,33 +306,60 @@ def describe(layers):
     return [(layer.path, layer.output_index, layer.layout, layer.prefix_tokens, layer.grid) for layer in layers]
 
 
-@pytest.mark.parametrize('name, kwargs, size, inner, last', [
+# name -> (arguments, size, inner, last)
+UNUSUAL = {
     # Stages that put out several tensors: the one of the stage's resolution, on the path to the logits.
-    pytest.param(
-        'crossvit_tiny_240', {}, 240, ('blocks.0', 1, 'NLC', 1, (14, 14)), ('blocks.1', 1, 'NLC', 1, (14, 14)),
-        marks=recent_timm),
-    pytest.param(
-        'coat_tiny', {'img_size': 64}, 64, ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)),
-        ('parallel_blocks.5.norm14', 0, 'NLC', 1, (2, 2)), marks=recent_timm),
+    'crossvit_tiny_240': (
+        {'img_size': 120}, 120, ('blocks.0', 1, 'NLC', 1, (7, 7)), ('blocks.1', 1, 'NLC', 1, (7, 7))),
+    'coat_tiny': (
+        {'img_size': 64}, 64, ('parallel_blocks.3', 2, 'NLC', 1, (4, 4)),
+        ('parallel_blocks.5.norm14', 0, 'NLC', 1, (2, 2))),
     # The head reads the class token: the patches count no further than the keys and values of the last block.
-    ('pit_ti_224', {'img_size': 64}, 64,
-     ('transformers.1', 0, 'NCHW', 0, (4, 4)), ('transformers.2.blocks.3.norm1', 0, 'NLC', 1, (2, 2))),
+    'pit_ti_224': (
+        {'img_size': 64}, 64,
+        ('transformers.1', 0, 'NCHW', 0, (4, 4)), ('transformers.2.blocks.3.norm1', 0, 'NLC', 1, (2, 2))),
     # The class token joins after these blocks, so the model's number of prefix tokens is not theirs.
-    ('cait_xxs24_224', {'img_size': 64}, 64, ('blocks.17', 0, 'NLC', 0, (4, 4)), ('blocks.23', 0, 'NLC', 0, (4, 4))),
+    'cait_xxs24_224': (
+        {'img_size': 64}, 64, ('blocks.17', 0, 'NLC', 0, (4, 4)), ('blocks.23', 0, 'NLC', 0, (4, 4))),
     # feature_info names modules that do not exist.
-    ('twins_svt_small', {'img_size': 64}, 64, ('blocks.2.9', 0, 'NLC', 0, (4, 4)), ('norm', 0, 'NLC', 0, (2, 2))),
+    'twins_svt_small': ({'img_size': 64}, 64, ('blocks.2.9', 0, 'NLC', 0, (4, 4)), ('norm', 0, 'NLC', 0, (2, 2))),
     # feature_info's channels belong to no output of the stage: the last block of all with a grid.
-    ('hrnet_w18_small', {}, 64, ('incre_modules.2', 0, 'NCHW', 0, (4, 4)), ('final_layer', 0, 'NCHW', 0, (2, 2))),
-    ('swin_tiny_patch4_window7_224', {'img_size': (64, 96), 'window_size': 2}, (64, 96),
-     ('layers.2', 0, 'NHWC', 0, (4, 6)), ('norm', 0, 'NHWC', 0, (2, 3))),
-])
-@pytest.mark.parametrize('device', ['cpu', 'meta'])
-def test_layers_of_unusual_models(name, kwargs, size, inner, last, device):
+    'hrnet_w18_small': ({}, 64, ('incre_modules.2', 0, 'NCHW', 0, (4, 4)), ('final_layer', 0, 'NCHW', 0, (2, 2))),
+    'swin_tiny_patch4_window7_224': (
+        {'img_size': (64, 96), 'window_size': 2}, (64, 96),
+        ('layers.2', 0, 'NHWC', 0, (4, 6)), ('norm', 0, 'NHWC', 0, (2, 3))),
+}
+
+
+@pytest.mark.parametrize('device, name', [
+    pytest.param(device, name, marks=recent_timm if name in NAMES else ())
+    for device in ('cpu', 'meta') for name in UNUSUAL
+    # On meta tensors, test_the_recorded_output_of_several has those of several outputs.
+    if device == 'cpu' or name not in NAMES])
+def test_layers_of_unusual_models(device, name):
     """The same on meta tensors, whose gradients have no values."""
+    kwargs, size, *expected = UNUSUAL[name]
     with torch.device(device):
         model = timm.create_model(name, num_classes=10, **kwargs)
     height, width = size if isinstance(size, tuple) else (size, size)
-    assert describe(resolve_layers(model, input_size=(3, height, width))) == [inner, last]
+    assert describe(resolve_layers(model, input_size=(3, height, width))) == expected
+
+
+def test_on_meta_tensors_torch_is_asked_once_for_each_shape():
+    """The rules run the model several times, and torch works the shapes of many operations out in Python."""
+    class Count(TorchDispatchMode):
+        asked = Counter()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.native_layer_norm.default and args[0].is_meta:
+                self.asked[args[0].shape] += 1
+            return func(*args, **kwargs or {})
+
+    with torch.device('meta'):
+        model = timm.create_model('vit_tiny_patch16_224', num_classes=10, img_size=64, depth=3)
+    with Count():
+        resolve_layers(model, input_size=(3, 64, 64))
+    assert set(Count.asked.values()) == {1}, Count.asked
 
 
 class Blocks(torch.nn.Module):
@@ -390,9 +419,9 @@ def test_blocks_before_a_norm_that_ends_the_trunk():
     ('vit_b_16', 'encoder.layers.encoder_layer_8', 'encoder.layers.encoder_layer_11.ln_1'),
 ])
 def test_torchvision_models_without_a_word(name, inner, last):
-    import torchvision
     kwargs = {'init_weights': False} if name == 'inception_v3' else {}
-    model = getattr(torchvision.models, name)(num_classes=5, **kwargs)
+    with torch.device('cpu' if name.startswith('regnet') else 'meta'):  # it computes its widths with tensors
+        model = getattr(torchvision.models, name)(num_classes=5, **kwargs)
     layers = resolve_layers(model.to('meta'), input_size=(3, 224, 224))
     assert (layers.inner.path, layers.last.path) == (inner, last)
 

@@ -8,6 +8,7 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn as nn
 
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers, Layout
+from .meta import RememberShapes
 from .module_state import (
     check_shards,
     is_inside_shard,
@@ -418,6 +420,12 @@ def _warn_of_few_cells(path: str, grid: tuple[int, int], size: tuple[int, int]) 
         f'where something is: images of {enough[0]} x {enough[1]} would give {cells[0]} x {cells[1]}.')
 
 
+def _shapes_once(model: nn.Module) -> AbstractContextManager:
+    """Where a model is on the meta device, torch works each shape out once: the rules run it several times."""
+    parameter = next(model.parameters(), None)
+    return RememberShapes() if parameter is not None and parameter.is_meta else nullcontext()
+
+
 _cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers | FeatureLayer]]' = weakref.WeakKeyDictionary()
 
 
@@ -514,7 +522,7 @@ def _resolved(
     key = (choice, tuple(input_size), now.checkpointing, now.made_of)
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
-        with one_thread(model):
+        with one_thread(model), _shapes_once(model):
             resolved[key] = find(tuple(input_size))
         last = resolved[key].last if isinstance(resolved[key], ICASCLayers) else resolved[key]
         if min(last.grid) < MIN_CELLS:
