@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from tqdm import tqdm
 
+from ..features.meta import RememberShapes
 from .steps import BenchmarkSetting, make_step
 
 __all__ = ['count_operations', 'interleaved_seconds', 'measure_memory', 'measure_time']
@@ -130,11 +131,11 @@ def count_operations(name: str, setting: BenchmarkSetting) -> dict[str, int]:
     Counted on meta tensors. The ratio to the plain step is what the step would cost if nothing else took time.
     """
     on_meta = replace(setting, device='meta', channels_last=False, amp=False, fast=False)
-    counts = {}
+    counts, shapes = {}, RememberShapes()  # the variants ask the same questions
     for variant in setting.variants:
         step = make_step(name, variant, on_meta)
         mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
-        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        with shapes, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             step()
         counts[variant] = counter.get_total_flops()
     return counts
