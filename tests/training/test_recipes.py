@@ -1,5 +1,6 @@
 """Every recipe builds what it names: model, layers, task, optimiser and schedule, as baseline and as ICASC."""
 import math
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -48,11 +49,15 @@ def arguments(recipe, *options):
     return args
 
 
-def built(recipe, *options):
+@lru_cache
+def model_of(recipe):
     """On the meta device: shapes and names without the arithmetic of 448 pixels."""
-    args = arguments(recipe, *options)
     with torch.device('meta'):
-        model = set_up_model(args)
+        return set_up_model(arguments(recipe))
+
+
+def built(recipe, *options):
+    args, model = arguments(recipe, *options), model_of(recipe)
     size = args.img_size or 32
     labels = KINDS[args.dataset.startswith('voc')]
     task = set_up_task(args, model, torch.device('meta'), (3, size, size), UPDATES, labels)
