@@ -31,10 +31,15 @@ def in_two_processes(function, folder):
     assert [process.exitcode for process in processes] == [0, 0], 'the traceback is on stderr'
 
 
+def small_convnext(num_classes):
+    """The network of `save_gradients_of_half`: no BatchNorm, so that each image counts by itself."""
+    torch.manual_seed(0)
+    return timm.create_model('convnext_atto', num_classes=num_classes, depths=(1, 1, 1, 1)).double()
+
+
 def save_gradients_of_half(rank, folder, num_classes, make_task):
     """A process's part of a test of DDP: its half of `batch.pt`, its gradients to `gradients-RANK.pt`."""
-    torch.manual_seed(0)
-    model = timm.create_model('convnext_atto', num_classes=num_classes).double()
+    model = small_convnext(num_classes)
     task = make_task(model)
     images, target = torch.load(folder / 'batch.pt')
     half = slice(2 * rank, 2 * rank + 2)

@@ -6,7 +6,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers.objective import double_batch, layers_of
-from helpers.processes import in_two_processes, save_gradients_of_half
+from helpers.processes import in_two_processes, save_gradients_of_half, small_convnext
 
 from timm_icasc import ICASCConfig, ICASCError, ICASCTask, MultiLabelICASCTask, icasc_forward
 from timm_icasc.labels import MULTI, SINGLE
@@ -121,8 +121,7 @@ def test_each_process_of_ddp_takes_its_own_share(tmp_path):
     torch.save((images, target), tmp_path / 'batch.pt')
     make_task = partial(ICASCTask, order=2, share=0.5, verbose=False)
     in_two_processes(partial(save_gradients_of_half, num_classes=10, make_task=make_task), tmp_path)
-    torch.manual_seed(0)
-    model = timm.create_model('convnext_atto', num_classes=10).double()
+    model = small_convnext(10)
     task = make_task(model)
     for rank in range(2):
         half = slice(2 * rank, 2 * rank + 2)

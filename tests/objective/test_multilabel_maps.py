@@ -2,11 +2,10 @@
 from functools import partial
 
 import pytest
-import timm
 import torch
 from helpers.models import create
 from helpers.objective import directional_derivatives, layers_of, reference_terms
-from helpers.processes import in_two_processes, save_gradients_of_half
+from helpers.processes import in_two_processes, save_gradients_of_half, small_convnext
 
 import timm_icasc.objective.forward as forward_module
 from timm_icasc import ICASCConfig, ICASCError, MultiLabelICASCTask, icasc_forward
@@ -23,7 +22,7 @@ WITH_TERMS = [0, 1, 4]
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(5, 3, 32, 32, generator=generator, dtype=torch.float64)
+    images = torch.randn(5, 3, 16, 16, generator=generator, dtype=torch.float64)
     return images, torch.tensor(TARGET, dtype=torch.float64)
 
 
@@ -134,8 +133,7 @@ def test_ddp_with_another_number_of_classes_in_each_process(tmp_path):
     target[3] = torch.tensor([1., 1., 0., 1.])
     torch.save((images, target), tmp_path / 'batch.pt')
     in_two_processes(partial(save_gradients_of_half, num_classes=4, make_task=make_task), tmp_path)
-    torch.manual_seed(0)
-    model = timm.create_model('convnext_atto', num_classes=4).double()
+    model = small_convnext(4)
     make_task(model)(images, target)['loss'].backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
     for rank in range(2):
