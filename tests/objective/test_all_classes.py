@@ -25,8 +25,11 @@ def one_by_one(model, images, classes, **kwargs):
     return torch.cat([attention_maps(model, images, classes=[c], **kwargs) for c in classes], 1)
 
 
-@pytest.mark.parametrize('name', POOLED)
-@pytest.mark.parametrize('method', MEANS)
+@pytest.mark.parametrize('name, method', [
+    # Every method of one network, every network by two of them.
+    pytest.param(name, method, marks=(
+        () if name == 'resnet20_cifar' or method in ('ach', 'grad_cam') else pytest.mark.slow))
+    for name in POOLED for method in MEANS])
 def test_they_are_the_maps_of_each_class_alone(name, method, used):
     model = create(name).eval()
     torch.nn.init.normal_(model.get_classifier().weight)
