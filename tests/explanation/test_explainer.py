@@ -106,10 +106,11 @@ class TestWhereMapsLie:
                 expected = 0.
                 if 0 <= x <= 64 and 0 <= y <= 64:
                     v, u = (min(max(c / 64 * 16 - 0.5, 0.), 15.) for c in (x, y))
-                    for a in range(16):
-                        for b in range(16):
-                            weight = max(0., 1 - abs(u - a)) * max(0., 1 - abs(v - b))
-                            expected += weight * grid[a, b].item()
+                    rows, columns = (
+                        [(cell, 1 - abs(at - cell)) for cell in range(16) if abs(at - cell) < 1] for at in (u, v))
+                    for a, down in rows:
+                        for b, across in columns:
+                            expected += down * across * grid[a, b].item()
                 assert values[i, j].item() == pytest.approx(expected, abs=1e-6)
 
 
