@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.models import create
+from helpers.models import FAMILIES, create
 from pytorch_grad_cam import FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchcam import methods as torchcam
@@ -341,21 +341,40 @@ class TestContrastedScore:
         assert (maps - plain).abs().max() > 0.1 * plain.max(), 'it is no Grad-CAM'
 
 
+def check_maps(model, images, method, grid):
+    """Maps of the grid's shape, finite, and as alone as in a batch."""
+    maps = attention_maps(model, images, classes=[0, 3], method=method)
+    assert maps.shape == (2, 2, *grid) and maps.isfinite().all() and (maps >= 0).all()
+    alone = attention_maps(model, images[1:], classes=3, method=method)[0, 0]
+    torch.testing.assert_close(maps[1, 1], alone, rtol=1e-3, atol=1e-4 * maps.max().item())
+
+
 @pytest.fixture(scope='module')
 def exact_family(family):
     """In float64: HiResCAM before a LayerNorm is in float32 what rounding makes of the batch."""
-    model, images, expected = family
-    return copy.deepcopy(model).double(), images.double(), expected
+    model, images, (*_, last_grid) = family
+    return copy.deepcopy(model).double(), images.double(), last_grid
 
 
-@pytest.mark.parametrize('name', METHODS)
-def test_every_method_of_every_family(name, exact_family):
-    """Any layout: maps of the grid's shape, finite, and as alone as in a batch."""
-    model, images, (*_, last_grid) = exact_family
-    maps = attention_maps(model, images, classes=[0, 3], method=name)
-    assert maps.shape == (2, 2, *last_grid) and maps.isfinite().all() and (maps >= 0).all()
-    alone = attention_maps(model, images[1:], classes=3, method=name)[0, 0]
-    torch.testing.assert_close(maps[1, 1], alone, rtol=1e-3, atol=1e-4 * maps.max().item())
+# The other methods in every family are slow tests.
+@pytest.mark.parametrize('method', [
+    pytest.param(method, marks=() if method in ('ach', 'grad_cam') else pytest.mark.slow) for method in METHODS])
+def test_every_method_of_every_family(method, exact_family):
+    model, images, grid = exact_family
+    check_maps(model, images, method, grid)
+
+
+@pytest.fixture(scope='module', params=['convnext_atto', 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224'])
+def layout(request):
+    """NCHW, NHWC, NLC."""
+    *_, grid = FAMILIES[request.param]
+    return create(request.param).double().eval(), torch.randn(2, 3, 64, 64, dtype=torch.float64), grid
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_in_every_layout(method, layout):
+    model, images, grid = layout
+    check_maps(model, images, method, grid)
 
 
 def test_grad_cam_plus_plus_pole_is_finite():
