@@ -33,6 +33,14 @@ def pytest_runtest_call(item):
         raise
 
 
+@pytest.fixture(autouse=True, scope='session')
+def no_wait_for_the_disk():
+    """What the tests write need not last through a loss of power: a small training waits 34 times for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(params=list(FAMILIES), scope='session')
 def family(request):
     """(model in evaluation mode, images [2, 3, height, width], expected layers) of one model family."""
