@@ -24,10 +24,17 @@ INTERFACES = [
     'swin_tiny_patch4_window7_224', 'twins_svt_small', 'hrnet_w18_small', 'test_convnext', 'test_efficientnet']
 
 
+# A wrapping has nothing to do with the depth.
+SHALLOW = {
+    **{name: {'depth': 4} for name in ('cait_xxs24_224', 'xcit_nano_12_p8_224', 'vit_tiny_patch16_dinov3_qkvb')},
+    **{name: {'depth': depth} for name, depth in DEPTH.items()}, 'coat_tiny': {'parallel_depth': 2},
+    'hiera_tiny_224': {'stages': (1, 2, 2, 1)}, 'swin_tiny_patch4_window7_224': {'depths': (2, 2, 2, 2)},
+    'twins_svt_small': {'depths': (2, 2, 4, 2)}}
+
+
 def create_on_meta(name):
     kwargs = {'img_size': SMALLEST[name]} if timm.get_pretrained_cfg(name).fixed_input_size else {}
-    if name in DEPTH:
-        kwargs['depth'] = DEPTH[name]
+    kwargs |= SHALLOW.get(name, {})
     with torch.device('meta'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return timm.create_model(name, num_classes=6, **kwargs)
