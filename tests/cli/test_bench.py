@@ -207,11 +207,11 @@ def test_recorded_steps_are_measured_when_they_are_replayed(monkeypatch):
         return float(len(timed))
 
     monkeypatch.setattr(cost.time, 'process_time', clock)
-    setting = replace(SMALL, fast=True)
-    cost.measure_time('resnet20_cifar', setting, repeats=2)
+    setting = replace(SMALL, fast=True, img_size=64)
+    cost.measure_time('test_resnet', setting, repeats=2)
     assert 'recorded' in str(setting) and len(recorders) == len(VARIANTS)
     assert timed[-1] == [3] * len(VARIANTS), 'the recording itself, which warms up, and the two that are timed'
-    operations = [cost.count_operations('resnet20_cifar', s) for s in (setting, SMALL)]
+    operations = [cost.count_operations('test_resnet', s) for s in (setting, replace(setting, fast=False))]
     assert operations[0] == operations[1]
 
 
@@ -220,9 +220,9 @@ def test_compiled_steps_beside_the_plain_one_of_their_kind(monkeypatch, tmp_path
     for task in (ICASCTask, ClassificationTask):
         monkeypatch.setattr(task, 'compile', partialmethod(task.compile, backend='eager'))
     file = tmp_path / 'bench.json'
-    options = ['--compile', '--repeats', '1', '-b', '2', '--device', 'cpu', '--json', str(file)]
-    assert main(['bench', 'resnet20_cifar', *options]) == 0
-    rows = json.loads(file.read_text())['steps']['resnet20_cifar']
+    options = ['--compile', '--repeats', '1', '-b', '2', '--img-size', '64', '--device', 'cpu', '--json', str(file)]
+    assert main(['bench', 'test_resnet', *options]) == 0
+    rows = json.loads(file.read_text())['steps']['test_resnet']
     assert list(rows) == [f'{step}{how}' for step in STEPS for how in ('', COMPILED)]
     for how in ('', COMPILED):
         for step in STEPS:
