@@ -14,7 +14,7 @@ from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.job import set_up_task
 
 
-def batch(count=4, size=32, classes=10):
+def batch(count=4, size=16, classes=10):
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(count, 3, size, size, generator=generator, dtype=torch.float64)
     return images, torch.randint(classes, (count,), generator=generator)
@@ -79,7 +79,7 @@ def test_whole_backward_passes_traverse_what_icasc_does_not(model):
             output.register_hook(lambda gradient: passes.append(module))
 
     images, target = batch()
-    resolve_layers(model, input_size=(3, 32, 32))  # which tries the model out, once
+    resolve_layers(model, input_size=(3, 16, 16))  # which tries the model out, once
     model.conv1.register_forward_hook(watch)
     for task, count in (
             (ICASCTask(model, order=1, verbose=False), 0),
