@@ -43,13 +43,14 @@ def test_memory_is_measured_in_a_fresh_process(monkeypatch):
 
 def test_table_and_record_of_all_variants(forked, tmp_path, capsys):
     file = tmp_path / 'bench.json'
-    assert main(['bench', 'resnet20_cifar', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]) == 0
+    options = ['--img-size', '64', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]
+    assert main(['bench', 'test_resnet', *options]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2 + len(VARIANTS)
     record = json.loads(file.read_text())
     assert record['setting']['batch_size'] == 2 and set(record['versions']) == {'timm_icasc', 'timm', 'torch'}
-    for line, (variant, result) in zip(lines[2:], record['steps']['resnet20_cifar'].items(), strict=True):
-        assert line.startswith('resnet20_cifar') and variant in line
+    for line, (variant, result) in zip(lines[2:], record['steps']['test_resnet'].items(), strict=True):
+        assert line.startswith('test_resnet') and variant in line
         seconds, ratio, operations, peak, _ = line.split()[-5:]
         assert float(seconds) == round(result['seconds'], 4) and float(ratio) == round(result['seconds_ratio'], 2)
         assert float(operations) == round(result['operations_ratio'], 2)

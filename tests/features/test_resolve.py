@@ -294,8 +294,8 @@ def test_layers_that_gradient_checkpointing_does_not_call():
 
 def test_torchvision_model_with_explicit_layers():
     """The README's: one flat sequence without blocks, in which no stage shows."""
-    from torchvision.models import vgg11
-    model = vgg11(num_classes=5, init_weights=False)
+    with torch.device('meta'):
+        model = torchvision.models.vgg11(num_classes=5)
     with pytest.raises(LayerResolutionError, match='name both yourself'):
         resolve_layers(model, input_size=(3, 64, 64))
     layers = resolve_layers(model, layers=('features.14', 'features.19'), input_size=(3, 64, 64))

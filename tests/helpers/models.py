@@ -16,7 +16,8 @@ FAMILIES = {
     'efficientnet_b0': ({}, (3, 64, 64), 'blocks.5.0.bn1', 'bn2', 'NCHW', (4, 4), (2, 2)),
     'tf_efficientnet_lite0': ({}, (3, 64, 64), 'blocks.5.0.bn1', 'bn2', 'NCHW', (4, 4), (2, 2)),
     'swin_tiny_patch4_window7_224': (
-        {'img_size': 64, 'window_size': 2}, (3, 64, 64), 'layers.2', 'norm', 'NHWC', (4, 4), (2, 2)),
+        {'img_size': 64, 'window_size': 2, 'depths': (2, 2, 2, 2)}, (3, 64, 64), 'layers.2', 'norm', 'NHWC', (4, 4),
+        (2, 2)),
     'vit_tiny_patch16_224': ({'img_size': 64}, (3, 64, 64), 'blocks.8', 'blocks.11.norm1', 'NLC', (4, 4), (4, 4)),
     'deit_tiny_distilled_patch16_224': (
         {'img_size': 64}, (3, 64, 64), 'blocks.8', 'blocks.11.norm1', 'NLC', (4, 4), (4, 4)),

@@ -206,8 +206,8 @@ def test_evaluation_in_between_leaves_the_recording_alone(toy, unread):
 HIERA = 'hiera_tiny_224'  # keeps its tokens in an order of its own
 # Of each kind of operations, with fewer blocks; the other families are made of the same.
 OF_ALL_OPERATIONS = {
-    'convnext_atto': {'depths': (1, 1, 2, 1)}, 'efficientnet_b0': {},
-    'swin_tiny_patch4_window7_224': {'depths': (2, 2, 2, 2)}, 'vit_tiny_patch16_224': {'depth': 4},
+    'convnext_atto': {'depths': (1, 1, 2, 1)}, 'efficientnet_b0': {}, 'swin_tiny_patch4_window7_224': {},
+    'vit_tiny_patch16_224': {'depth': 4},
     HIERA: {'img_size': 64, 'stages': (1, 2, 2, 1)}}
 
 
