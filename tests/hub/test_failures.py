@@ -164,7 +164,7 @@ def test_truncated_download_is_resumed(hub, client):
 
 
 def test_download_that_stays_truncated(hub, client):
-    """After five attempts of the Hub's client, a second apart; the storage is named, not the Hub."""
+    """After five attempts of the Hub's client; the storage is named, not the Hub."""
     hub.fail('GET', '/storage/object/', 'truncate', times=None)
     line = client('pull', 'me/good').err.splitlines()[-1]
     assert re.sub(r'\(Remote.*?\)\)', '(WHY)', line).replace(hub.storage, 'STORAGE') == (
