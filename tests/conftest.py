@@ -1,4 +1,5 @@
 """Fixtures that several rooms use."""
+import gc
 import os
 
 # Before torch starts its thread pools: small tensors gain nothing from threads, and lose much on a busy machine.
@@ -53,3 +54,12 @@ def family(request):
 def toy():
     torch.manual_seed(0)
     return ToyNet()
+
+
+@pytest.fixture
+def nothing_old():
+    """`gc` sees what is made from now on, not all of torch, which takes half a second each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.forked import fork_in
 from helpers.hub_fixtures import save_noise
 from helpers.kills import contents
 from helpers.runs import blank_figures, make_run
 
 import train_timm
 from timm_icasc.cli import main
+from timm_icasc.sweep import runner
 
 OPTIONS = ['--model', 'resnet20_cifar', '--batch-size', '12', '--epochs', '2', '--warmup-epochs', '0', '--lr', '0.05',
            '-j', '0', '--icasc-eval-images', '3', '--experiment', 'x']
@@ -95,7 +97,8 @@ def test_an_evaluation(disk, capsys):
     assert contents(run / 'eval') == before
 
 
-def test_a_sweep(disk, images, tmp_path, capsys):
+def test_a_sweep(disk, images, tmp_path, monkeypatch, capsys):
+    fork_in(runner, monkeypatch, 'a-seed0')
     (tmp_path / 's.yaml').write_text(yaml.safe_dump({
         'baseline': 'a', 'seeds': [0], 'variants': {'a': {'icasc': False}},
         'common': {'data_dir': str(images), 'epochs': 1, 'workers': 0}}))

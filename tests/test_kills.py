@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent
 
 # A small network on noise. Two checkpoints are kept, and each epoch is better than the one before: the third one is the
 # best, and has one to remove.
-OPTIONS = ['--data-dir', '../images', '--model', 'resnet20_cifar', '--batch-size', '12', '--epochs', '3',
-           '--warmup-epochs', '0', '--lr', '0.05', '-j', '0', '--icasc-eval-images', '3', '--eval-metric', 'loss',
-           '--seed', '5', '--experiment', 'x']
+OPTIONS = ['--data-dir', '../images', '--model', 'test_efficientnet', '--img-size', '32', '--batch-size', '12',
+           '--epochs', '3', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0', '--icasc-eval-images', '3',
+           '--eval-metric', 'loss', '--seed', '1', '--experiment', 'x']
 
 # Before which operation, on which file, for the how-manieth time.
 TRAINING = {

@@ -149,15 +149,6 @@ def test_nothing_but_broken_files(photos, runs, tmp_path, capsys):
     assert json.loads((tmp_path / 'out' / 'predictions.json').read_text()) == [] == rows_of(tmp_path / 'out')
 
 
-@pytest.fixture
-def nothing_old():
-    """`gc` sees what is made from now on, not all of torch, which takes half a second each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def test_memory_does_not_grow_with_the_number_of_images(nothing_old, photos, tmp_path, monkeypatch):
     alive = []
     draw = explained._write_pictures

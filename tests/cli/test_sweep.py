@@ -8,12 +8,11 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
-from helpers.forked import Forked
+from helpers.forked import fork_in
 from helpers.hub_fixtures import save_noise
 from scipy.stats import ttest_rel
 
@@ -374,20 +373,9 @@ def stop_after(condition, monkeypatch):
     monkeypatch.setattr(processes.time, 'sleep', nap)
 
 
-def start_forked(monkeypatch, *names):
-    """The runs of these names begin as forks of this process, all others in an interpreter of their own."""
-    original = processes.subprocess
-
-    def start(command, **options):
-        forked = any(name in ' '.join(command) for name in names)
-        return (Forked if forked else original.Popen)(command, **options)
-
-    monkeypatch.setattr(processes, 'subprocess', SimpleNamespace(**{**vars(original), 'Popen': start}))
-
-
 def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
-    """Stopped; gone on with, while another run fails; nothing left to do."""
-    start_forked(monkeypatch, 'plain-seed3')
+    """Stopped; gone on with, while another run fails, in a new interpreter; nothing left to do."""
+    fork_in(processes, monkeypatch, 'plain-seed3', str(tmp_path / 'runs' / 'plain-seed3'))
     output, log = tmp_path / 'runs', tmp_path / 'runs' / 'plain-seed3.log'
     folder, file = output / 'plain-seed3', tmp_path / 'records' / 's' / 'plain-seed3.json'
     stop_after((folder / 'summary.csv').is_file, monkeypatch)

@@ -86,7 +86,7 @@ def steps(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize('workers', [0, 1, 2])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_and_validation(workers, run, steps, tmp_path):
     """48 images are 6 steps of 8, whoever reads them."""
     code, out, err = run(
@@ -101,7 +101,7 @@ def test_training_and_validation(workers, run, steps, tmp_path):
     assert 0 <= last['eval_overlap_last'] <= 1
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(workers, run, steps, tmp_path):
     options = ['-j', workers, '--sched-on-updates', '--icasc-start-epoch', 0.5, '--icasc-ramp-epochs', 1]
     assert run(*options, '--experiment', 'whole')[0] == 0

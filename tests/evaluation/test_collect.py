@@ -1,7 +1,9 @@
 """Evaluation measures the very maps that training trains, also where a module puts out several tensors."""
+import copy
 import gc
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,15 +21,25 @@ from timm_icasc.paper.segmentation.cues import make_cues
 def checkpoint(request, tmp_path_factory):
     """A run whose args.yaml names no layers, on images of several classes with boxes."""
     folder = tmp_path_factory.mktemp('several')
-    yield load_run(
-        folder / 'run', request.param, num_classes=3, dataset='voc2007-packed',
-        data_dir=str(make_packed_voc(folder / 'voc')), val_split='val')
+    make_packed_voc(folder / 'voc')
+    yield load_on_voc(folder, 'run', request.param)
     shutil.rmtree(folder)
 
 
-def test_maps_are_those_of_training(checkpoint):
+def load_on_voc(folder, run, name, **options):
+    return load_run(
+        folder / run, name, num_classes=3, dataset='voc2007-packed', data_dir=str(folder / 'voc'), val_split='val',
+        **options)
+
+
+@pytest.fixture(scope='module')
+def task(checkpoint):
+    """A training of it."""
+    return ICASCTask(checkpoint.model, input_size=checkpoint.data_config['input_size'], verbose=False)
+
+
+def test_maps_are_those_of_training(checkpoint, task):
     model, size = checkpoint.model, checkpoint.data_config['input_size']
-    task = ICASCTask(model, input_size=size, verbose=False)
     images = torch.stack([checkpoint.dataset[i][0] for i in (0, 1)])
     target = torch.tensor([0, 1])
     trained = icasc_forward(model, images, target, task.resolve_layers(size), task.config)
@@ -38,8 +50,7 @@ def test_maps_are_those_of_training(checkpoint):
         torch.testing.assert_close(evaluated, trained.maps[f'target_{place}'].detach())
 
 
-def test_every_measure_is_taken_where_training_looks(checkpoint, tapped):  # noqa: F811
-    task = ICASCTask(checkpoint.model, verbose=False)
+def test_every_measure_is_taken_where_training_looks(checkpoint, task, tapped):  # noqa: F811
     images = torch.stack([checkpoint.dataset[i][0] for i in (0, 1)])
     task(images, torch.tensor([0, 1]))
     trained = set(tapped)
@@ -51,11 +62,10 @@ def test_every_measure_is_taken_where_training_looks(checkpoint, tapped):  # noq
     assert set(tapped) == trained
 
 
-def test_layers_that_no_path_means(tmp_path, tapped):  # noqa: F811
+@pytest.mark.parametrize('checkpoint', ['coat_tiny'], indirect=True)
+def test_layers_that_no_path_means(checkpoint, tapped):  # noqa: F811
     """Objects are handed on as they are: the output at 8 x 8 of a module whose path means that at 2 x 2."""
-    checkpoint = load_run(
-        tmp_path / 'run', 'coat_tiny', num_classes=3, dataset='voc2007-packed',
-        data_dir=str(make_packed_voc(tmp_path / 'voc')), val_split='val')
+    checkpoint = copy.copy(checkpoint)
     inner, last = checkpoint.layers
     checkpoint.layers = ICASCLayers(inner, replace(last, output_index=1, grid=(8, 8)))
     collect_records(checkpoint, indices=range(2), robustness=True)
@@ -70,18 +80,17 @@ def test_layers_that_no_path_means(tmp_path, tapped):  # noqa: F811
     assert set(tapped) == set(checkpoint.layers) and len(tapped) == 8
 
 
-@pytest.mark.parametrize('name', PARAMS)
-def test_a_run_that_names_its_layers_by_path(name, tmp_path):
+def test_a_run_that_names_its_layers_by_path(checkpoint):
     """The paths of the automatic choice mean that choice, in training and afterwards."""
-    automatic = load_run(tmp_path / 'automatic', name).layers
+    automatic, size = checkpoint.layers, checkpoint.data_config['input_size']
     paths = [layer.path for layer in automatic]
-    checkpoint = load_run(tmp_path / 'named', name, icasc_layers=paths)
-    task = ICASCTask(checkpoint.model, layers=paths, input_size=checkpoint.data_config['input_size'], verbose=False)
-    assert checkpoint.layers == task.resolve_layers(checkpoint.data_config['input_size']) == automatic
-    shutil.rmtree(tmp_path)
+    folder = Path(checkpoint.args.data_dir).parent
+    named = load_on_voc(folder, 'named', checkpoint.args.model, icasc_layers=paths)
+    task = ICASCTask(named.model, layers=paths, input_size=size, verbose=False)
+    assert named.layers == task.resolve_layers(size) == automatic
 
 
-def test_what_is_kept_of_an_image_is_its_numbers(tmp_path, monkeypatch):
+def test_what_is_kept_of_an_image_is_its_numbers(nothing_old, tmp_path, monkeypatch):
     """No image, map or graph outlives its batch: the tensors that live grow by a few numbers an image."""
     checkpoint, living = load_run(tmp_path / 'run', 'resnet20_cifar', num_classes=10, dataset='digits'), []
     checkpoint.batch_size, add = 1, _Collector.add

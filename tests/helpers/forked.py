@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from types import SimpleNamespace
 
 
 class Forked:
-    """As much of `subprocess.Popen([sys.executable, *words])` as is asked for: `-m MODULE ...` or `FILE ...`.
+    """As much of `subprocess.Popen([sys.executable, *words])` as is asked for, of `-m MODULE`, `-c CODE` or `FILE`.
 
     Its stdout is a pipe of text and its stderr a file of its own, where none are given.
     """
@@ -47,6 +48,9 @@ class Forked:
             if self.words[0] == '-m':
                 sys.argv = self.words[1:]
                 runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+            elif self.words[0] == '-c':
+                sys.argv = ['-c', *self.words[2:]]
+                exec(self.words[1], {'__name__': '__main__'})
             else:
                 sys.argv = self.words
                 runpy.run_path(sys.argv[0], run_name='__main__')
@@ -98,3 +102,14 @@ class Forked:
         self._err.seek(0)
         with self.stdout, self._err:
             return self.stdout.read(), self._err.read()
+
+
+def fork_in(module, monkeypatch, *names):
+    """Commands that a module starts by `subprocess.Popen` are forks where one of these names is among their words."""
+    original = module.subprocess
+
+    def start(command, **options):
+        forked = any(name in command for name in names)
+        return (Forked if forked else original.Popen)(command, **options)
+
+    monkeypatch.setattr(module, 'subprocess', SimpleNamespace(**{**vars(original), 'Popen': start}))

@@ -2,10 +2,11 @@
 import errno
 import os
 import stat
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from helpers.forked import Forked
 from helpers.kills import kill_before, operations_of
 
 from timm_icasc.errors import ICASCError, WriteError
@@ -110,7 +111,9 @@ def test_torch_does_not_say_that_the_disk_is_full(tmp_path):
         '    print(e.line)\n')
     path = tmp_path / 'x.pth.tar'
     path.write_text('old')
-    out = subprocess.run(['python', '-c', code, str(path)], capture_output=True, text=True, check=True).stdout
+    process = Forked([sys.executable, '-c', code, path])
+    out, err = process.communicate(60)
+    assert process.returncode == 0, err
     assert f"cannot write '{path}': the disk is full (File too large)" in out
     assert path.read_text() == 'old' and names(tmp_path) == ['x.pth.tar']
 
