@@ -12,6 +12,7 @@ import yaml
 from helpers.hub_fixtures import save_noise
 from helpers.kills import contents, kill_before, operations_of
 from helpers.runs import blank_figures
+from matplotlib.figure import Figure
 
 import train_timm
 from timm_icasc import cli
@@ -195,6 +196,7 @@ def test_the_page_of_a_study(tmp_path, monkeypatch):
         shutil.copy(study.parent / 'records' / study.stem / name, tmp_path / 'records' / 's')
     text = 'mine\n<!-- study s begins -->\nold\n<!-- study s ends -->\nmine too\n'
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, file, **kwargs: file.write_bytes(b'curves'))
 
     def report():
         assert cli.main(['sweep', 's.yaml', '--report']) == 0

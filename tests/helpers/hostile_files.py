@@ -78,7 +78,7 @@ def _yaml(folder: Path) -> None:
     laughs += [f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 10)}]' for i in range(1, 12)]
     (folder / 'laughs.yaml').write_text('\n'.join([*laughs, 'epochs: *a11']))
     (folder / 'self.yaml').write_text('epochs: &a [*a]\n')
-    (folder / 'aliases.yaml').write_text('x: &x 1\nepochs: [' + '*x, ' * 50_000 + '1]\n')
+    (folder / 'aliases.yaml').write_text('x: &x 1\nepochs: [' + '*x, ' * 21_000 + '1]\n')
     (folder / 'deep.yaml').write_text('[' * 20_000 + ']' * 20_000)
     (folder / 'large.yaml').write_text('# ' + 'x' * (2 << 20))
     (folder / 'control.yaml').write_bytes(b'# \x07\nepochs: 1\n')
