@@ -65,13 +65,13 @@ def test_robustness_chance(folder, checkpoint, monkeypatch, capsys):
 
 def test_layers_and_methods_of_one_class_an_image(folder, checkpoint, tmp_path, monkeypatch, capsys):
     found = rows('layers_and_methods.py', [
-        checkpoint, '--model', 'resnet20_cifar', '--data-dir', folder, '--val-split', 'test', '--images', 4,
+        checkpoint, '--model', 'resnet20_cifar', '--data-dir', folder, '--val-split', 'test', '--images', 2,
         '--batch-size', 4, '--curves', '--at', 'layer1', 'layer2', '--at', 'layer2', 'layer3',
         '--json', tmp_path / 'record.json'], monkeypatch, capsys)
     assert [row[:2] for row in found] == [
         *([layer, method] for layer in ('layer2', 'layer3') for method in METHODS), ['-', 'random region']]
     record = json.loads((tmp_path / 'record.json').read_text())
-    assert record['images'] == 4 and record['model'] == 'resnet20_cifar' and record['layer'] == 'last'
+    assert record['images'] == 2 and record['model'] == 'resnet20_cifar' and record['layer'] == 'last'
     for row in record['rows'][:-1]:
         assert {'silent', 'own drop', 'specificity', 'deletion', 'insertion', 'average drop', 'increase', 'overlap',
                 'below 0'} <= set(row)

@@ -209,11 +209,16 @@ class TestOptions:
     """YAML that somebody else wrote."""
 
     @pytest.mark.parametrize('name', YAML)
+    def test_of_a_training(self, name, corpus, command):
+        file = corpus / 'yaml' / f'{name}.yaml'
+        assert str(file) in command('train', '--config', file)
+
+    @pytest.mark.parametrize('name', [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ('aliases', 'deep'))) for name in YAML])
     def test_every_command(self, name, corpus, command, run, tmp_path):
         file = corpus / 'yaml' / f'{name}.yaml'
         folder = shutil.copytree(run, tmp_path / 'run')
         shutil.copy(file, folder / 'args.yaml')
-        assert str(file) in command('train', '--config', file)
         assert str(file) in command('sweep', file)
         assert str(file) in command('card', file)
         own = str(folder)

@@ -68,7 +68,7 @@ def voc_run(folder, seed=0):
     return make_run(folder, num_classes=3, dataset='voc2007-packed', data_dir=str(data), val_split='val', seed=seed)
 
 
-@pytest.mark.parametrize('make, sizes', [(make_run, (7, 30)), (voc_run, (1, 6))])
+@pytest.mark.parametrize('make, sizes', [(make_run, (30, 7)), (voc_run, (6, 1))])
 def test_the_same_numbers_each_time_and_for_every_batch_size(make, sizes, tmp_path):
     run = make(tmp_path / 'run')
     for name, size in (('first', sizes[0]), ('second', sizes[0]), ('third', sizes[1])):

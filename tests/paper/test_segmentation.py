@@ -30,7 +30,7 @@ from timm_icasc.paper.segmentation.train import (
 )
 from timm_icasc.paper.segmentation.voc_masks import VOCSegmentation
 
-TINY = {'network': 'deeplabv3_mobilenet_v3_large', 'image_size': 48, 'batch_size': 2, 'lr': 0.01, 'iterations': 4}
+TINY = {'network': 'deeplabv3_mobilenet_v3_large', 'image_size': 32, 'batch_size': 2, 'lr': 0.01, 'iterations': 4}
 
 
 def random(*shape, seed=0):
@@ -324,8 +324,8 @@ def test_the_whole_command(voc, tmp_path, capsys):
     for method in ('ach', 'grad_cam_plus_plus'):
         output = tmp_path / 'table2' / method
         assert segment(
-            run, '--data-dir', voc, '--attention', method, '--network', TINY['network'], '--image-size', 48,
-            '--iterations', 3, '--train-batch-size', 2, '--output', output) == 0
+            run, '--data-dir', voc, '--attention', method, '--network', TINY['network'],
+            '--image-size', TINY['image_size'], '--iterations', 3, '--train-batch-size', 2, '--output', output) == 0
         result = json.loads((output / 'segmentation.json').read_text())
         assert 0 <= result['mIoU'] <= 100 and result['attention'] == method and result['test_images'] == 2
         assert f"mIoU {result['mIoU']:.2f} %" in capsys.readouterr().out
@@ -351,7 +351,7 @@ OTHER_CUES = (
 def test_a_network_of_other_cues_keeps_its_folder(voc, tmp_path, capsys):
     """Another classifier at the same place is another one, too."""
     run, output = make_run(tmp_path / 'run', num_classes=20, seed=1), tmp_path / 'out'
-    options = ['--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--iterations', 1,
+    options = ['--data-dir', voc, '--network', TINY['network'], '--image-size', TINY['image_size'], '--iterations', 1,
                '--train-batch-size', 2, '--output', output]
     assert segment(run, *options) == 0
     before = {path: path.read_bytes() for path in output.rglob('*') if path.is_file()}
@@ -370,7 +370,7 @@ def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F81
     """Also where a module puts out several tensors."""
     run = make_run(tmp_path / 'run', 'coat_tiny', num_classes=20, img_size=64)
     assert segment(
-        run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
+        run, '--data-dir', voc, '--network', TINY['network'], '--image-size', TINY['image_size'], '--cues-only',
         '--output', tmp_path / 'cues') == 0
     assert {(layer.path, layer.output_index) for layer in tapped} == {('parallel_blocks.5.norm14', 0)}
 
@@ -379,7 +379,7 @@ def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
     (voc / 'VOCdevkit' / 'VOC2012' / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
     run = make_run(tmp_path / 'run', num_classes=20)
     assert segment(
-        run, '--data-dir', voc, '--network', TINY['network'], '--image-size', 48, '--cues-only',
+        run, '--data-dir', voc, '--network', TINY['network'], '--image-size', TINY['image_size'], '--cues-only',
         '--output', tmp_path / 'cues') == 0
     assert 'cues of ach: precision' in capsys.readouterr().out
     assert not (tmp_path / 'cues' / 'segmentation.pth.tar').exists()
@@ -392,7 +392,7 @@ def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
     (['--train-batch-size', '1'], 'at least 2'),
     (['--foreground', '0'], '--foreground lies between'),
     (['--backbone-weights', 'nowhere.pth'], 'cannot read'),
-    (['--weights', '0', '0', '0', '--iterations', '1', '--network', TINY['network'], '--image-size', '48'],
+    (['--weights', '0', '0', '0', '--iterations', '1', '--network', TINY['network'], '--image-size', '32'],
      'nothing to train'),
 ])
 def test_bad_input_is_one_line(arguments, message, voc, tmp_path, capsys):
