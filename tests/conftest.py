@@ -34,6 +34,12 @@ def pytest_runtest_call(item):
         raise
 
 
+def pytest_collection_finish(session):
+    """What is imported stays: the garbage collector need not look through a million objects of torch again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope='session')
 def no_wait_for_the_disk():
     """What the tests write need not last through a loss of power: a small training waits 34 times for the disk."""

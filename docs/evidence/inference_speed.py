@@ -4,64 +4,60 @@
     inference_speed.py RUN DATA_DIR PHOTOS
 
 RUN is the folder of a finished single-label run on the image folder DATA_DIR, PHOTOS a folder of images for `explain`.
-Each command runs with N and with 2 N images, in one thread and one process; what the second takes longer, in processor
-time, is the cost of N images, so that starts count nowhere. Medians over the rounds, each of which goes through all
-commands. The plain loop has timm's data set, transform and network, and top-1.
+Each command runs in this process, in one thread, with N and with 2 N images; what the second takes longer, in processor
+time, is the cost of N images, so that loading the network counts nowhere. Medians over the rounds, each of which goes
+through all commands, after one that is not counted. The plain loop: timm's data set, transform and network, top-1.
 """
 import argparse
+import contextlib
+import io
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import timm
+import torch
+from timm.data import create_dataset, create_transform
 from tqdm import tqdm
 
-COMMAND = [sys.executable, '-m', 'timm_icasc_cli']
-
-LOOP = """
-import sys, timm, timm.data, torch, timm_icasc  # which registers the networks of its own
-from timm.data import create_dataset
-torch.set_num_threads(1)
-architecture, data_dir, split, size, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-dataset = create_dataset('torch/image_folder', root=data_dir, split=split)
-model = timm.create_model(architecture, num_classes=len(dataset.classes)).eval()
-step = len(dataset) / count
-dataset.transform = timm.data.create_transform((3, size, size), crop_pct=1.)
-dataset = torch.utils.data.Subset(dataset, [int(i * step) for i in range(count)])
-right = 0
-with torch.inference_mode():
-    for images, target in torch.utils.data.DataLoader(dataset, batch_size=16):
-        right += (model(images).argmax(1) == target).sum()
-"""
+from timm_icasc.cli import main as timm_icasc
 
 
-def seconds(command: list[str], folder: str) -> float:
-    """Processor time of one command, run to its end."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run(
-        command, cwd=folder, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{' '.join(command)}:\n{result.stderr}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+@torch.inference_mode()
+def plain_loop(args: argparse.Namespace, count: int) -> None:
+    dataset = create_dataset('torch/image_folder', root=str(args.data_dir), split=args.split)
+    dataset.transform = create_transform((3, args.size, args.size), crop_pct=1.)
+    model = timm.create_model(args.model, num_classes=len(dataset.classes)).eval()
+    chosen = [int(i * len(dataset) / count) for i in range(count)]
+    right = 0
+    for images, target in torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, chosen), batch_size=16):
+        right += (model(images).argmax(1) == target).sum().item()
 
 
-def commands(args: argparse.Namespace, photos: list[str], count: int) -> dict[str, list[str]]:
-    run, data = [str(args.run)], ['--data-dir', str(args.data_dir), '--val-split', args.split]
-    few = ['--workers', '0', '-b', '16']
-    explain = [*COMMAND, 'explain', *photos[:count], '--model', *run, '--topk', '2', '--page', '0', *few]
+def command(*words: object) -> Callable[[], None]:
+    def call() -> None:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            code = timm_icasc([*map(str, words), '--workers', '0', '-b', '16'])
+        if code:
+            raise SystemExit(f"{' '.join(map(str, words))}:\n{out.getvalue()}")
+    return call
+
+
+def calls(args: argparse.Namespace, photos: list[str], count: int) -> dict[str, Callable[[], None]]:
+    data = ['--data-dir', args.data_dir, '--val-split', args.split, '--images', count]
+    explain = ['explain', *photos[:count], '--model', args.run, '--topk', '2', '--page', '0']
     return {
-        'plain loop, scores alone': [
-            sys.executable, '-c', LOOP, args.model, str(args.data_dir), args.split, str(args.size), str(count)],
-        '`eval`': [*COMMAND, 'eval', *run, *data, '--images', str(count), '--resamples', '2', '--output', 'e', *few],
-        '`explain --topk 2 --raw --overlays none`': [*explain, '--raw', '--overlays', 'none', '--output', f'm{count}'],
-        '`explain --topk 2`': [*explain, '--output', f's{count}'],
-        '`figure html --topk 2`': [
-            *COMMAND, 'figure', 'html', *run, *data, '--topk', '2', '--images', str(count), '--output', 'f.html', *few],
-        '`figure ks`': [*COMMAND, 'figure', 'ks', *run, *data, '--images', str(count), '--output', 'k.png', *few],
+        'plain loop, scores alone': lambda: plain_loop(args, count),
+        '`explain --topk 2 --raw --overlays none`': command(
+            *explain, '--raw', '--overlays', 'none', '--output', f'm{count}'),
+        '`eval`': command('eval', args.run, *data, '--resamples', '2', '--output', 'e'),
+        '`figure ks`': command('figure', 'ks', args.run, *data, '--output', 'k.png'),
+        '`figure html --topk 2`': command('figure', 'html', args.run, *data, '--topk', '2', '--output', 'f.html'),
+        '`explain --topk 2`': command(*explain, '--output', f's{count}'),
     }
 
 
@@ -74,7 +70,7 @@ def main():
         '--model', default='tf_efficientnet_lite0', help="the run's architecture (default: %(default)s)")
     parser.add_argument('--size', type=int, default=112, help='side of its images (default: %(default)s)')
     parser.add_argument('--split', default='test', help='default: %(default)s')
-    parser.add_argument('-n', '--images', type=int, default=200, help='default: %(default)s')
+    parser.add_argument('-n', '--images', type=int, default=96, help='default: %(default)s')
     parser.add_argument('--rounds', type=int, default=3, help='default: %(default)s')
     args = parser.parse_args()
     for name in ('run', 'data_dir', 'photos'):
@@ -82,18 +78,27 @@ def main():
     photos = sorted(str(path) for path in args.photos.rglob('*') if path.is_file())[:2 * args.images]
     if len(photos) < 2 * args.images:
         raise SystemExit(f'{args.photos}: {2 * args.images} images are needed')
-    few, many = (commands(args, photos, count) for count in (args.images, 2 * args.images))
+    torch.set_num_threads(1)
     taken: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=args.rounds * len(few)) as bar:
-        for _ in range(args.rounds):
-            for name in few:
-                taken.setdefault(name, []).append(seconds(many[name], folder) - seconds(few[name], folder))
-                bar.update()
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=args.rounds + 1) as bar:
+        os.chdir(folder)
+        for number in range(args.rounds + 1):
+            seconds: dict[str, float] = {}
+            for sign, count in ((-1, args.images), (1, 2 * args.images)):
+                for name, call in calls(args, photos, count).items():
+                    started = time.process_time()
+                    call()
+                    seconds[name] = seconds.get(name, 0.) + sign * (time.process_time() - started)
+            if number:
+                for name, value in seconds.items():
+                    taken.setdefault(name, []).append(value / args.images)
+            bar.update()
+        os.chdir('/')
     plain = statistics.median(taken['plain loop, scores alone'])
     print('| command | ms an image | images a second | of the plain loop |\n|---|---|---|---|')
     for name, values in taken.items():
-        cost = statistics.median(values) / args.images
-        print(f'| {name} | {cost * 1e3:.1f} | {1 / cost:.0f} | {plain / args.images / cost:.2f} |')
+        cost = statistics.median(values)
+        print(f'| {name} | {cost * 1e3:.1f} | {1 / cost:.0f} | {plain / cost:.2f} |')
 
 
 if __name__ == '__main__':
