@@ -35,7 +35,7 @@ def pytest_runtest_call(item):
 
 
 def pytest_collection_finish(session):
-    """What is imported stays: the garbage collector need not look through a million objects of torch again and again."""
+    """What is imported stays: the garbage collector need not look through a million objects of torch each time."""
     gc.collect()
     gc.freeze()
 
