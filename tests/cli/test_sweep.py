@@ -272,6 +272,20 @@ class TestReport:
         assert sweep(study.file, other) == sweep(study.file, other, '--report', '--data-dir', 'd') == 2
         assert 'several studies take --report and no other option' in capsys.readouterr().err
 
+    def test_of_several_studies_one_without_records_or_page_stops_none(self, recorded, tmp_path, capsys):
+        study, _ = recorded
+        content = yaml.safe_load(study.file.read_text())
+        empty, silent = tmp_path / 'a_empty.yaml', tmp_path / 'a_silent.yaml'
+        empty.write_text(yaml.safe_dump(content))
+        silent.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != 'report'}))
+        second = load_study(silent)
+        write_record(second, second.runs[0], [1] * IMAGES)
+        assert sweep(empty, silent, study.file, '--report') == 0
+        out = capsys.readouterr().out
+        assert 'a_empty: no record yet' in out and "a_silent.yaml' names no page: its tables are not written" in out
+        assert '\nold\n' not in (tmp_path / 'page.md').read_text(), 'the last one has its tables'
+        assert sweep(silent, '--report') == 2 and 'names no page' in capsys.readouterr().err
+
     def test_several_classes_per_image(self, recorded, tmp_path):
         """No top-1, so average precision, and no interval over images; what boxes tell has a table of its own."""
         for file in recorded[0].records.glob('*.json'):

@@ -99,14 +99,21 @@ def run(args: argparse.Namespace) -> int:
         records = read_records(study)
         check_unchanged(study, records, output)
         if args.report:
-            _report(study, records)
+            _report(study, records, alone=len(args.files) == 1)
     return 0 if args.report else _carry_out(args, study, part, records, output)
 
 
-def _report(study: Study, records: dict[str, dict[str, Any]]) -> None:
+def _report(study: Study, records: dict[str, dict[str, Any]], alone: bool) -> None:
+    """Tables of one study; where it is not `alone`, what it lacks does not keep the others from theirs."""
     if not records:
+        if not alone:
+            print(f'\n{printable(study.name)}: no record yet')
+            return
         raise ICASCError(f"no record in '{study.records}': run the study first, without --report.")
     _print_tables(study, records)
+    if study.report is None and not alone:
+        print(f"\n'{printable(study.file)}' names no page: its tables are not written")
+        return
     print(f'\nwritten to {printable(write_page(study, records, summarise(study, records)))}')
 
 
