@@ -155,15 +155,13 @@ def run_epoch(
     metric = eval_metrics[args.eval_metric] if validated else None
     if job.scheduler is not None:
         job.scheduler.step(epoch + 1, metric)
-    record = {
-        'time': time.monotonic() - started,
-        'waiting': train_metrics['waiting'],
+    measured = {
         **{f'train_{name}': train_metrics.get(name) for name in LOSSES},
         **{f'eval_{name}': value for name, value in eval_metrics.items()}}
+    record = {'time': time.monotonic() - started, 'waiting': train_metrics['waiting'], **measured}
     if saver is not None:
         if not run_dir.is_dir():  # a new one would lack the files of the epochs before
             raise ICASCError(f"'{run_dir}': the folder of the run is not there any more.")
-        measured = {name: value for name, value in record.items() if name not in ('time', 'waiting')}
         add_epoch(run_dir, epoch, {
             **measured, SECONDS: round(record['time'], 2), 'lr': base_lr(job.optimizer)})
         saver.save_checkpoint(epoch, metric=metric)
