@@ -60,12 +60,3 @@ def family(request):
 def toy():
     torch.manual_seed(0)
     return ToyNet()
-
-
-@pytest.fixture
-def nothing_old():
-    """`gc` sees what is made from now on, not all of torch, which takes half a second each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()

@@ -149,7 +149,7 @@ def test_nothing_but_broken_files(photos, runs, tmp_path, capsys):
     assert json.loads((tmp_path / 'out' / 'predictions.json').read_text()) == [] == rows_of(tmp_path / 'out')
 
 
-def test_memory_does_not_grow_with_the_number_of_images(nothing_old, photos, tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_images(photos, tmp_path, monkeypatch):
     alive = []
     draw = explained._write_pictures
 

@@ -90,7 +90,7 @@ def test_a_run_that_names_its_layers_by_path(checkpoint):
     assert named.layers == task.resolve_layers(size) == automatic
 
 
-def test_what_is_kept_of_an_image_is_its_numbers(nothing_old, tmp_path, monkeypatch):
+def test_what_is_kept_of_an_image_is_its_numbers(tmp_path, monkeypatch):
     """No image, map or graph outlives its batch: the tensors that live grow by a few numbers an image."""
     checkpoint, living = load_run(tmp_path / 'run', 'resnet20_cifar', num_classes=10, dataset='digits'), []
     checkpoint.batch_size, add = 1, _Collector.add
