@@ -89,13 +89,15 @@ def main():
     args = parser.parse_args()
     print('| images | network | options | loading, ms an image | share of the epoch that waits | seconds |')
     print('|---|---|---|---|---|---|')
+    loading: dict[Path, float] = {}
     with tempfile.TemporaryDirectory() as work:
         for number, (kind, model, folder, size, options) in enumerate(tqdm(list(rows_of(args, Path(work))))):
-            loading = milliseconds_of_loading(folder, size, IMAGES)
+            if folder not in loading:
+                loading[folder] = milliseconds_of_loading(folder, size, IMAGES)
             waiting, seconds = one_epoch(folder, model, options, Path(work, f'run{number}'))
             shown = ' '.join(options[options.index('--workers'):])
-            tqdm.write(
-                f'| {kind} | {model} | `{shown}` | {loading:.1f} | {waiting:.0%} | {seconds:.0f} |', file=sys.stdout)
+            row = f'| {kind} | {model} | `{shown}` | {loading[folder]:.1f} | {waiting:.0%} | {seconds:.0f} |'
+            tqdm.write(row, file=sys.stdout)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,6 @@ its cue. --json keeps what was measured of every run; runs that are in it alread
 """
 import argparse
 import json
-import re
 from pathlib import Path
 
 import torch
@@ -62,16 +61,20 @@ def measure(run: Path, split: str, args: argparse.Namespace) -> dict[str, float]
     return found
 
 
-def by_number(run: Path) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', run.name)]
+def variant_and_seed(name: str) -> tuple[str, int]:
+    """What a sweep's folder VARIANT-seedN is named after."""
+    variant, _, seed = name.rpartition('-seed')
+    return variant, int(seed)
 
 
 def table(measured: dict[str, dict[str, dict[str, float]]], split: str, baseline: str) -> list[dict[str, str]]:
     """A row for each measure: mean ± deviation of the baseline, and each variant's difference to it."""
-    variants = list(dict.fromkeys(run.rpartition('-seed')[0] for run in measured))
-    by_variant = {
-        variant: {int(run.rpartition('-seed')[2]): found[split] for run, found in measured.items()
-                  if run.rpartition('-seed')[0] == variant and split in found} for variant in variants}
+    by_variant: dict[str, dict[int, dict[str, float]]] = {}
+    for run, found in measured.items():
+        variant, seed = variant_and_seed(run)
+        runs = by_variant.setdefault(variant, {})
+        if split in found:
+            runs[seed] = found[split]
     rows = []
     for name in dict.fromkeys(name for runs in by_variant.values() for found in runs.values() for name in found):
         values = {
@@ -80,7 +83,7 @@ def table(measured: dict[str, dict[str, dict[str, float]]], split: str, baseline
         if not own:
             continue
         row = {'measure': TITLES.get(name, name), baseline: mean_sd(*mean_and_deviation(own), 3)}
-        for variant in variants:
+        for variant in by_variant:
             differences = list(paired_difference(values[variant], values[baseline]).values())
             if variant != baseline and differences:
                 low, high = interval_over_seeds(differences)
@@ -110,9 +113,9 @@ def main():
             raise SystemExit(
                 f"{args.json} was made with the options '{' '.join(content['options'])}': name another file")
         measured = content['runs']
-    for run in sorted(args.runs.iterdir(), key=by_number):
-        wanted = not args.variants or run.name.rpartition('-seed')[0] in args.variants
-        if not wanted or not (run / 'results.json').is_file():
+    finished = [results.parent for results in args.runs.glob('*-seed*/results.json')]
+    for run in sorted(finished, key=lambda run: variant_and_seed(run.name)):
+        if args.variants and variant_and_seed(run.name)[0] not in args.variants:
             continue
         for split in args.splits:
             if split not in measured.setdefault(run.name, {}):
