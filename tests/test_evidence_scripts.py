@@ -1,13 +1,12 @@
 """The scripts of docs/evidence, whose tables docs/evidence quotes, on a folder of a few images."""
 import json
 import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from helpers.evidence_scripts import SCRIPTS, rows
 from helpers.hub_fixtures import save_noise
 from helpers.runs import make_packed_voc, make_run
 
@@ -16,8 +15,6 @@ from timm_icasc.evaluation.checkpoint import load_checkpoint
 from timm_icasc.evaluation.collect import collect_records
 from timm_icasc.evaluation.options import default_options
 from timm_icasc.objective import ICASCConfig
-
-SCRIPTS = Path(__file__).parent.parent / 'docs' / 'evidence'
 
 
 @pytest.fixture
@@ -30,14 +27,6 @@ def checkpoint(tmp_path):
     torch.manual_seed(0)
     torch.save({'state_dict': timm.create_model('resnet20_cifar', num_classes=3).state_dict()}, tmp_path / 'x.pth.tar')
     return tmp_path / 'x.pth.tar'
-
-
-def rows(script, arguments, monkeypatch, capsys):
-    """The cells of the table's lines, its head left out."""
-    monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
-    runpy.run_path(str(SCRIPTS / script), run_name='__main__')
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
-    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:]]
 
 
 def test_gradients(folder, checkpoint, monkeypatch, capsys):

@@ -3,28 +3,18 @@ import json
 import runpy
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.evidence_scripts import SCRIPTS, rows
 from helpers.hub_fixtures import save_noise
 from helpers.runs import make_run
 from PIL import Image
-
-SCRIPTS = Path(__file__).parent.parent / 'docs' / 'evidence'
 
 
 @pytest.fixture
 def folder(tmp_path):
     return save_noise(tmp_path / 'images', train=3, test=2)
-
-
-def rows(script, arguments, monkeypatch, capsys):
-    """The cells of the table's lines, its head left out."""
-    monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
-    runpy.run_path(str(SCRIPTS / script), run_name='__main__')
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
-    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:]]
 
 
 def test_data_path(folder, tmp_path):
