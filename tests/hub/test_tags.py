@@ -16,6 +16,7 @@ from timm.models import _registry
 
 import timm_icasc
 from timm_icasc import HubError
+from timm_icasc.hub import model_folder
 from timm_icasc.hub import tags as registry
 from timm_icasc.hub.model_folder import write_weights
 
@@ -81,6 +82,26 @@ def test_a_head_of_ones_own():
     model = timm.create_model(NAME, pretrained=True, num_classes=3)
     assert model.fc.weight.shape == (3, 64)
     assert torch.equal(model.conv1.weight, timm.create_model(NAME, pretrained=True).conv1.weight)
+
+
+def test_an_architecture_with_arguments_of_its_own(tmp_path):
+    """A tag builds what its weights fit, as timm does from a config.json on the Hub; what the caller says goes first."""
+    arguments = {'layers': [2, 1, 1, 1], 'stem_width': 8}
+    model = timm.create_model('test_resnet', num_classes=7, **arguments)
+    name = 'test_resnet.icasc_short'
+    (tmp_path / name).mkdir()
+    written = write_weights(model.state_dict(), {}, tmp_path / name / 'model.safetensors')
+    sha256 = model_folder.file_sha256(tmp_path / name / 'model.safetensors')
+    (tmp_path / name / 'config.json').write_text(json.dumps({
+        'architecture': 'test_resnet', 'num_classes': 7, 'model_args': arguments, 'timm_icasc': {
+            **written, 'sha256': sha256},
+        'pretrained_cfg': {'tag': 'icasc_short', 'num_classes': 7, 'first_conv': 'conv1.0', 'classifier': 'fc'}}))
+    registry.register_tags(registry.find_tags(tmp_path))
+    loaded = timm.create_model(name, pretrained=True)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in model.state_dict().items())
+    assert len(timm.create_model(name).layer1) == 2 and len(timm.create_model(name, layers=(1, 1, 1, 1)).layer1) == 1
+    assert len(timm.create_model('test_resnet').layer1) == 1
 
 
 def test_without_a_tag_nothing_changes():

@@ -43,6 +43,7 @@ class WeightTag:
         name: 'ARCHITECTURE.TAG'.
         sha256: Of model.safetensors.
         config: Entries of timm's `PretrainedCfg`, sources left out.
+        model_args: What the architecture is built with, as in its folder's config.json.
         shipped: Folder that holds the weights, or None.
         hub: 'repo_id' and 'revision' (a commit) where they are published, or None.
     """
@@ -51,6 +52,7 @@ class WeightTag:
     config: dict[str, Any]
     shipped: Path | None = None
     hub: dict[str, str] | None = None
+    model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def folder(self, cache_dir: Path | None = None) -> tuple[Path, str]:
         """Folder with the verified weights, and the name of the source; fetched where they are not shipped.
@@ -108,16 +110,23 @@ def find_tags(cards: Path = CARDS) -> dict[str, WeightTag]:
             continue
         entries = {**config['pretrained_cfg'], 'label_names': config.get('label_names')}
         sha256 = config['timm_icasc']['sha256'] if shipped else hub['sha256']
-        found[folder.name] = WeightTag(folder.name, sha256, entries, shipped, hub)
+        found[folder.name] = WeightTag(
+            folder.name, sha256, entries, shipped, hub, config.get('model_args') or {})
     return found
 
 
 def _checked(original: Callable) -> Callable:
-    """The entry point of an architecture, with the weights of our tags verified before timm loads them."""
+    """The entry point of an architecture, with the weights of our tags verified before timm loads them.
+
+    Of a tag of ours it builds what its weights fit: timm takes the arguments of the model from a config.json alone, and
+    not from a tag. What the caller says goes first.
+    """
     @functools.wraps(original)
     def entrypoint(pretrained: bool = False, **kwargs):
         tag, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
         ours = WEIGHT_TAGS.get(f'{original.__name__}.{tag}') if isinstance(tag, str) else None
+        for name, value in (ours.model_args if ours is not None else {}).items():
+            kwargs.setdefault(name, tuple(value) if isinstance(value, list) else value)
         if pretrained and ours is not None and not {'file', 'url', 'state_dict', 'hf_hub_id'} & set(overlay):
             folder, _ = ours.folder(kwargs.get('cache_dir'))
             kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': str(folder / 'model.safetensors')}
