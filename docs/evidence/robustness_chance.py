@@ -15,7 +15,7 @@ import torch
 from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.models import load_checkpoint
 
-from timm_icasc import resolve_layers
+from timm_icasc import attention_maps, resolve_layers
 from timm_icasc.evaluation.robustness import region, region_iou, transformed_maps
 
 SHIFTS = (37, 101, 211, 333)  # the images are sorted by class: these are mostly of other classes
@@ -26,7 +26,9 @@ def pairs_of(model, dataset, chosen):
     layers, found = resolve_layers(model), []
     for batch in chosen.split(100):
         images, targets = zip(*(dataset[i] for i in batch.tolist()), strict=True)
-        found.append(transformed_maps(model, torch.stack(images), torch.tensor(targets)[:, None], layers))
+        images, classes = torch.stack(images), torch.tensor(targets)[:, None]
+        maps = attention_maps(model, images, classes, method='ach', layers=layers)
+        found.append(transformed_maps(model, images, maps, classes, layers))
     return {
         name: [torch.cat(maps).detach() for maps in zip(*(pairs[name] for pairs in found), strict=True)]
         for name in found[0]}

@@ -529,6 +529,7 @@ def test_bad_input_is_one_line(arguments, message, run, tmp_path, capsys):
 def test_robustness_of_the_maps(run):
     assert evaluate(run, '--images', 8, '--robustness') == 0
     measures, rows = read(run)['measures'], list(csv.DictReader(open(run / 'eval' / 'images.csv')))
-    for name in ('flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou'):
+    for name in ('flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', 'across_images'):
         values = [float(row[name]) for row in rows if row[name] not in ('', 'nan')]
-        assert 0 <= measures[name] <= 1 and measures[name] == pytest.approx(sum(values) / len(values), rel=1e-4)
+        assert values and (-1 if name == 'across_images' else 0) <= measures[name] <= 1
+        assert measures[name] == pytest.approx(sum(values) / len(values), rel=1e-4)

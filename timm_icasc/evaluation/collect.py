@@ -31,7 +31,7 @@ from .boxes import localise
 from .checkpoint import Checkpoint
 from .faithfulness import map_faithfulness
 from .image_records import ImageRecords
-from .robustness import map_robustness
+from .robustness import across_images, map_robustness
 
 __all__ = ['collect_records', 'evaluate_checkpoint', 'score_images']
 
@@ -227,6 +227,8 @@ class _Collector:
         self.targets: list[torch.Tensor] = []
         self.columns: dict[str, list[torch.Tensor]] = {}
         self.pairs: list[dict[str, float]] = []
+        self.maps: list[torch.Tensor] = []  # of the present classes, `[h, w]` each, and the rows of their images
+        self.map_rows: list[int] = []
         self.outside: list[str] = []  # boxes that do not lie in their images
 
     def add(
@@ -264,14 +266,17 @@ class _Collector:
         checkpoint, config = self.checkpoint, self.config
         several = checkpoint.labels is MULTI
         drawn, values = _filled_up(present, images.device), {}
-        if self.robustness:
-            values.update(_mean_over_present(map_robustness(
-                checkpoint.model, images, drawn, checkpoint.layers, config.attention, self.layer,
-                config.sigma), present))
-        if several or self.has_boxes or self.faithfulness:
+        if several or self.has_boxes or self.robustness or self.faithfulness:
             maps = attention_maps(
                 checkpoint.model, images, drawn, method=config.attention, layer=self.layer,
                 layers=checkpoint.layers)
+        if self.robustness:
+            values.update(_mean_over_present(map_robustness(
+                checkpoint.model, images, maps, drawn, checkpoint.layers, config.attention,
+                self.layer, config.sigma), present))
+            for row, own, classes in zip(rows, maps.cpu(), present, strict=True):
+                self.maps.extend(own[:len(classes)].clone())
+                self.map_rows.extend([row] * len(classes))
         if self.faithfulness:
             if several:
                 others = _told_from(present, drawn, logits)
@@ -310,7 +315,17 @@ class _Collector:
             self.geometries[size] = transform_geometry(self.transform, size)
         return [self.geometries[size] for size in batch_sizes]
 
+    def _across_images(self) -> torch.Tensor:
+        """Mean correlation of the maps of each image with those of the others, `[N]`; NaN without one."""
+        rows = torch.tensor(self.map_rows)
+        values = across_images(torch.stack(self.maps), rows)
+        total, count = torch.zeros(2, len(self.indices), dtype=values.dtype)
+        total.index_add_(0, rows, values.nan_to_num())
+        return total / count.index_add_(0, rows, (~values.isnan()).to(count.dtype))
+
     def records(self) -> ImageRecords:
+        if self.maps:
+            self.columns['across_images'] = [self._across_images()]
         if self.outside:
             warnings.warn(
                 f'Boxes lie outside of their images ({len(self.outside)} in all), the first {self.outside[0]}: what is '
@@ -346,7 +361,8 @@ def collect_records(
         tolerance: Margin of the pointing game in pixels of the input.
         layer: 'last' or 'inner': whose maps are held against boxes, against those of co-occurring classes, and flipped,
             cropped and blurred images.
-        robustness: Also hold the present classes' maps against those of the flipped and of the cropped image.
+        robustness: Also hold the present classes' maps against those of the flipped and of the cropped image, and
+            against those of all other images.
         faithfulness: Also blur and mask the images by the present classes' maps (`faithfulness.map_faithfulness`).
     """
     utils.random_seed(SEED)

@@ -31,9 +31,9 @@ ORDER = (
     'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'mAP_ten_crop',
     'AUC_ten_crop', 'ks', 'ks_probability', 'ece', 'overlap_inner', 'overlap_last', 'overlap_cooccurring',
     *(term.name for term in TERMS), 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
-    'own_drop', 'other_drop', 'class_specificity', 'own_drop_random', 'other_drop_random', 'class_specificity_random',
-    'deletion', 'insertion', 'average_drop', 'average_increase', 'silent_maps', 'pointing', 'energy', 'iou', 'iou50',
-    'no_map', 'box_area', 'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
+    'across_images', 'own_drop', 'other_drop', 'class_specificity', 'own_drop_random', 'other_drop_random',
+    'class_specificity_random', 'deletion', 'insertion', 'average_drop', 'average_increase', 'silent_maps', 'pointing',
+    'energy', 'iou', 'iou50', 'no_map', 'box_area', 'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
 
 PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
 
@@ -136,7 +136,8 @@ def summarise(records: ImageRecords) -> dict[str, float]:
         - 'overlap_inner', 'overlap_last': histogram intersection of the target's and the confused class's map
         - the loss terms, by their names in `objective.config.TERMS` (Eqs. 3 and 5), without training
         - 'zero_maps': share of images with a map of zeros
-        - 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', where asked for: `robustness.map_robustness`
+        - 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou', where asked for: `robustness.map_robustness`; and
+          'across_images': mean of `robustness.across_images`
         - 'own_drop', 'other_drop', 'class_specificity', each also with '_random', 'deletion', 'insertion',
           'average_drop', 'average_increase', 'silent_maps', where asked for: `faithfulness.map_faithfulness`
         - 'overlap_cooccurring': histogram intersection of the maps of classes in one image, by default the last layer's
@@ -198,6 +199,7 @@ TITLES = {
     'ks': 'KS margin', 'ks_probability': 'KS at probability', 'ece': 'calibration error',
     'flip_overlap': 'overlap with the flipped', 'flip_iou': 'IoU with the flipped',
     'crop_overlap': 'overlap with the cropped', 'crop_iou': 'IoU with the cropped',
+    'across_images': "correlation with other images' maps",
     'own_drop': 'own drop (logit)', 'other_drop': 'drop of other classes (logit)',
     'class_specificity': 'class-specificity', 'own_drop_random': 'own drop, random region',
     'other_drop_random': 'drop of other classes, random region',

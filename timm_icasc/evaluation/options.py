@@ -28,7 +28,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help='also average the probabilities of ten crops (needs --crop-pct below 1 to differ much)')
     group.add_argument(
         '--robustness', action='store_true',
-        help="also hold the true classes' maps against those of the flipped and of the cropped image")
+        help="also hold the true classes' maps against those of the flipped and of the cropped image, and against the "
+             'maps of all other images')
     group.add_argument(
         '--faithfulness', action='store_true',
         help="also blur the images where the true classes' maps are highest, and see how far the scores fall, "

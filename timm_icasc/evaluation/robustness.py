@@ -1,4 +1,4 @@
-"""Does a map stay with the object when the image is turned over or cropped?
+"""Does a map stay with the object when the image is turned over or cropped, and is it elsewhere in other images?
 
 Shapes: `B` batch, `K` classes drawn per image, `h w` grid of a layer, `H W` input size.
 """
@@ -10,7 +10,7 @@ from ..features.layout import ICASCLayers
 from ..losses import attention_overlap
 from ..objective.maps import attention_maps
 
-__all__ = ['central_crop', 'map_robustness', 'region', 'region_iou', 'transformed_maps']
+__all__ = ['across_images', 'central_crop', 'map_robustness', 'region', 'region_iou', 'transformed_maps']
 
 CROP = 0.75  # side of the crop as a share of the image's
 
@@ -39,9 +39,38 @@ def region_iou(a: torch.Tensor, b: torch.Tensor, sigma: float = 0.55) -> torch.T
     return torch.where(exists, iou, torch.nan)
 
 
+def across_images(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Mean correlation (Pearson) of each map with the maps of all other images, cell by cell.
+
+    1 where the maps lie at the same place whatever the image shows, near 0 where their places have nothing in common.
+    A map that follows objects lies between: photographs have them in the middle. Maps that do not look at the image
+    pass the tests of flips and crops the better, the larger and the more central they are.
+
+    Args:
+        maps: `[M, h, w]`, of one grid.
+        images: Number of the image that each map is of, `[M]`; two maps of one image are not held against each other.
+
+    Returns:
+        `[M]`, float64; NaN for a map that is equal everywhere or not finite, and where no other image has one.
+    """
+    flat = maps.double().flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    norm = flat.norm(dim=1)
+    # What subtraction leaves of equal values is no map.
+    valid = norm.isfinite() & (norm > 1e-6 * maps.double().flatten(1).norm(dim=1))
+    unit = torch.where(valid[:, None], flat / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None], 0.)
+    _, images = images.unique(return_inverse=True)
+    own = unit.new_zeros(len(maps), unit.shape[1]).index_add_(0, images, unit)[images]
+    own_count = unit.new_zeros(len(maps)).index_add_(0, images, valid.double())[images]
+    count = valid.sum() - own_count
+    others = unit.sum(0) - own
+    return torch.where(valid & (count > 0), (unit * others).sum(1) / count, torch.nan)
+
+
 def transformed_maps(
         model: torch.nn.Module,
         images: torch.Tensor,
+        maps: torch.Tensor,
         classes: torch.Tensor,
         layers: ICASCLayers,
         method: str = 'ach',
@@ -56,7 +85,6 @@ def transformed_maps(
     def maps_of(x: torch.Tensor) -> torch.Tensor:
         return attention_maps(model, x, classes, method=method, layer=layer, layers=layers)
 
-    maps = maps_of(images)
     return {
         'flip': (maps_of(images.flip(-1)).flip(-1), maps),
         'crop': (maps_of(central_crop(images)), central_crop(maps))}
@@ -65,6 +93,7 @@ def transformed_maps(
 def map_robustness(
         model: torch.nn.Module,
         images: torch.Tensor,
+        maps: torch.Tensor,
         classes: torch.Tensor,
         layers: ICASCLayers,
         method: str = 'ach',
@@ -76,6 +105,7 @@ def map_robustness(
     Args:
         model: Classifier, in evaluation mode.
         images: `[B, 3, H, W]`.
+        maps: Of the images, `[B, K, h, w]`: what `attention_maps` makes with the arguments that follow.
         classes: Whose maps, `[B, K]`.
         layers: From `resolve_layers`.
         method: Of `attention.METHODS`.
@@ -88,5 +118,6 @@ def map_robustness(
     """
     return {
         f'{name}_{measure}': value
-        for name, (a, b) in transformed_maps(model, images, classes, layers, method, layer).items()
+        for name, (a, b) in transformed_maps(
+            model, images, maps, classes, layers, method, layer).items()
         for measure, value in (('overlap', attention_overlap(a, b)), ('iou', region_iou(a, b, sigma)))}
