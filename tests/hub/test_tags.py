@@ -85,7 +85,7 @@ def test_a_head_of_ones_own():
 
 
 def test_an_architecture_with_arguments_of_its_own(tmp_path):
-    """A tag builds what its weights fit, as timm does from a config.json on the Hub; what the caller says goes first."""
+    """A tag builds what its weights fit, as timm does from a config.json; what the caller says goes first."""
     arguments = {'layers': [2, 1, 1, 1], 'stem_width': 8}
     model = timm.create_model('test_resnet', num_classes=7, **arguments)
     name = 'test_resnet.icasc_short'

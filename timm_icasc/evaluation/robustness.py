@@ -58,7 +58,7 @@ def across_images(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     norm = flat.norm(dim=1)
     # What subtraction leaves of equal values is no map.
     valid = norm.isfinite() & (norm > 1e-6 * maps.double().flatten(1).norm(dim=1))
-    unit = torch.where(valid[:, None], flat / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None], 0.)
+    unit = torch.where(valid[:, None], flat / norm[:, None], 0.)
     _, images = images.unique(return_inverse=True)
     own = unit.new_zeros(len(maps), unit.shape[1]).index_add_(0, images, unit)[images]
     own_count = unit.new_zeros(len(maps)).index_add_(0, images, valid.double())[images]
