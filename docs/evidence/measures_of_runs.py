@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import torch
+from spoil_images import CUE_SHARE
 
 from timm_icasc.attention import METHODS
 from timm_icasc.data import evenly_spaced
@@ -31,8 +32,6 @@ from timm_icasc.runs.tables import (
     write_json,
 )
 from timm_icasc.sweep.summary import interval_over_seeds
-
-CUE_SHARE = 0.2  # of the side of what the network is given, in its lower right corner
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from timm_icasc.runs.files import replacing_folder
 
-CUE_SHARE = 0.2
+CUE_SHARE = 0.2  # of the shorter side of the image, in its lower right corner
 FRAME_SHARE = 0.15
 
 
