@@ -15,7 +15,7 @@ from timm_icasc import HubError
 from timm_icasc.cli import main
 from timm_icasc.data import create_dataset
 from timm_icasc.errors import ICASCError
-from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, tensors_sha256
+from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, half_precision, tensors_sha256
 from timm_icasc.publish import card
 from timm_icasc.publish.export import export
 from timm_icasc.runs.folder import open_runs
@@ -72,17 +72,39 @@ class TestShippedWeights:
         check_folder(folder, folder.name)
 
     def test_they_are_the_evaluated_ones(self, folder):
-        """The hash of their values is in the results, beside the very metrics that the training run noted."""
+        """The hash of their values is in the results, and where the images are those of the run, what it noted."""
         results = json.loads(folder.with_suffix(folder.suffix + '.json').read_text())
         ours = json.loads((folder / 'config.json').read_text())[METADATA_KEY]
         run, = [run for run in results['runs'] if run['tensors_sha256'] == ours['tensors_sha256']]
         assert run['seed'] == ours['seed'] and run['method'] == ours['method']
-        assert run['metrics']['top1'] == pytest.approx(ours['metrics']['top1'])
+        if results['split'] == yaml.safe_load((folder / 'args.yaml').read_text())['val_split']:
+            measure = card.measure_of(run['metrics'])
+            off = 0.5 if yaml.safe_load(folder.with_suffix(folder.suffix + '.yaml').read_text())['half'] else 1e-4
+            assert run['metrics'][measure.key] == pytest.approx(ours['metrics'][measure.key], abs=off)
         assert not run['commit'].endswith('-dirty')
 
     def test_attention_maps(self, folder):
         model = timm.create_model(folder.name, pretrained=True).eval()
         assert timm_icasc.attention_maps(model, torch.randn(2, *model.pretrained_cfg['input_size'])).shape[:2] == (2, 5)
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=IDS)
+def test_twins(path):
+    """Two networks of the same options and seed, one without ICASC, each held against the other on the same images."""
+    twin = yaml.safe_load(path.read_text())['twin']
+    assert yaml.safe_load((CARDS / f'{twin}.yaml').read_text())['twin'] == path.stem
+
+    def options(name):
+        found = yaml.safe_load((CARDS / name / 'args.yaml').read_text())
+        return {name: value for name, value in found.items() if name not in ('icasc', 'icasc_compare')}
+
+    def results(name):
+        return json.loads((CARDS / f'{name}.json').read_text())
+
+    assert options(twin) == options(path.stem) and results(twin) == results(path.stem)
+    methods = [json.loads((CARDS / name / 'config.json').read_text())[METADATA_KEY] for name in (twin, path.stem)]
+    assert sorted(ours['icasc'] is None for ours in methods) == [False, True]
+    assert f'--compare {twin}' in (path.with_suffix('') / 'README.md').read_text()
 
 
 def test_local_dir_reaches_the_accuracy_of_the_card(monkeypatch):
@@ -147,6 +169,8 @@ class TestCommand:
     @pytest.mark.parametrize('change, message', [
         (lambda d: d.pop('paper'), "lacks 'paper'"),
         (lambda d: d.update(licence='mit'), "has the unknown key 'licence'"),
+        (lambda d: d.update(dataset='digits'), "no 'name: value' lines below 'dataset'"),
+        (lambda d: d.update(half='yes, please'), "'half' in the card's YAML is 'yes, please', and must be"),
         (lambda d: d['dataset'].pop('description'), 'the card lacks a value'),
     ])
     def test_a_missing_value_is_an_error(self, change, message, copy, capsys):
@@ -217,6 +241,32 @@ class TestResultsFromRuns:
         assert other['tensors_sha256'] == tensors_sha256(checkpoint['state_dict']) != result['tensors_sha256']
         assert other['metrics']['ac'] != result['metrics']['ac']
 
+    def test_half_precision(self, compared, tmp_path):
+        """The weights are rounded before they are measured, and ship in half the bytes."""
+        run, = open_runs(compared / 'icasc')
+        config = export(run, tmp_path / 'half', 'icasc_noise', half=True)
+        result, = card.evaluate_runs([run], half=True)['runs']
+        assert result['tensors_sha256'] == config[METADATA_KEY]['tensors_sha256']
+        full, = card.evaluate_runs([run])['runs']
+        assert result['metrics']['ac'] != full['metrics']['ac']
+        assert result['metrics']['ac'] == pytest.approx(full['metrics']['ac'], abs=0.02)
+        model = timm.create_model(f'local-dir:{tmp_path / "half"}', pretrained=True)
+        for name, value in run.load_weights().items():
+            loaded = model.state_dict()[name]
+            assert loaded.dtype == value.dtype and torch.equal(loaded, value.half().to(value.dtype)), name
+        size = sum(value.nbytes for value in run.load_weights().values())
+        assert (tmp_path / 'half' / 'model.safetensors').stat().st_size < 0.6 * size
+
+    def test_half_precision_cannot_hold_large_values(self):
+        with pytest.raises(HubError, match="'a' has values above 65504"):
+            half_precision({'a': torch.tensor([1., 1e5]), 'b': torch.tensor(10 ** 6)})
+
+    def test_another_split(self, compared, tmp_path):
+        """That which no epoch and no option was chosen by."""
+        run, = open_runs(compared / 'icasc')
+        results = card.evaluate_runs([run], split='train')
+        assert results['split'] == 'train' and results['images'] != card.evaluate_runs([run])['images']
+
     def test_a_run_of_recorded_steps_is_evaluated_without_a_gpu(self, compared, tmp_path):
         other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
         options = yaml.safe_load((other / 'args.yaml').read_text())
@@ -239,6 +289,23 @@ class TestResultsFromRuns:
         assert json.loads((folder / 'config.json').read_text())['pretrained_cfg']['tag'] == 'icasc_noise'
         assert '6 images of' in (folder / 'README.md').read_text()
         assert main(['card', str(path), '--check']) == 0
+
+    def test_cards_of_a_network_and_its_twin(self, compared, tmp_path, monkeypatch, capsys):
+        """Evaluated once, for both."""
+        calls, evaluate = [], card.evaluate_runs
+        monkeypatch.setattr(card, 'evaluate_runs', lambda *args: calls.append(args) or evaluate(*args))
+        written, _ = digits_sources()
+        paths = [tmp_path / f'resnet20_cifar.{kind}_noise.yaml' for kind in ('icasc', 'baseline')]
+        for path, method in zip(paths, ('ICASC ach, order 1', 'cross-entropy'), strict=True):
+            path.write_text(yaml.safe_dump({**written, 'shipped_run': {'method': method, 'seed': 7}, 'half': True}))
+        arguments = ['card', *map(str, paths), '--runs', str(compared)]
+        assert main([*arguments, '--check']) == 2
+        assert '--check holds one against its sources' in capsys.readouterr().err
+        assert main(arguments) == 0 and len(calls) == 1
+        first, second = (json.loads(path.with_suffix('.json').read_text()) for path in paths)
+        assert first == second
+        ours = [json.loads((path.with_suffix('') / 'config.json').read_text())[METADATA_KEY] for path in paths]
+        assert [found['tensors_sha256'] for found in ours] == [run['tensors_sha256'] for run in first['runs'][::-1]]
 
     def test_runs_of_other_images_do_not_share_a_table(self, compared, tmp_path):
         other = shutil.copytree(compared / 'icasc', tmp_path / 'other')

@@ -6,7 +6,8 @@ config.json and weights, and card.md.j2 make NAME/README.md.
     timm-icasc card hub_cards/*.yaml              render the cards again
     timm-icasc card hub_cards/*.yaml --check      exit with 1 where a card differs from its sources
     timm-icasc card hub_cards/NAME.yaml --runs output/RUN ...
-                                                  evaluate these runs first, and export the weights that the YAML ships
+                                                  evaluate these runs first, and export the weights that the YAML ships;
+                                                  several YAMLs: of the same runs, as those of a network and its twin
 """
 import argparse
 from pathlib import Path
@@ -28,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.runs and (args.check or len(args.cards) > 1):
-        raise HubError('--runs belongs to one card, and not to --check.')
+    if args.runs and args.check:
+        raise HubError('`runs` makes a card anew, and `check` holds one against its sources: give one of the two.')
+    if args.runs:
+        write_results(args.cards, args.runs)
     outdated = []
     for path in args.cards:
-        if args.runs:
-            write_results(path, args.runs)
         text, target = render_sources(path), path.with_suffix('') / README
         if args.check:
             if not target.is_file() or target.read_text(encoding='utf-8') != text:

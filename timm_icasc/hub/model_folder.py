@@ -17,7 +17,8 @@ from ..version import __version__
 
 __all__ = [
     'CONFIG', 'FIGURE', 'FILES', 'FORMAT', 'METADATA_KEY', 'OPTIONS', 'README', 'WEIGHTS',
-    'build_model', 'check_folder', 'file_sha256', 'read_config', 'read_header', 'tensors_sha256', 'write_weights',
+    'build_model', 'check_folder', 'file_sha256', 'half_precision', 'read_config', 'read_header', 'tensors_sha256',
+    'write_weights',
 ]
 
 CONFIG, WEIGHTS, README, OPTIONS, FIGURE = FILES = (
@@ -55,6 +56,21 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f'{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0'.encode())
         digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def half_precision(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights rounded to 16 bits, in half the bytes; whole numbers stay.
+
+    Raises:
+        HubError: A value is too large for 16 bits.
+    """
+    rounded = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in state_dict.items()}
+    for name, tensor in rounded.items():
+        if tensor.is_floating_point() and not tensor[state_dict[name].isfinite()].isfinite().all():
+            raise HubError(f"'{name}' has values above 65504, which half precision cannot hold; keep full precision.")
+    return rounded
 
 
 class _OnDisk(Mapping):

@@ -17,7 +17,14 @@ from ..evaluation.measures import Measure, measure_of, summarise
 from ..evaluation.options import default_options
 from ..foreign_files import read_json, read_yaml
 from ..foreign_text import code_span, fenced, markdown_text
-from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config, tensors_sha256
+from ..hub.model_folder import (
+    FIGURE,
+    METADATA_KEY,
+    build_model,
+    half_precision,
+    read_config,
+    tensors_sha256,
+)
 from ..hub.tags import CARDS, TEMPLATE
 from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
@@ -32,7 +39,8 @@ __all__ = ['evaluate_runs', 'render', 'render_run', 'render_sources', 'write_res
 ATTENTION = {  # column of the table -> key of the metrics
     **{term.title: term.name for term in TERMS}, 'overlap inner': 'overlap_inner', 'overlap last': 'overlap_last'}
 
-WRITTEN = {'title', 'description', 'license', 'dataset', 'paper', 'shipped', 'shipped_run', 'figure', 'limits'}
+WRITTEN = {
+    'title', 'description', 'license', 'dataset', 'paper', 'shipped', 'shipped_run', 'half', 'twin', 'figure', 'limits'}
 
 RUN_LIMITS = [
     'The results are of the images that the run was validated on. They were not used for training or to choose the '
@@ -129,6 +137,20 @@ def _metadata(
         metrics=[measure.hub_type], model_name=name, eval_results=evaluated).to_yaml()
 
 
+def _check_written(name: str, written: dict[str, Any]) -> None:
+    """Raise HubError where what people say of a model lacks something, or says something that no card tells."""
+    unknown, lacking = sorted(written.keys() - WRITTEN), sorted(WRITTEN - written.keys())
+    if unknown or lacking:
+        raise HubError(
+            f"{name}: the card's YAML "
+            f"{f'lacks {lacking[0]!r}' if lacking else f'has the unknown key {unknown[0]!r}'}; "
+            f"its keys are {', '.join(sorted(WRITTEN))}.")
+    if not isinstance(written['dataset'], dict):
+        raise HubError(f"{name}: the card's YAML has no 'name: value' lines below 'dataset'.")
+    if not isinstance(written['half'], bool):
+        raise HubError(f"{name}: 'half' in the card's YAML is {written['half']!r}, and must be true or false.")
+
+
 def render(
         folder: Path,
         written: dict[str, Any],
@@ -150,12 +172,7 @@ def render(
     Raises:
         HubError: A value that the card needs is missing, or one is there that it does not know.
     """
-    unknown, lacking = sorted(written.keys() - WRITTEN), sorted(WRITTEN - written.keys())
-    if unknown or lacking:
-        raise HubError(
-            f"{name}: the card's YAML "
-            f"{f'lacks {lacking[0]!r}' if lacking else f'has the unknown key {unknown[0]!r}'}; "
-            f"its keys are {', '.join(sorted(WRITTEN))}.")
+    _check_written(name, written)
     config = read_config(folder, name)
     ours, pretrained = config[METADATA_KEY], config['pretrained_cfg']
     defined_in = model_entrypoint(config['architecture']).__module__.split('.')[0]
@@ -231,7 +248,8 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
     config, best = read_config(folder, repo_id), run.weights == BEST
     data = {'name': run.model['dataset'], 'hub_id': None, 'description': None}
     written = {
-        'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None,
+        'title': repo_id.split('/')[-1], 'dataset': data, 'shipped': None, 'shipped_run': None, 'half': False,
+        'twin': None,
         'license': config['pretrained_cfg']['license'],
         'description': f"{code_span(config['architecture'])}, trained on {markdown_text(data['name'])} with "
                        f'{markdown_text(run.method)} by `timm-icasc train`.',
@@ -250,9 +268,13 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
     return render(folder, written, results, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
 
 
-def _evaluate(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+def _evaluate(run: Run, options: argparse.Namespace, half: bool) -> dict[str, Any]:
     """One run's part of NAME.json, and what it says of the images: what `timm-icasc eval` measures of the run."""
     checkpoint = load_checkpoint(str(run.folder), options)
+    weights = checkpoint.model.state_dict()
+    if half:
+        weights = half_precision(weights)
+        checkpoint.model.load_state_dict(weights)
     values = summarise(evaluate_checkpoint(checkpoint, options))
     results, images = run.results, len(checkpoint.dataset)
     return {
@@ -261,16 +283,18 @@ def _evaluate(run: Run, options: argparse.Namespace) -> dict[str, Any]:
         'run': {
             'method': run.method, 'icasc': run.model['icasc'],
             **{name: results[name] for name in ('seed', 'epochs', 'command', 'commit', 'versions', 'device')},
-            'tensors_sha256': tensors_sha256(checkpoint.model.state_dict()),
+            'tensors_sha256': tensors_sha256(weights),
             'metrics': {name: round(value, 6) for name, value in sorted(values.items()) if math.isfinite(value)}},
     }
 
 
-def evaluate_runs(runs: list[Run]) -> dict[str, Any]:
+def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False) -> dict[str, Any]:
     """Evaluate the last weights of runs on the same images.
 
     Args:
         runs: Finished runs, of one data set and one way to evaluate.
+        split: Of the data set; by default the one that the runs were validated on.
+        half: Whether to evaluate the weights as they are in half precision.
 
     Returns:
         'dataset', 'split', 'images', 'attention_images', and under 'runs', for each: method, ICASC parameters, seed,
@@ -285,7 +309,8 @@ def evaluate_runs(runs: list[Run]) -> dict[str, Any]:
             raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was evaluated.")
         run.check_last_epoch()
     options = default_options()
-    evaluated = [_evaluate(run, options) for run in runs]
+    options.val_split = split
+    evaluated = [_evaluate(run, options, half) for run in runs]
     shared = [{name: value for name, value in result.items() if name != 'run'} for result in evaluated]
     for run, values in zip(runs, shared, strict=True):
         if values != shared[0]:
@@ -295,24 +320,36 @@ def evaluate_runs(runs: list[Run]) -> dict[str, Any]:
     return {**shared[0], 'runs': [result['run'] for result in evaluated]}
 
 
-def write_results(path: Path, folders: list[Path]) -> None:
-    """Write NAME.json from run directories, and the weights and configuration that NAME ships.
-
-    Args:
-        path: hub_cards/NAME.yaml, which names the run that ships.
-        folders: Of finished runs.
-
-    Raises:
-        HubError: The YAML names none of the runs, or as of `evaluate_runs`.
-    """
-    written = _read_written(path)
-    found = [(folder, run) for folder in folders for run in open_measured_runs(folder)]
-    shipped, runs = written['shipped_run'], [run for _, run in found]
+def _shipped(path: Path, written: dict[str, Any], found: list[tuple[Path, Run]]) -> tuple[Path, Run]:
+    """The run that a card ships, and its folder."""
+    shipped = written['shipped_run']
     chosen = [pair for pair in found if {'method': pair[1].method, 'seed': pair[1].results['seed']} == shipped]
     if len(chosen) != 1:
         raise HubError(f"'{path}': shipped_run {shipped} is {len(chosen)} of these runs, and must be one.")
-    results = evaluate_runs(runs)
-    write_text(path.with_suffix('.json'), json.dumps(results, indent=2) + '\n')
-    (folder, run), = chosen
-    figure = folder / FIGURE if written['figure'] and (folder / FIGURE).is_file() else None
-    export(run, path.with_suffix(''), path.stem.partition('.')[2], written['license'], figure)
+    return chosen[0]
+
+
+def write_results(paths: list[Path], folders: list[Path]) -> None:
+    """Write NAME.json from run directories, and the weights and configuration that NAME ships.
+
+    Args:
+        paths: Of hub_cards/NAME.yaml, each of which names the run that ships: several cards of the same runs.
+        folders: Of finished runs.
+
+    Raises:
+        HubError: A YAML names none of the runs, or as of `evaluate_runs`.
+    """
+    found = [(folder, run) for folder in folders for run in open_measured_runs(folder)]
+    cards = [(path, _read_written(path)) for path in paths]
+    for path, written in cards:
+        _check_written(path.stem, written)
+    shipped = [_shipped(path, written, found) for path, written in cards]
+    evaluated: dict[tuple[str | None, bool], dict[str, Any]] = {}
+    for (path, written), (folder, run) in zip(cards, shipped, strict=True):
+        how = written['dataset'].get('split'), written['half']
+        if how not in evaluated:
+            evaluated[how] = evaluate_runs([run for _, run in found], *how)
+        write_text(path.with_suffix('.json'), json.dumps(evaluated[how], indent=2) + '\n')
+        figure = folder / FIGURE if written['figure'] and (folder / FIGURE).is_file() else None
+        tag = path.stem.partition('.')[2]
+        export(run, path.with_suffix(''), tag, written['license'], figure, half=written['half'])

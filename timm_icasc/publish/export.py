@@ -20,6 +20,7 @@ from ..hub.model_folder import (
     WEIGHTS,
     check_folder,
     file_sha256,
+    half_precision,
     write_weights,
 )
 from ..runs.epochs import of_best_epoch
@@ -142,6 +143,7 @@ def export(
         license: str | None = None,
         figure: Path | None = None,
         class_names: bool = True,
+        half: bool = False,
 ) -> dict[str, Any]:
     """Write config.json, model.safetensors, args.yaml and the figure of a run; check that timm can load them.
 
@@ -156,6 +158,7 @@ def export(
             started from random ones.
         figure: attention.png of the run, which shows validation images; None to leave it out.
         class_names: Whether the configuration names the classes.
+        half: Whether the weights are written in half precision.
 
     Returns:
         The configuration.
@@ -167,8 +170,9 @@ def export(
     model, license = run.model, check_publishable(run.model, license)
     run.check_last_epoch()
     _write_options(run, folder)
+    weights = half_precision(run.load_weights()) if half else run.load_weights()
     with replacing(folder / WEIGHTS) as partial:
-        provenance = write_weights(run.load_weights(), _provenance(run, class_names), partial)
+        provenance = write_weights(weights, _provenance(run, class_names), partial)
     config = {
         'architecture': model['architecture'], 'num_classes': model['num_classes'], 'model_args': model['model_args'],
         'pretrained_cfg': {
