@@ -320,7 +320,11 @@ def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False)
     return {**shared[0], 'runs': [result['run'] for result in evaluated]}
 
 
-def _shipped(path: Path, written: dict[str, Any], found: list[tuple[Path, Run]]) -> tuple[Path, Run]:
+def _shipped(
+        path: Path,
+        written: dict[str, Any],
+        found: list[tuple[Path, Run]],
+) -> tuple[Path, Run]:
     """The run that a card ships, and its folder."""
     shipped = written['shipped_run']
     chosen = [pair for pair in found if {'method': pair[1].method, 'seed': pair[1].results['seed']} == shipped]
