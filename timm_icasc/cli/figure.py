@@ -5,7 +5,8 @@
     timm-icasc figure ks RUN_A RUN_B           KS chart: probability of the true and the most confusing class (Fig. 9)
     timm-icasc figure html RUN_A RUN_B         one self-contained page to browse many images
 
-A checkpoint is the folder of a training run (of --icasc-compare: both), a checkpoint file or a name on the hub.
+A checkpoint is the folder of a training run (of --icasc-compare: both), a checkpoint file, a name on the hub or
+one of timm's with its weights.
 --choose takes the images that a model gets wrong, or those that the last checkpoint gets right and the first wrong.
 """
 import argparse

@@ -78,7 +78,7 @@ def add_model_arguments(
     parser.add_argument(
         'checkpoints', nargs=nargs, metavar='CHECKPOINT',
         help='folder of a training run (of --icasc-compare: both its runs), a checkpoint file (one outside a '
-             "run's folder needs --model), hf-hub:NAME or local-dir:PATH")
+             "run's folder needs --model), hf-hub:NAME, local-dir:PATH, or any timm name (with its weights)")
     group = parser.add_argument_group('Model and data', "Default: those of the checkpoint's run.")
     group.add_argument('--model', metavar='MODEL', help='architecture of a checkpoint file without args.yaml beside it')
     add_running_arguments(group)
