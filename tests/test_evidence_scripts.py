@@ -25,13 +25,13 @@ def folder(tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path):
     torch.manual_seed(0)
-    torch.save({'state_dict': timm.create_model('resnet20_cifar', num_classes=3).state_dict()}, tmp_path / 'x.pth.tar')
+    torch.save({'state_dict': timm.create_model('resnet8_cifar', num_classes=3).state_dict()}, tmp_path / 'x.pth.tar')
     return tmp_path / 'x.pth.tar'
 
 
 def test_gradients(folder, checkpoint, monkeypatch, capsys):
     found = rows('gradients.py', [
-        folder, '--model', 'resnet20_cifar', '--checkpoint', checkpoint, '--batch-size', 8,
+        folder, '--model', 'resnet8_cifar', '--checkpoint', checkpoint, '--batch-size', 8,
         '--batches', 1], monkeypatch, capsys)
     assert [row[:3] for row in found] == [
         [attention, order, term] for attention in ('ach', 'grad_cam') for order in '12'
@@ -41,26 +41,26 @@ def test_gradients(folder, checkpoint, monkeypatch, capsys):
 
 def test_mask_scale(folder, monkeypatch, capsys):
     """Divided by its maximum a map reaches 1, so the mask's largest value there is `sigmoid(100 (1 - 0.55))`."""
-    (name, maps, maximum, scaled, _), = rows('mask_scale.py', [folder, 'resnet20_cifar'], monkeypatch, capsys)
-    assert name == 'resnet20_cifar' and 0 < int(maps) <= 15 and float(maximum) > 0 and scaled.endswith('to 1.00')
+    (name, maps, maximum, scaled, _), = rows('mask_scale.py', [folder, 'resnet8_cifar'], monkeypatch, capsys)
+    assert name == 'resnet8_cifar' and 0 < int(maps) <= 15 and float(maximum) > 0 and scaled.endswith('to 1.00')
 
 
 def test_robustness_chance(folder, checkpoint, monkeypatch, capsys):
     (name, region, *ious), = rows(
-        'robustness_chance.py', [folder, '--model', 'resnet20_cifar', checkpoint], monkeypatch, capsys)
+        'robustness_chance.py', [folder, '--model', 'resnet8_cifar', checkpoint], monkeypatch, capsys)
     assert name == str(checkpoint) and 0 < int(region.rstrip('%')) < 100
     assert len(ious) == 4 and all(0 <= float(iou) <= 1 for iou in ious)
 
 
 def test_layers_and_methods_of_one_class_an_image(folder, checkpoint, tmp_path, monkeypatch, capsys):
     found = rows('layers_and_methods.py', [
-        checkpoint, '--model', 'resnet20_cifar', '--data-dir', folder, '--val-split', 'test', '--images', 2,
+        checkpoint, '--model', 'resnet8_cifar', '--data-dir', folder, '--val-split', 'test', '--images', 2,
         '--batch-size', 4, '--curves', '--at', 'layer1', 'layer2', '--at', 'layer2', 'layer3',
         '--json', tmp_path / 'record.json'], monkeypatch, capsys)
     assert [row[:2] for row in found] == [
         *([layer, method] for layer in ('layer2', 'layer3') for method in METHODS), ['-', 'random region']]
     record = json.loads((tmp_path / 'record.json').read_text())
-    assert record['images'] == 2 and record['model'] == 'resnet20_cifar' and record['layer'] == 'last'
+    assert record['images'] == 2 and record['model'] == 'resnet8_cifar' and record['layer'] == 'last'
     for row in record['rows'][:-1]:
         assert {'silent', 'own drop', 'specificity', 'deletion', 'insertion', 'average drop', 'increase', 'overlap',
                 'below 0'} <= set(row)

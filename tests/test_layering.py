@@ -1,10 +1,14 @@
 """The rooms of the package: who may import whom, and what a plain import loads."""
 import ast
+import runpy
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / 'timm_icasc'
@@ -103,3 +107,17 @@ def test_imports_are_light():
             ('timm_icasc.cli.layers', [*HEAVY, 'timm_icasc.data', 'timm_icasc.training.arguments'])))
     loaded = subprocess.run([sys.executable, '-c', command], capture_output=True, text=True, check=True, cwd=ROOT)
     assert loaded.stdout == '\n\n'
+
+
+@pytest.mark.parametrize('options, worker, loaded', [
+    ({'dist': 'loadfile'}, False, False), ({'dist': 'loadfile'}, True, True), ({'dist': 'no'}, False, True),
+    ({}, False, True), ({'dist': 'loadfile', 'collectonly': True}, False, True)])
+def test_who_only_hands_out_the_tests_does_not_load_what_they_need(options, worker, loaded):
+    conftest, plugins = runpy.run_path(str(ROOT / 'tests' / 'conftest.py')), []
+    conftest['pytest_configure'](SimpleNamespace(
+        getoption=lambda name, default=None: options.get(name, default), **({'workerinput': {}} if worker else {}),
+        pluginmanager=SimpleNamespace(import_plugin=plugins.append)))
+    assert plugins == ['helpers.fixtures'] * loaded
+    imports = [node for node in ast.walk(ast.parse((ROOT / 'tests' / 'conftest.py').read_text()))
+               if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert [alias.name for node in imports for alias in node.names] == ['os']

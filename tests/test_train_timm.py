@@ -100,7 +100,7 @@ class TestWhatARunLeavesBehind:
         assert plain['train_loss'] == plain['train_loss_cls'] and icasc['train_loss'] != icasc['train_loss_cls']
 
     def test_the_checkpoint_is_timms(self, begun):
-        model = timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(begun / 'last.pth.tar'))
+        model = timm.create_model('resnet8_cifar', num_classes=3, checkpoint_path=str(begun / 'last.pth.tar'))
         assert torch.equal(model.fc.weight, weights(begun / 'last.pth.tar')['fc.weight'])
 
     def test_args_yaml_repeats_the_run(self, run, tmp_path):
@@ -127,7 +127,7 @@ FEATURES = {
     'clipping': ['--clip-grad', 1., '--clip-mode', 'agc'],
     'channels last': ['--channels-last'],
     'checkpointing': ['--grad-checkpointing'],
-    'compiled evaluation': ['--torchcompile', 'eager', '--model', 'test_resnet', '--img-size', 32],
+    'compiled evaluation': ['--torchcompile', 'eager'],
     'own layers': ['--icasc-layers', 'layer1', 'layer2'],
     'Grad-CAM, order 1': ['--icasc-attention', 'grad_cam', '--icasc-order', 1],
     'mask with gradient, raw': ['--icasc-mask-grad', '--icasc-mask-scale', 'raw'],
@@ -136,7 +136,7 @@ FEATURES = {
     'CIFAR augmentation': ['--crop-padding', 4],
     'images on the device': ['--resident-data', '--crop-padding', 4, '--color-jitter', 0],
     'worker processes': ['-j', 2],
-    'plain loss': ['--no-icasc', '--torchcompile', 'eager', '--model', 'test_resnet', '--img-size', 32],
+    'plain loss': ['--no-icasc', '--torchcompile', 'eager'],
     'no measuring': ['--icasc-eval-images', 0],
     'per-update schedule': ['--sched-on-updates', '--opt', 'adamw'],
 }
@@ -216,7 +216,7 @@ class TestResume:
         assert max(steps) == (epoch, 1)
         monkeypatch.setattr(training_epoch, 'check_finite', original)
         model = timm.create_model(
-            'resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'cut' / 'last.pth.tar'))
+            'resnet8_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'cut' / 'last.pth.tar'))
         assert model is not None, 'loadable'
 
         # No options but where: the run's own args.yaml brings the rest.
@@ -348,7 +348,7 @@ def test_ctrl_c_in_the_first_epoch_of_a_real_process(images, tmp_path):
             break
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and 'Traceback' not in err
-    timm.create_model('resnet20_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'x' / 'last.pth.tar'))
+    timm.create_model('resnet8_cifar', num_classes=3, checkpoint_path=str(tmp_path / 'x' / 'last.pth.tar'))
 
 
 @pytest.mark.parametrize('start', [
@@ -357,7 +357,7 @@ def test_ctrl_c_in_the_first_epoch_of_a_real_process(images, tmp_path):
 def test_two_processes_under_torchrun(start, images, tmp_path):
     process = Forked(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', *start,
-         ROOT / 'train_timm.py', '--data-dir', images, *TINY, '--model', 'convnext_atto', '--img-size', '32',
+         ROOT / 'train_timm.py', '--data-dir', images, *TINY, '--model', 'resnet20_cifar',
          '--device', 'cpu', '--batch-size', '4', '--epochs', '1', '--output', tmp_path, '--experiment', 'x'],
         env={**os.environ, 'OMP_NUM_THREADS': '1'})
     out, err = process.communicate(timeout=300)
@@ -374,7 +374,7 @@ def test_two_processes_under_torchrun(start, images, tmp_path):
 def test_results_name_the_loss(options, method, run, tmp_path):
     _, out, _ = run('--experiment', 'x', '--epochs', 1, *options)
     heading = 'ICASC' if method.startswith('ICASC') else method.capitalize()
-    assert out.strip().startswith(f'{heading}: resnet20_cifar, 3 classes, ')
+    assert out.strip().startswith(f'{heading}: resnet8_cifar, 3 classes, ')
     assert json.loads((tmp_path / 'x' / 'results.json').read_text())['method'] == method
 
 
@@ -407,7 +407,7 @@ BAD_INPUT = {
     'layer': (['--icasc-layers', 'layer3', 'layer9'], "no layer 'layer9'"),
     'model': (['--model', 'resnet20_cifr'], 'close: resnet20_cifar'),
     'model argument': (['--model-kwargs', 'depht=3'], 'depht'),
-    'no weights': (['--pretrained'], '--model resnet20_cifar: '),
+    'no weights': (['--pretrained'], '--model resnet8_cifar: '),
     'number of classes': (['--num-classes', 2], 'fewer than the 3 classes'),
     'optimizer': (['--opt', 'sdg'], '--opt sdg'),
     'schedule': (['--sched', 'sawtooth'], '--sched sawtooth'),
@@ -423,7 +423,7 @@ BAD_INPUT = {
         ['--in-chans', 1, '--input-size', 3, 32, 32], '--in-chans 1 contradicts --input-size 3 32 32'),
     'size twice': (['--img-size', 64, '--input-size', 3, 64, 96], '--img-size 64 contradicts --input-size 3 64 96'),
     'channels': (['--in-chans', 2], '--in-chans (or --input-size) must be 1, for grey images, or 3'),
-    'pooling': (['--gp', ''], 'ResNetCifar cannot run on 3 x 32 x 32 images'),
+    'pooling': (['--gp', ''], 'ResNetCifar cannot run on 3 x 16 x 16 images'),
     'compiler': (['--torchcompile', 'gcc'], '--torchcompile gcc'),
     'mere value': (
         ['--model', 'resnet18', '--model-kwargs', 'act_layer=gelou'],

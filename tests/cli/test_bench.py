@@ -43,14 +43,14 @@ def test_memory_is_measured_in_a_fresh_process(monkeypatch):
 
 def test_table_and_record_of_all_variants(forked, tmp_path, capsys):
     file = tmp_path / 'bench.json'
-    options = ['--img-size', '64', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]
-    assert main(['bench', 'test_resnet', *options]) == 0
+    options = ['--img-size', '16', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]
+    assert main(['bench', 'resnet8_cifar', *options]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2 + len(VARIANTS)
     record = json.loads(file.read_text())
     assert record['setting']['batch_size'] == 2 and set(record['versions']) == {'timm_icasc', 'timm', 'torch'}
-    for line, (variant, result) in zip(lines[2:], record['steps']['test_resnet'].items(), strict=True):
-        assert line.startswith('test_resnet') and variant in line
+    for line, (variant, result) in zip(lines[2:], record['steps']['resnet8_cifar'].items(), strict=True):
+        assert line.startswith('resnet8_cifar') and variant in line
         seconds, ratio, operations, peak, _ = line.split()[-5:]
         assert float(seconds) == round(result['seconds'], 4) and float(ratio) == round(result['seconds_ratio'], 2)
         assert float(operations) == round(result['operations_ratio'], 2)
@@ -59,9 +59,9 @@ def test_table_and_record_of_all_variants(forked, tmp_path, capsys):
 
 def test_maps_are_measured_beside_the_packages_that_are_installed(tmp_path, capsys):
     file = tmp_path / 'maps.json'
-    argv = ['bench', 'resnet20_cifar', '--maps', '-b', '1', '--repeats', '1', '--device', 'cpu', '--topk', '2', '5']
+    argv = ['bench', 'resnet8_cifar', '--maps', '-b', '1', '--repeats', '1', '--device', 'cpu', '--topk', '2', '5']
     assert main([*argv, '--json', str(file)]) == 0
-    seconds = json.loads(file.read_text())['maps']['resnet20_cifar']
+    seconds = json.loads(file.read_text())['maps']['resnet8_cifar']
     packages = ('timm_icasc', 'torchcam', 'pytorch_grad_cam')
     assert set(seconds) == {maps.FORWARD, *(
         f'{p} {place}, K={k}' for p in packages for place in ('last', 'inner') for k in (2, 5))}
@@ -86,9 +86,9 @@ def test_scaling_measures_both_series_and_draws_them(tmp_path, capsys, monkeypat
     monkeypatch.setattr(scaling, 'BATCHES', (1, 2, 3))
     monkeypatch.setattr(scaling, 'AREAS', (0.25, 0.5, 1))
     file, plot = tmp_path / 'scaling.json', tmp_path / 'scaling.png'
-    argv = ['bench', 'resnet20_cifar', '--scaling', str(plot), '-b', '2', '--repeats', '1', '--device', 'cpu']
+    argv = ['bench', 'resnet8_cifar', '--scaling', str(plot), '-b', '2', '--repeats', '1', '--device', 'cpu']
     assert main([*argv, '--json', str(file)]) == 0
-    results = json.loads(file.read_text())['scaling']['resnet20_cifar']
+    results = json.loads(file.read_text())['scaling']['resnet8_cifar']
     batch, area = (results[series]['points'] for series in ('batch', 'area'))
     assert [p['batch_size'] for p in batch] == [2, 4, 6] and {p['height'] for p in batch} == {32}
     assert [p['height'] for p in area] == [16, 24, 32] and {p['batch_size'] for p in area} == {2}
@@ -106,9 +106,9 @@ def test_scaling_measures_both_series_and_draws_them(tmp_path, capsys, monkeypat
 def test_the_profile_divides_a_step_by_kind_of_operation(tmp_path, capsys):
     """Second derivatives occur at order 2 alone; what ICASC adds is told in percent of the plain step."""
     file = tmp_path / 'profile.json'
-    argv = ['bench', 'resnet20_cifar', '--profile', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]
+    argv = ['bench', 'resnet8_cifar', '--profile', '-b', '2', '--repeats', '1', '--device', 'cpu', '--json', str(file)]
     assert main(argv) == 0
-    results = json.loads(file.read_text())['profile']['resnet20_cifar']
+    results = json.loads(file.read_text())['profile']['resnet8_cifar']
     second = f'convolutions{profile.SECOND}'
     assert results['ICASC order 2'][second] > 0 and second not in {**results[PLAIN], **results['ICASC order 1']}
     row = next(line for line in capsys.readouterr().out.splitlines() if ' all ' in line).split()
@@ -173,15 +173,15 @@ def test_operations_of_a_plain_step_layer_by_layer(name, monkeypatch):
 
 
 def test_operations_grow_with_the_order():
-    plain, first, second, public = cost.count_operations('resnet20_cifar', SMALL).values()
+    plain, first, second, public = cost.count_operations('resnet8_cifar', SMALL).values()
     assert plain < first < second < public
 
 
 def test_a_share_of_the_batch_takes_its_share_of_the_operations(monkeypatch):
     """Beside the plain step: twice the chosen samples, twice as much."""
     monkeypatch.setattr(steps, 'VARIANTS', STEPS)
-    plain, _, whole = cost.count_operations('resnet20_cifar', replace(SMALL, batch_size=8)).values()
-    quarter, half = ([n - plain for n in list(cost.count_operations('resnet20_cifar', replace(
+    plain, _, whole = cost.count_operations('resnet8_cifar', replace(SMALL, batch_size=8)).values()
+    quarter, half = ([n - plain for n in list(cost.count_operations('resnet8_cifar', replace(
         SMALL, batch_size=8, share=share)).values())[1:]] for share in (0.25, 0.5))
     assert [2 * n for n in quarter] == half
     assert quarter[1] < whole - plain
@@ -189,7 +189,7 @@ def test_a_share_of_the_batch_takes_its_share_of_the_operations(monkeypatch):
 
 def test_every_variant_is_a_training_step():
     for variant in VARIANTS:
-        step = make_step('resnet20_cifar', variant, SMALL)
+        step = make_step('resnet8_cifar', variant, SMALL)
         parameter = next(p for cell in step.__closure__ for p in getattr(cell.cell_contents, 'param_groups', ())
                          )['params'][0]
         before = parameter.detach().clone()
@@ -208,11 +208,11 @@ def test_recorded_steps_are_measured_when_they_are_replayed(monkeypatch):
         return float(len(timed))
 
     monkeypatch.setattr(cost.time, 'process_time', clock)
-    setting = replace(SMALL, fast=True, img_size=64)
-    cost.measure_time('test_resnet', setting, repeats=2)
+    setting = replace(SMALL, fast=True, img_size=16)
+    cost.measure_time('resnet8_cifar', setting, repeats=2)
     assert 'recorded' in str(setting) and len(recorders) == len(VARIANTS)
     assert timed[-1] == [3] * len(VARIANTS), 'the recording itself, which warms up, and the two that are timed'
-    operations = [cost.count_operations('test_resnet', s) for s in (setting, replace(setting, fast=False))]
+    operations = [cost.count_operations('resnet8_cifar', s) for s in (setting, replace(setting, fast=False))]
     assert operations[0] == operations[1]
 
 
@@ -221,9 +221,9 @@ def test_compiled_steps_beside_the_plain_one_of_their_kind(monkeypatch, tmp_path
     for task in (ICASCTask, ClassificationTask):
         monkeypatch.setattr(task, 'compile', partialmethod(task.compile, backend='eager'))
     file = tmp_path / 'bench.json'
-    options = ['--compile', '--repeats', '1', '-b', '2', '--img-size', '64', '--device', 'cpu', '--json', str(file)]
-    assert main(['bench', 'test_resnet', *options]) == 0
-    rows = json.loads(file.read_text())['steps']['test_resnet']
+    options = ['--compile', '--repeats', '1', '-b', '2', '--img-size', '16', '--device', 'cpu', '--json', str(file)]
+    assert main(['bench', 'resnet8_cifar', *options]) == 0
+    rows = json.loads(file.read_text())['steps']['resnet8_cifar']
     assert list(rows) == [f'{step}{how}' for step in STEPS for how in ('', COMPILED)]
     for how in ('', COMPILED):
         for step in STEPS:
@@ -251,7 +251,7 @@ def test_settings(setting):
     (['resnet18', '--scaling', 'cost.doc'], '--scaling: path must end in one of .png'),
     (['resnet18', '--scaling', 'nowhere/cost.png'], "--scaling: there is no folder 'nowhere'"),
     (['resnet20_cifar', '--scaling', 'cost.png', '-b', '1'], 'give resnet20_cifar a larger --batch-size'),
-    (['vgg11', '--img-size', '8', '--maps'], 'VGG cannot run on 3 x 8 x 8 images'),
+    (['convnext_atto', '--img-size', '8', '--maps'], 'ConvNeXt cannot run on 3 x 8 x 8 images'),
     (['xcit_nano_12_p16_224', '--img-size', '8'], '--img-size 8 does not fit xcit_nano_12_p16_224'),
 ])
 def test_bad_input(argv, message, capsys):

@@ -38,7 +38,7 @@ def read(folder, name='eval.json'):
 def test_measures_of_a_run_are_those_of_its_model(run, capsys):
     assert evaluate(run, '--images', 30) == 0
     measures = read(run)['measures']
-    model = timm.create_model('resnet20_cifar', num_classes=10).eval()
+    model = timm.create_model('resnet8_cifar', num_classes=10).eval()
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
     dataset = DigitsDataset('validation')
     chosen = [i * 450 // 30 for i in range(30)]
@@ -161,7 +161,7 @@ def test_ten_crops(run):
     cropped = read(run)['measures']
     assert 'top1_ten_crop' in measures and measures['top5_ten_crop'] >= measures['top1_ten_crop']
     assert cropped['overlap_last'] != measures['overlap_last']
-    model = timm.create_model('resnet20_cifar', num_classes=10).eval()
+    model = timm.create_model('resnet8_cifar', num_classes=10).eval()
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
     dataset, hits = DigitsDataset('validation'), 0
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
@@ -254,7 +254,7 @@ def test_boxes_of_one_class(options, size, corner, tmp_path):
     options = ('--crop-pct', 0.875, *options)
     assert evaluate(run, *options) == 0
     measures = read(run)['measures']
-    model = timm.create_model('resnet20_cifar', num_classes=3).eval()
+    model = timm.create_model('resnet8_cifar', num_classes=3).eval()
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
     energies, areas = [], []
@@ -295,7 +295,7 @@ def test_several_classes_per_image(tmp_path, capsys):
     assert {p['class_name'] for p in pairs} == {'red', 'green', 'blue'}
 
     # The overlap of the maps of the two squares in one image, drawn on its own.
-    model = timm.create_model('resnet20_cifar', num_classes=3).eval()
+    model = timm.create_model('resnet8_cifar', num_classes=3).eval()
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
     image = Image.open(data / 'images' / '000001.webp')
@@ -310,10 +310,10 @@ def test_several_classes_per_image(tmp_path, capsys):
 def test_a_bare_checkpoint_and_a_local_folder_of_the_hub(tmp_path):
     run = make_run(tmp_path / 'run')
     (tmp_path / 'bare.pth.tar').write_bytes((run / 'last.pth.tar').read_bytes())
-    model = timm.create_model('resnet20_cifar', num_classes=10)
+    model = timm.create_model('resnet8_cifar', num_classes=10)
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
     timm.models.save_for_hf(model, tmp_path / 'hub', model_config={'num_classes': 10})
-    for source, options in ((tmp_path / 'bare.pth.tar', ['--model', 'resnet20_cifar']),
+    for source, options in ((tmp_path / 'bare.pth.tar', ['--model', 'resnet8_cifar']),
                             (f"local-dir:{tmp_path / 'hub'}", [])):
         assert evaluate(source, *options, '--dataset', 'digits', '--images', 10, '--batch-size', 5, '-j', 0,
                         '--output', tmp_path / 'out') == 0
@@ -321,7 +321,7 @@ def test_a_bare_checkpoint_and_a_local_folder_of_the_hub(tmp_path):
     assert len(results) == 2 and results[0] == pytest.approx(results[1], rel=1e-5)
 
 
-@pytest.mark.parametrize('architecture', ['resnet20_cifar', 'vit_tiny_patch16_224'])
+@pytest.mark.parametrize('architecture', ['resnet8_cifar', 'vit_tiny_patch16_224'])
 def test_a_grey_model_is_evaluated_in_grey_wherever_it_comes_from(architecture, tmp_path):
     torch.manual_seed(0)
     kwargs = {'img_size': 32} if architecture.startswith('vit') else {}
@@ -404,7 +404,7 @@ def test_classes_of_a_published_model_are_known_by_name(tmp_path):
     run, make_images = zoo_run(tmp_path)
     assert evaluate(run) == 0
     expected = {row['file']: row for row in csv.DictReader(open(run / 'eval' / 'images.csv'))}
-    model = timm.create_model('resnet20_cifar', num_classes=3)
+    model = timm.create_model('resnet8_cifar', num_classes=3)
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
     timm.models.save_for_hf(model, tmp_path / 'hub', model_config={'num_classes': 3, 'label_names': ANIMALS})
     assert evaluate(f"local-dir:{tmp_path / 'hub'}", '--data-dir', make_images('other', ['bee', 'cow']), '-j', 0,
@@ -505,9 +505,9 @@ def test_layers_of_ones_own(run):
     (['EMPTY'], 'it is not the folder of a run'),
     (['RUN', '--best'], 'has no model_best.pth.tar'),
     (['BARE'], 'name its architecture with --model'),
-    (['BARE', '--model', 'resnet20_cifar'], 'name it with --data-dir'),
+    (['BARE', '--model', 'resnet8_cifar'], 'name it with --data-dir'),
     (['BARE', '--model', 'resnet18', '--dataset', 'digits'], 'do not fit --model resnet18'),
-    (['TEXT', '--model', 'resnet20_cifar', '--dataset', 'digits'], 'cannot read the checkpoint'),
+    (['TEXT', '--model', 'resnet8_cifar', '--dataset', 'digits'], 'cannot read the checkpoint'),
     (['RUN', '--data-dir', 'nowhere'], "no folder 'nowhere'"),
     (['RUN', '--images', '0'], '--images must be at least 1'),
     (['RUN', '--sigma', '2'], '--sigma is a fraction'),

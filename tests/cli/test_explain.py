@@ -239,13 +239,13 @@ class TestModels:
         file = shutil.move(run / 'last.pth.tar', tmp_path / 'alone.pth.tar')
         assert command(photos, '--model', file, '--output', tmp_path / 'out') == 2
         assert 'name its --architecture' in capsys.readouterr().err
-        assert command(photos, '--model', file, '--architecture', 'resnet20_cifar', '--output', tmp_path / 'out') == 0
+        assert command(photos, '--model', file, '--architecture', 'resnet8_cifar', '--output', tmp_path / 'out') == 0
 
     def test_weights_of_a_timm_name_from_a_file(self, photos, tmp_path):
         run = make_run(tmp_path / 'run')
         weights = tmp_path / 'weights.pth'
         torch.save(torch.load(run / 'last.pth.tar')['state_dict'], weights)
-        explainer = load_explainer('resnet20_cifar', load_options(pretrained_path=str(weights)))
+        explainer = load_explainer('resnet8_cifar', load_options(pretrained_path=str(weights)))
         expected = load_explainer(str(run), load_options()).model.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in explainer.model.state_dict().items())
 

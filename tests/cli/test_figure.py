@@ -38,7 +38,7 @@ def texts_of(path):
 
 
 def model_and_images(run, indices, num_classes=10):
-    model = timm.create_model('resnet20_cifar', num_classes=num_classes).eval()
+    model = timm.create_model('resnet8_cifar', num_classes=num_classes).eval()
     model.load_state_dict(torch.load(run / 'last.pth.tar')['state_dict'])
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ('mean', 'std'))
     dataset = DigitsDataset('validation')

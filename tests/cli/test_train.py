@@ -91,10 +91,10 @@ class TestRecipes:
 
 
 def test_ctrl_c_prints_the_command_that_was_used(images, tmp_path):
-    """Of a real process, which is called as a module."""
+    """Of a new interpreter, which is called as a module and has processes that load data."""
     process = subprocess.Popen(
-        [sys.executable, '-m', 'timm_icasc.cli', 'train', '--data-dir', str(images), *TINY, '--epochs', '500',
-         '--output', str(tmp_path), '--experiment', 'x'],
+        [sys.executable, '-m', 'timm_icasc.cli', 'train', '--data-dir', str(images), *TINY, '-j', '2',
+         '--epochs', '500', '--output', str(tmp_path), '--experiment', 'x'],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])})
     for line in process.stdout:

@@ -340,7 +340,7 @@ def test_layers_of_unusual_models(device, name):
     """The same on meta tensors, whose gradients have no values."""
     kwargs, size, *expected = UNUSUAL[name]
     with torch.device(device):
-        model = timm.create_model(name, num_classes=10, **kwargs)
+        model = made_once(name, num_classes=10, **kwargs)
     height, width = size if isinstance(size, tuple) else (size, size)
     assert describe(resolve_layers(model, input_size=(3, height, width))) == expected
 
@@ -360,6 +360,16 @@ def test_on_meta_tensors_torch_is_asked_once_for_each_shape():
     with Count():
         resolve_layers(model, input_size=(3, 64, 64))
     assert set(Count.asked.values()) == {1}, Count.asked
+
+
+@pytest.mark.parametrize('name', ['crossvit_tiny_240', 'vit_tiny_patch16_224'])
+def test_a_model_is_run_twice_however_many_features_are_held_fixed(name):
+    """Prefix tokens go by each cut of the patches; that took a forward pass for each feature: 14 of CrossViT."""
+    kwargs, size, *_ = UNUSUAL.get(name, ({'img_size': 64}, 64))
+    model, runs = made_once(name, num_classes=10, **kwargs), []
+    model.register_forward_pre_hook(lambda module, args: runs.append(module))
+    resolve_layers(model, input_size=(3, size, size))
+    assert len(runs) == 2
 
 
 class Blocks(torch.nn.Module):

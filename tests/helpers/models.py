@@ -1,6 +1,7 @@
 """Small real timm models, one per family, at small input sizes, and a smooth one for finite differences."""
 import copy
 
+import helpers.resnet8  # noqa: F401  registers the architecture
 import timm
 import torch
 

@@ -5,6 +5,7 @@ import signal
 import sys
 from contextlib import contextmanager, nullcontext
 
+import helpers.resnet8  # noqa: F401  registers the architecture
 import numpy as np
 import pytest
 import timm
@@ -21,8 +22,8 @@ from timm_icasc.training import run as training_run
 COLOURS = {'red': (230, 40, 40), 'green': (40, 200, 40), 'blue': (50, 60, 230)}
 
 # Of a training on a few images: steps of a second in all.
-TINY = ['--model', 'resnet20_cifar', '--batch-size', '6', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0',
-        '--icasc-eval-images', '3']
+TINY = ['--model', 'resnet8_cifar', '--batch-size', '6', '--warmup-epochs', '0', '--lr', '0.05', '-j', '0',
+        '--icasc-eval-images', '3', '--img-size', '16']
 
 
 def _blank_figure(models, images, targets, names, mean, std, path, **options):
@@ -74,7 +75,7 @@ def sigterm_in_the_second_epoch(monkeypatch):
         yield
 
 
-def make_run(folder, model='resnet20_cifar', num_classes=10, seed=0, **options):
+def make_run(folder, model='resnet8_cifar', num_classes=10, seed=0, **options):
     """args.yaml, last.pth.tar and results.json of a model with random weights."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)

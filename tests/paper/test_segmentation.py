@@ -333,10 +333,10 @@ def test_the_whole_command(voc, tmp_path, capsys):
         cue = np.array(Image.open(output / 'cues' / '2012_000000.png'))
         assert set(np.unique(cue)) <= {0, 1, 255} and cue.shape == tuple(result['grid'])
         assert 0 <= result['cue_precision'] <= 1 and result['cue_images'] == 4
-        assert result['classifier_model'] == 'resnet20_cifar' and result['classifier_icasc']
+        assert result['classifier_model'] == 'resnet8_cifar' and result['classifier_icasc']
     assert main(['paper', str(tmp_path / 'table2')]) == 0
     text = capsys.readouterr().out
-    assert 'not the paper’s settings: classifier_model=resnet20_cifar, classifier_icasc=True' in text
+    assert 'not the paper’s settings: classifier_model=resnet8_cifar, classifier_icasc=True' in text
     assert 'Table 2' in text and 'grad_cam_plus_plus' in text and f"{result['mIoU']:.2f}" in text
 
 

@@ -57,7 +57,7 @@ class TestRun:
     def test_an_interrupted_one(self, run):
         (run / 'results.json').unlink()
         found = open_run(run)
-        assert found.results == {} and found.arguments['model'] == 'resnet20_cifar' and has_begun(run)
+        assert found.results == {} and found.arguments['model'] == 'resnet8_cifar' and has_begun(run)
         (run / 'last.pth.tar').unlink()
         assert not has_begun(run)
 

@@ -68,6 +68,12 @@ def test_missing_file_lists_the_recipes(tmp_path):
 
 @pytest.mark.parametrize('argv, message', [
     (['--epochs', '0'], '--epochs must be at least 1'),
+    (['--lr', '0'], '--lr must be at least 1e-12, got 0.0'),  # timm would take its default
+    (['--lr-base', '0'], '--lr-base must be at least 1e-12'),
+    (['--min-lr', '-1'], '--min-lr must be at least 0'),
+    (['--warmup-epochs', '-1'], '--warmup-epochs must be at least 0'),
+    (['--decay-rate', '-1'], '--decay-rate must be at least 0'),
+    (['--momentum', '2'], '--momentum must be between 0 and 1'),
     (['--batch-size', '15', '--mixup', '0.2'], '--batch-size must be even'),
     (['--loss', 'asl', '--cutmix', '1'], '--loss asl'),
     (['--dataset', 'torch/cifar100'], '--data-dir is missing'),

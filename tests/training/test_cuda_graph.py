@@ -63,7 +63,7 @@ def train(
         Everything that the steps have left behind, and what each of them gave.
     """
     timm.utils.random_seed(0)
-    model = timm.create_model('resnet20_cifar', num_classes=CLASSES, **(model_kwargs or {})).to(device)
+    model = timm.create_model('resnet8_cifar', num_classes=CLASSES, **(model_kwargs or {})).to(device)
     make_task = make_task or partial(ICASCTask, order=2)
     task = make_task(model, device=torch.device(device), verbose=False)
     task.setup_ema(decay=0.9)

@@ -37,7 +37,7 @@ def model_of(*argv):
     return set_up_model(argparse.Namespace(**{**vars(args), 'in_chans': 3, 'rank': 0}))
 
 
-@pytest.mark.parametrize('name', ['resnet20_cifar', 'convnext_atto', 'test_vit'])
+@pytest.mark.parametrize('name', ['resnet8_cifar', 'convnext_atto', 'test_vit'])
 def test_the_head_is_scaled_and_nothing_else(name):
     plain, scaled = model_of('--model', name), model_of('--model', name, '--head-init-scale', '0.5')
     head = {id(p) for p in scaled.get_classifier().parameters()}
@@ -46,12 +46,12 @@ def test_the_head_is_scaled_and_nothing_else(name):
 
 
 def test_zero_gives_equal_scores():
-    scores = model_of('--model', 'resnet20_cifar', '--head-init-scale', '0').eval()(torch.randn(2, 3, 32, 32))
+    scores = model_of('--model', 'resnet8_cifar', '--head-init-scale', '0').eval()(torch.randn(2, 3, 32, 32))
     assert torch.equal(scores, torch.zeros(2, 4))
 
 
 def test_the_bias():
-    model = model_of('--model', 'resnet20_cifar', '--head-init-bias', '-2')
+    model = model_of('--model', 'resnet8_cifar', '--head-init-bias', '-2')
     assert (model.get_classifier().bias == -2).all() and model.get_classifier().weight.any()
 
 
@@ -137,7 +137,7 @@ class TestFreezing:
 
 def rates_of(*options):
     """Learning rate of each parameter of a resnet20_cifar in the first epoch, and the optimiser."""
-    args = parse_args(['--dataset', 'digits', *TINY, '--eval-metric', 'top1', *options])
+    args = parse_args(['--dataset', 'digits', *TINY, '--model', 'resnet20_cifar', '--eval-metric', 'top1', *options])
     args.num_classes, args.world_size = 10, 1
     model = timm.create_model('resnet20_cifar')
     optimizer, scheduler, _ = set_up_optimizer(args, model, 10)

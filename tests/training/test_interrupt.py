@@ -120,7 +120,7 @@ def full_shared_memory(monkeypatch):
 @pytest.mark.parametrize('options', [[], ['--resident-data', '--no-aug']], ids=['loaders', 'resident data'])
 def test_training_with_a_full_shared_memory(options, full_shared_memory, noise_options, monkeypatch, capfd, tmp_path):
     code, _, err = train_in_process(
-        monkeypatch, capfd, *noise_options[1:], '--output', tmp_path, '-j', 1, '--model', 'resnet20_cifar', *options)
+        monkeypatch, capfd, *noise_options[1:], '--output', tmp_path, '-j', 1, '--model', 'resnet8_cifar', *options)
     said = [line for line in err.splitlines() if not line.startswith('warning: ')]
     assert code == 2 and len(said) == 2 and said[0].startswith('a data loading process cannot hand on its batch: ')
     assert 'is full. -j 0 loads the images in the main process.' in said[1] and not multiprocessing.active_children()

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 TIMM = [
     line for line in (ROOT / 'tests' / 'data' / 'timm_train_options.txt').read_text().splitlines()
     if line.startswith('--')]
-TINY = ['--model', 'resnet20_cifar', '--batch-size', '4', '--warmup-epochs', '0', '-j', '0', '--icasc-eval-images', '3']
+TINY = ['--model', 'resnet8_cifar', '--batch-size', '4', '--warmup-epochs', '0', '-j', '0', '--icasc-eval-images', '3']
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,7 @@ def test_momentum_of_batch_norm(images, monkeypatch):
     ('--input-key img', "--input-key names a column of hfds/, hfids/ or wds/ data, not of ''"),
     ('--val-interval 2 --sched plateau', '--sched plateau asks for a measure after every epoch'),
     ('--val-interval 0', '--val-interval must be at least 1'),
-    ('--drop-block 0.1', '--model resnet20_cifar: .*drop_block_rate'),
+    ('--drop-block 0.1', '--model resnet8_cifar: .*drop_block_rate'),
     ('--grayscale-prob 1 --resident-data --no-aug', '--resident-data pads, .*: --grayscale-prob')])
 def test_what_does_not_fit_is_said(options, said, images, monkeypatch):
     with pytest.raises(ICASCError, match=said):

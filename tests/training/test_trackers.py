@@ -54,7 +54,7 @@ def test_weights_and_biases(run, wandb, tmp_path):
     assert code == 0, err
     begun, = wandb.init
     assert (begun['project'], begun['name'], begun['tags'], begun['id']) == ('icasc', 'x', ['a', 'b'], None)
-    assert begun['config']['model'] == 'resnet20_cifar' and wandb.finished == 1
+    assert begun['config']['model'] == 'resnet8_cifar' and wandb.finished == 1
     assert [step for step, _ in wandb.log] == [1, 2]
     for (_, told), row in zip(wandb.log, rows_of(tmp_path / 'x'), strict=True):
         for name in ('train_loss', 'eval_top1', 'lr'):

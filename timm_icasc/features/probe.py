@@ -18,7 +18,7 @@ from .graph import (
 )
 from .layout import FeatureLayer, Layout, read_layout
 from .meta import random_tensor
-from .module_state import activation_or_norm, evaluation_mode
+from .module_state import activation_or_norm, evaluation_mode, is_sharded
 from .obstacles import obstacle_to_gradients
 from .origin import channel_axis, tokens_in_front
 from .outputs import find_class_scores
@@ -277,10 +277,22 @@ class Probe:
         if self.on_meta:
             gradients = self.tail.gradients(source, fixed=layer)
             return not self._share(source, gradients[source.path, source.output_index])
-        # A graph of its own: sharded parameters are there for one backward pass only.
-        again = Probe(self.model, self.input_size)
-        again._feature(layer).register_hook(torch.zeros_like)
-        return not again.nonzero_share(source)
+        if is_sharded(self.model):  # the parameters are there for one backward pass, through all of the model
+            again = Probe(self.model, self.input_size)
+            again._feature(layer).register_hook(torch.zeros_like)
+            return not again.nonzero_share(source)
+        handle = self._again._feature(layer).register_hook(torch.zeros_like)
+        with evaluation_mode(self.model):  # gradient checkpointing runs modules again
+            gradient, = torch.autograd.grad(
+                self._again.logits, [self._again._feature(source)], self._cotangent,
+                retain_graph=True, allow_unused=True)
+        handle.remove()
+        return not self._share(source, gradient)
+
+    @cached_property
+    def _again(self) -> 'Probe':
+        """The same with a graph that outlives a backward pass, for one with each of several features held fixed."""
+        return Probe(self.model, self.input_size)
 
     @cached_property
     def _graph(self) -> set[Any]:
