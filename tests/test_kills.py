@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.hub_fixtures import save_noise
-from helpers.kills import contents, kill_before, operations_of
+from helpers.kills import changes, contents, kill_before, operations_of
 from helpers.runs import blank_figures
 from matplotlib.figure import Figure
 
@@ -109,11 +109,6 @@ def assert_ends_as(expected, folder):
     assert sorted(found) == sorted(expected)
     assert [name for name in found if found[name] != expected[name]] == []
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-def changes(operations):
-    """Numbers of those that change a folder: what a kill leaves before a file is flushed, it leaves behind that too."""
-    return [number for number, (operation, _) in enumerate(operations, 1) if operation != 'fsync']
 
 
 def go_on(here):

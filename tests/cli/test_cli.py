@@ -1,5 +1,6 @@
 """The dispatcher; each command has its tests beside its module."""
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,9 @@ def test_the_script_runs_commands(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("timm-icasc card: error: 'nowhere.yaml': ")
 
 
-def test_runs_as_a_module():
-    out = subprocess.run(
-        [sys.executable, '-m', 'timm_icasc.cli', '--version'], capture_output=True, text=True, check=True).stdout
-    assert out.startswith('timm-icasc ')
+def test_runs_as_a_module(monkeypatch, capsys):
+    """As `python -m timm_icasc.cli` does."""
+    monkeypatch.setattr(sys, 'argv', ['timm-icasc', '--version'])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module('timm_icasc.cli', run_name='__main__', alter_sys=True)
+    assert not ended.value.code and capsys.readouterr().out.startswith('timm-icasc ')

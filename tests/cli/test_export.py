@@ -5,7 +5,7 @@ import shutil
 import pytest
 import timm
 import torch
-from helpers.kills import contents, kill_before, operations_of
+from helpers.kills import changes, contents, kill_before, operations_of
 
 from timm_icasc import ICASCError, VersionError
 from timm_icasc.cli import main
@@ -87,7 +87,7 @@ class TestTheFolder:
         folder = tmp_path / 'to' / 'x'
         operations = operations_of(lambda: export(averaged, folder), tmp_path / 'log')
         expected = contents(folder)
-        for number in range(1, len(operations) + 1):
+        for number in changes(operations):
             shutil.rmtree(folder.parent)
             kill_before(lambda: export(averaged, folder), number)
             assert not folder.exists() or contents(folder) == expected

@@ -47,6 +47,11 @@ def operations_of(function, log):
     return [tuple(line.split(' ', 1)) for line in log.read_text().splitlines()]
 
 
+def changes(operations):
+    """Numbers of those that change a folder: what a kill leaves before a file is flushed, it leaves behind that too."""
+    return [number for number, (operation, _) in enumerate(operations, 1) if operation != 'fsync']
+
+
 def kill_before(function, number=None, operation=None, name=None, occurrence=1):
     """Run a function, killed before its `number`-th operation, or before an operation on the file of that name."""
     seen = []

@@ -17,6 +17,7 @@ from timm_icasc import HubError
 from timm_icasc.hub import failures
 from timm_icasc.hub.download import fetch
 from timm_icasc.hub.failures import one_line_errors
+from timm_icasc.hub.tags import find_tags
 
 CARD = Path(__file__).parents[2] / 'hub_cards' / 'resnet20_cifar.icasc_digits'
 FILES = ('config.json', 'model.safetensors', 'README.md')
@@ -106,7 +107,7 @@ PULL = {
         'timm 0.9.0: pip install timm==0.9.0.'),
     'unknown tag': (
         'resnet20_cifar.nonsense', '', "'resnet20_cifar.nonsense' is no weight tag of timm_icasc; its tags "
-        'are resnet20_cifar.icasc_cifar20, resnet20_cifar.icasc_digits. A repo is OWNER/NAME.'),
+        f"are {', '.join(sorted(find_tags()))}. A repo is OWNER/NAME."),
 }
 
 
