@@ -53,12 +53,12 @@ def across_images(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     Returns:
         `[M]`, float64; NaN for a map that is equal everywhere or not finite, and where no other image has one.
     """
-    flat = maps.double().flatten(1)
-    flat = flat - flat.mean(1, keepdim=True)
-    norm = flat.norm(dim=1)
+    cells = maps.double().flatten(1)
+    centred = cells - cells.mean(1, keepdim=True)
+    norm = centred.norm(dim=1)
     # What subtraction leaves of equal values is no map.
-    valid = norm.isfinite() & (norm > 1e-6 * maps.double().flatten(1).norm(dim=1))
-    unit = torch.where(valid[:, None], flat / norm[:, None], 0.)
+    valid = norm.isfinite() & (norm > 1e-6 * cells.norm(dim=1))
+    unit = torch.where(valid[:, None], centred / norm[:, None], 0.)
     _, images = images.unique(return_inverse=True)
     own = unit.new_zeros(len(maps), unit.shape[1]).index_add_(0, images, unit)[images]
     own_count = unit.new_zeros(len(maps)).index_add_(0, images, valid.double())[images]

@@ -42,7 +42,7 @@ class WeightTag:
     Attributes:
         name: 'ARCHITECTURE.TAG'.
         sha256: Of model.safetensors.
-        config: Entries of timm's `PretrainedCfg`, sources left out.
+        config: Entries of timm's `PretrainedCfg`, with its tuples; sources left out.
         model_args: What the architecture is built with, as in its folder's config.json.
         shipped: Folder that holds the weights, or None.
         hub: 'repo_id' and 'revision' (a commit) where they are published, or None.
@@ -76,12 +76,10 @@ class WeightTag:
         """As timm's registry takes it."""
         kind = type(timm.get_pretrained_cfg('resnet18'))
         known = {field.name for field in dataclasses.fields(kind)}
-        entries = {
-            name: tuple(value) if isinstance(value, list) else value for name,
-            value in self.config.items()}
         source = {'file': str(self.shipped / 'model.safetensors')} if self.shipped is not None else \
             {'hf_hub_id': f"{self.hub['repo_id']}@{self.hub['revision']}", 'hf_hub_filename': 'model.safetensors'}
-        return kind(**{name: value for name, value in entries.items() if name in known and 'hub' not in name}, **source)
+        entries = {name: value for name, value in self.config.items() if name in known and 'hub' not in name}
+        return kind(**entries, **source)
 
 
 WEIGHT_TAGS: dict[str, WeightTag] = {}
@@ -90,6 +88,13 @@ WEIGHT_TAGS: dict[str, WeightTag] = {}
 def record_path(folder: Path) -> Path:
     """The file that says where the model of a hub_cards/ folder is published, and at which commit."""
     return folder.parent / f'{folder.name}.hub.json'
+
+
+def _with_tuples(entries: dict[str, Any]) -> dict[str, Any]:
+    """Entries of a JSON file, which knows lists alone, as timm writes them in Python."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in entries.items()}
 
 
 def find_tags(cards: Path = CARDS) -> dict[str, WeightTag]:
@@ -108,10 +113,10 @@ def find_tags(cards: Path = CARDS) -> dict[str, WeightTag]:
         shipped = folder if (folder / 'model.safetensors').is_file() else None
         if shipped is None and hub is None:
             continue
-        entries = {**config['pretrained_cfg'], 'label_names': config.get('label_names')}
+        entries = _with_tuples({**config['pretrained_cfg'], 'label_names': config.get('label_names')})
         sha256 = config['timm_icasc']['sha256'] if shipped else hub['sha256']
         found[folder.name] = WeightTag(
-            folder.name, sha256, entries, shipped, hub, config.get('model_args') or {})
+            folder.name, sha256, entries, shipped, hub, _with_tuples(config.get('model_args') or {}))
     return found
 
 
@@ -126,7 +131,7 @@ def _checked(original: Callable) -> Callable:
         tag, overlay = kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay') or {}
         ours = WEIGHT_TAGS.get(f'{original.__name__}.{tag}') if isinstance(tag, str) else None
         for name, value in (ours.model_args if ours is not None else {}).items():
-            kwargs.setdefault(name, tuple(value) if isinstance(value, list) else value)
+            kwargs.setdefault(name, value)
         if pretrained and ours is not None and not {'file', 'url', 'state_dict', 'hf_hub_id'} & set(overlay):
             folder, _ = ours.folder(kwargs.get('cache_dir'))
             kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': str(folder / 'model.safetensors')}
