@@ -13,7 +13,7 @@ from PIL import Image
 
 from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.cli import main
-from timm_icasc.data import DigitsDataset
+from timm_icasc.data import DigitsDataset, few_of_each_class, image_name
 from timm_icasc.evaluation import checkpoint
 from timm_icasc.evaluation.checkpoint import _in_chans, load_checkpoint
 from timm_icasc.evaluation.faithfulness import blurred, highest
@@ -212,6 +212,25 @@ def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(r
     assert evaluate('--compare', run, other) == 2
     assert "'run' and 'other' have different data sets" in capsys.readouterr().err
     assert not (run / 'eval').exists() and not (other / 'eval').exists()
+
+
+def test_the_split_that_a_run_was_trained_on_is_the_images_that_it_drew(tmp_path, capsys):
+    """So that their accuracy is that of the training; other splits are whole."""
+    runs = [make_run(tmp_path / f'run{seed}', limit_train=3, seed=seed) for seed in range(2)]
+    files = {}
+    for run in runs:
+        assert evaluate(run, '--val-split', 'train') == 0
+        records = load_records(run / 'eval' / 'records.npz')
+        assert np.bincount(records.targets, minlength=10).tolist() == [3] * 10
+        dataset = DigitsDataset('train')
+        expected = few_of_each_class(dataset, 3, int(run.name[-1])).indices
+        assert records.files == [image_name(dataset, i) for i in expected]
+        files[run] = expected
+        assert evaluate(run, '--val-split', 'validation') == 0 and read(run)['images'] == 450
+    assert files[runs[0]] != files[runs[1]]
+    capsys.readouterr()
+    assert evaluate('--compare', *runs, '--val-split', 'train') == 2
+    assert "'run0' and 'run1' were trained on different images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('names, message', [

@@ -90,12 +90,17 @@ def _peak_memory(name: str, variant: str, setting: BenchmarkSetting, threads: in
 
 
 def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | None]:
-    """Peak memory of two training steps on top of model and data, in MiB; every variant in a process of its own.
+    """Peak memory of two training steps on top of model and data, in MiB.
 
-    On the CPU by Linux's account of resident memory (glibc); None on other systems.
+    On the CPU by Linux's account of resident memory (glibc), every variant in a process of its own; None on other
+    systems. On a GPU by torch's account, which one process keeps as well.
     """
     peaks = {}
     for variant in tqdm(setting.variants, desc=f'{name}: memory', leave=False, disable=None):
+        if setting.device.startswith('cuda'):
+            torch.cuda.empty_cache()
+            peaks[variant] = _peak_memory(name, variant, setting, torch.get_num_threads())
+            continue
         with multiprocessing.get_context('spawn').Pool(1) as pool:
             peaks[variant] = pool.apply(
                 _peak_memory, (name, variant, setting, torch.get_num_threads()))

@@ -197,7 +197,9 @@ def name_classes(dataset: torch.utils.data.Dataset, names: Sequence[str]) -> Non
 
 
 def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
-    """File name of an image, or its number in the data set."""
+    """File name of an image, or its number in the data set, the whole one where this is a part."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        return image_name(dataset.dataset, dataset.indices[index])
     files = getattr(dataset, 'images', None)
     if files is not None and isinstance(files[index], (str, Path)):
         return Path(files[index]).name

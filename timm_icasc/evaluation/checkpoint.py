@@ -15,7 +15,15 @@ from timm.data import create_transform
 from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
-from ..data import class_names, create_dataset, is_stream, labels_of, name_classes
+from ..data import (
+    FewImages,
+    class_names,
+    create_dataset,
+    few_of_each_class,
+    is_stream,
+    labels_of,
+    name_classes,
+)
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..explanation import Explainer
 from ..explanation.class_names import class_names_of
@@ -306,6 +314,8 @@ def load_checkpoint(
         raise ICASCError(f"`device`: cannot use '{args.device}': {one_line(e, 120)}") from e
     config = set_up_data_config(args, model)
     if with_data:
+        if args.limit_train is not None and args.val_split == args.train_split:
+            dataset = few_of_each_class(dataset, args.limit_train, args.seed, names)  # the images trained on
         dataset.transform = create_transform(
             config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
             interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'])
@@ -425,6 +435,11 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise DataError where the checkpoints would be shown or measured on different images."""
     first = checkpoints[0]
     for other in checkpoints[1:]:
+        drawn = [c.dataset.indices if isinstance(c.dataset, FewImages) else None for c in (first, other)]
+        if len(other.dataset) == len(first.dataset) and drawn[0] != drawn[1]:
+            raise DataError(
+                f"'{first.label}' and '{other.label}' were trained on different images, which --limit-train drew by "
+                f'their seeds: give another `val_split`, or evaluate each by itself.')
         if len(other.dataset) != len(first.dataset):
             raise DataError(
                 f"'{first.label}' and '{other.label}' have different data sets: give one for all with "

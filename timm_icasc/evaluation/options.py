@@ -63,7 +63,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int =
     group = add_model_arguments(parser, nargs)
     group.add_argument('--data-dir', metavar='DIR', help='folder of the data set')
     group.add_argument('--dataset', metavar='NAME', help='type of the data set, as in timm-icasc train')
-    group.add_argument('--val-split', metavar='NAME', help='split to evaluate on')
+    group.add_argument(
+        '--val-split', metavar='NAME',
+        help='split to evaluate on; of that which the run was trained on, what --limit-train drew')
     group.add_argument('--image-endings', nargs='+', metavar='END', help='as in timm-icasc train')
     group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
     group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')
