@@ -20,10 +20,11 @@ class DigitsDataset(torch.utils.data.Dataset):
         transform: Applied to the PIL image.
         mode: Pillow's image mode, 'RGB' or 'L'.
     """
+    SPLITS = ('train', 'validation')
     class_names = [str(digit) for digit in range(10)]
 
     def __init__(self, split: str = 'train', transform: Callable | None = None, mode: str = 'RGB'):
-        if split not in ('train', 'validation'):
+        if split not in self.SPLITS:
             raise ValueError(f"split must be 'train' or 'validation', got '{split}'.")
         # They take a second to load, which every command would wait for.
         from sklearn.datasets import load_digits
