@@ -1,6 +1,7 @@
 """What ruff has no rule for: how long functions and lines of code are, and how continuation lines are indented."""
 import ast
 import io
+import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +35,11 @@ def tokens_of(text: str) -> list[tokenize.TokenInfo]:
 
 def wide_lines(text: str) -> list[int]:
     """Numbers of the lines of code that are too wide; those that hold a message or a comment may be wider."""
-    words = set()
+    words, texts = set(), {tokenize.STRING, tokenize.COMMENT}
+    if sys.version_info >= (3, 12):  # an f-string is several tokens
+        texts |= {tokenize.FSTRING_START, tokenize.FSTRING_MIDDLE, tokenize.FSTRING_END}
     for token in tokens_of(text):
-        if token.type in (tokenize.STRING, tokenize.COMMENT):
+        if token.type in texts:
             words.update(range(token.start[0], token.end[0] + 1))
     return [i for i, line in enumerate(text.splitlines(), 1) if len(line) > WIDTH and i not in words]
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from helpers.fake_cuda_graph import OpRecorder
 from helpers.forked import Forked
+from helpers.gpu import on_a_gpu
 from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY as SMALL
 from helpers.runs import blank_figures, train_in_process
@@ -181,7 +182,7 @@ def test_recorded_steps_leave_the_same_behind(options, run, tmp_path, monkeypatc
     assert losses[0] == losses[1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@on_a_gpu
 @pytest.mark.parametrize('options', [[], ['--amp', '--channels-last'], ['--pin-mem', '-j', 2], ['--resident-data']])
 def test_recorded_steps_on_a_gpu(options, run, tmp_path):
     code, _, err = run('--experiment', 'x', '--icasc-fast', '--icasc-compare', *RECORDED, '--color-jitter', 0, *options)

@@ -528,7 +528,7 @@ def test_layers_of_ones_own(run):
     (['BARE', '--model', 'resnet18', '--dataset', 'digits'], 'do not fit --model resnet18'),
     (['TEXT', '--model', 'resnet8_cifar', '--dataset', 'digits'], 'cannot read the checkpoint'),
     (['RUN', '--data-dir', 'nowhere'], "no folder 'nowhere'"),
-    (['RUN', '--val-split', 'test'], "has the splits train and validation, no 'test'"),
+    (['RUN', '--val-split', 'test'], "has the splits train and validation (val), no 'test'"),
     (['RUN', '--images', '0'], '--images must be at least 1'),
     (['RUN', '--sigma', '2'], '--sigma is a fraction'),
     (['nowhere', '--output', 'FILE'], '--output: cannot write to'),  # known before the checkpoint is looked for

@@ -21,6 +21,21 @@ def test_means_over_images_whatever_the_batches(toy):
     assert whole['overlap_last'] == pytest.approx(overlap.nanmean().item(), rel=1e-5)
 
 
+def test_batches_are_brought_to_the_model(toy):
+    """Loaders leave theirs in main memory where nothing fetches them ahead (--no-prefetcher)."""
+    class Elsewhere:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def to(self, device):
+            assert device == toy.fc.weight.device
+            return self.tensor
+
+    images, target = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
+    brought = evaluate_attention(toy, [(Elsewhere(images), Elsewhere(target))])
+    assert brought == evaluate_attention(toy, [(images, target)])
+
+
 def test_every_term_is_measured_whatever_its_weight(toy):
     batch = [(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))]
     values = evaluate_attention(toy, batch, ICASCConfig(weight_ac=0., weight_as_inner=0., weight_as_last=0.))

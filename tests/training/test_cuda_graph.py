@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from helpers.fake_cuda_graph import OpRecorder
+from helpers.gpu import on_a_gpu
 from helpers.models import FAMILIES, ToyNet, create, made_once
 from timm.data import Mixup
 from timm.task import ClassificationTask
@@ -269,9 +270,6 @@ def test_what_a_recording_cannot_hold_is_refused(toy):
         recorded_toy(toy)(images, target % 4, parts=2)
     with pytest.raises(ICASCError, match='images of one size'):
         recorded_toy(toy)({'patches': images}, target % 4)
-
-
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
 
 @on_a_gpu

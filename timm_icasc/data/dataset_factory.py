@@ -93,7 +93,7 @@ def create_dataset(
                 f'files: leave them out.')
     if name == 'digits':
         if split not in DigitsDataset.SPLITS:
-            raise DataError(f"data set 'digits' has the splits {' and '.join(DigitsDataset.SPLITS)}, no '{split}'.")
+            raise DataError(f"data set 'digits' has the splits train and validation (val), no '{split}'.")
         return DigitsDataset(split, kwargs.get('transform'), kwargs.get('input_img_mode', 'RGB'))
     if name in NAMES:
         dataset = _create_own(name, root, split, image_endings, kwargs)

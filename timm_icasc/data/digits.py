@@ -16,11 +16,11 @@ class DigitsDataset(torch.utils.data.Dataset):
     """1,797 handwritten digits of 8 x 8 pixels (UCI, 1998), enlarged to 32 x 32 RGB; a stratified split, 1347 + 450.
 
     Args:
-        split: 'train' or 'validation'.
+        split: 'train' or 'validation' ('val').
         transform: Applied to the PIL image.
         mode: Pillow's image mode, 'RGB' or 'L'.
     """
-    SPLITS = ('train', 'validation')
+    SPLITS = {'train': 'train', 'validation': 'validation', 'val': 'validation'}
     class_names = [str(digit) for digit in range(10)]
 
     def __init__(self, split: str = 'train', transform: Callable | None = None, mode: str = 'RGB'):
@@ -33,7 +33,7 @@ class DigitsDataset(torch.utils.data.Dataset):
         indices = train_test_split(
             np.arange(len(digits.target)), test_size=TEST_FRACTION, random_state=SPLIT_SEED,
             stratify=digits.target)
-        self.indices = np.sort(indices[split == 'validation'])
+        self.indices = np.sort(indices[self.SPLITS[split] == 'validation'])
         # Ink levels 0 to 16 become 0 to 255; four times the size leaves a grid of 8 x 8 at stride 4.
         self.images = np.rint(digits.images[self.indices] * (255 / 16)).astype(np.uint8)
         self.targets = digits.target[self.indices].astype(np.int64)

@@ -431,14 +431,19 @@ def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[
     return checkpoints
 
 
+def _drawn(checkpoint: Checkpoint) -> list[int] | None:
+    """The images that `limit_train` drew, where the checkpoint is evaluated on those."""
+    dataset = checkpoint.dataset
+    return dataset.indices if isinstance(dataset, FewImages) else None
+
+
 def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise DataError where the checkpoints would be shown or measured on different images."""
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        drawn = [c.dataset.indices if isinstance(c.dataset, FewImages) else None for c in (first, other)]
-        if len(other.dataset) == len(first.dataset) and drawn[0] != drawn[1]:
+        if len(other.dataset) == len(first.dataset) and _drawn(other) != _drawn(first):
             raise DataError(
-                f"'{first.label}' and '{other.label}' were trained on different images, which --limit-train drew by "
+                f"'{first.label}' and '{other.label}' were trained on different images, which `limit_train` drew by "
                 f'their seeds: give another `val_split`, or evaluate each by itself.')
         if len(other.dataset) != len(first.dataset):
             raise DataError(

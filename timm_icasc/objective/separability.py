@@ -65,7 +65,7 @@ def evaluate_attention(
     Args:
         model: Classifier; put in evaluation mode for the time of the call, each module's flag is restored.
         batches: Pairs of images `[B, 3, height, width]` and class indices `[B]`, or `[B, C]` of
-            `labels.MULTI`.
+            `labels.MULTI`, on any device.
         config: Attention method and mask; the weights of the terms do not matter.
         layers: From `resolve_layers`, or module paths (inner, last), instead of the automatic choice.
         labels: The kind of the targets.
@@ -77,8 +77,10 @@ def evaluate_attention(
         - 'zero_maps': share of images in which one of the four maps is zero everywhere
     """
     columns: dict[str, list] = {}
+    device = next(model.parameters()).device
     with evaluation_mode(model):
         for images, target in batches:
+            images, target = images.to(device), target.to(device)
             resolved = resolve_layers(model, layers, input_size(images))
             _, values = separability(
                 model, images, target, resolved, config or ICASCConfig(), labels)
