@@ -199,8 +199,21 @@ def drawn(
         return None
 
 
-def run_epochs(
-        job: TrainingJob,
+def empty_maps(record: dict[str, Any], theta: float) -> str | None:
+    """What says that the terms have emptied the maps, which is a way to a small loss; None where nothing does.
+
+    Where no maps are measured it is the terms themselves: without an inner map, Eq. 3 is 0 and Eq. 5 is theta.
+    """
+    share = record.get('eval_zero_maps')
+    if share is not None:
+        return f'{share:.0%} of the images have an attention map of zeros' if share > 0.5 else None
+    inner, ac = record.get('train_loss_as_inner'), record.get('train_loss_ac')
+    if None in (inner, ac) or inner > 0.01 or ac < 0.95 * theta:
+        return None
+    return f'most inner attention maps are zeros (L_AS inner {inner:.4f}, L_AC {ac:.3f} of at most {theta:g})'
+
+
+def run_epochs(        job: TrainingJob,
         start_epoch: int,
         saver: CheckpointSaver | None,
         run_dir: Path,
@@ -208,7 +221,7 @@ def run_epochs(
         draw: Callable[[TrainingJob], Image.Image | None] | None,
 ) -> tuple[int, dict[str, Any]]:
     """The epochs that are left; returns how many the run has done then, and the record of the last one."""
-    args, record, epoch = job.args, {}, start_epoch
+    args, record, epoch, warned = job.args, {}, start_epoch, False
     options = {name: value for name, value in vars(args).items() if name != 'run_dir'}
     tracked = tracking(args, run_dir, start_epoch, options) if saver is not None else nullcontext()
     with tracked as track:
@@ -218,9 +231,10 @@ def run_epochs(
             if epoch == start_epoch and record['waiting'] > SLOW_IMAGES:
                 log(args, f"{record['waiting']:.0%} of the training time went by waiting for images; docs/training.md, "
                           f"'Images that keep up', says what helps")
-            if record.get('eval_zero_maps', 0) > 0.5 and epoch == start_epoch:
-                log(args, f"warning: {record['eval_zero_maps']:.0%} of the images have an attention map of zeros; see "
-                          f'--icasc-layers')
+            if not warned and (found := empty_maps(record, args.icasc_theta)):
+                log(args, f'warning: {found}; smaller --icasc-weights, a later --icasc-start-epoch or another '
+                          f'--icasc-attention keeps them, or other --icasc-layers (docs/training.md)')
+                warned = True
             if track is not None:
                 numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
                 track(epoch, {**numbers, 'lr': base_lr(job.optimizer)}, drawn(job, draw))

@@ -1,0 +1,42 @@
+"""Terms that empty the maps have a small loss and train nothing: the user is told, once."""
+import pytest
+import torch
+from helpers.runs import TINY, train_in_process
+
+from timm_icasc.losses import attention_consistency, attention_separation, target_mask
+from timm_icasc.training import run as training_run
+from timm_icasc.training.run import empty_maps
+
+TOLD = 'keeps them, or other --icasc-layers'
+
+
+@pytest.mark.parametrize('record, text', [
+    ({'eval_zero_maps': 0.51}, '51% of the images have an attention map of zeros'),
+    ({'eval_zero_maps': 0.49}, None),
+    ({'eval_zero_maps': 0.1, 'train_loss_as_inner': 0., 'train_loss_ac': 0.8}, None),
+    ({'train_loss_as_inner': 0.0002, 'train_loss_ac': 0.79}, 'L_AS inner 0.0002, L_AC 0.790 of at most 0.8'),
+    ({'train_loss_as_inner': 0.0002, 'train_loss_ac': 0.4}, None),
+    ({'train_loss_as_inner': 0.05, 'train_loss_ac': 0.79}, None),
+    ({'train_loss_as_inner': None, 'train_loss_ac': None}, None),  # before they set in
+    ({'train_loss_as_inner': 0.}, None),  # without consistency
+])
+def test_what_says_so(record, text):
+    found = empty_maps(record, theta=0.8)
+    assert found is None if text is None else text in found
+
+
+def test_the_terms_of_an_empty_inner_map():
+    """What the rule rests on."""
+    last, empty = torch.rand(2, 4, 4), torch.zeros(2, 4, 4)
+    mask = target_mask(last)
+    assert attention_separation(empty, empty, mask).tolist() == [0, 0]
+    assert attention_consistency(empty, mask, theta=0.8).tolist() == pytest.approx([0.8, 0.8])
+
+
+def test_it_is_told_once(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': 1., 'loss': 1., 'zero_maps': 0.75})
+    code, out, err = train_in_process(
+        monkeypatch, capsys, *TINY, '--dataset', 'digits', '--train-num-samples', 12, '--epochs', 2,
+        '--output', tmp_path, '--experiment', 'x')
+    assert code == 0, err
+    assert (out + err).count(TOLD) == 1 and '75% of the images' in out + err
