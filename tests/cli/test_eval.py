@@ -373,6 +373,17 @@ def test_a_run_of_a_larger_machine(tmp_path, monkeypatch):
     assert load_checkpoint(str(run), options).args.workers == 5, 'as given'
 
 
+@pytest.mark.parametrize('device', ['cuda', 'cuda:7', 'mps', 'cpu', None])
+def test_a_run_of_a_machine_with_another_device(device, tmp_path):
+    run = make_run(tmp_path / 'run', device=device)
+    assert load_checkpoint(str(run), default_options()).device == torch.device('cpu')
+
+
+def test_a_device_that_is_asked_for_is_not_replaced(run, capsys):
+    assert evaluate(run, '--device', 'cuda:7') == 2
+    assert "--device: cannot use 'cuda:7'" in capsys.readouterr().err
+
+
 ANIMALS = ['ape', 'bee', 'cow']
 
 

@@ -284,6 +284,15 @@ def _match_classes(
     return names
 
 
+def _is_here(device: str) -> bool:
+    """Whether this machine has a device that a run, of another one perhaps, was trained on."""
+    try:
+        torch.ones(1, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError):
+        return False
+    return True
+
+
 def load_checkpoint(
         source: str,
         given: argparse.Namespace,
@@ -305,7 +314,7 @@ def load_checkpoint(
     weights = None if _is_name(source) else find_weights(source, given.best)
     run = _run_beside(weights)
     args = _run_arguments(source, given, run, with_data)
-    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    args.device = given.device or next(d for d in (args.device, 'cuda', 'cpu') if d and _is_here(d))
     model, dataset = _load(args, weights, run, with_data, getattr(given, 'pretrained_path', None))
     names = _match_classes(dataset, source, run, weights, model, given) if with_data else None
     try:
