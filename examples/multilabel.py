@@ -21,7 +21,7 @@ parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--epochs', type=int, default=6)
 parser.add_argument('--images', type=int, default=800, help='number of training images')
-parser.add_argument('--weight', type=float, default=0.1, help='of each term of ICASC')
+parser.add_argument('--weight', type=float, default=0.03, help='of each term of ICASC')
 parser.add_argument('--seed', type=int, default=0)
 
 

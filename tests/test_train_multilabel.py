@@ -75,7 +75,7 @@ def test_comparison(run, tmp_path):
         assert (summary[0]['train_loss_as_last'] != '') == (name == 'icasc')
     # At weight 1, the default of one class per image, the terms outweigh a loss that is a mean over the classes.
     settled = result['model']['icasc']
-    assert [settled[f'weight_{term}'] for term in ('as_inner', 'as_last', 'ac')] == [0.1, 0.1, 0.1]
+    assert [settled[f'weight_{term}'] for term in ('as_inner', 'as_last', 'ac')] == [0.03, 0.03, 0.03]
 
 
 @pytest.mark.parametrize('options', [
