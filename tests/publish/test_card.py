@@ -54,6 +54,19 @@ def test_the_examples_run(path):
         exec(compile(block, path.name, 'exec'), {})
 
 
+@pytest.mark.parametrize('error, stages', [
+    (None, []), (IndexError('list index out of range'), [0, 1, 2, 3]), (RuntimeError('features_only not implemented'), None)])
+def test_the_example_of_feature_maps_is_for_the_stages_of_the_model(error, stages, monkeypatch):
+    def build(folder, features_only):
+        if error:
+            raise error
+
+    model = timm.create_model('resnet8_cifar')
+    model.feature_info = [{}] * 4
+    monkeypatch.setattr(card, 'build_model', build)
+    assert card._stages(DIGITS, model) == stages
+
+
 @pytest.mark.parametrize('path', SOURCES, ids=IDS)
 def test_metadata_for_the_hub(path):
     data = ModelCard((path.with_suffix('') / 'README.md').read_text()).data
@@ -81,8 +94,9 @@ class TestShippedWeights:
         run, = [run for run in results['runs'] if run['tensors_sha256'] == ours['tensors_sha256']]
         assert run['seed'] == ours['seed'] and run['method'] == ours['method']
         if results['split'] == yaml.safe_load((folder / 'args.yaml').read_text())['val_split']:
-            key = card.measure_of(run['metrics']).key
-            assert run['metrics'][key] == pytest.approx(ours['metrics'][key])
+            key, half = card.measure_of(run['metrics']).key, yaml.safe_load(Path(f'{folder}.yaml').read_text())['half']
+            # Weights that are rounded to half precision: by 0.014 of an mAP of 73.3.
+            assert run['metrics'][key] == pytest.approx(ours['metrics'][key], abs=0.03 if half else 1e-4)
         assert not run['commit'].endswith('-dirty')
 
     def test_attention_maps(self, folder):

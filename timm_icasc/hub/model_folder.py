@@ -189,14 +189,14 @@ def read_header(file: Any) -> dict[str, Any]:
     return header
 
 
-def build_model(folder: Path) -> torch.nn.Module:
-    """The architecture of config.json, without memory for its weights where it can be had without."""
+def build_model(folder: Path, **kwargs) -> torch.nn.Module:
+    """The architecture of config.json, without memory for its weights where it can be had without; `kwargs` as timm's."""
     name = f'local-dir:{folder}'
     try:
         with torch.device('meta'):
-            return timm.create_model(name)
+            return timm.create_model(name, **kwargs)
     except (NotImplementedError, RuntimeError):  # some architectures compute in their constructor
-        return timm.create_model(name)
+        return timm.create_model(name, **kwargs)
 
 
 def _other_timm(ours: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
+from torch import nn
 
 from ..errors import HubError, one_line
 from ..evaluation.checkpoint import load_checkpoint
@@ -151,6 +152,20 @@ def _check_written(name: str, written: dict[str, Any]) -> None:
         raise HubError(f"{name}: 'half' in the card's YAML is {written['half']!r}, and must be true or false.")
 
 
+def _stages(folder: Path, model: nn.Module) -> list[int] | None:
+    """What the example of feature maps names as `out_indices`: nothing where timm's own, the first five, fit the model.
+
+    None where timm makes no feature maps of it.
+    """
+    try:
+        build_model(folder, features_only=True)
+    except (IndexError, AssertionError):  # it has fewer
+        return list(range(len(model.feature_info)))
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError):
+        return None
+    return []
+
+
 def render(
         folder: Path,
         written: dict[str, Any],
@@ -176,6 +191,7 @@ def render(
     config = read_config(folder, name)
     ours, pretrained = config[METADATA_KEY], config['pretrained_cfg']
     defined_in = model_entrypoint(config['architecture']).__module__.split('.')[0]
+    model = build_model(folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -193,7 +209,7 @@ def render(
                 'train_images': ours['train_images'], 'val_images': ours['val_images'],
                 **written['dataset']},
             'architecture': config['architecture'], 'num_classes': config['num_classes'],
-            'parameters': sum(p.numel() for p in build_model(folder).parameters()),
+            'parameters': sum(p.numel() for p in model.parameters()), 'stages': _stages(folder, model),
             'topk': min(3, config['num_classes']),
             'plugin': defined_in if defined_in != 'timm' else None, 'load': load, 'by_tag': ':' not in load,
             'measure': measure, 'results': results,
