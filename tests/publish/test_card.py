@@ -55,7 +55,7 @@ def test_the_examples_run(path):
 
 
 @pytest.mark.parametrize('error, stages', [
-    (None, []), (IndexError('list index out of range'), [0, 1, 2, 3]), (RuntimeError('features_only not implemented'), None)])
+    (None, []), (IndexError('list index out of range'), [0, 1, 2, 3]), (RuntimeError('not implemented'), None)])
 def test_the_example_of_feature_maps_is_for_the_stages_of_the_model(error, stages, monkeypatch):
     def build(folder, features_only):
         if error:
