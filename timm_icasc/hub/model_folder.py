@@ -190,7 +190,7 @@ def read_header(file: Any) -> dict[str, Any]:
 
 
 def build_model(folder: Path, **kwargs) -> torch.nn.Module:
-    """The architecture of config.json, with options of timm's; without memory for its weights where it can be had so."""
+    """The architecture of config.json, with options of timm's; without memory for weights where it can be had so."""
     name = f'local-dir:{folder}'
     try:
         with torch.device('meta'):
