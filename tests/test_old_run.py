@@ -38,7 +38,8 @@ def test_it_evaluates_to_the_same_numbers(old):
 
 
 def test_it_goes_on_to_the_same_weights(old, monkeypatch, capsys):
-    """Bit by bit on the machine that it came from; elsewhere rounding may differ."""
+    """Bit by bit on the machine that it came from; elsewhere rounding differs, on one other by 1.3 % of the way."""
+    begun = torch.load(old / 'interrupted' / 'last.pth.tar', weights_only=False)['state_dict_ema']
     code, out, err = train_in_process(
         monkeypatch, capsys, '--resume', 'auto', '--output', old, '--experiment', 'interrupted', '--device', 'cpu',
         drawn=True)
@@ -49,9 +50,12 @@ def test_it_goes_on_to_the_same_weights(old, monkeypatch, capsys):
     assert before.pop('icasc').items() <= after.pop('icasc').items(), 'options may have come since, none may go'
     assert after == before
     assert resumed.metrics['loss'] == pytest.approx(finished.metrics['loss'], rel=1e-3)
-    weights = resumed.load_weights()
-    for name, value in finished.load_weights().items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-3)
+    expected, weights = finished.load_weights(), resumed.load_weights()
+    assert expected.keys() == weights.keys() == begun.keys()
+    way, apart = (
+        sum((a[name].double() - expected[name].double()).square().sum() for name in expected).sqrt()
+        for a in (begun, weights))
+    assert apart < 0.05 * way
     assert (old / 'interrupted' / 'summary.csv').read_text().count('\n') == 3
     assert (old / 'interrupted' / 'attention.png').is_file()
 
