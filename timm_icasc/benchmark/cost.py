@@ -100,10 +100,10 @@ def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | No
         if setting.device.startswith('cuda'):
             torch.cuda.empty_cache()
             peaks[variant] = _peak_memory(name, variant, setting, torch.get_num_threads())
-            continue
-        with multiprocessing.get_context('spawn').Pool(1) as pool:
-            peaks[variant] = pool.apply(
-                _peak_memory, (name, variant, setting, torch.get_num_threads()))
+        else:
+            with multiprocessing.get_context('spawn').Pool(1) as pool:
+                peaks[variant] = pool.apply(
+                    _peak_memory, (name, variant, setting, torch.get_num_threads()))
     return peaks
 
 

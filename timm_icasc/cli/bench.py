@@ -25,11 +25,12 @@ from ..benchmark.map_speed import FORWARD, measure_maps
 from ..benchmark.profile import profile_rows, profile_steps
 from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, scaling_rows
 from ..benchmark.steps import PLAIN, BenchmarkSetting, plain_of
-from ..errors import ICASCError, one_line
+from ..errors import ICASCError
 from ..explanation.canvas import check_format, save
 from ..runs.files import write_text
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
+from ..training.device import device_fault
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,10 +131,8 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
         raise ICASCError(f'--share must be above 0 and at most 1, got {args.share:g}.')
     if args.img_size is not None and args.img_size < 1:
         raise ICASCError('--img-size must be at least 1.')
-    try:
-        torch.ones(1, device=args.device).sum().item()
-    except (RuntimeError, NotImplementedError, AssertionError) as e:
-        raise ICASCError(f"--device: cannot use '{args.device}': {one_line(e, 120)}") from e
+    if fault := device_fault(args.device):
+        raise ICASCError(f"--device: cannot use '{args.device}': {fault}")
     other = '--maps' if args.maps else '--compile' if args.compile else None
     if args.fast and (not args.device.startswith('cuda') or other):
         remedy = f'leave it out, or {other}' if other else 'use --device cuda, or leave it out'

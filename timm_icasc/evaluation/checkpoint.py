@@ -36,6 +36,7 @@ from ..labels import MULTI, LabelKind, check_same_classes
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
+from ..training.device import device_fault
 from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
 from ..training.option_groups import usable_cores
@@ -284,15 +285,6 @@ def _match_classes(
     return names
 
 
-def _is_here(device: str) -> bool:
-    """Whether this machine has a device that a run, of another one perhaps, was trained on."""
-    try:
-        torch.ones(1, device=device)
-    except (RuntimeError, NotImplementedError, AssertionError):
-        return False
-    return True
-
-
 def load_checkpoint(
         source: str,
         given: argparse.Namespace,
@@ -314,7 +306,8 @@ def load_checkpoint(
     weights = None if _is_name(source) else find_weights(source, given.best)
     run = _run_beside(weights)
     args = _run_arguments(source, given, run, with_data)
-    args.device = given.device or next(d for d in (args.device, 'cuda', 'cpu') if d and _is_here(d))
+    # A run may be of a machine with another device.
+    args.device = given.device or next(d for d in (args.device, 'cuda', 'cpu') if d and not device_fault(d))
     model, dataset = _load(args, weights, run, with_data, getattr(given, 'pretrained_path', None))
     names = _match_classes(dataset, source, run, weights, model, given) if with_data else None
     try:
@@ -450,12 +443,12 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise DataError where the checkpoints would be shown or measured on different images."""
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        if len(other.dataset) == len(first.dataset) and _drawn(other) != _drawn(first):
-            raise DataError(
-                f"'{first.label}' and '{other.label}' were trained on different images, which `limit_train` drew by "
-                f'their seeds: give another `val_split`, or evaluate each by itself.')
         if len(other.dataset) != len(first.dataset):
             raise DataError(
                 f"'{first.label}' and '{other.label}' have different data sets: give one for all with "
                 f'`data_dir` and `dataset`.')
+        if _drawn(other) != _drawn(first):
+            raise DataError(
+                f"'{first.label}' and '{other.label}' were trained on different images, which `limit_train` drew by "
+                f'their seeds: give another `val_split`, or evaluate each by itself.')
         check_same_classes(first.names, other.names, f"'{first.label}'", f"'{other.label}'")

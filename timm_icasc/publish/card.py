@@ -161,7 +161,7 @@ def _stages(folder: Path, model: nn.Module) -> list[int] | None:
         build_model(folder, features_only=True)
     except (IndexError, AssertionError):  # it has fewer
         return list(range(len(model.feature_info)))
-    except (RuntimeError, NotImplementedError, AttributeError, TypeError):
+    except (RuntimeError, AttributeError, TypeError):
         return None
     return []
 

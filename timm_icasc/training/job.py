@@ -36,6 +36,7 @@ from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
 from .console import log
 from .cuda_graph import CudaRecorder, RecordedStep
+from .device import device_fault
 from .fine_tune import freeze_until, initialise_head, parameter_groups, scale_constant_rates
 from .loaders import mixes, set_up_class_weights, set_up_data, set_up_data_config, set_up_loaders
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
@@ -55,10 +56,8 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         raise ICASCError(f'--device {args.device}: this machine has no CUDA device; use --device cpu.')
-    try:
-        torch.ones(1, device=args.device).item()
-    except (RuntimeError, NotImplementedError, AssertionError) as e:
-        raise ICASCError(f"--device: cannot use '{args.device}': {one_line(e, 120)}") from e
+    if fault := device_fault(args.device):
+        raise ICASCError(f"--device: cannot use '{args.device}': {fault}")
     if args.amp and args.amp_dtype == 'float16' and args.device.startswith('cpu'):
         raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
     if args.icasc_fast and (utils.is_distributed_env() or not args.device.startswith('cuda')):

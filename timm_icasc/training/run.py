@@ -213,7 +213,8 @@ def empty_maps(record: dict[str, Any], theta: float) -> str | None:
     return f'most inner attention maps are zeros (L_AS inner {inner:.4f}, L_AC {ac:.3f} of at most {theta:g})'
 
 
-def run_epochs(        job: TrainingJob,
+def run_epochs(
+        job: TrainingJob,
         start_epoch: int,
         saver: CheckpointSaver | None,
         run_dir: Path,
