@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ._precision import at_least_float32
 from .errors import DataError, TargetError
 
 __all__ = [
@@ -107,7 +108,7 @@ class LabelKind:
         return _highest(known, absent).numpy()
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probability of each class, `[B, C]`, in float32."""
+        """Probability of each class, `[B, C]`, in at least float32."""
         raise NotImplementedError
 
     def predicted(self, probabilities: torch.Tensor) -> torch.Tensor:
@@ -192,7 +193,7 @@ class _SingleLabel(LabelKind):
         return torch.zeros_like(present).scatter(1, target.argmax(1, keepdim=True), True)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.float().softmax(1)
+        return at_least_float32(logits).softmax(1)
 
     def predicted(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities == probabilities.amax(1, keepdim=True)
@@ -245,7 +246,7 @@ class _MultiLabel(LabelKind):
         return present
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.float().sigmoid()
+        return at_least_float32(logits).sigmoid()
 
     def predicted(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities >= 0.5

@@ -193,6 +193,63 @@ def test_the_order_of_a_comparison_is_that_of_its_option(run, tmp_path, capsys):
     assert 'other - run: 10 images' in capsys.readouterr().out
 
 
+def test_a_compared_run_is_the_same_however_its_path_is_written(run, tmp_path, capsys, monkeypatch):
+    """B - A of the two that were named, whichever runs are listed beside them."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate('ab'):
+        make_run(tmp_path / name, seed=seed + 1)
+    for listed, first, second in (
+            (['a', 'b', 'run'], 'a/', './b'), (['.'], 'b', tmp_path / 'a'), (['b', 'a/'], 'run/', 'b')):
+        assert evaluate(*listed, '--compare', first, second, '--images', 4, '--resamples', 2) == 0
+        said = capsys.readouterr().out
+        names = [str(path).strip('./').rpartition('/')[2] for path in (first, second)]
+        assert f'{names[1]} - {names[0]}: 4 images' in said
+        assert all(said.count(f'\n{name}: ') + said.startswith(f'{name}: ') <= 1 for name in ('a', 'b', 'run'))
+        noted = read(tmp_path / names[1], 'comparison.json')
+        assert [noted[key].split('/')[-2] for key in 'ab'] == names
+    assert evaluate('--compare', 'a', 'a/') == 2
+    assert '--compare needs two different checkpoints' in capsys.readouterr().err
+
+
+def test_checkpoints_of_one_folder_do_not_overwrite_each_other(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    other = timm.create_model('resnet8_cifar', num_classes=10)
+    torch.save({**torch.load(run / 'last.pth.tar'), 'state_dict': other.state_dict()}, run / 'checkpoint-0.pth.tar')
+    assert evaluate('--compare', run, run / 'checkpoint-0.pth.tar', '--images', 6, '--resamples', 2) == 0
+    torch.save(other.state_dict(), tmp_path / 'one.pth')
+    torch.save(timm.create_model('resnet8_cifar', num_classes=10).state_dict(), tmp_path / 'two.pth')
+    bare = ['--model', 'resnet8_cifar', '--dataset', 'digits', '--images', 6, '-j', 0]
+    assert evaluate('one.pth', 'two.pth', *bare) == 0
+    for folder, count in ((run / 'eval', 2), (tmp_path / 'eval', 2)):
+        contents = [json.loads(path.read_text()) for path in folder.glob('*/eval.json')]
+        assert len({content['checkpoint'] for content in contents}) == len(contents) == count
+        assert len({content['measures']['overlap_last'] for content in contents}) == count
+        assert not (folder / 'eval.json').exists()
+    assert evaluate('one.pth', *bare) == 0
+    assert json.loads((tmp_path / 'eval' / 'eval.json').read_text())['label'] == 'one.pth', 'alone, where it always was'
+
+
+@pytest.mark.parametrize('make', [make_run, voc_run])
+def test_weights_that_training_has_broken_are_not_measured(make, tmp_path, capsys):
+    """Not a class would be above the true one: every image would count as right."""
+    run = make(tmp_path / 'run')
+    checkpoint = torch.load(run / 'last.pth.tar')
+    checkpoint['state_dict']['fc.bias'][1] = torch.nan
+    torch.save(checkpoint, run / 'last.pth.tar')
+    for options in ([], ['--robustness', '--faithfulness']):
+        assert evaluate(run, *options) == 2
+        said = capsys.readouterr().err
+        assert "last.pth.tar' gives class scores that are NaN or infinite, for" in said and 'too high a rate' in said
+    assert not (run / 'eval').exists()
+    for command in (['ks'], ['classes', '--choose', 'wrong']):
+        assert main(['figure', *command, str(run), '--output', str(tmp_path / 'figure.png')]) == 2
+        assert 'gives class scores that are NaN or infinite' in capsys.readouterr().err
+    checkpoint['state_dict']['fc.bias'][1] = -torch.inf
+    torch.save(checkpoint, run / 'last.pth.tar')
+    assert evaluate(run, '--images', 6) == 0, 'a class that is switched off'
+
+
 def test_comparison_of_earlier_evaluations(tmp_path, capsys):
     runs = [voc_run(tmp_path / f'run{i}', seed=i) for i in range(2)]
     assert evaluate('--compare', *runs, '--resamples', 10, '--ten-crop') == 0
@@ -202,6 +259,12 @@ def test_comparison_of_earlier_evaluations(tmp_path, capsys):
     assert evaluate('--compare', *[run / 'eval' for run in runs], '--resamples', 10) == 0
     assert read(runs[1], 'comparison.json')['measures'] == first['measures']
     assert 'run1 - run0: 6 images' in capsys.readouterr().out
+    for late in (['--images', 3], ['--attention', 'grad_cam', '--per-class']):
+        assert evaluate('--compare', *[run / 'eval' for run in runs], *late) == 2
+        assert f'leave out {late[0]}' in capsys.readouterr().err
+    assert evaluate(runs[0], '--attention', 'grad_cam', '--layer', 'inner') == 0
+    assert evaluate('--compare', *[run / 'eval' for run in runs]) == 2
+    assert 'different maps: --attention grad_cam and ach, --layer inner and last' in capsys.readouterr().err
     (runs[0] / 'eval' / 'records.npz').write_bytes(b'')
     assert evaluate('--compare', *[run / 'eval' for run in runs]) == 2
     assert 'holds no records' in capsys.readouterr().err

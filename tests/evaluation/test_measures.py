@@ -1,41 +1,51 @@
 """Numbers from records, recomputed with loops; the paired bootstrap against one resample at a time."""
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from timm_icasc import DataError
+from timm_icasc import DataError, ICASCError
 from timm_icasc.evaluation.bootstrap import SEED, compare
-from timm_icasc.evaluation.image_records import ImageRecords
+from timm_icasc.evaluation.image_records import ImageRecords, load_records, save_records
 from timm_icasc.evaluation.measures import (
     class_table,
     confused_classes,
+    correct_predictions,
     ks_of,
     mean_measures,
     summarise,
 )
-from timm_icasc.metrics import expected_calibration_error
+from timm_icasc.metrics import MultiLabelEvaluator, expected_calibration_error
 
 NAMES = ['ant', 'bee', 'cow', 'dog', 'eel', 'fox', 'gnu']
 
 
 def records(seed=0, count=40, classes=7, multilabel=False, label='a'):
     generator = np.random.default_rng(seed)
-    scores = generator.random((count, classes))
+    scores = 3 * generator.random((count, classes))
     targets = np.random.default_rng(99).integers(classes, size=count)
     images = {'overlap_last': generator.random(count), 'ac': generator.random(count)}
     images['overlap_last'][::7] = np.nan
     places = np.random.default_rng(98)  # objects are the data's, the same for every checkpoint
-    pairs = {'image': np.sort(places.integers(count, size=60)), 'class': places.integers(classes, size=60)}
+    cells = np.sort(places.choice(count * classes, size=60, replace=False))
+    pairs = {'image': cells // classes, 'class': cells % classes}
     for name in ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area'):
         values = generator.random(60)
         pairs[name] = values.round() if name in ('pointing', 'iou50', 'no_map') else values
     if multilabel:
         targets = np.random.default_rng(99).choice([-1., 0., 0., 1.], size=(count, classes))
-        scores += 0.3 * targets
-    else:
-        scores = scores / scores.sum(1, keepdims=True)
+        scores += targets
     files = [f'{i}.jpg' for i in range(count)]
     return ImageRecords(label, NAMES[:classes], np.arange(count), files, scores, targets, images=images, pairs=pairs)
+
+
+def probabilities(r, multilabel=False):
+    if multilabel:
+        return [[1 / (1 + math.exp(-s)) for s in row] for row in r.scores]
+    return [[math.exp(s) / sum(math.exp(other) for other in row) for s in row] for row in r.scores]
 
 
 def test_accuracy():
@@ -50,14 +60,15 @@ def test_accuracy():
 def test_calibration_is_that_of_the_predicted_class():
     r = records()
     hits = np.array([s.argmax() == t for s, t in zip(r.scores, r.targets, strict=True)])
-    assert summarise(r)['ece'] == expected_calibration_error(r.scores.max(1), hits)
+    confidence = np.array([max(row) for row in probabilities(r)])
+    assert summarise(r)['ece'] == pytest.approx(expected_calibration_error(confidence, hits))
     assert 'ece' not in summarise(records(multilabel=True))
 
 
 def test_confused_class_and_ks_margin():
     r = records()
     target, confused = [], []
-    for s, t in zip(r.scores, r.targets, strict=True):
+    for s, t in zip(probabilities(r), r.targets, strict=True):
         others = [c for c in range(7) if c != t]
         best = max(others, key=lambda c: s[c])
         target.append(s[t])
@@ -67,6 +78,7 @@ def test_confused_class_and_ks_margin():
     best = max(margins, key=abs)
     assert summarise(r)['ks'] == pytest.approx(best)
     assert ks_of(r, np.arange(40)).probability == summarise(r)['ks_probability']
+    assert any(summarise(r)['ks_probability'] == pytest.approx(p) for p in target + confused)
 
 
 def test_means_leave_undefined_images_out_and_pool_the_boxes():
@@ -84,7 +96,7 @@ def test_several_classes_per_image():
         known = r.targets[:, c] != -1
         precisions.append(average_precision_score(r.targets[known, c], r.scores[known, c]))
         areas.append(roc_auc_score(r.targets[known, c], r.scores[known, c]))
-    for s, t in zip(r.scores, r.targets, strict=True):
+    for s, t in zip(probabilities(r, multilabel=True), r.targets, strict=True):
         present += [s[c] for c in range(7) if t[c] == 1]
         if any(t == 0):
             absent.append(max(s[c] for c in range(7) if t[c] == 0))
@@ -95,12 +107,38 @@ def test_several_classes_per_image():
     assert values['ks'] == pytest.approx(max(margins, key=abs))
     assert 'mAP_ten_crop' not in values
     crops = records(seed=1, multilabel=True)
-    r.ten_crop_scores = crops.scores
+    r.ten_crop_probabilities = crops.scores
     assert {name: summarise(r)[f'{name}_ten_crop'] for name in ('mAP', 'AUC')} == pytest.approx(
         {name: summarise(crops)[name] for name in ('mAP', 'AUC')})
     assert {**summarise(r), **values} == summarise(r), 'the others stay as they are'
     table = class_table(r)
     assert [row['AUC'] for row in table] == pytest.approx([100 * a for a in areas])
+
+
+def test_scores_of_probability_1_are_still_told_apart():
+    """A confident network, all of whose probabilities are 1 in single precision, ranks its images as any other."""
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(200, 3, generator=generator) < 0.4).float()
+    scores = 60 + 3 * (targets + torch.randn(200, 3, generator=generator))
+    assert scores.sigmoid().unique().numel() == 1
+    r = ImageRecords(
+        'a', NAMES[:3], np.arange(200), [str(i) for i in range(200)], scores.numpy(), targets.numpy())
+    evaluator = MultiLabelEvaluator()
+    evaluator.update(scores, targets)
+    values = summarise(r)
+    assert values['mAP'] == pytest.approx(evaluator.compute()['mAP'], abs=1e-6) and 60 < values['mAP'] < 90
+    lower = replace(r, scores=(scores - 60).numpy())
+    assert {name: values[name] for name in ('mAP', 'AUC')} == pytest.approx(
+        {name: summarise(lower)[name] for name in ('mAP', 'AUC')})
+    far = ImageRecords(
+        'b', NAMES, np.arange(1), ['0'], np.array([[200., 50, 40, 30, 20, 10, 5]], dtype=np.float32), np.array([1]))
+    assert summarise(far)['top5'] == 100 and summarise(far)['top1'] == 0
+
+
+def test_scores_that_are_no_numbers_are_never_right():
+    r = records()
+    broken = replace(r, scores=np.full_like(r.scores, np.nan))
+    assert not correct_predictions(broken).any() and correct_predictions(r).any()
 
 
 def test_class_table():
@@ -178,3 +216,42 @@ def test_other_images_cannot_be_compared():
 def test_weights_of_pairs_are_counts():
     numerator, weight = mean_measures(records())['energy']
     assert weight.sum() == 60 and numerator.sum() == pytest.approx(records().pairs['energy'].sum())
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    r = replace(
+        records(multilabel=True), settings={'attention': 'ach', 'sigma': 0.55},
+        ten_crop_probabilities=np.random.default_rng(0).random((40, 7)))
+    save_records(tmp_path / 'records.npz', r)
+    read = load_records(tmp_path / 'records.npz')
+    assert read.settings == r.settings and summarise(read) == summarise(r)
+    with np.load(tmp_path / 'records.npz') as file:
+        arrays = dict(file)
+    del arrays['format']  # the first version, whose scores were probabilities
+    np.savez(tmp_path / 'records.npz', **arrays)
+    with pytest.raises(ICASCError, match='another version of the package; evaluate the checkpoint again'):
+        load_records(tmp_path / 'records.npz')
+
+
+@pytest.mark.parametrize('name, value', [
+    ('attention', 'grad_cam'), ('sigma', 0.2), ('layer', 'inner'), ('tolerance', 5.)])
+def test_different_maps_are_not_compared(name, value):
+    settings = {'attention': 'ach', 'sigma': 0.55, 'layer': 'last', 'tolerance': 0.}
+    a, b = replace(records(), settings=settings), replace(records(1, label='b'), settings={**settings, name: value})
+    with pytest.raises(DataError, match=f'were measured with different maps: `{name}` {settings[name]} and'):
+        compare(a, b, 5)
+    assert compare(a, replace(b, settings=settings), 5)
+
+
+def test_boxes_that_one_of_two_crops_has_lost_are_compared_where_both_have_them():
+    a, b = records(), records(1, label='b')
+    kept = np.arange(60) % 4 != 1
+    fewer = replace(b, pairs={name: column[kept] for name, column in b.pairs.items()})
+    result = compare(a, fewer, 20)
+    expected = compare(replace(a, pairs={name: column[kept] for name, column in a.pairs.items()}), fewer, 20)
+    assert result == expected
+    energies = [r.pairs['energy'][kept].mean() for r in (a, b)]
+    assert result['energy']['difference'] == pytest.approx(energies[1] - energies[0])
+    mapped = kept & (a.pairs['no_map'] == 0) & (b.pairs['no_map'] == 0)
+    assert result['energy_both']['b'] == pytest.approx(b.pairs['energy'][mapped].mean())
+    assert compare(fewer, a, 20)['energy']['difference'] == pytest.approx(energies[0] - energies[1])

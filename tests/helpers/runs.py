@@ -82,7 +82,9 @@ def make_run(folder, model='resnet8_cifar', num_classes=10, seed=0, **options):
     fixed_size = 'img_size' in options and timm.get_pretrained_cfg(model).fixed_input_size
     kwargs = {'img_size': options['img_size']} if fixed_size else {}
     network = timm.create_model(model, num_classes=num_classes, **kwargs)
-    options = {'dataset': 'digits', 'model': model, 'workers': 0, 'batch_size': 16, 'seed': seed, **options}
+    options = {
+        'dataset': 'digits', 'val_split': 'validation', 'model': model, 'workers': 0, 'batch_size': 16, 'seed': seed,
+        **options}
     (folder / 'args.yaml').write_text(yaml.safe_dump(options))
     torch.save({'epoch': 0, 'arch': model, 'state_dict': network.state_dict()}, folder / 'last.pth.tar')
     (folder / 'results.json').write_text(json.dumps({'method': 'cross-entropy', 'last': {'eval_top1': 10. + seed}}))

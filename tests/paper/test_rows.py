@@ -29,7 +29,9 @@ def write_run(folder, method='cross-entropy', seed=0, top1=70., evaluated=None, 
         {'method': method, 'last': {'eval_top1': top1, 'time': 3.}, 'world_size': world_size}))
     if evaluated:
         (folder / 'eval').mkdir()
-        (folder / 'eval' / 'eval.json').write_text(json.dumps({'measures': evaluated}))
+        (folder / 'eval' / 'eval.json').write_text(json.dumps({
+            'checkpoint': 'last.pth.tar', 'dataset': options['dataset'], 'split': options['val_split'],
+            'whole_split': True, 'measures': evaluated}))
 
 
 def rows_of(tmp_path, **wanted):

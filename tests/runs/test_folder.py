@@ -51,8 +51,18 @@ class TestRun:
 
     def test_what_an_evaluation_adds(self, run):
         (run / 'eval').mkdir()
-        (run / 'eval' / 'eval.json').write_text(json.dumps({'measures': {'top1': 50., 'top1_ten_crop': 20.}}))
+        content = {
+            'checkpoint': 'elsewhere/last.pth.tar', 'dataset': 'digits', 'split': 'validation', 'whole_split': True,
+            'measures': {'top1': 50., 'top1_ten_crop': 20.}}
+        file = run / 'eval' / 'eval.json'
+        file.write_text(json.dumps(content))
         assert open_run(run).measures == {'top1': 10., 'top1_ten_crop': 20.}, 'the run itself comes first'
+        for other in (
+                {'checkpoint': 'elsewhere/checkpoint-0.pth.tar'}, {'dataset': 'others'}, {'split': 'train'},
+                {'whole_split': False}):
+            file.write_text(json.dumps({**content, **other}))
+            with pytest.warns(UserWarning, match='of other weights, or not of all images'):
+                assert open_run(run).measures == {'top1': 10.}
 
     def test_an_interrupted_one(self, run):
         (run / 'results.json').unlink()

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from ..errors import ICASCError
 from ..evaluation.bootstrap import compare
-from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoints
+from ..evaluation.checkpoint import Checkpoint, check_same_data, expand_sources, load_checkpoints
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.image_records import ImageRecords, load_records
 from ..evaluation.measures import TITLES, class_table, summarise
 from ..evaluation.options import add_evaluation_arguments as add_arguments
+from ..evaluation.options import default_options
 from ..evaluation.report import print_measures, write_evaluation
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
@@ -63,24 +64,30 @@ def _check(args: argparse.Namespace) -> None:
             raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
 
 
-def _folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
+def _folders(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list[Path]:
+    """Where each evaluation is written to: `eval` beside the weights, or in it where several would meet there."""
+    own = [checkpoint.label.replace('/', '_').replace(':', '_') for checkpoint in checkpoints]
     if args.output:
-        return Path(args.output) / checkpoint.label.replace('/', '_').replace(':', '_')
-    if checkpoint.run is None:
-        return Path(EVALUATION)
-    folder = path_inside(checkpoint.run.folder, EVALUATION)  # the run may be somebody else's
-    refuse_links_out_of(folder, [EVALUATED, CLASSES, IMAGES, PAIRS, RECORDS])
-    return folder
+        return [Path(args.output) / name for name in own]
+    runs = [checkpoint.run.folder if checkpoint.run else None for checkpoint in checkpoints]
+    folders = []
+    for run_folder, name in zip(runs, own, strict=True):
+        inside = EVALUATION if runs.count(run_folder) == 1 else f'{EVALUATION}/{name}'
+        if run_folder is None:
+            folders.append(Path(inside))
+            continue
+        folders.append(path_inside(run_folder, inside))  # the run may be somebody else's
+        refuse_links_out_of(folders[-1], [EVALUATED, CLASSES, IMAGES, PAIRS, RECORDS])
+    return folders
 
 
-def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint) -> ImageRecords:
-    records, folder = evaluate_checkpoint(checkpoint, args), _folder(args, checkpoint)
-    layers = checkpoint.layers
+def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> ImageRecords:
+    records, layers = evaluate_checkpoint(checkpoint, args), checkpoint.layers
     write_evaluation(folder, records, {
         'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
         'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
-        'images': len(records.indices), 'measures': summarise(records), 'attention': args.attention,
-        'sigma': args.sigma, 'tolerance': args.tolerance,
+        'images': len(records.indices), 'whole_split': len(records.indices) == len(checkpoint.dataset),
+        'measures': summarise(records), 'attention': args.attention, 'sigma': args.sigma, 'tolerance': args.tolerance,
         'layers': layers and [layers.inner.path, layers.last.path], 'localised': args.layer,
         **{name: checkpoint.data_config[name] for name in ('input_size', 'crop_pct')},
         **provenance(checkpoint.args)})
@@ -130,25 +137,42 @@ def _compare(
             'a': sources[0], 'b': sources[1], 'resamples': args.resamples, 'measures': result})
 
 
+def _compare_earlier(args: argparse.Namespace) -> None:
+    """Compare what earlier evaluations have left; options that say what is measured come too late."""
+    own = ('checkpoints', 'compare', 'resamples', 'output')
+    late = [
+        f"--{name.replace('_', '-')}" for name, default in vars(default_options()).items()
+        if name not in own and getattr(args, name) != default]
+    if late:
+        raise ICASCError(
+            f"--compare of earlier evaluations measures nothing anew: leave out {', '.join(late)}, or name the runs "
+            f'in place of their {EVALUATION}/.')
+    a, b = (load_records(Path(path) / RECORDS) for path in args.compare)
+    print_measures({r.label: summarise(r) for r in (a, b)})
+    _compare(args, a, b, Path(args.output or args.compare[1]), args.compare)
+
+
+def _sources(args: argparse.Namespace) -> list[str]:
+    """All that are evaluated; the two that are compared come last, in their order."""
+    compared = args.compare or []
+    if compared and len(expand_sources(compared)) < 2:
+        raise ICASCError('--compare needs two different checkpoints.')
+    everything = expand_sources([*compared, *args.checkpoints])
+    return [*everything[len(compared):], *everything[:len(compared)]]
+
+
 def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.compare and not args.checkpoints and all(
         (Path(path) / RECORDS).is_file() for path in args.compare):
-        a, b = (load_records(Path(path) / RECORDS) for path in args.compare)
-        print_measures({r.label: summarise(r) for r in (a, b)})
-        _compare(args, a, b, Path(args.output or args.compare[1]), args.compare)
+        _compare_earlier(args)
         return 0
-    compared = args.compare or []
-    # The two that are compared come last, in their order.
-    checkpoints = load_checkpoints(
-        [*(c for c in args.checkpoints if c not in compared), *compared], args)
-    if compared and len(checkpoints) < 2:
-        raise ICASCError('--compare needs two different checkpoints.')
-    if compared:
+    checkpoints = load_checkpoints(_sources(args), args)
+    if args.compare:
         check_same_data(checkpoints[-2:])
-    records = []
-    for checkpoint in checkpoints:
-        records.append(_evaluate(args, checkpoint))
+    records, folders = [], _folders(args, checkpoints)
+    for checkpoint, folder in zip(checkpoints, folders, strict=True):
+        records.append(_evaluate(args, checkpoint, folder))
         checkpoint.model.cpu()  # one model on the device at a time
     print()
     values = {r.label: summarise(r) for r in records}
@@ -158,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_csv(Path(args.output) / SUMMARY, [{'checkpoint': label, **v} for label, v in values.items()])
     if args.compare:
-        folder = Path(args.output) if args.output else _folder(args, checkpoints[-1])
+        folder = Path(args.output) if args.output else folders[-1]
         _compare(
             args, *records[-2:], folder, [checkpoint.source for checkpoint in checkpoints[-2:]])
     return 0

@@ -27,6 +27,34 @@ def _mean(counts: np.ndarray, numerator: np.ndarray, weight: np.ndarray) -> np.n
     return np.divide(counts @ numerator, total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
+def _check_comparable(a: ImageRecords, b: ImageRecords) -> None:
+    same_images = a.files == b.files and np.array_equal(a.indices, b.indices)
+    if not same_images or not np.array_equal(a.targets, b.targets):
+        raise DataError(
+            f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared in pairs.")
+    check_same_classes(a.names[:a.known], b.names[:b.known], f"'{a.label}'", f"'{b.label}'")
+    differ = [
+        name for name, value in a.settings.items()
+        if name in b.settings and b.settings[name] != value]
+    if differ:
+        raise DataError(
+            f"'{a.label}' and '{b.label}' were measured with different maps: "
+            f"{', '.join(f'`{name}` {a.settings[name]} and {b.settings[name]}' for name in differ)}. Evaluate both "
+            'with the same.')
+
+
+def _with_common_pairs(own: ImageRecords, other: ImageRecords) -> ImageRecords:
+    """The records with those classes of the images alone that both have boxes of: crops may differ."""
+    if not own.pairs or not other.pairs:
+        return own
+    classes = max(len(own.names), len(other.names))
+    keys, others = (r.pairs['image'] * classes + r.pairs['class'] for r in (own, other))
+    chosen = np.isin(keys, others)
+    if chosen.all():
+        return own
+    return replace(own, pairs={name: column[chosen] for name, column in own.pairs.items()})
+
+
 def _where_both_have_maps(
         own: ImageRecords,
         other: ImageRecords,
@@ -57,22 +85,18 @@ def compare(
         resamples: Number of resamples `R`.
         only: Names of measures; all that both have when None.
 
-    Localisation is compared twice: over all classes of the images, and ('_both') over those of which neither map is
-    zero. The latter are a choice that the checkpoints themselves have made.
+    Localisation is compared twice: over all classes of the images that have boxes in the crops of both, and ('_both')
+    over those of which neither map is zero. The latter are a choice that the checkpoints themselves have made.
 
     Returns:
         Measure -> 'a', 'b', 'difference' (B - A), 'low' and 'high' (95 % interval), 'share_above' (share of resamples
         in which B is larger; equal ones count half).
 
     Raises:
-        DataError: The two were not evaluated on the same images, or not with the same classes.
+        DataError: The two were not evaluated on the same images, or not with the same classes or maps.
     """
-    if a.files != b.files or not np.array_equal(a.indices, b.indices) or not np.array_equal(
-        a.targets, b.targets):
-        raise DataError(
-            f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared "
-            f'in pairs.')
-    check_same_classes(a.names[:a.known], b.names[:b.known], f"'{a.label}'", f"'{b.label}'")
+    _check_comparable(a, b)
+    a, b = _with_common_pairs(a, b), _with_common_pairs(b, a)
     count = len(a.indices)
     generator = np.random.default_rng(SEED)
     rows = generator.integers(count, size=(resamples, count))

@@ -1,5 +1,6 @@
 """From what a user names (the folder of a run, a checkpoint file, a hub name) to a model and its test images."""
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ from ..training.loaders import set_up_data_config
 from ..training.option_groups import usable_cores
 
 __all__ = [
-    'Checkpoint', 'check_same_data', 'load_checkpoint', 'load_checkpoints', 'load_explainer', 'load_explainers',
+    'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'load_explainer',
+    'load_explainers',
 ]
 
 HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
@@ -414,14 +416,20 @@ def load_explainers(sources: Sequence[str], args: argparse.Namespace) -> list[Ex
     return explainers
 
 
-def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[Checkpoint]:
-    """`load_checkpoint` for each, the folder of --icasc-compare standing for its two runs; labels are made unique."""
-    expanded: list[str] = []
+def expand_sources(sources: Sequence[str]) -> list[str]:
+    """Each source once, however its path is written; the folder of --icasc-compare stands for its two runs."""
+    expanded: dict[str, str] = {}
     for source in sources:
-        runs = find_runs(Path(source)) if not source.startswith(HUB) and Path(
-            source).is_dir() else []
-        expanded += [str(run) for run in runs] or [source]
-    expanded = list(dict.fromkeys(expanded))
+        is_path = not source.startswith(HUB) and Path(source).exists()
+        runs = find_runs(Path(source)) if is_path and Path(source).is_dir() else []
+        for one in [str(run) for run in runs] or [source]:
+            expanded.setdefault(os.path.realpath(one) if is_path else one, one)
+    return list(expanded.values())
+
+
+def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[Checkpoint]:
+    """`load_checkpoint` for each of `expand_sources`; labels are made unique."""
+    expanded = expand_sources(sources)
     checkpoints = [load_checkpoint(source, given) for source in expanded]
     labels = [checkpoint.label for checkpoint in checkpoints]
     for checkpoint, source in zip(checkpoints, expanded, strict=True):

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
+from .._precision import at_least_float32
 from ..data import evenly_spaced, image_name
 from ..data.geometry import Geometry, transform_geometry
-from ..errors import DataError, TargetError
+from ..errors import DataError, ICASCError, TargetError
 from ..features.outputs import class_scores
 from ..labels import MULTI, SINGLE
 from ..losses import attention_overlap
@@ -190,6 +191,21 @@ def _check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
             f'to {checkpoint.num_classes - 1}.')
 
 
+def _checked_scores(checkpoint: Checkpoint, logits: torch.Tensor) -> torch.Tensor:
+    """Class scores in at least float32, on the CPU, all finite: -infinity, of a class switched off, is the lowest.
+
+    Raises:
+        ICASCError: A score is NaN or infinite, or an image has none above -infinity: no class is the highest.
+    """
+    logits = at_least_float32(logits).cpu()
+    broken = logits.isnan() | logits.isposinf() | logits.isneginf().all(1, keepdim=True)
+    if broken.any():
+        raise ICASCError(
+            f"'{checkpoint.source}' gives class scores that are NaN or infinite, for {int(broken.any(1).sum())} of "
+            f'the {len(logits)} images of a batch: its weights are broken, as after training with too high a rate.')
+    return logits.clamp(min=torch.finfo(logits.dtype).min)
+
+
 def _records(
         checkpoint: Checkpoint,
         indices: Sequence[int],
@@ -247,9 +263,11 @@ class _Collector:
         else:
             logits, values = separability(
                 checkpoint.model, images, target, checkpoint.layers, self.config, labels)
+        scores = _checked_scores(checkpoint, logits)
+        if checkpoint.layers is not None:
             values.update(
                 self._of_present_classes(images, sizes, labels.present(target), rows, logits))
-        self.scores.append(labels.probabilities(logits).cpu())
+        self.scores.append(scores)
         self.targets.append(target.cpu())
         for name, column in values.items():
             self.columns.setdefault(name, []).append(column.cpu().double())
@@ -332,10 +350,14 @@ class _Collector:
                 f'outside is not measured. Boxes are xmin, ymin, xmax, ymax in pixels of the image as loaded.',
                 stacklevel=3)
         names = self.pairs[0] if self.pairs else ()
+        settings = {
+            'attention': self.config.attention, 'sigma': self.config.sigma, 'layer': self.layer,
+            'tolerance': self.tolerance}
         return replace(
             _records(self.checkpoint, self.indices, self.scores, self.targets),
             images={name: torch.cat(parts).numpy() for name, parts in self.columns.items()},
-            pairs={name: np.array([pair[name] for pair in self.pairs]) for name in names})
+            pairs={name: np.array([pair[name] for pair in self.pairs]) for name in names},
+            settings=settings)
 
 
 def collect_records(
@@ -380,7 +402,7 @@ def collect_records(
             collector.add(images.to(device), sizes, target.to(device), rows.tolist())
     records = collector.records()
     if ten_crop:
-        records.ten_crop_scores = _ten_crop_scores(checkpoint, indices)
+        records.ten_crop_probabilities = _ten_crop_probabilities(checkpoint, indices)
     return records
 
 
@@ -400,29 +422,28 @@ def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> 
 
 @torch.inference_mode()
 def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> ImageRecords:
-    """Only the class probabilities of the images, without attention: one plain forward pass."""
+    """Only the class scores of the images, without attention: one plain forward pass."""
     scores, targets = [], []
     loader = _loader(
         checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)),
         checkpoint.batch_size)
     for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
         _check_targets(target, checkpoint)
-        scores.append(
-            checkpoint.labels.probabilities(
-                class_scores(checkpoint.model(images.to(checkpoint.device)))).cpu())
+        scores.append(_checked_scores(
+            checkpoint, class_scores(checkpoint.model(images.to(checkpoint.device)))))
         targets.append(target)
     return _records(checkpoint, indices, scores, targets)
 
 
 @torch.inference_mode()
-def _ten_crop_scores(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarray:
-    dataset, scores = checkpoint.dataset, []
+def _ten_crop_probabilities(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarray:
+    dataset, probabilities = checkpoint.dataset, []
     with _transformed_by(dataset, _TenCrop(dataset.transform)):
         loader = _loader(
             checkpoint, torch.utils.data.Subset(dataset, list(indices)),
             -(-checkpoint.batch_size // 10))
         for crops, _ in tqdm(loader, desc=f'{checkpoint.label}, ten crops', leave=False, disable=None):
             logits = class_scores(checkpoint.model(crops.flatten(0, 1).to(checkpoint.device)))
-            scores.append(
-                checkpoint.labels.probabilities(logits).unflatten(0, crops.shape[:2]).mean(1).cpu())
-    return torch.cat(scores).numpy()
+            each = checkpoint.labels.probabilities(_checked_scores(checkpoint, logits).double())
+            probabilities.append(each.unflatten(0, crops.shape[:2]).mean(1))
+    return torch.cat(probabilities).numpy()

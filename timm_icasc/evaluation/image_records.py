@@ -1,8 +1,12 @@
 """What was measured of every image, in memory and as records.npz."""
+import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import ICASCError, one_line
 from ..foreign_text import printable
@@ -10,6 +14,8 @@ from ..labels import LabelKind, kind_of
 from ..runs.files import replacing
 
 __all__ = ['ImageRecords', 'load_records', 'save_records']
+
+FORMAT = 2  # 1 had probabilities for scores
 
 
 @dataclass
@@ -21,12 +27,13 @@ class ImageRecords:
         names: Names of the `C` classes.
         indices: Positions of the images in the data set, `[N]`.
         files: File names of the images, or their numbers.
-        scores: Class probabilities `[N, C]`: softmax, or sigmoid where an image can have several classes.
+        scores: Class scores `[N, C]`, before softmax or sigmoid: probabilities near 1 are equal where these are not.
         targets: Class indices `[N]`; several classes: `[N, C]` with 1 present, 0 absent, -1 ignored.
-        ten_crop_scores: Probabilities averaged over ten crops, `[N, C]`.
+        ten_crop_probabilities: Averaged over ten crops, `[N, C]`.
         images: Name of a measure -> one value per image, `[N]`, NaN where it is not defined.
         pairs: Name -> one value per image and class that has boxes, `[P]`; 'image' (row in `indices`) and 'class' say
             which.
+        settings: What the maps were made and measured with: option -> value.
     """
     label: str
     names: list[str]
@@ -34,13 +41,19 @@ class ImageRecords:
     files: list[str]
     scores: np.ndarray
     targets: np.ndarray
-    ten_crop_scores: np.ndarray | None = None
+    ten_crop_probabilities: np.ndarray | None = None
     images: dict[str, np.ndarray] = field(default_factory=dict)
     pairs: dict[str, np.ndarray] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> LabelKind:
         return kind_of(self.targets)  # the file does not tell
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Class probabilities `[N, C]`, float64: softmax, or sigmoid where an image can have several classes."""
+        return self.labels.probabilities(torch.from_numpy(self.scores).double()).numpy()
 
     @property
     def known(self) -> int:
@@ -52,9 +65,10 @@ def save_records(path: Path, records: ImageRecords) -> None:
     """Everything that a comparison needs, as one .npz file."""
     arrays = {
         'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
-        'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names)}
-    if records.ten_crop_scores is not None:
-        arrays['ten_crop_scores'] = records.ten_crop_scores
+        'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names),
+        'settings': np.array(json.dumps(records.settings)), 'format': np.array(FORMAT)}
+    if records.ten_crop_probabilities is not None:
+        arrays['ten_crop_probabilities'] = records.ten_crop_probabilities
     for group in ('images', 'pairs'):
         arrays.update({f'{group}/{name}': column for name, column in getattr(records, group).items()})
     with replacing(path) as partial:
@@ -70,11 +84,14 @@ def load_records(path: Path) -> ImageRecords:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
+        if int(arrays.get('format', 1)) != FORMAT:
+            raise ValueError('they are of another version of the package; evaluate the checkpoint again.')
         groups = {
             group: {name.split('/', 1)[1]: column for name, column in arrays.items() if name.startswith(f'{group}/')}
             for group in ('images', 'pairs')}
         return ImageRecords(
             printable(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
-            arrays['scores'], arrays['targets'], arrays.get('ten_crop_scores'), **groups)
+            arrays['scores'], arrays['targets'], arrays.get('ten_crop_probabilities'),
+            settings=json.loads(str(arrays['settings'])), **groups)
     except Exception as e:  # whatever numpy and zipfile say of a damaged or foreign file
         raise ICASCError(f"'{path}' holds no records of timm-icasc eval: {one_line(e)}") from e

@@ -54,17 +54,17 @@ def ks_of(
     `confused`: `confused_classes` of the records, where already known.
     """
     confused = confused_classes(records) if confused is None else confused
-    highest = records.scores[rows, confused[rows]]
+    highest = records.probabilities[rows, confused[rows]]
     if records.labels is MULTI:
         highest = highest[(records.targets[rows] == 0).any(1)]
     return kolmogorov_smirnov(
-        records.labels.true_scores(records.scores, records.targets, rows), highest)
+        records.labels.true_scores(records.probabilities, records.targets, rows), highest)
 
 
 def _correct(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
-    """Whether the target is among the `k` highest scores, `[N]`; equal scores count against it."""
+    """Whether the target is among the `k` highest scores, `[N]`; equal scores, and NaN, count against it."""
     own = scores[np.arange(len(scores)), targets][:, None]
-    return ((scores >= own).sum(1) <= k).astype(np.float64)
+    return ((~(scores < own)).sum(1) <= k).astype(np.float64)
 
 
 def correct_predictions(records: ImageRecords) -> np.ndarray:
@@ -93,8 +93,8 @@ def mean_measures(records: ImageRecords) -> dict[str, tuple[np.ndarray, np.ndarr
         several = [(1, 'top1'), (5, 'top5')] if records.scores.shape[1] > 5 else [(1, 'top1')]
         for k, name in several:
             columns[name] = 100 * _correct(records.scores, records.targets, k)
-            if records.ten_crop_scores is not None:
-                columns[f'{name}_ten_crop'] = 100 * _correct(records.ten_crop_scores, records.targets, k)
+            if records.ten_crop_probabilities is not None:
+                columns[f'{name}_ten_crop'] = 100 * _correct(records.ten_crop_probabilities, records.targets, k)
     columns.update(records.images)
     result = {
         name: (np.nan_to_num(column), (~np.isnan(column)).astype(np.float64))
@@ -114,12 +114,12 @@ def curve_measures(records: ImageRecords) -> dict[str, Callable[[np.ndarray], fl
     if records.labels is MULTI:
         result['mAP'] = lambda rows: _mean_over_classes(voc_average_precision, records, rows)
         result['AUC'] = lambda rows: _mean_over_classes(_auc, records, rows)
-        if records.ten_crop_scores is not None:
-            crops = replace(records, scores=records.ten_crop_scores)
+        if records.ten_crop_probabilities is not None:
+            crops = replace(records, scores=records.ten_crop_probabilities)
             result['mAP_ten_crop'] = lambda rows: _mean_over_classes(voc_average_precision, crops, rows)
             result['AUC_ten_crop'] = lambda rows: _mean_over_classes(_auc, crops, rows)
     else:
-        confidence, correct = records.scores.max(1), correct_predictions(records)
+        confidence, correct = records.probabilities.max(1), correct_predictions(records)
         result['ece'] = lambda rows: expected_calibration_error(confidence[rows], correct[rows])
     return result
 

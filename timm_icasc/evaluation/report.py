@@ -28,9 +28,9 @@ def image_rows(records: ImageRecords) -> list[dict[str, Any]]:
         row = {
             'index': int(index), 'file': records.files[i], 'target': ';'.join(records.names[c] for c in present),
             'predicted': records.names[records.scores[i].argmax()],
-            'target_probability': ';'.join(f'{records.scores[i, c]:.4g}' for c in present),
+            'target_probability': ';'.join(f'{records.probabilities[i, c]:.4g}' for c in present),
             'confused': records.names[confused[i]],
-            'confused_probability': f'{records.scores[i, confused[i]]:.4g}'}
+            'confused_probability': f'{records.probabilities[i, confused[i]]:.4g}'}
         row.update({name: f'{column[i]:.6g}' for name, column in records.images.items()})
         rows.append(row)
     return rows

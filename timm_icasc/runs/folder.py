@@ -105,9 +105,21 @@ class Run:
 
     @cached_property
     def measures(self) -> dict[str, float]:
-        """`metrics`, and what `timm-icasc eval` has added."""
-        evaluated = self.folder / EVALUATION / EVALUATED
-        added = read_json(evaluated)['measures'] if evaluated.is_file() else {}
+        """`metrics`, and what `timm-icasc eval` has added, of the same weights and all of the same images."""
+        file = self.folder / EVALUATION / EVALUATED
+        if not file.is_file():
+            return self.metrics
+        content = read_json(file)
+        expected = {'checkpoint': self.weights, 'dataset': self.data, 'split': self.options.get('val_split')}
+        found = {'split': content.get('split')}
+        for name in ('checkpoint', 'dataset'):  # wherever they lay
+            found[name] = Path(content.get(name) or '').name
+        if found != expected or not content.get('whole_split'):
+            warnings.warn(
+                f"'{file}' is left out: it is of other weights, or not of all images that the run was evaluated on. "
+                f"`timm-icasc eval {self.folder}` writes it anew.", stacklevel=2)
+            return self.metrics
+        added = content['measures']
         return {
             **self.metrics,
             **{name: value for name, value in added.items() if name not in self.metrics}}
