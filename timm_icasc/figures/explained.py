@@ -256,7 +256,8 @@ def explain_files(
                     predictions.write(loaded, found)
                     _write_pictures(outputs, loaded, found, labels)
                     if summary.explained < outputs.page:
-                        add_to_page(explained_section(loaded.file.name, found, labels))
+                        names = [explainer.class_names for explainer in explainers]
+                        add_to_page(explained_section(loaded.file.name, found, labels, names))
                     summary.explained += 1
                 bar.update(len(batch))
         except KeyboardInterrupt:
