@@ -457,7 +457,8 @@ def test_a_class_map_is_not_asked_for_where_there_is_one(tmp_path, recwarn):
     model = timm.create_model('resnet8_cifar', num_classes=6)
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     (tmp_path / 'map.pkl').write_bytes(pickle.dumps({'ape': 4, 'bee': 1, 'cow': 4}))
-    options = [tmp_path / 'bare.pth', '--model', 'resnet8_cifar', '--data-dir', tmp_path / 'zoo', '--dataset', '', '-j', 0]
+    options = [
+        tmp_path / 'bare.pth', '--model', 'resnet8_cifar', '--data-dir', tmp_path / 'zoo', '--dataset', '', '-j', 0]
     assert evaluate(*options, '--class-map', tmp_path / 'map.pkl', '--output', tmp_path / 'out') == 0
     rows = list(csv.DictReader(open(next((tmp_path / 'out').glob('*/images.csv')))))
     assert [row['target'] for row in rows] == ['ape, cow'] * 2 + ['bee'] * 2 + ['ape, cow'] * 2

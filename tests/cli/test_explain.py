@@ -227,7 +227,8 @@ class TestModels:
     def test_a_head_of_more_outputs_than_the_run_has_names(self, photos, tmp_path):
         """Those besides are called by their numbers, as the evaluation calls them."""
         run = make_run(tmp_path / 'run', num_classes=5)
-        results = {'method': 'cross-entropy', 'last': {'eval_top1': 5.}, 'model': {'label_names': ['ape', 'bee', 'cow']}}
+        names = ['ape', 'bee', 'cow']
+        results = {'method': 'cross-entropy', 'last': {'eval_top1': 5.}, 'model': {'label_names': names}}
         (run / 'results.json').write_text(json.dumps(results))
         assert load_explainer(str(run), load_options()).class_names == ['ape', 'bee', 'cow', '3', '4']
         out = tmp_path / 'out'

@@ -108,7 +108,8 @@ class TestDefinition:
 
     def test_pretrained_weights_are_known_by_the_name_of_their_file(self, tmp_path):
         """Machines have it in different folders; another file is another variant, and another study."""
-        variants = {'plain': {}, 'other': {'pretrained_path': 'b/other.pth'}, 'own': {'pretrained_path': 'x/last.pth.tar'}}
+        variants = {
+            'plain': {}, 'other': {'pretrained_path': 'b/other.pth'}, 'own': {'pretrained_path': 'x/last.pth.tar'}}
         study = load_study(write_study(tmp_path, common={'pretrained_path': 'a/imagenet.pth'}, variants=variants))
         plain, other, own = (run.options for run in study.runs[:3])
         assert [run['pretrained_path'] for run in (plain, other, own)] == [

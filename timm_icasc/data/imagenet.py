@@ -82,4 +82,4 @@ class ILSVRC2012(LabelledImages):
         flat = self.annotations / f'{path.stem}.xml'
         file = flat if flat.is_file() else self.annotations / path.parent.name / f'{path.stem}.xml'
         # Some of the published boxes have the smaller edge in the place of the larger one.
-        return read_boxes(file, tuple(self.class_names), either_order=True) if file.is_file() else []
+        return read_boxes(file, tuple(self.class_names), True) if file.is_file() else []
