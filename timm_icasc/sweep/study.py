@@ -117,7 +117,7 @@ def to_arguments(options: dict[str, Any], parser: argparse.ArgumentParser) -> li
 
 def _file_name(path: str | None) -> str | None:
     """A file that each machine has in a folder of its own; of a run's checkpoint only the whole path tells which."""
-    name = Path(path or '').name
+    name = Path(str(path or '')).name  # a record may be damaged
     return path if name in ('', LAST, BEST) else name
 
 
