@@ -98,6 +98,7 @@ class TestBothKinds:
     def test_outputs_beyond_the_labelled_classes(self):
         """The head has more outputs than a multi-label data set has classes."""
         assert MULTI.most_confusing(self.scores, self.present[:, :2]).tolist() == [1, 0, 1]
+        assert MULTI.most_confusing(self.scores, np.array([[1, 1], [1, -1], [0, 1.]])).tolist() == [-1, -1, 0], 'none'
         assert MULTI.known(self.present[:, :2], 3) == 2 and SINGLE.known(self.indices, 3) == 3
         assert MULTI.true_scores(self.scores, self.present[:, :2], np.arange(3)).tolist() == pytest.approx([0.9, 0.7])
 

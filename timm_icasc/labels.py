@@ -97,7 +97,9 @@ class LabelKind:
             valid=present.any(1) & absent.any(1))
 
     def most_confusing(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The class of highest score that is not in the image, `[N]`; ignored classes are not considered.
+        """The class of highest score that is not in the image, `[N]`, -1 where there is none.
+
+        Ignored classes are not considered.
 
         Args:
             scores: `[N, C]`; a head may have more outputs than multi-label targets have classes.
@@ -105,7 +107,7 @@ class LabelKind:
         """
         known = torch.as_tensor(scores)[:, :self.known(targets, scores.shape[1])]
         _, absent = self.sides(known, torch.as_tensor(targets))
-        return _highest(known, absent).numpy()
+        return torch.where(absent.any(1), _highest(known, absent), -1).numpy()
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probability of each class, `[B, C]`, in at least float32."""

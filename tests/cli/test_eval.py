@@ -1,6 +1,7 @@
 """`timm-icasc eval` from the command line to the files, on small models with random weights."""
 import csv
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -511,6 +512,39 @@ def test_a_run_that_has_no_class_names_says_so(tmp_path, recwarn):
     assert evaluate(run) == 0 and not any('class names' in str(w.message) for w in recwarn)
     with pytest.warns(UserWarning, match='has not noted down its class names'):
         assert evaluate(run, '--data-dir', make_images('other', ['bee', 'cow'])) == 0
+
+
+def test_a_class_map_is_not_asked_for_where_there_is_one(tmp_path, recwarn):
+    """Of a network with more outputs than the map has classes."""
+    run, make_images = zoo_run(tmp_path)
+    model = timm.create_model('resnet8_cifar', num_classes=6)
+    torch.save(model.state_dict(), tmp_path / 'bare.pth')
+    (tmp_path / 'map.pkl').write_bytes(pickle.dumps({'ape': 4, 'bee': 1, 'cow': 4}))
+    options = [
+        tmp_path / 'bare.pth', '--model', 'resnet8_cifar', '--data-dir', tmp_path / 'zoo', '--dataset', '', '-j', 0]
+    assert evaluate(*options, '--class-map', tmp_path / 'map.pkl', '--output', tmp_path / 'out') == 0
+    rows = list(csv.DictReader(open(next((tmp_path / 'out').glob('*/images.csv')))))
+    assert [row['target'] for row in rows] == ['ape, cow'] * 2 + ['bee'] * 2 + ['ape, cow'] * 2
+    assert not [w for w in recwarn if 'taken as the first ones' in str(w.message)]
+    with pytest.warns(UserWarning, match='has 6 classes, the data set 3: taken as the first ones'):
+        assert evaluate(*options, '--output', tmp_path / 'out2') == 0
+
+
+def test_a_head_of_more_outputs_than_the_data_have_classes(tmp_path):
+    """Several classes per image: of the outputs besides nothing is known, and they are measured nowhere."""
+    run = voc_run(tmp_path / 'run')
+    assert evaluate(run) == 0
+    weights = torch.load(run / 'last.pth.tar')['state_dict']
+    for name in ('fc.weight', 'fc.bias'):
+        weights[name] = torch.cat([weights[name], torch.ones_like(weights[name])])
+    torch.save(weights, tmp_path / 'bare.pth')
+    with pytest.warns(UserWarning, match='has 6 classes, the data set 3: taken as the first ones'):
+        assert evaluate(
+            tmp_path / 'bare.pth', '--model', 'resnet8_cifar', '--dataset', 'voc2007-packed', '--data-dir',
+            tmp_path / 'voc', '--val-split', 'val', '-j', 0, '--output', tmp_path / 'out') == 0
+    found = json.loads(next((tmp_path / 'out').glob('*/eval.json')).read_text())
+    assert found['measures'] == pytest.approx(read(run)['measures'], rel=1e-4)
+    assert [row['class'] for row in found['classes']] == ['red', 'green', 'blue']
 
 
 def test_several_classes_in_another_order_are_known_by_name(tmp_path):

@@ -1,7 +1,9 @@
 """`timm-icasc explain`: what is written of images without labels, by which models, and what becomes of broken files."""
 import csv
 import gc
+import html
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 import timm_icasc
 from timm_icasc.cli import main
 from timm_icasc.data.image_files import find_images
+from timm_icasc.errors import ICASCError
 from timm_icasc.evaluation.checkpoint import load_explainer
 from timm_icasc.explanation import Explainer
 from timm_icasc.figures import explained
@@ -105,6 +108,17 @@ def test_two_models_classes_maps_and_pictures(runs, photos, tmp_path):
     assert np.abs(single - np.asarray(found.overlay(0)).astype(int)).max() <= 1
     page = (out / 'index.html').read_text()
     assert page.count('<section') == 1 and page.count('<figure') == 5 and 'models see different classes' in page
+
+
+def test_the_page_files_an_image_under_the_class_of_highest_score(runs, photos, tmp_path):
+    """Whatever classes are shown."""
+    found = []
+    for name, options in (('best', ['--topk', 1]), ('asked', ['--classes', 0, 7]), ('back', ['--classes', 7, 0])):
+        assert command(photos, '--model', runs[0], '--output', tmp_path / name, '--overlays', 'none', *options) == 0
+        page = (tmp_path / name / 'index.html').read_text()
+        found.append([json.loads(html.unescape(text)) for text in re.findall('data-classes="([^"]*)"', page)])
+    best = [[row['class']] for row in rows_of(tmp_path / 'best')]
+    assert found == [best, best, best] and best != [['0']] * 3 and best != [['7']] * 3
 
 
 def test_maps_lie_in_the_image_as_it_is(photos, tmp_path):
@@ -209,6 +223,21 @@ class TestModels:
         out = tmp_path / 'out'
         assert command(photos / 'wide.png', '--model', run, '--classes', '=cat', 'A DOG', '--output', out) == 0
         assert [row['class'] for row in rows_of(out)] == ["'=cat", 'a dog']  # no formula
+
+    def test_a_head_of_more_outputs_than_the_run_has_names(self, photos, tmp_path):
+        """Those besides are called by their numbers, as the evaluation calls them."""
+        run = make_run(tmp_path / 'run', num_classes=5)
+        names = ['ape', 'bee', 'cow']
+        results = {'method': 'cross-entropy', 'last': {'eval_top1': 5.}, 'model': {'label_names': names}}
+        (run / 'results.json').write_text(json.dumps(results))
+        assert load_explainer(str(run), load_options()).class_names == ['ape', 'bee', 'cow', '3', '4']
+        out = tmp_path / 'out'
+        assert command(photos / 'wide.png', '--model', run, '--classes', 'bee', '4', '--output', out) == 0
+        assert [(row['class'], row['index']) for row in rows_of(out)] == [('bee', '1'), ('4', '4')]
+        results['model']['label_names'] = list('abcdef')
+        (run / 'results.json').write_text(json.dumps(results))
+        with pytest.raises(ICASCError, match='has 6 class names, its weights 5 classes'):
+            load_explainer(str(run), load_options())
 
     def test_a_run_prepares_images_as_it_did(self, tmp_path):
         run = make_run(tmp_path / 'run', mean=[0.1, 0.2, 0.3], std=[1.], crop_pct=0.5)

@@ -20,7 +20,7 @@ from timm_icasc.cli import main
 from timm_icasc.errors import ICASCError
 from timm_icasc.sweep import runner as processes
 from timm_icasc.sweep.run_record import check_unchanged, correct_of, read_records
-from timm_icasc.sweep.study import load_study
+from timm_icasc.sweep.study import changed_options, load_study
 from timm_icasc.sweep.summary import interval_over_seeds, interval_over_seeds_and_images, summarise
 
 STUDIES = sorted((Path(__file__).parents[2] / 'docs' / 'evidence').glob('*.yaml'))
@@ -105,6 +105,31 @@ class TestDefinition:
         assert all(
             f'--initial-checkpoint {file} ' in ' '.join(run.arguments)
             for file, run in zip(files, study.runs, strict=True))
+
+    def test_pretrained_weights_are_known_by_the_name_of_their_file(self, tmp_path):
+        """Machines have it in different folders; another file is another variant, and another study."""
+        variants = {
+            'plain': {}, 'other': {'pretrained_path': 'b/other.pth'}, 'own': {'pretrained_path': 'x/last.pth.tar'}}
+        study = load_study(write_study(tmp_path, common={'pretrained_path': 'a/imagenet.pth'}, variants=variants))
+        plain, other, own = (run.options for run in study.runs[:3])
+        assert [run['pretrained_path'] for run in (plain, other, own)] == [
+            'imagenet.pth', 'other.pth', 'x/last.pth.tar']
+        assert study.runs[0].arguments[:2] == ('--pretrained-path', 'a/imagenet.pth'), 'the run gets the whole path'
+        assert changed_options(plain, {**plain, 'pretrained_path': '/elsewhere/imagenet.pth'}) == []
+        assert changed_options(plain, other) == ['pretrained_path']
+        assert changed_options(own, {**own, 'pretrained_path': 'y/last.pth.tar'}) == ['pretrained_path']
+        del other['pretrained_path']
+        assert changed_options(plain, other) == [], 'records of before do not tell it'
+
+    def test_weights_replaced_after_some_runs_are_refused(self, tmp_path):
+        study = load_study(write_study(tmp_path, common={'pretrained_path': 'a/imagenet.pth'}))
+        write_record(study, study.runs[0], [1] * IMAGES)
+        moved, replaced = (
+            load_study(write_study(tmp_path, common={'pretrained_path': path}))
+            for path in ('b/imagenet.pth', 'a/other.pth'))
+        check_unchanged(moved, read_records(moved), tmp_path)
+        with pytest.raises(ICASCError, match="pretrained_path was 'imagenet.pth', is 'other.pth'"):
+            check_unchanged(replaced, read_records(replaced), tmp_path)
 
     @pytest.mark.parametrize('changes, message', [
         ({'baseline': 'none'}, "baseline 'none' is not among the variants: plain, order-1"),

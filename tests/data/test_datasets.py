@@ -110,6 +110,11 @@ class TestVOCdevkit:
         ('<annotation><object><name>dog</name></object></annotation>', "an object 'dog' without bndbox"),
         ('<annotation><object><name>yeti</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>'
          '</bndbox></object></annotation>', "no class 'yeti'"),
+        ('<annotation><object><name>dog</name><bndbox><xmin>30</xmin><ymin>2</ymin><xmax>10</xmax><ymax>20</ymax>'
+         '</bndbox></object></annotation>',
+         r"the box \(30, 2, 10, 20\) of 'dog' has no area; boxes are xmin, ymin, xmax, ymax"),
+        ('<annotation><object><name>dog</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>1</ymax>'
+         '</bndbox></object></annotation>', r'the box \(1, 2, 3, 1\)'),
     ])
     def test_broken_annotations_are_named(self, text, message, root):
         (root / 'VOCdevkit' / 'VOC2012' / 'Annotations' / '2007_000001.xml').write_text(text)
@@ -156,7 +161,8 @@ class TestPackedVOC:
             create_dataset('voc2007-packed', str(root), 'val')
         content = json.loads((root / 'annotations.json').read_text())
         for key, value, message in (('labels', [1, -1], 'RuntimeError shape'), ('scale', [1], 'not enough values'),
-                                    ('boxes', [['yeti', 1, 1, 2, 2]], "a box of no class, 'yeti'")):
+                                    ('boxes', [['yeti', 1, 1, 2, 2]], "a box of no class, 'yeti'"),
+                                    ('boxes', [['boat', 11, 1, 5, 20]], r"image '000000': the box \(11, 1, 5, 20\)")):
             broken = {**content, 'images': [{**content['images'][0], key: value}]}
             (root / 'annotations.json').write_text(json.dumps(broken))
             with pytest.raises(DataError, match=f'not in the packed VOC format: .*{message}'):
@@ -356,6 +362,12 @@ class TestCUB200:
         with pytest.raises(DataError, match="do not fit each other: KeyError '7'"):
             create_dataset('cub200', str(root), 'train')
 
+    def test_a_box_without_an_area(self, root):
+        file = root / 'CUB_200_2011' / 'bounding_boxes.txt'
+        file.write_text(file.read_text().replace('388.0 186.0', '388.0 -1.0'))
+        with pytest.raises(DataError, match=r"the box \(14, 112, 402, 111\) of '.*L_1.jpg' has no area"):
+            create_dataset('cub200', str(root), 'train')
+
     def test_missing_image(self, root):
         (root / 'CUB_200_2011' / 'images' / '002.Laysan_Albatross' / 'L_1.jpg').unlink()
         with pytest.raises(DataError, match="No image '.*L_1.jpg'"):
@@ -403,6 +415,14 @@ class TestILSVRC2012:
         assert train.targets == [0, 1] and val.targets == [1, 0]
         assert train.boxes(1) == [Box(1, 0, 0, 5, 5)] and val.boxes(0) == [Box(1, 1, 2, 6, 7)]
         assert val[1][1] == 0
+
+    def test_edges_in_the_place_of_the_opposite_ones(self, kaggle):
+        """As some of the published annotations have them."""
+        synset = self.SYNSETS[1]
+        annotation(kaggle / 'ILSVRC' / 'Annotations' / 'CLS-LOC' / 'train' / synset / f'{synset}_1.xml',
+                   [(synset, 5, 2, 1, 9, None), (synset, 4, 7, 4, 7, 0)])
+        train = create_dataset('imagenet', str(kaggle), 'train')
+        assert train.boxes(1) == [Box(1, 0, 1, 5, 9), Box(1, 3, 6, 4, 7)]
 
     def test_what_is_missing_is_named(self, kaggle, tmp_path):
         (kaggle / 'LOC_val_solution.csv').unlink()
@@ -471,6 +491,10 @@ class TestMultiLabelLists:
         'twice': ('train.csv', 'image,dog,dog\nphotos/a.png,1,1\n', 'a class is named twice'),
         'box of no class': ('train.json', '{"images": [{"image": "photos/a.png", "labels": ["dog"], '
                                           '"boxes": [["cat", 1, 2, 3, 4]]}]}', 'cat'),
+        'x, y, width, height': (
+            'train.json', '{"images": [{"image": "photos/a.png", "labels": ["dog"], '
+            '"boxes": [["dog", 1, 2, 3, 4], ["dog", 10, 50, 5, 70]]}]}',
+            r"'a.png': the box \(10, 50, 5, 70\) of 'dog' has no area; boxes are xmin, ymin, xmax, ymax"),
     }
 
     @pytest.mark.parametrize('name, text, message', BAD.values(), ids=list(BAD))

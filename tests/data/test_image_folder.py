@@ -1,11 +1,14 @@
 """What lies in an image folder without being a class, or an image that timm reads."""
+import csv
+import json
+import pickle
 import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.runs import train_in_process
+from helpers.runs import TINY, train_in_process
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
@@ -153,6 +156,48 @@ def test_a_split_of_no_classes(root):
     (root / 'val' / '.ipynb_checkpoints').mkdir(parents=True)
     with pytest.raises(DataError, match='has no class folders'):
         create_dataset('', str(root), 'val')
+
+
+@pytest.mark.parametrize('indices, names', [
+    ({'ant': 0, 'bat': 0}, ['ant, bat']), ({'bat': 2, 'ant': 0}, ['ant', '1', 'bat']),
+    ({'ant': 3, 'bee': 1, 'bat': 1}, ['0', 'bee, bat', '2', 'ant']),
+    ({'ant': 1, 'bat': 2, '0': 3}, ['no class 0', 'ant', 'bat', '0'])])
+def test_the_classes_of_a_map_are_named_by_its_numbers(indices, names, root):
+    """Which may leave some out, and give several folders one."""
+    (root / 'map.pkl').write_bytes(pickle.dumps(indices))
+    dataset = create_dataset('', str(root), 'train', class_map=str(root / 'map.pkl'))
+    assert class_names(dataset) == names
+    for image, target in dataset:
+        folder = 'bat' if np.asarray(image).any() else 'ant'
+        assert target == indices[folder] and folder in names[target].split(', ')
+
+
+def test_a_map_of_absurd_numbers(root):
+    (root / 'map.pkl').write_bytes(pickle.dumps({'ant': 0, 'bat': 2 ** 20}))
+    with pytest.raises(DataError, match="gives 'bat' no number of a class; they are counted from 0, to at most 1048"):
+        create_dataset('', str(root), 'train', class_map=str(root / 'map.pkl'))
+
+
+def test_a_run_on_a_map_names_its_classes_by_it(root, tmp_path, monkeypatch, capsys, recwarn):
+    """So do its evaluation, on the same folder and on one that has the classes alone."""
+    for split in ('train', 'validation'):
+        for name in ('ant', 'bat', 'bee'):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(4):
+                Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(root / split / name / f'{i}.png')
+    (root / 'map.pkl').write_bytes(pickle.dumps({'bat': 3, 'ant': 1, 'bee': 3}))
+    code, _, err = train_in_process(
+        monkeypatch, capsys, *TINY, '--data-dir', root, '--class-map', root / 'map.pkl', '--epochs', 1, '--output',
+        tmp_path, '--experiment', 'run')
+    assert code == 0, err
+    run = tmp_path / 'run'
+    assert json.loads((run / 'results.json').read_text())['model']['label_names'] == ['0', 'ant', '2', 'bat, bee']
+    for arguments in ([], ['--data-dir', root, '--class-map', root / 'map.pkl']):
+        assert main(['eval', str(run), *map(str, arguments)]) == 0
+        with open(run / 'eval' / 'images.csv', newline='') as file:
+            targets = [row['target'] for row in csv.DictReader(file)]
+        assert targets == ['ant'] * 4 + ['bat, bee'] * 8
+    assert not [w for w in recwarn if 'taken as the first ones' in str(w.message)]
 
 
 def test_a_map_may_name_hidden_folders(root):

@@ -18,6 +18,7 @@ from timm_icasc.evaluation.measures import (
     mean_measures,
     summarise,
 )
+from timm_icasc.evaluation.report import image_rows
 from timm_icasc.metrics import MultiLabelEvaluator, expected_calibration_error
 
 NAMES = ['ant', 'bee', 'cow', 'dog', 'eel', 'fox', 'gnu']
@@ -150,6 +151,20 @@ def test_class_table():
         assert table[name]['top1'] == pytest.approx(100 * np.mean([r.scores[i].argmax() == c for i in own]))
         energies = [e for e, k in zip(r.pairs['energy'], r.pairs['class'], strict=True) if k == c]
         assert table[name]['energy'] == pytest.approx(np.mean(energies))
+
+
+def test_an_image_that_has_every_class_is_confused_with_none():
+    """A row without a rival counts nowhere; the others count as if it were not there."""
+    r = records(multilabel=True, count=12)
+    r.targets[:4], r.targets[4:] = [1, 1, 1, 1, 1, 1, -1], [1, 0, 1, 0, 1, 0, 1]
+    rows = image_rows(r)
+    assert [(row['confused'], row['confused_probability']) for row in rows[:4]] == [('', '')] * 4
+    assert all(row['confused'] in ('bee', 'dog', 'fox') for row in rows[4:])
+    table = {row['class']: row['confused_with'] for row in class_table(r)}
+    assert set(table.values()) <= {'bee', 'dog', 'fox', ''} and table['bee'] == table['fox'] == '' != table['ant']
+    absent = np.sort(r.probabilities[4:, [1, 3, 5]].max(1))
+    assert ks_of(r, np.arange(12)).confused.tolist() == absent.tolist()
+    assert len(ks_of(r, np.arange(4)).confused) == 0
 
 
 @pytest.mark.parametrize('multilabel', [False, True])

@@ -21,6 +21,8 @@ class Described(torch.nn.Module):
     ({'label_names': ['n1', 'n2'], 'label_descriptions': {'n1': 'tench', 'n2': 'goldfish'}}, ['tench', 'goldfish']),
     ({'label_names': ['n1', 'n2'], 'label_descriptions': {'n1': 'tench'}}, ['n1', 'n2']),
     ({'label_names': ['a', 'b', 'c']}, ['0', '1']),  # of other weights
+    ({'label_names': ['a'], 'num_classes': 2}, ['a', '1']),  # a head of more outputs than classes
+    ({'label_names': ['a'], 'num_classes': 3}, ['0', '1']), ({'label_names': [], 'num_classes': 2}, ['0', '1']),
     ({'label_names': [1, 2]}, ['0', '1']), ({'label_names': 'ab'}, ['0', '1']), ({}, ['0', '1']),
     ({'num_classes': 1000}, ['0', '1'])])  # of the weights that it began with
 def test_names_of_a_configuration(config, expected):

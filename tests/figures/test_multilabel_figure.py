@@ -49,6 +49,14 @@ def test_present_classes_together_and_the_absent_one_of_highest_score(model, tex
     assert ('\u2717 cat', 'bold') in texts and shown.count('73%') == 2
 
 
+def test_where_every_class_is_present_none_is_confused(model, texts, tmp_path):
+    draw(model, [[1., 1., 1., 1.], [1., -1., 0., 1.]], tmp_path)
+    shown = [s for s, _ in texts]
+    assert [s for s in shown if s.startswith('\u2717')] == ['\u2717 cat'] * 2
+    assert sum(s.startswith('ant, b') for s in shown) == 3, 'the image, and its map at two layers'
+    assert 'ant' not in shown and shown.count('no overlap: a map is zero') == 2
+
+
 def test_a_confused_class_below_one_half_is_no_mistake(model, texts, tmp_path):
     draw(model, [[1., 1., 1., 0.]], tmp_path)
     assert ('dog', 'normal') in texts and '\u2717 dog' not in [s for s, _ in texts]

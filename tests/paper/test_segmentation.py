@@ -318,9 +318,17 @@ def segment(*arguments):
     return main(['segment', *map(str, arguments)])
 
 
+def make_classifier(folder, names=VOC_CLASSES, **options):
+    """A run of twenty classes, of which it has noted down the names."""
+    run = make_run(folder, num_classes=20, **options)
+    results = json.loads((run / 'results.json').read_text())
+    (run / 'results.json').write_text(json.dumps({**results, 'model': {'label_names': list(names)}}))
+    return run
+
+
 def test_the_whole_command(voc, tmp_path, capsys):
     """With a classifier of random weights: it runs through, and its figures are those of its files."""
-    run = make_run(tmp_path / 'run', num_classes=20, seed=1)
+    run = make_classifier(tmp_path / 'run', seed=1)
     for method in ('ach', 'grad_cam_plus_plus'):
         output = tmp_path / 'table2' / method
         assert segment(
@@ -350,7 +358,7 @@ OTHER_CUES = (
 
 def test_a_network_of_other_cues_keeps_its_folder(voc, tmp_path, capsys):
     """Another classifier at the same place is another one, too."""
-    run, output = make_run(tmp_path / 'run', num_classes=20, seed=1), tmp_path / 'out'
+    run, output = make_classifier(tmp_path / 'run', seed=1), tmp_path / 'out'
     options = ['--data-dir', voc, '--network', TINY['network'], '--image-size', TINY['image_size'], '--iterations', 1,
                '--train-batch-size', 2, '--output', output]
     assert segment(run, *options) == 0
@@ -359,7 +367,7 @@ def test_a_network_of_other_cues_keeps_its_folder(voc, tmp_path, capsys):
     for changes, message in OTHER_CUES:
         if not changes:
             shutil.rmtree(run)
-            make_run(run, num_classes=20, seed=2)
+            make_classifier(run, seed=2)
         assert segment(run, *options, *changes) == 2, changes
         err = capsys.readouterr().err
         assert message in err and len(err.strip().splitlines()) == 1
@@ -368,7 +376,7 @@ def test_a_network_of_other_cues_keeps_its_folder(voc, tmp_path, capsys):
 
 def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F811
     """Also where a module puts out several tensors."""
-    run = make_run(tmp_path / 'run', 'coat_tiny', num_classes=20, img_size=64)
+    run = make_classifier(tmp_path / 'run', model='coat_tiny', img_size=64)
     assert segment(
         run, '--data-dir', voc, '--network', TINY['network'], '--image-size', TINY['image_size'], '--cues-only',
         '--output', tmp_path / 'cues') == 0
@@ -377,7 +385,7 @@ def test_cues_are_made_where_training_looks(voc, tapped, tmp_path):  # noqa: F81
 
 def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
     (voc / 'VOCdevkit' / 'VOC2012' / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
-    run = make_run(tmp_path / 'run', num_classes=20)
+    run = make_classifier(tmp_path / 'run')
     assert segment(
         run, '--data-dir', voc, '--network', TINY['network'], '--image-size', TINY['image_size'], '--cues-only',
         '--output', tmp_path / 'cues') == 0
@@ -396,7 +404,7 @@ def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
      'nothing to train'),
 ])
 def test_bad_input_is_one_line(arguments, message, voc, tmp_path, capsys):
-    run = make_run(tmp_path / 'run', num_classes=20)
+    run = make_classifier(tmp_path / 'run')
     base = ['--data-dir', voc] if '--data-dir' not in arguments else []
     assert segment(run, *base, *arguments, '--output', tmp_path / 'out') == 2
     assert message in capsys.readouterr().err
@@ -408,3 +416,23 @@ def test_a_classifier_of_other_classes_is_refused(voc, tmp_path, capsys):
     assert 'the classifier has 10 classes, VOC 20' in capsys.readouterr().err
     assert segment(tmp_path / 'both', '--data-dir', voc, '--output', tmp_path / 'out') == 2
     assert f"both' holds 1 runs, name one: {run}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('names, message', [
+    (map(str, range(10)), "class 0 is '0' in the classifier 'run', and 'aeroplane' in VOC"),
+    (['bicycle', 'aeroplane', *VOC_CLASSES[2:]], "'bicycle' in the classifier 'run', and 'aeroplane' in VOC"),
+    (VOC_CLASSES[:19], "the classifier 'run' has 19 classes, VOC 20"),
+])
+def test_as_many_other_classes_are_refused(names, message, voc, tmp_path, capsys):
+    """Or the same in another order: the cues of each would be those of another one."""
+    run = make_classifier(tmp_path / 'run', names)
+    assert segment(run, '--data-dir', voc, '--cues-only', '--output', tmp_path / 'out') == 2
+    assert message in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
+def test_a_classifier_that_does_not_tell_its_classes(voc, tmp_path, capsys):
+    run = make_run(tmp_path / 'run', num_classes=20)
+    with pytest.warns(UserWarning, match="does not tell the names of its classes: they are taken for VOC's"):
+        assert segment(
+            run, '--data-dir', voc, '--network', TINY['network'], '--image-size', TINY['image_size'], '--cues-only',
+            '--output', tmp_path / 'out') == 0

@@ -2,16 +2,18 @@
 
     timm-icasc segment RUN --data-dir VOCdevkit --attention ach --backbone-weights resnet50.pth --output table2/ach
 
-RUN is a classifier of the 20 VOC classes (the folder of a training run, or a checkpoint with --model). From the
-image labels of the training split and the classifier's attention come cues; torchvision's DeepLabV3 learns from them
-with the losses of "Seed, Expand and Constrain" (Kolesnikov and Lampert, 2016); its mean IoU is measured on the masks of
-the validation split. Run it for grad_cam, grad_cam_plus_plus and ach, and `timm-icasc paper` sets them side by side.
+RUN is a classifier of the 20 VOC classes, in their order (the folder of a training run, or a checkpoint with --model).
+From the image labels of the training split and the classifier's attention come cues; torchvision's DeepLabV3 learns
+from them with the losses of "Seed, Expand and Constrain" (Kolesnikov and Lampert, 2016); its mean IoU is measured on
+the masks of the validation split. Run it for grad_cam, grad_cam_plus_plus and ach, and `timm-icasc paper` sets them
+side by side.
 
 --cues-only stops after the cues and measures them against the training masks, where there are some: minutes, no GPU.
 Interrupted, it goes on from the checkpoint in --output. The CRF behind the boundary loss is exact, on the score grid;
 none is run on the predictions.
 """
 import argparse
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ..evaluation.options import add_model_arguments
 from ..foreign_files import path_inside
 from ..foreign_text import printable
 from ..hub.model_folder import file_sha256, tensors_sha256
+from ..labels import check_same_classes
 from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
 from ..paper.segmentation.train import (
     SegmentationConfig,
@@ -184,6 +187,12 @@ def run(args: argparse.Namespace) -> int:
     classifier = load_checkpoint(args.checkpoints[0], args, with_data=False)
     if classifier.num_classes != len(images.class_names):
         raise DataError(f'the classifier has {classifier.num_classes} classes, VOC {len(images.class_names)}.')
+    names = classifier.noted_names
+    check_same_classes(names, images.class_names, f"the classifier '{classifier.label}'", 'VOC')
+    if names is None:
+        warnings.warn(
+            f"'{classifier.source}' does not tell the names of its classes: they are taken for VOC's, in their order",
+            stacklevel=2)
     if classifier.layers is None:
         raise ICASCError('the classifier has no attention maps: name its layers with --layers INNER LAST.')
     torch.manual_seed(config.seed)

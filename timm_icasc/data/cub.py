@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..foreign_files import path_inside
-from .labelled_images import Box, LabelledImages
+from .labelled_images import Box, LabelledImages, check_box
 
 __all__ = ['CUB200']
 
@@ -50,7 +50,8 @@ class CUB200(LabelledImages):
             boxes = []
             for i, target in zip(chosen, targets, strict=True):
                 x, y, width, height = map(float, edges[i].split())
-                boxes.append([Box(target, x, y, x + width, y + height)])
+                box = Box(target, x, y, x + width, y + height)
+                boxes.append([check_box(box, paths[i], box[1:5])])
         except (KeyError, ValueError) as e:
             raise DataError(f"The lists in '{folder}' do not fit each other: {type(e).__name__} {e}.") from e
         images = [path_inside(folder / 'images', paths[i], through_links=True) for i in chosen]

@@ -1,5 +1,5 @@
 """From `--data-dir` and `--dataset` to a data set, with errors that name what is missing."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ NAMES = {
 
 LISTS = ('multilabel', 'singlelabel')  # a user's own
 
-MOST_CLASSES = 2 ** 31  # that a class map may number
+MOST_CLASSES = 2 ** 20  # that a class map may number
 
 TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 
@@ -148,18 +148,32 @@ def _check_class_map(dataset: torch.utils.data.Dataset, file: Any) -> None:
     mapping = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or {}
     for name, index in mapping.items():
         if not isinstance(index, int) or not 0 <= index < MOST_CLASSES:
-            raise DataError(f"`class_map`: '{file}' gives '{name}' no number of a class; they are counted from 0.")
+            raise DataError(
+                f"`class_map`: '{file}' gives '{name}' no number of a class; they are counted from 0, to at most "
+                f'{MOST_CLASSES - 1}.')
+
+
+def _names_by_index(indices: Mapping[Any, int]) -> list[str]:
+    """The name at each index: all of those that share one, and a number where there is none."""
+    found: dict[int, list[str]] = {}
+    for name, index in indices.items():
+        found.setdefault(index, []).append(str(name))
+    taken = {name for names in found.values() for name in names}
+    unnamed = (str(i) if str(i) not in taken else f'no class {i}' for i in range(max(found) + 1))
+    return [', '.join(found.get(i, [number])) for i, number in enumerate(unnamed)]
 
 
 def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:
-    """Class names in the order of the labels; None where the data set does not tell."""
+    """Class names in the order of the labels; None where the data set does not tell.
+
+    A class map may give several folders one label, whose name is then that of all, and leave labels out, which are
+    called by their numbers.
+    """
     for holder in (dataset, getattr(dataset, 'reader', None)):
         if getattr(holder, 'class_names', None):
             return list(holder.class_names)
         if getattr(holder, 'class_to_idx', None):
-            return [
-                str(name) for name,
-                _ in sorted(holder.class_to_idx.items(), key=lambda item: item[1])]
+            return _names_by_index(holder.class_to_idx)
         if getattr(holder, 'classes', None):
             return [str(name) for name in holder.classes]
     return None

@@ -10,7 +10,7 @@ import torch
 from ..errors import DataError, ICASCError, one_line
 from ..foreign_files import path_inside, read_json
 from .image_endings import ending_of, tell_left_out
-from .labelled_images import Box, LabelledImages, MultiLabelImages
+from .labelled_images import Box, LabelledImages, MultiLabelImages, check_box
 
 __all__ = ['BROKEN', 'MultiLabelList', 'SingleLabelList', 'read_csv']
 
@@ -98,6 +98,18 @@ def _find_images(folder: Path, path: Path, files: list[str]) -> list[Path]:
     return images
 
 
+def _boxes_in(record: dict[str, Any], names: Sequence[str]) -> list[Box]:
+    """The boxes of one image of a JSON list."""
+    boxes = []
+    for name, *edges in record.get('boxes', ()):
+        box = Box(names.index(name), *map(float, edges))
+        try:
+            boxes.append(check_box(box, name, box[1:5]))
+        except ValueError as e:
+            raise ValueError(f"'{Path(record['image']).name}': {e}") from e
+    return boxes
+
+
 class SingleLabelList(LabelledImages):
     """Images of one class each, listed in `<split>.csv` of a folder under the header `image,label`.
 
@@ -176,7 +188,7 @@ class MultiLabelList(MultiLabelImages):
         endings: What the names of images that are taken end in; None: whatever is listed.
 
     Raises:
-        DataError: The list or an image is missing, the list is broken, or a label is no class.
+        DataError: The list or an image is missing, the list is broken, a label is no class, or a box has no area.
     """
     upright = True
 
@@ -213,9 +225,7 @@ class MultiLabelList(MultiLabelImages):
                     raise ValueError(
                         f"'{Path(file).name}' has the label '{wrong[0]}', which is not one of the classes, or "
                         f'both present and ignored')
-            boxes = [
-                [Box(names.index(name), *map(float, edges)) for name, *edges in record.get('boxes', ())]
-                for record in records]
+            boxes = [_boxes_in(record, names) for record in records]
         except BROKEN as e:
             raise DataError(f"'{path}': {one_line(e, 400)}; expected {FORMATS}.") from e
         images = _find_images(folder, path, files)

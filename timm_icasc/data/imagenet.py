@@ -81,4 +81,5 @@ class ILSVRC2012(LabelledImages):
         path = Path(self.images[index])
         flat = self.annotations / f'{path.stem}.xml'
         file = flat if flat.is_file() else self.annotations / path.parent.name / f'{path.stem}.xml'
-        return read_boxes(file, tuple(self.class_names)) if file.is_file() else []
+        # Some of the published boxes have the smaller edge in the place of the larger one.
+        return read_boxes(file, tuple(self.class_names), True) if file.is_file() else []

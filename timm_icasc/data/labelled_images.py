@@ -10,7 +10,7 @@ from PIL import Image
 from ..labels import MULTI, SINGLE, LabelKind
 from .read_image import read_image
 
-__all__ = ['Box', 'LabelledImages', 'MultiLabelImages']
+__all__ = ['Box', 'LabelledImages', 'MultiLabelImages', 'check_box']
 
 
 class Box(NamedTuple):
@@ -30,6 +30,24 @@ class Box(NamedTuple):
     xmax: float
     ymax: float
     difficult: bool = False
+
+
+def check_box(box: Box, class_name: str, edges: Sequence[float]) -> Box:
+    """The box, which must have an area: one of x, y, width and height often has none.
+
+    Args:
+        box: Read from a file.
+        class_name: Of its class.
+        edges: As they stand in the file.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if box.xmin < box.xmax and box.ymin < box.ymax:
+        return box
+    raise ValueError(
+        f"the box ({', '.join(f'{edge:g}' for edge in edges)}) of '{class_name}' has no area; boxes are xmin, ymin, "
+        f'xmax, ymax, the first two below the last two')
 
 
 class LabelledImages(torch.utils.data.Dataset):

@@ -5,13 +5,14 @@ all marked difficult is ignored there (target -1), as in the challenge's own lab
 """
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
 
 from ..errors import DataError
 from ..foreign_files import path_inside, read_json
-from .labelled_images import Box, MultiLabelImages
+from .labelled_images import Box, MultiLabelImages, check_box
 
 __all__ = ['PackedVOC', 'VOCDevkit', 'VOC_CLASSES', 'find_devkit', 'read_boxes', 'targets_of']
 
@@ -20,11 +21,16 @@ VOC_CLASSES = (
     'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
 
 
-def read_boxes(path: Path, class_names: tuple[str, ...]) -> list[Box]:
+def read_boxes(path: Path, class_names: tuple[str, ...], either_order: bool = False) -> list[Box]:
     """The objects of an annotation in VOC's XML format, also ILSVRC's.
 
+    Args:
+        path: The XML file.
+        class_names: Names in the order of the indices.
+        either_order: Whether an edge may stand in the place of the opposite one; it is put right.
+
     Raises:
-        DataError: The file is missing, is no such XML, or names an unknown class.
+        DataError: The file is missing, is no such XML, names an unknown class, or has a box without an area.
     """
     try:
         boxes = []
@@ -34,10 +40,13 @@ def read_boxes(path: Path, class_names: tuple[str, ...]) -> list[Box]:
                 raise ValueError(f"no class '{name}'")
             if edges is None:
                 raise ValueError(f"an object '{name}' without bndbox")
-            xmin, ymin, xmax, ymax = (float(edges.findtext(edge)) for edge in ('xmin', 'ymin', 'xmax', 'ymax'))
-            boxes.append(Box(
+            found = [float(edges.findtext(edge)) for edge in ('xmin', 'ymin', 'xmax', 'ymax')]
+            (xmin, xmax), (ymin, ymax) = (
+                sorted(pair) if either_order else pair for pair in (found[::2], found[1::2]))
+            box = Box(
                 class_names.index(name), xmin - 1, ymin - 1, xmax, ymax,
-                item.findtext('difficult', '0').strip() == '1'))
+                item.findtext('difficult', '0').strip() == '1')
+            boxes.append(check_box(box, name, found))
         return boxes
     except OSError as e:
         raise DataError(f"No annotation '{path}': {e.strerror}.") from e
@@ -148,11 +157,7 @@ class PackedVOC(MultiLabelImages):
             unknown = {name for image in chosen for name, *_ in image['boxes']} - set(names)
             if unknown:
                 raise ValueError(f"a box of no class, '{min(unknown)}'")
-            boxes = [[
-                Box(names.index(name), (xmin - 1) * x, (ymin - 1) * y, xmax * x, ymax * y)
-                for name, xmin, ymin, xmax, ymax in image['boxes']
-                for x, y in [image['scale']]
-            ] for image in chosen]
+            boxes = [self._boxes_in(image, names) for image in chosen]
         except OSError as e:
             raise DataError(f"`root`: no file '{path}': {e.strerror}.") from e
         except (KeyError, TypeError, ValueError, RuntimeError) as e:  # also of torch's shapes
@@ -164,3 +169,15 @@ class PackedVOC(MultiLabelImages):
         if missing is not None:
             raise DataError(f"No image '{missing}', which annotations.json lists.")
         super().__init__(images, targets, names, transform, mode, boxes)
+
+    @staticmethod
+    def _boxes_in(image: dict[str, Any], names: list[str]) -> list[Box]:
+        boxes, (x, y) = [], image['scale']
+        for name, *edges in image['boxes']:
+            xmin, ymin, xmax, ymax = edges
+            box = Box(names.index(name), (xmin - 1) * x, (ymin - 1) * y, xmax * x, ymax * y)
+            try:
+                boxes.append(check_box(box, name, edges))
+            except ValueError as e:
+                raise ValueError(f"image '{image['id']}': {e}") from e
+        return boxes

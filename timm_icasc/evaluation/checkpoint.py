@@ -27,7 +27,7 @@ from ..data import (
 )
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..explanation import Explainer
-from ..explanation.class_names import class_names_of
+from ..explanation.class_names import class_names_of, fill_up
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
 from ..foreign_files import read_json
@@ -94,6 +94,11 @@ class Checkpoint:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def noted_names(self) -> list[str] | None:
+        """The classes in the order of the logits, as the run, or the published model, has noted them down."""
+        return _noted_names(self.run, Path(self.source), self.model)
 
     def class_name(self, index: int) -> str:
         # A head may have more outputs than the data set has classes.
@@ -246,6 +251,14 @@ def _open_dataset(args: argparse.Namespace) -> Dataset:
     return dataset
 
 
+def _noted_names(run: Run | None, weights: Path | None, model: nn.Module) -> list[str] | None:
+    """The classes in the order of the logits, as the run, or the published model, has noted them down."""
+    names = run.class_names(weights) if run else model.pretrained_cfg.get('label_names')
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None  # of a config.json that somebody else wrote
+    return list(names)
+
+
 def _match_classes(
         dataset: Dataset,
         source: str,
@@ -260,12 +273,8 @@ def _match_classes(
     which class has which index, that of the data set.
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
-    model_names = run.class_names(weights) if run else model.pretrained_cfg.get('label_names')
-    if not isinstance(model_names, (list, tuple)) or not all(
-            isinstance(name, str) for name in model_names):
-        model_names = None  # of a config.json that somebody else wrote
-    differ = model_names is not None and names != list(model_names)
-    if names and differ and not class_map:
+    model_names = _noted_names(run, weights, model)
+    if names and model_names not in (None, names) and not class_map:
         unknown = [name for name in names if name not in model_names]
         if unknown:
             raise DataError(
@@ -273,17 +282,20 @@ def _match_classes(
                 f"'{source}' does not know; it knows {', '.join(model_names[:5])}{', ...' * (len(model_names) > 5)}. "
                 f'Name the classes as these, or give the index of each with `class_map`.')
         name_classes(dataset, model_names)
-        return list(model_names)
-    if names and len(names) > num_classes:
+        names = model_names
+    elif names and len(names) > num_classes:
         raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
     if run and given.data_dir and not model_names and not class_map:
         warnings.warn(
             f"the run '{source}' has not noted down its class names (of an older version): those of "
             f'the data set are taken in their own order', stacklevel=3)
-    if names and len(names) < num_classes and not model_names:
+    if names and len(names) < num_classes and not model_names and not class_map:
         warnings.warn(
             f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
             f'(`class_map` says otherwise)', stacklevel=3)
+    if names and len(names) < num_classes and labels_of(dataset) is MULTI:
+        names = fill_up(names, num_classes)
+        name_classes(dataset, names)  # of the other outputs nothing is known
     return names
 
 
@@ -393,11 +405,12 @@ def load_explainer(
     names = None
     if checkpoint.run is not None:
         names = checkpoint.run.class_names(Path(checkpoint.source))
-    if names is not None and len(names) != checkpoint.num_classes:
+    if names is not None and len(names) > checkpoint.num_classes:
         raise ICASCError(
             f"the run '{source}' has {len(names)} class names, its weights {checkpoint.num_classes} classes.")
     if names is None:
         names = _names_of_classes(checkpoint, source)
+    names = fill_up(names, checkpoint.num_classes)
     if multilabel is None:
         multilabel = _says_multilabel(checkpoint, source)
     return Explainer(

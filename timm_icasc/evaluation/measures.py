@@ -39,7 +39,7 @@ PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
 
 
 def confused_classes(records: ImageRecords) -> np.ndarray:
-    """The class of highest score that is absent from the image, `[N]`; ignored classes are not considered."""
+    """The class of highest score that is absent from the image, `[N]`, -1 where none is; ignored ones do not count."""
     return records.labels.most_confusing(records.scores, records.targets)
 
 
@@ -54,11 +54,10 @@ def ks_of(
     `confused`: `confused_classes` of the records, where already known.
     """
     confused = confused_classes(records) if confused is None else confused
-    highest = records.probabilities[rows, confused[rows]]
-    if records.labels is MULTI:
-        highest = highest[(records.targets[rows] == 0).any(1)]
+    rivals = rows[confused[rows] >= 0]
     return kolmogorov_smirnov(
-        records.labels.true_scores(records.probabilities, records.targets, rows), highest)
+        records.labels.true_scores(records.probabilities, records.targets, rows),
+        records.probabilities[rivals, confused[rivals]])
 
 
 def _correct(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
@@ -182,7 +181,8 @@ def class_table(records: ImageRecords) -> list[dict[str, object]]:
             row.update({key: curves[c][key] for key in ('AP', 'AP_11point', 'AP_sklearn', 'AUC')})
         else:
             row['top1'] = 100 * _mean_of(correct[chosen])
-        row['confused_with'] = records.names[np.bincount(confused[chosen]).argmax()]
+        rivals = confused[chosen & (confused >= 0)]
+        row['confused_with'] = records.names[np.bincount(rivals).argmax()] if len(rivals) else ''
         for key in ('overlap_inner', 'overlap_last'):
             if key in records.images:
                 row[key] = _mean_of(records.images[key][chosen])

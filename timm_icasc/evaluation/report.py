@@ -20,17 +20,20 @@ def print_measures(values: dict[str, dict[str, float]]) -> None:
 
 
 def image_rows(records: ImageRecords) -> list[dict[str, Any]]:
-    """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`."""
+    """One row per image: classes, probabilities and every measure of it; several classes are separated by `;`.
+
+    Where every class is in the image, or ignored, it is confused with none.
+    """
     rows = []
     confused, classes = confused_classes(records), records.labels.present(records.targets)
     for i, index in enumerate(records.indices):
-        present = classes[i]
+        present, rival = classes[i], confused[i]
         row = {
             'index': int(index), 'file': records.files[i], 'target': ';'.join(records.names[c] for c in present),
             'predicted': records.names[records.scores[i].argmax()],
             'target_probability': ';'.join(f'{records.probabilities[i, c]:.4g}' for c in present),
-            'confused': records.names[confused[i]],
-            'confused_probability': f'{records.probabilities[i, confused[i]]:.4g}'}
+            'confused': records.names[rival] if rival >= 0 else '',
+            'confused_probability': f'{records.probabilities[i, rival]:.4g}' if rival >= 0 else ''}
         row.update({name: f'{column[i]:.6g}' for name, column in records.images.items()})
         rows.append(row)
     return rows

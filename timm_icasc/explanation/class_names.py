@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from ..errors import TargetError
 from ..features.owner import owners
 
-__all__ = ['class_names_of', 'find_classes']
+__all__ = ['class_names_of', 'fill_up', 'find_classes']
 
 MOST = 8  # names that a message lists
 
@@ -21,16 +21,23 @@ def _imagenet_names(subset: str) -> list[str]:
     return ImageNetInfo(subset).label_descriptions()
 
 
+def fill_up(names: Sequence[str], num_classes: int) -> list[str]:
+    """The names of the first classes, and the numbers of those that a head has besides."""
+    return [*names, *map(str, range(len(names), num_classes))]
+
+
 def _names_in(config: dict[str, Any], num_classes: int) -> list[str] | None:
-    """The names that a configuration gives its classes, where there are as many as the model has."""
+    """The names that a configuration gives its classes, where it is of as many as the model has."""
     names = config.get('label_names')
-    if not isinstance(names, (list, tuple)) or len(names) != num_classes or not all(
-            isinstance(name, str) for name in names):
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None
+    own = config.get('num_classes') == num_classes and 0 < len(names) < num_classes
+    if len(names) != num_classes and not own:
         return None
     described = config.get('label_descriptions')
     if isinstance(described, dict) and all(isinstance(described.get(name), str) for name in names):
-        return [described[name] for name in names]
-    return list(names)
+        names = [described[name] for name in names]
+    return fill_up(names, num_classes)
 
 
 def class_names_of(

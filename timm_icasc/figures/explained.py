@@ -236,6 +236,7 @@ def explain_files(
     for explainer in explainers:  # before an image is read
         explainer.find_classes(classes, explainer.num_classes())
     labels = [printable(explainer.label) for explainer in explainers]
+    names = [explainer.class_names for explainer in explainers]
     how = {'classes': classes, 'topk': topk, 'method': method, 'layer': layer}
     summary = Summary(files=[outputs.folder / CSV, outputs.folder / JSON])
     with ExitStack() as stack, tqdm(total=len(files), unit='image', disable=None) as bar:
@@ -243,8 +244,7 @@ def explain_files(
         if outputs.page:
             summary.files.append(outputs.folder / PAGE)
             about = _about(labels, method, layer, len(files), outputs.page)
-            page = open_page(outputs.folder / PAGE, labels, about, False)
-            add_to_page = stack.enter_context(page)
+            add_to_page = stack.enter_context(open_page(summary.files[-1], labels, about, False))
         try:
             for batch in _batches(files, explainers, batch_size, workers, side, max_image_pixels):
                 readable = [loaded for loaded in batch if not loaded.error]
@@ -256,7 +256,7 @@ def explain_files(
                     predictions.write(loaded, found)
                     _write_pictures(outputs, loaded, found, labels)
                     if summary.explained < outputs.page:
-                        add_to_page(explained_section(loaded.file.name, found, labels))
+                        add_to_page(explained_section(loaded.file.name, found, labels, names))
                     summary.explained += 1
                 bar.update(len(batch))
         except KeyboardInterrupt:

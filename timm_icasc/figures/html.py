@@ -128,13 +128,17 @@ def explained_section(
         name: str,
         explanations: Sequence[Explanation],
         labels: Sequence[str],
+        class_names: Sequence[Sequence[str]],
 ) -> str:
     """An image without a label, with the maps of its classes by each model.
+
+    It is filed under the class of highest score, whether that one is shown or not.
 
     Args:
         name: Of its file.
         explanations: One for each model.
         labels: Names of the models.
+        class_names: All names of each model's classes.
     """
     picture = np.asarray(shrink(explanations[0].image, THUMBNAIL)) / 255
     parts, highest = [f'<div>{_figure(_picture(picture), [name])}</div>'], []
@@ -149,7 +153,7 @@ def explained_section(
             shown = np.asarray(one.overlay(k, THUMBNAIL)) / 255
             figures.append(_figure(_picture(shown), caption, ['first'] * (index == order[0])))
         parts.append(f'<div><h2>{_text(label)}</h2>{"".join(figures)}</div>')
-    names = {title: None for one in explanations for title in one.class_names[:1]}
+    names = dict.fromkeys(own[index] for own, index in zip(class_names, highest, strict=True))
     return _in_section(name, list(names), [index == highest[0] for index in highest], parts)
 
 

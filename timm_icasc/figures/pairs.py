@@ -3,6 +3,7 @@
 Shapes: `N` images, `C` classes, `H W` grid of a layer, `h w` image size.
 """
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,23 @@ def _run(
         layers: ICASCLayers | Sequence[str] | None,
         labels: LabelKind,
 ) -> ICASCOutput:
-    """The four maps of every image in evaluation mode; each module's training flag is restored."""
+    """The four maps of every image in evaluation mode; each module's training flag is restored.
+
+    Where no class is absent, none is confused, and its maps are zero.
+    """
     # The images follow the model to its device and precision.
     images = images.to(next(model.parameters()))
     with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
-        return icasc_forward(
+        output = icasc_forward(
             model, images, targets.to(images.device), resolved, config, inference=True,
             multilabel=labels is MULTI)
+    rivals = labels.sides(output.logits, targets.to(images.device))[1].any(1)
+    maps = {
+        name: heat * rivals[:, None, None] if name.startswith('confused') else heat
+        for name, heat in output.maps.items()}
+    confused = output.classes.confused * rivals[:, None]
+    return replace(output, maps=maps, classes=output.classes._replace(confused=confused))
 
 
 def _shared_scale(
@@ -128,7 +138,7 @@ def _titles(
     predicted = labels.predicted(probabilities)
     titles = {which: [] for which in WHICH}
     for which, chosen in zip(
-        WHICH, (present, output.classes.confused.argmax(1)[:, None].tolist()), strict=True):
+        WHICH, (present, MULTI.present(output.classes.confused)), strict=True):
         for row, classes in enumerate(chosen):
             hit = bool(predicted[row, classes].any())
             mark = '\u2717 ' if hit and which == 'confused' else ''

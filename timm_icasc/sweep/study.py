@@ -10,6 +10,7 @@ from timm.utils import ParseKwargs
 from ..errors import ICASCError
 from ..evaluation.options import add_evaluation_arguments
 from ..foreign_files import read_yaml
+from ..runs.folder import BEST, LAST
 from ..training.argument_files import check_options, find_config, load_config
 from ..training.arguments import build_parser, parse_args
 
@@ -24,7 +25,7 @@ RESERVED_EVALUATION = ('checkpoints', 'compare', 'output', 'robustness')
 
 # Options that say where and how a run is computed, not what.
 MACHINE = (
-    *RESERVED, 'config', 'run_dir', 'data_dir', 'pretrained_path', 'workers', 'device', 'pin_mem', 'icasc_fast')
+    *RESERVED, 'config', 'run_dir', 'data_dir', 'workers', 'device', 'pin_mem', 'icasc_fast')
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,22 @@ def to_arguments(options: dict[str, Any], parser: argparse.ArgumentParser) -> li
     return words
 
 
+def _file_name(path: str | None) -> str | None:
+    """A file that each machine has in a folder of its own; of a run's checkpoint only the whole path tells which."""
+    name = Path(str(path or '')).name  # a record may be damaged
+    return path if name in ('', LAST, BEST) else name
+
+
 def settled_options(args: dict[str, Any]) -> dict[str, Any]:
     """Of all options of timm-icasc train those that decide the result of a run."""
-    return {name: value for name, value in args.items() if name not in MACHINE}
+    return {
+        name: _file_name(value) if name == 'pretrained_path' else value
+        for name, value in args.items() if name not in MACHINE}
 
 
 def changed_options(options: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
-    """Names of the options that differ; options that the earlier code did not have count as unchanged."""
+    """Names of the options that differ from those of a record or a run; what these do not tell counts as unchanged."""
+    earlier = settled_options(earlier)
     return sorted(name for name in options if name in earlier and options[name] != earlier[name])
 
 
