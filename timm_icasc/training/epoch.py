@@ -10,7 +10,7 @@ from timm import utils
 from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteLossError
-from ..features.module_state import evaluation_mode, unwrap_model
+from ..features.module_state import evaluation_mode, run_eagerly, unwrap_model
 from ..objective.separability import evaluate_attention
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config
@@ -84,7 +84,7 @@ def check_unseen(epoch: int, job: TrainingJob, images: torch.Tensor) -> None:
     if ema and not validated:
         unseen[True] = evaluated_model(job)
     for averaged, model in unseen.items():
-        with evaluation_mode(model), job.autocast():
+        with evaluation_mode(model), run_eagerly(model), job.autocast():
             finite = model(images).isfinite().all()
         check_scores(job, finite, averaged)
 
