@@ -8,7 +8,7 @@ from helpers.processes import in_two_processes
 from sklearn.metrics import average_precision_score, roc_auc_score
 from timm.task import MultiLabelClassificationTask
 
-from timm_icasc import DataError
+from timm_icasc import DataError, NonFiniteLossError
 from timm_icasc.losses import MultiLabelSoftMarginLoss, multilabel_soft_margin
 from timm_icasc.metrics import (
     MultiLabelEvaluator,
@@ -127,6 +127,19 @@ class TestPerClass:
     def test_nothing_to_tell_apart(self):
         with pytest.raises(DataError, match='No class is present in some'):
             multilabel_metrics(np.zeros((3, 2)), np.zeros((3, 2)), ['a', 'b'])
+
+    @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+    def test_scores_that_are_no_numbers(self, value):
+        scores, targets = np.zeros((4, 3)), np.tile(np.eye(2), (2, 1))
+        scores[2, 2] = value
+        multilabel_metrics(scores, targets, ['a', 'b'])  # the third is no class
+        scores[2, 1] = value
+        with pytest.raises(NonFiniteLossError, match='the class scores of 1 of 4 images are NaN or infinite'):
+            multilabel_metrics(scores, targets, ['a', 'b'])
+        evaluator = MultiLabelEvaluator()
+        evaluator.update(torch.tensor(scores[:, :2]), torch.tensor(targets))
+        with pytest.raises(NonFiniteLossError, match='NaN or infinite'):
+            evaluator.compute()
 
 
 class TestEvaluator:

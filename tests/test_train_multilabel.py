@@ -89,6 +89,12 @@ def test_training_features(options, run, tmp_path):
     assert np.isfinite(json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['train_loss_as_inner'])
 
 
+def test_weights_that_the_last_update_breaks(run, tmp_path):
+    code, _, err = run('--experiment', 'x', '--epochs', 1, '--batch-size', 20, '--lr', 1e20)
+    assert code == 2 and 'error: the class scores became NaN or infinite: lower --lr' in err
+    assert not (tmp_path / 'x' / 'summary.csv').exists()
+
+
 def test_terms_that_never_start_are_told(run, tmp_path):
     code, out, _ = run('--experiment', 'x', '--epochs', 1, '--icasc-start-epoch', 1)
     assert code == 0 and 'warning: the terms of ICASC never start: --icasc-start-epoch 1, but --epochs 1' in out

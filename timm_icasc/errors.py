@@ -117,7 +117,7 @@ class DataError(ICASCError):
 
 
 class NonFiniteLossError(ICASCError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or class scores, became NaN or infinite."""
 
 
 class HubError(ICASCError):

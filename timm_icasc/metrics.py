@@ -9,7 +9,7 @@ import torch.distributed as dist
 from scipy import stats
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from .errors import DataError
+from .errors import DataError, NonFiniteLossError
 from .losses import multilabel_soft_margin
 
 __all__ = [
@@ -115,7 +115,15 @@ def per_class_metrics(
     Returns:
         For each class 'class', 'images' (in which it is present), 'AP' (VOC's area), 'AP_11point', 'AP_sklearn'
         (scikit-learn's, without interpolation), 'AUC'; NaN where the class is present nowhere (AUC: or everywhere).
+
+    Raises:
+        NonFiniteLossError: A score is NaN or infinite.
     """
+    finite = np.isfinite(scores[:, :len(class_names)]).all(1)
+    if not finite.all():
+        raise NonFiniteLossError(
+            f'the class scores of {(~finite).sum()} of {len(finite)} images are NaN or infinite: a training has broken '
+            f'the weights, with too high a rate perhaps (`lr`).')
     rows = []
     for c, name in enumerate(class_names):
         counted = targets[:, c] >= 0
@@ -145,6 +153,7 @@ def multilabel_metrics(
 
     Raises:
         DataError: No class is present in some images and absent in others.
+        NonFiniteLossError: A score is NaN or infinite.
     """
     rows = per_class_metrics(scores, targets, class_names)
     if all(np.isnan(row['AUC']) for row in rows):

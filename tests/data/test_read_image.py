@@ -1,6 +1,7 @@
 """Image files of every depth and orientation, and those that cannot be read."""
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 from timm.data import IterableImageDataset
 
@@ -103,6 +104,10 @@ def test_orientation(tmp_path):
     Image.new('RGB', (12, 4)).save(tmp_path / 'x.jpg', exif=exif)
     assert read_image(tmp_path / 'x.jpg').size == (12, 4)
     assert read_image(tmp_path / 'x.jpg', upright=True).size == (4, 12)
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    (tmp_path / 'x.jpg').rename(tmp_path / 'train' / 'a' / 'x.jpg')
+    folders = [create('', root=str(tmp_path), split='train') for create in (create_dataset, timm.data.create_dataset)]
+    assert [folder[0][0].size for folder in folders] == [(12, 4)] * 2  # of a folder as timm does it
 
 
 def test_everything_that_pillow_raises_names_the_file(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from helpers.runs import make_run
 from helpers.several_outputs import tapped  # noqa: F401
 from PIL import Image
 
-from timm_icasc import ICASCError, attention_maps
+from timm_icasc import ICASCError, NonFiniteLossError, attention_maps
 from timm_icasc.attention import METHODS
 from timm_icasc.cli import main
 from timm_icasc.data import VOC_CLASSES
@@ -312,6 +312,19 @@ def test_the_losses_fall(voc, tmp_path):
     first = train(network, dataset, cues, SegmentationConfig(**{**TINY, 'iterations': 1}), tmp_path / 'one')
     mean = train(network, dataset, cues, config, tmp_path / 'all')
     assert mean['seed'] < 0.7 * first['seed'] and mean['loss'] < 0.7 * first['loss']
+
+
+@pytest.mark.parametrize('iterations, message', [
+    (1, 'scores became NaN or infinite at update 1: train anew with a lower `lr`'), (2, 'loss became nan at update 2')])
+def test_a_network_that_breaks_is_not_saved(iterations, message, voc, tmp_path):
+    """The loss of an update is that of the network before it."""
+    dataset = VOCSegmentation(voc, 'train')
+    config = SegmentationConfig(**{**TINY, 'lr': 1e30, 'iterations': iterations})
+    network = create_network(config.network, 21)
+    cues = mask_cues(dataset, score_grid(network, config.image_size))
+    with pytest.raises(NonFiniteLossError, match=message):
+        train(network, dataset, cues, config, tmp_path / 'checkpoint')
+    assert not (tmp_path / 'checkpoint').exists()
 
 
 def segment(*arguments):

@@ -22,9 +22,10 @@ def validation_figure(runs: dict[str, dict[str, Any]], path: Path) -> Path:
     """
     job = next(iter(runs.values()))['job']
     config = job.data_config
+    # The images come through the run's own transform, which normalises them itself where nothing is fetched ahead.
     loader = create_loader(
         evenly_spaced(job.val_set, IMAGES), config['input_size'], IMAGES, mean=config['mean'], std=config['std'],
-        num_workers=0, device=job.device)
+        num_workers=0, device=job.device, use_prefetcher=not job.args.no_prefetcher)
     images, targets = next(iter(loader))
     # A head may have more outputs than the data set has classes.
     names = job.names and job.names + [str(i) for i in range(len(job.names), job.args.num_classes)]

@@ -10,12 +10,15 @@ from timm import utils
 from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteLossError
-from ..features.module_state import unwrap_model
+from ..features.module_state import evaluation_mode, run_eagerly, unwrap_model
 from ..objective.separability import evaluate_attention
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config
+from .processes import true_in_all
 
-__all__ = ['evaluate', 'evaluated_model', 'train_one_epoch']
+__all__ = ['evaluate', 'evaluated_model', 'is_validated', 'train_one_epoch']
+
+SMALLER_STEPS = 'lower --lr, set --clip-grad, or let the ICASC terms set in later (--icasc-start-epoch)'
 
 
 def progress(job: TrainingJob, loader, description: str) -> tqdm:
@@ -35,12 +38,55 @@ def update_weights(job: TrainingJob) -> None:
     job.optimizer.step()
 
 
+def is_validated(job: TrainingJob, epoch: int) -> bool:
+    """Whether an epoch, counted from 0, is one of those that --val-interval asks for, or the last one."""
+    return epoch % job.args.val_interval == 0 or epoch == job.epochs - 1
+
+
 def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
-    if not np.isfinite(means['loss']):
-        terms = ', '.join(f'{name} {value:.3g}' for name, value in means.items() if name != 'loss')
-        raise NonFiniteLossError(
-            f"the loss became {means['loss']} in epoch {epoch + 1}, step {step + 1} ({terms}): lower --lr, set "
-            f'--clip-grad, or let the ICASC terms set in later (--icasc-start-epoch). The last checkpoint is intact.')
+    """Raise NonFiniteLossError where the mean loss of the epoch so far is NaN or infinite.
+
+    The loss of a step is that of the weights before its update: what the last update does, `check_scores` looks at.
+    """
+    if np.isfinite(means['loss']):
+        return
+    terms = ', '.join(f'{name} {value:.3g}' for name, value in means.items() if name != 'loss')
+    said = f"the loss became {means['loss']} in epoch {epoch + 1}, step {step + 1} ({terms})"
+    if not step:  # the weights as the epoch found them
+        said += ', before an update of it: train anew, or --resume an earlier checkpoint, and'
+    raise NonFiniteLossError(f"{said}{':' * bool(step)} {SMALLER_STEPS}.")
+
+
+def check_scores(job: TrainingJob, finite: torch.Tensor, averaged: bool) -> None:
+    """Raise NonFiniteLossError, in every process, where class scores in one of them are NaN or infinite.
+
+    Weights that an update has broken may be huge and finite, as their loss before the update was; their scores are
+    not. What still goes by are weights that have forgotten all, but whose scores of the images looked at are finite.
+
+    Args:
+        job: What is trained.
+        finite: Whether the scores in this process are, a bool of no dimension.
+        averaged: Whether they are of the averaged weights.
+    """
+    if not true_in_all(job.args, bool(finite)):
+        by = ' by the averaged weights (--model-ema)' if averaged else ''
+        raise NonFiniteLossError(f'the class scores{by} became NaN or infinite: {SMALLER_STEPS}.')
+
+
+@torch.no_grad()
+def check_unseen(epoch: int, job: TrainingJob, images: torch.Tensor) -> None:
+    """`check_scores` of the weights that `evaluate` will not look at, on the last images that they were trained on.
+
+    Those are the weights behind an average, and all weights of an epoch without validation.
+    """
+    validated, ema = is_validated(job, epoch), job.task.has_ema()
+    unseen = {False: job.model} if ema or not validated else {}
+    if ema and not validated:
+        unseen[True] = evaluated_model(job)
+    for averaged, model in unseen.items():
+        with evaluation_mode(model), run_eagerly(model), job.autocast():
+            finite = model(images).isfinite().all()
+        check_scores(job, finite, averaged)
 
 
 def make_batch(
@@ -121,21 +167,39 @@ def train_one_epoch(epoch: int, job: TrainingJob, flag: StopSignal) -> dict[str,
             name: utils.reduce_tensor(sums[name] / counts[name], args.world_size).item()
             for name in sums}
         check_finite(means, epoch, batches - 1)
+    check_unseen(epoch, job, images)
     return {**means, 'waiting': sum(waits) / (time.monotonic() - started)}
 
 
 @torch.no_grad()
-def validate(model: nn.Module, job: TrainingJob, flag: StopSignal) -> dict[str, float]:
-    """Loss, top-1 and top-5 on the validation images, or the measures of multi-label classification."""
+def validate(
+        model: nn.Module,
+        job: TrainingJob,
+        flag: StopSignal,
+        averaged: bool,
+) -> dict[str, float]:
+    """Loss, top-1 and top-5 on the validation images, or the measures of multi-label classification.
+
+    Args:
+        model: What is measured.
+        job: Its data and options.
+        flag: Whether to stop.
+        averaged: Whether the weights of the model are averaged ones.
+
+    Raises:
+        NonFiniteLossError: A class score is NaN or infinite: as accuracy, NaN counts for the first class.
+    """
     model.eval()
-    evaluator = job.create_evaluator()
+    evaluator, finite = job.create_evaluator(), torch.tensor(True, device=job.device)
     for images, target in flag.batches(progress(job, job.loader_val, 'validation')):
         images, target = images.to(job.device), target.to(job.device)
         if job.args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with job.autocast():
             output = model(images)
+        finite &= output.isfinite().all()  # nothing waits for it here
         evaluator.update(output, target)
+    check_scores(job, finite, averaged)
     return evaluator.compute(distributed=job.args.distributed)
 
 
@@ -144,7 +208,7 @@ def evaluate(job: TrainingJob, flag: StopSignal) -> dict[str, float]:
     args, ema = job.args, job.task.has_ema()
     if args.distributed and args.dist_bn:
         utils.distribute_bn(job.model, args.world_size, args.dist_bn == 'reduce')
-    metrics = validate(job.task.get_eval_model(ema=ema), job, flag)
+    metrics = validate(job.task.get_eval_model(ema=ema), job, flag, averaged=ema)
     if job.attention_loader is not None and utils.is_primary(args):
         batches = flag.batches(progress(job, job.attention_loader, 'attention'))
         metrics.update(evaluate_attention(

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from ..errors import ICASCError
 
-__all__ = ['check_alike', 'said_by_first']
+__all__ = ['check_alike', 'said_by_first', 'true_in_all']
 
 T = TypeVar('T')
 
@@ -18,6 +18,15 @@ def said_by_first(args: argparse.Namespace, value: T) -> T:
     said = [value]
     dist.broadcast_object_list(said, 0)
     return said[0]
+
+
+def true_in_all(args: argparse.Namespace, value: bool) -> bool:
+    """Whether the value is true in every process."""
+    if not args.distributed:
+        return value
+    values = [None] * args.world_size
+    dist.all_gather_object(values, value)
+    return all(values)
 
 
 def check_alike(args: argparse.Namespace, value: object, what: str) -> None:

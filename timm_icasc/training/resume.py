@@ -79,6 +79,7 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
         raise
     except ICASCError as e:
         raise ICASCError(f'--resume: {e}') from e
+    rates = [group['lr'] for group in job.optimizer.param_groups]
     try:
         start_epoch = timm.task.resume_task_checkpoint(
             job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
@@ -87,6 +88,9 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
     check_alike(args, start_epoch, 'epoch to go on from')
-    if job.scheduler is not None and start_epoch > 0:
+    if job.scheduler is None or start_epoch == 0:  # the rates of now, not the checkpoint's
+        for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
+            group['lr'] = rate
+    else:
         resume_schedule(job, start_epoch, checkpoint)
     return start_epoch

@@ -12,7 +12,7 @@ from PIL import Image
 from timm import utils
 
 from ..data import begin_epoch
-from ..errors import ICASCError, one_line
+from ..errors import ICASCError, NonFiniteLossError, one_line
 from ..foreign_text import printable
 from ..labels import MULTI
 from ..runs.epochs import SECONDS, add_epoch, epoch_record, read_epochs
@@ -20,7 +20,7 @@ from ..runs.files import write_text
 from ..runs.folder import LAST, RESULTS, finished_results, save_args
 from ..runs.provenance import provenance
 from .console import LOSSES, format_epoch, format_header, log
-from .epoch import evaluate, evaluated_model, train_one_epoch
+from .epoch import evaluate, evaluated_model, is_validated, train_one_epoch
 from .fine_tune import base_lr
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config, seed_epoch
@@ -117,11 +117,6 @@ def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     log(args, format_header(job.labels))
 
 
-def is_validated(job: TrainingJob, epoch: int) -> bool:
-    """Whether an epoch, counted from 0, is one of those that --val-interval asks for, or the last one."""
-    return epoch % job.args.val_interval == 0 or epoch == job.epochs - 1
-
-
 def out_of_patience(job: TrainingJob, saver: CheckpointSaver | None, epoch: int) -> bool:
     """Whether the run ends behind this epoch: the best one was too long ago. The first process says it to all."""
     args = job.args
@@ -141,7 +136,11 @@ def run_epoch(
         run_dir: Path,
         flag: StopSignal,
 ) -> dict[str, Any]:
-    """Train, evaluate and save one epoch; returns what results.json tells of it."""
+    """Train, evaluate and save one epoch; returns what results.json tells of it.
+
+    Raises:
+        NonFiniteLossError: The loss or class scores became NaN or infinite; this epoch is not saved.
+    """
     args, started = job.args, time.monotonic()
     seed_epoch(args, epoch)
     begin_epoch(job.train_set, epoch)
@@ -149,9 +148,12 @@ def run_epoch(
         job.loader_train.sampler.set_epoch(epoch)
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and mixes(args):
         (job.mixup or job.loader_train).mixup_enabled = False
-    train_metrics = train_one_epoch(epoch, job, flag)
     validated = is_validated(job, epoch)
-    eval_metrics = evaluate(job, flag) if validated else {}
+    try:
+        train_metrics = train_one_epoch(epoch, job, flag)
+        eval_metrics = evaluate(job, flag) if validated else {}
+    except NonFiniteLossError as e:
+        raise NonFiniteLossError(f'{e} The last checkpoint is from before epoch {epoch + 1}.') from e
     metric = eval_metrics[args.eval_metric] if validated else None
     if job.scheduler is not None:
         job.scheduler.step(epoch + 1, metric)

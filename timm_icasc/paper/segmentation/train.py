@@ -18,6 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 from tqdm import tqdm
 
 from ...errors import ICASCError, NonFiniteLossError, one_line
+from ...features.module_state import evaluation_mode
 from ...runs.files import replacing
 from ...runs.intact import check_intact
 from .crf import CRFParameters, mean_field
@@ -240,6 +241,12 @@ def _load_checkpoint(
     return state['iteration'], state['history']
 
 
+def _not_finite(what: str, iteration: int) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f'the segmentation {what} at update {iteration}: train anew with a lower `lr`, and write elsewhere, since a '
+        f'checkpoint goes on with the options that it began with.')
+
+
 def _save_checkpoint(
         checkpoint: Path,
         config: SegmentationConfig,
@@ -248,7 +255,12 @@ def _save_checkpoint(
         optimizer: torch.optim.Optimizer,
         iteration: int,
         history: list[dict[str, float]],
+        inputs: torch.Tensor,
 ) -> None:
+    """Save, unless the scores of the last inputs say that the last update, or one before, has broken the network."""
+    with torch.no_grad(), evaluation_mode(network):
+        if not _scores(network, inputs).isfinite().all():
+            raise _not_finite('scores became NaN or infinite', iteration)
     with replacing(checkpoint) as partial:
         torch.save({
             'config': asdict(config), 'origin': origin, 'iteration': iteration, 'history': history,
@@ -280,7 +292,7 @@ def train(
         Means of the losses over the last updates (at most 100), also of those before an interruption.
 
     Raises:
-        NonFiniteLossError: The loss became NaN or infinite.
+        NonFiniteLossError: The loss, or the scores, became NaN or infinite; that is not saved.
         ICASCError: The checkpoint belongs to another training.
     """
     if not any((config.weight_seed, config.weight_expand, config.weight_boundary)):
@@ -306,9 +318,7 @@ def train(
         losses = sec_losses(scores, seeds.to(scores), labels, small, config, crf or CRFParameters())
         values = {name: float(value.detach()) for name, value in losses.items()}
         if not np.isfinite(values['loss']):
-            raise NonFiniteLossError(
-                f"the segmentation loss became {values['loss']} at update {iteration + 1}: lower "
-                f'`lr`. The last checkpoint is intact.')
+            raise _not_finite(f"loss became {values['loss']}", iteration + 1)
         optimizer.zero_grad()
         losses['loss'].backward()
         optimizer.step()
@@ -316,7 +326,7 @@ def train(
         bar.set_postfix_str(f"loss {values['loss']:.3f}")
         if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == config.iterations:
             _save_checkpoint(
-                checkpoint, config, origin, network, optimizer, iteration + 1, history)
+                checkpoint, config, origin, network, optimizer, iteration + 1, history, inputs)
     names = history[0] if history else ()
     return {name: float(np.mean([values[name] for values in history])) for name in names}
 
