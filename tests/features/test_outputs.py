@@ -14,7 +14,7 @@ from timm_icasc import (
     icasc_forward,
     resolve_layers,
 )
-from timm_icasc.features.outputs import class_scores, find_class_scores
+from timm_icasc.features.outputs import class_scores, find_class_scores, without_order
 from timm_icasc.task import PublicApproachTask
 
 
@@ -92,3 +92,11 @@ def test_two_sets_of_scores_leave_open_which_is_meant():
     assert find_class_scores((scores, scores + 1)) is None
     with pytest.raises(ICASCError, match='several sets of class scores'):
         class_scores((scores, scores + 1))
+
+
+def test_scores_of_broken_weights_have_no_order():
+    nan, inf = torch.nan, torch.inf
+    scores = torch.tensor([
+        [1., 2., 3.], [1., -inf, 3.], [1., nan, 3.], [1., inf, 3.], [-inf, -inf, -inf], [nan, nan, nan],
+        [-1e38, 0., 1e38]])
+    assert without_order(scores).tolist() == [False, False, True, True, True, True, False]

@@ -21,7 +21,7 @@ from .._precision import at_least_float32
 from ..data import evenly_spaced, image_name
 from ..data.geometry import Geometry, transform_geometry
 from ..errors import DataError, ICASCError, TargetError
-from ..features.outputs import class_scores
+from ..features.outputs import class_scores, without_order
 from ..labels import MULTI, SINGLE
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
@@ -198,10 +198,10 @@ def _checked_scores(checkpoint: Checkpoint, logits: torch.Tensor) -> torch.Tenso
         ICASCError: A score is NaN or infinite, or an image has none above -infinity: no class is the highest.
     """
     logits = at_least_float32(logits).cpu()
-    broken = logits.isnan() | logits.isposinf() | logits.isneginf().all(1, keepdim=True)
+    broken = without_order(logits)
     if broken.any():
         raise ICASCError(
-            f"'{checkpoint.source}' gives class scores that are NaN or infinite, for {int(broken.any(1).sum())} of "
+            f"'{checkpoint.source}' gives class scores that are NaN or infinite, for {int(broken.sum())} of "
             f'the {len(logits)} images of a batch: its weights are broken, as after training with too high a rate.')
     return logits.clamp(min=torch.finfo(logits.dtype).min)
 

@@ -6,7 +6,7 @@ import torch
 
 from ..errors import ICASCError
 
-__all__ = ['class_scores', 'find_class_scores']
+__all__ = ['class_scores', 'find_class_scores', 'without_order']
 
 
 def find_class_scores(output: Any) -> torch.Tensor | None:
@@ -44,3 +44,11 @@ def class_scores(output: Any) -> torch.Tensor:
             f'`model` returned {type(output).__name__} without class scores: return a tensor [B, C], an object or a '
             "dictionary with 'logits', or a tuple with the scores first.")
     return scores
+
+
+def without_order(scores: torch.Tensor) -> torch.Tensor:
+    """Which rows of class scores `[B, C]` have no highest class, as those of broken weights: bool `[B]`.
+
+    They hold NaN or +infinity, or nothing above -infinity, which a class that is switched off may have.
+    """
+    return (scores.isnan() | scores.isposinf()).any(1) | scores.isneginf().all(1)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteLossError
 from ..features.module_state import evaluation_mode, run_eagerly, unwrap_model
+from ..features.outputs import without_order
 from ..objective.separability import evaluate_attention
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config
@@ -57,18 +58,18 @@ def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
     raise NonFiniteLossError(f"{said}{':' * bool(step)} {SMALLER_STEPS}.")
 
 
-def check_scores(job: TrainingJob, finite: torch.Tensor, averaged: bool) -> None:
-    """Raise NonFiniteLossError, in every process, where class scores in one of them are NaN or infinite.
+def check_scores(job: TrainingJob, ordered: torch.Tensor, averaged: bool) -> None:
+    """Raise NonFiniteLossError, in every process, where class scores in one of them are `without_order`.
 
     Weights that an update has broken may be huge and finite, as their loss before the update was; their scores are
     not. What still goes by are weights that have forgotten all, but whose scores of the images looked at are finite.
 
     Args:
         job: What is trained.
-        finite: Whether the scores in this process are, a bool of no dimension.
+        ordered: Whether those in this process all have one, a bool of no dimension.
         averaged: Whether they are of the averaged weights.
     """
-    if not true_in_all(job.args, bool(finite)):
+    if not true_in_all(job.args, bool(ordered)):
         by = ' by the averaged weights (--model-ema)' if averaged else ''
         raise NonFiniteLossError(f'the class scores{by} became NaN or infinite: {SMALLER_STEPS}.')
 
@@ -85,8 +86,8 @@ def check_unseen(epoch: int, job: TrainingJob, images: torch.Tensor) -> None:
         unseen[True] = evaluated_model(job)
     for averaged, model in unseen.items():
         with evaluation_mode(model), run_eagerly(model), job.autocast():
-            finite = model(images).isfinite().all()
-        check_scores(job, finite, averaged)
+            ordered = ~without_order(model(images)).any()
+        check_scores(job, ordered, averaged)
 
 
 def make_batch(
@@ -190,16 +191,16 @@ def validate(
         NonFiniteLossError: A class score is NaN or infinite: as accuracy, NaN counts for the first class.
     """
     model.eval()
-    evaluator, finite = job.create_evaluator(), torch.tensor(True, device=job.device)
+    evaluator, ordered = job.create_evaluator(), torch.tensor(True, device=job.device)
     for images, target in flag.batches(progress(job, job.loader_val, 'validation')):
         images, target = images.to(job.device), target.to(job.device)
         if job.args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with job.autocast():
             output = model(images)
-        finite &= output.isfinite().all()  # nothing waits for it here
+        ordered &= ~without_order(output).any()  # nothing waits for it here
         evaluator.update(output, target)
-    check_scores(job, finite, averaged)
+    check_scores(job, ordered, averaged)
     return evaluator.compute(distributed=job.args.distributed)
 
 
