@@ -64,6 +64,17 @@ class TestRun:
             with pytest.warns(UserWarning, match='of other weights, or not of all images'):
                 assert open_run(run).measures == {'top1': 10.}
 
+    @pytest.mark.parametrize('options, dataset', [
+        ({'dataset': 'torch/image_folder', 'data_dir': 'x'}, 'torch/image_folder'),
+        ({'dataset': '', 'data_dir': 'here/photos'}, '/there/photos')])
+    def test_data_in_another_place_are_the_same(self, options, dataset, tmp_path):
+        run = make_run(tmp_path / 'run', **options)
+        (run / 'eval').mkdir()
+        (run / 'eval' / 'eval.json').write_text(json.dumps({
+            'checkpoint': 'last.pth.tar', 'dataset': dataset, 'split': 'validation', 'whole_split': True,
+            'measures': {'ks': 0.5}}))
+        assert open_run(run).measures == {'top1': 10., 'ks': 0.5}
+
     def test_an_interrupted_one(self, run):
         (run / 'results.json').unlink()
         found = open_run(run)

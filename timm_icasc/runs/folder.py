@@ -111,10 +111,11 @@ class Run:
             return self.metrics
         content = read_json(file)
         expected = {'checkpoint': self.weights, 'dataset': self.data, 'split': self.options.get('val_split')}
-        found = {'split': content.get('split')}
-        for name in ('checkpoint', 'dataset'):  # wherever they lay
-            found[name] = Path(content.get(name) or '').name
-        if found != expected or not content.get('whole_split'):
+        # By their names, since folders differ from machine to machine.
+        differ = [
+            name for name, value in expected.items()
+            if Path(content.get(name) or '').name != Path(value or '').name]
+        if differ or not content.get('whole_split'):
             warnings.warn(
                 f"'{file}' is left out: it is of other weights, or not of all images that the run was evaluated on. "
                 f"`timm-icasc eval {self.folder}` writes it anew.", stacklevel=2)
