@@ -23,7 +23,7 @@ class ClassPair(NamedTuple):
 
     Attributes:
         target: Cotangent of the ground-truth class, `[B, C]`; of all of them at once for multi-label targets.
-        confused: Cotangent of the most confusing class, `[B, C]`.
+        confused: Cotangent of the most confusing class, `[B, C]`; zero where no class may be that.
         valid: Samples that have both, bool `[B]`.
     """
     target: torch.Tensor
@@ -90,11 +90,13 @@ class LabelKind:
         """
         self.check(logits, target)
         present, absent = self.sides(logits, target)
+        has_rival = absent.any(1)
         confused = _highest(logits if rival == 'confused' else torch.rand_like(logits), absent)
         return ClassPair(
             target=self.cotangent(target, present).to(logits.dtype),
-            confused=torch.zeros_like(logits).scatter(1, confused[:, None], 1.),
-            valid=present.any(1) & absent.any(1))
+            confused=torch.zeros_like(logits).scatter(
+                1, confused[:, None], has_rival[:, None].to(logits.dtype)),
+            valid=present.any(1) & has_rival)
 
     def most_confusing(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The class of highest score that is not in the image, `[N]`, -1 where there is none.

@@ -3,7 +3,6 @@
 Shapes: `N` images, `C` classes, `H W` grid of a layer, `h w` image size.
 """
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,23 +56,14 @@ def _run(
         layers: ICASCLayers | Sequence[str] | None,
         labels: LabelKind,
 ) -> ICASCOutput:
-    """The four maps of every image in evaluation mode; each module's training flag is restored.
-
-    Where no class is absent, none is confused, and its maps are zero.
-    """
+    """The four maps of every image in evaluation mode; each module's training flag is restored."""
     # The images follow the model to its device and precision.
     images = images.to(next(model.parameters()))
     with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
-        output = icasc_forward(
+        return icasc_forward(
             model, images, targets.to(images.device), resolved, config, inference=True,
             multilabel=labels is MULTI)
-    rivals = labels.sides(output.logits, targets.to(images.device))[1].any(1)
-    maps = {
-        name: heat * rivals[:, None, None] if name.startswith('confused') else heat
-        for name, heat in output.maps.items()}
-    confused = output.classes.confused * rivals[:, None]
-    return replace(output, maps=maps, classes=output.classes._replace(confused=confused))
 
 
 def _shared_scale(
