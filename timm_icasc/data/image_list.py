@@ -103,10 +103,7 @@ def _boxes_in(record: dict[str, Any], names: Sequence[str]) -> list[Box]:
     boxes = []
     for name, *edges in record.get('boxes', ()):
         box = Box(names.index(name), *map(float, edges))
-        try:
-            boxes.append(check_box(box, name, box[1:5]))
-        except ValueError as e:
-            raise ValueError(f"'{Path(record['image']).name}': {e}") from e
+        boxes.append(check_box(box, name, box[1:5], f"'{Path(record['image']).name}': "))
     return boxes
 
 

@@ -32,13 +32,14 @@ class Box(NamedTuple):
     difficult: bool = False
 
 
-def check_box(box: Box, class_name: str, edges: Sequence[float]) -> Box:
+def check_box(box: Box, class_name: str, edges: Sequence[float], place: str = '') -> Box:
     """The box, which must have an area: one of x, y, width and height often has none.
 
     Args:
         box: Read from a file.
         class_name: Of its class.
         edges: As they stand in the file.
+        place: What the message begins with: the image, where the file has several.
 
     Raises:
         ValueError: It has none.
@@ -46,8 +47,8 @@ def check_box(box: Box, class_name: str, edges: Sequence[float]) -> Box:
     if box.xmin < box.xmax and box.ymin < box.ymax:
         return box
     raise ValueError(
-        f"the box ({', '.join(f'{edge:g}' for edge in edges)}) of '{class_name}' has no area; boxes are xmin, ymin, "
-        f'xmax, ymax, the first two below the last two')
+        f"{place}the box ({', '.join(f'{edge:g}' for edge in edges)}) of '{class_name}' has no area; boxes are xmin, "
+        f'ymin, xmax, ymax, the first two below the last two')
 
 
 class LabelledImages(torch.utils.data.Dataset):

@@ -176,8 +176,5 @@ class PackedVOC(MultiLabelImages):
         for name, *edges in image['boxes']:
             xmin, ymin, xmax, ymax = edges
             box = Box(names.index(name), (xmin - 1) * x, (ymin - 1) * y, xmax * x, ymax * y)
-            try:
-                boxes.append(check_box(box, name, edges))
-            except ValueError as e:
-                raise ValueError(f"image '{image['id']}': {e}") from e
+            boxes.append(check_box(box, name, edges, f"image '{image['id']}': "))
         return boxes

@@ -50,8 +50,6 @@ def _with_common_pairs(own: ImageRecords, other: ImageRecords) -> ImageRecords:
     classes = max(len(own.names), len(other.names))
     keys, others = (r.pairs['image'] * classes + r.pairs['class'] for r in (own, other))
     chosen = np.isin(keys, others)
-    if chosen.all():
-        return own
     return replace(own, pairs={name: column[chosen] for name, column in own.pairs.items()})
 
 

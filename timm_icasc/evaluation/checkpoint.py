@@ -434,7 +434,7 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     expanded: dict[str, str] = {}
     for source in sources:
         is_path = not source.startswith(HUB) and Path(source).exists()
-        runs = find_runs(Path(source)) if is_path and Path(source).is_dir() else []
+        runs = find_runs(Path(source)) if is_path else []
         for one in [str(run) for run in runs] or [source]:
             expanded.setdefault(os.path.realpath(one) if is_path else one, one)
     return list(expanded.values())

@@ -5,6 +5,7 @@ from typing import Any
 from timm.data import create_loader
 
 from ..data import evenly_spaced
+from ..explanation.class_names import fill_up
 from ..training.job import icasc_config
 from .pairs import attention_figure
 
@@ -27,8 +28,7 @@ def validation_figure(runs: dict[str, dict[str, Any]], path: Path) -> Path:
         evenly_spaced(job.val_set, IMAGES), config['input_size'], IMAGES, mean=config['mean'], std=config['std'],
         num_workers=0, device=job.device, use_prefetcher=not job.args.no_prefetcher)
     images, targets = next(iter(loader))
-    # A head may have more outputs than the data set has classes.
-    names = job.names and job.names + [str(i) for i in range(len(job.names), job.args.num_classes)]
+    names = job.names and fill_up(job.names, job.args.num_classes)
     return attention_figure(
         {label: run['model'] for label, run in runs.items()}, images, targets, names, config['mean'], config['std'],
         path, config=icasc_config(job.args), layers=job.layers)

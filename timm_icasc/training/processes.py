@@ -20,21 +20,23 @@ def said_by_first(args: argparse.Namespace, value: T) -> T:
     return said[0]
 
 
+def _said_by_all(args: argparse.Namespace, value: T) -> list[T]:
+    """The values of all processes, in all of them."""
+    if not args.distributed:
+        return [value]
+    values = [value] * args.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
 def true_in_all(args: argparse.Namespace, value: bool) -> bool:
     """Whether the value is true in every process."""
-    if not args.distributed:
-        return value
-    values = [None] * args.world_size
-    dist.all_gather_object(values, value)
-    return all(values)
+    return all(_said_by_all(args, value))
 
 
 def check_alike(args: argparse.Namespace, value: object, what: str) -> None:
     """Raise ICASCError, in every process, where they do not see the same of the run's files."""
-    if not args.distributed:
-        return
-    values = [None] * args.world_size
-    dist.all_gather_object(values, value)
+    values = _said_by_all(args, value)
     if any(each != values[0] for each in values):
         raise ICASCError(
             f'the processes do not see the same {what}: {", ".join(map(str, values))}. --output must be a folder that '
