@@ -12,7 +12,7 @@ import yaml
 from timm_icasc.cli import eval as evaluate
 from timm_icasc.cli import figure, main, segment
 from timm_icasc.paper.rows import PAPER, class_rows, paper_rows, segmentation_rows
-from timm_icasc.runs.folder import collect_runs, collect_segmentations
+from timm_icasc.runs.find import collect_runs, collect_segmentations
 from timm_icasc.training.argument_files import RECIPES
 from timm_icasc.training.arguments import parse_args
 

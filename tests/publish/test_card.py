@@ -18,7 +18,7 @@ from timm_icasc.errors import ICASCError
 from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, half_precision, tensors_sha256
 from timm_icasc.publish import card
 from timm_icasc.publish.export import export
-from timm_icasc.runs.folder import open_runs
+from timm_icasc.runs.find import open_runs
 
 CARDS = Path(__file__).parents[2] / 'hub_cards'
 DIGITS = CARDS / 'resnet20_cifar.icasc_digits'  # three methods, three seeds each

@@ -19,7 +19,7 @@ from timm_icasc.hub.model_folder import (
     write_weights,
 )
 from timm_icasc.publish.export import export
-from timm_icasc.runs.folder import open_runs
+from timm_icasc.runs.find import open_runs
 
 PROVENANCE = {
     'format', 'requires', 'method', 'icasc', 'layers', 'command', 'commit', 'seed', 'epochs', 'versions',

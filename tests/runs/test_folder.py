@@ -1,25 +1,14 @@
 """A run's folder: what it says of the run, what is missing, and which weights are its own."""
 import json
 import os
-import shutil
 
 import pytest
 import torch
-import yaml
 from helpers.runs import make_run
 
 from timm_icasc.errors import HubError, ICASCError
 from timm_icasc.runs import folder as files
-from timm_icasc.runs.folder import (
-    collect_runs,
-    find_runs,
-    find_weights,
-    group_runs,
-    has_begun,
-    latest_run,
-    open_run,
-    open_runs,
-)
+from timm_icasc.runs.folder import open_run
 
 
 @pytest.fixture
@@ -78,9 +67,7 @@ class TestRun:
     def test_an_interrupted_one(self, run):
         (run / 'results.json').unlink()
         found = open_run(run)
-        assert found.results == {} and found.arguments['model'] == 'resnet8_cifar' and has_begun(run)
-        (run / 'last.pth.tar').unlink()
-        assert not has_begun(run)
+        assert found.results == {} and found.arguments['model'] == 'resnet8_cifar'
 
 
 class TestWeights:
@@ -115,67 +102,3 @@ class TestWeights:
         change(run, epochs=2)
         with pytest.raises(HubError, match='is of epoch 1 of 2, not of the results beside it'):
             open_run(run).check_last_epoch()
-
-    def test_which_file_is_meant(self, run, tmp_path):
-        assert find_weights(str(run), best=False) == run / 'last.pth.tar'
-        with pytest.raises(ICASCError, match='has no model_best.pth.tar'):
-            find_weights(str(run), best=True)
-        shutil.copyfile(run / 'last.pth.tar', run / 'model_best.pth.tar')
-        assert find_weights(str(run), best=True) == run / 'model_best.pth.tar'
-        (run / 'last.pth.tar').unlink()
-        assert find_weights(str(run), best=False) == run / 'model_best.pth.tar'
-        assert find_weights(str(run / 'args.yaml'), best=True) == run / 'args.yaml', 'a file is that file'
-        with pytest.raises(ICASCError, match='holds 1 runs, name one'):
-            find_weights(str(tmp_path), best=False)
-
-
-class TestSeveralRuns:
-
-    def test_found_below(self, run, tmp_path):
-        make_run(tmp_path / 'other', seed=1)
-        assert find_runs(run) == [run] and find_runs(tmp_path) == [tmp_path / 'other', run]
-
-    def test_the_latest(self, run, tmp_path):
-        other = make_run(tmp_path / 'other', seed=1)
-        os.utime(run / 'last.pth.tar', (1, 1))
-        assert latest_run(tmp_path) == other and latest_run(tmp_path, 'run') == run
-        assert latest_run(tmp_path, 'nowhere') is None
-
-    def test_collected_and_grouped_over_seeds(self, run, tmp_path):
-        make_run(tmp_path / 'other', seed=1, grad_accum_steps=2)
-        make_run(tmp_path / 'third', seed=1, epochs=7)
-        runs = collect_runs([tmp_path])
-        assert sorted([found.seed for found in group] for group in group_runs(runs)) == [[0, 1], [1]]
-
-    @pytest.mark.parametrize('damage', [
-        lambda run: (run / 'args.yaml').unlink(), lambda run: (run / 'args.yaml').write_text('- 1'),
-        lambda run: (run / 'results.json').write_text('{'), lambda run: (run / 'results.json').write_text('{}')])
-    def test_what_cannot_be_read_is_left_out(self, damage, run):
-        damage(run)
-        with pytest.warns(UserWarning, match='run\' is left out, its files cannot be read'):
-            assert collect_runs([run]) == []
-
-
-class TestOpenRuns:
-
-    def test_two_of_one_comparison(self, compared):
-        assert [found.folder.name for found in open_runs(compared)] == ['baseline', 'icasc']
-        assert [found.folder.name for found in open_runs(compared / 'icasc')] == ['icasc']
-
-    def test_refused(self, run, tmp_path):
-        with pytest.raises(HubError, match='no run directory'):
-            open_runs(tmp_path / 'nowhere')
-        with pytest.raises(HubError, match=r'does not describe its model \(an older run\?\)'):
-            open_runs(run)
-        (run / 'args.yaml').write_text('{')
-        with pytest.raises(HubError, match="run' cannot be read"):
-            open_runs(run)
-        (run / 'results.json').unlink()
-        with pytest.raises(HubError, match='holds no finished run .*--resume auto goes on with it'):
-            open_runs(run)
-
-
-def test_options_are_kept_below_the_command(tmp_path):
-    files.save_args({'seed': 1, 'config': 'x', 'resume': 'auto', 'run_dir': 'y'}, tmp_path, 'train_timm.py --seed 1')
-    text = (tmp_path / 'args.yaml').read_text()
-    assert text.startswith('# train_timm.py --seed 1\n') and yaml.safe_load(text) == {'seed': 1}

@@ -8,7 +8,7 @@ from helpers.runs import make_cub, train_in_process
 from PIL import Image
 
 from timm_icasc.paper.rows import PAPER, paper_rows
-from timm_icasc.runs.folder import collect_runs
+from timm_icasc.runs.find import collect_runs
 from timm_icasc.training.argument_files import RECIPES
 from timm_icasc.training.arguments import parse_args
 

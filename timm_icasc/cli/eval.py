@@ -26,6 +26,7 @@ from ..evaluation.report import print_measures, write_evaluation
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
 from ..runs.files import together
+from ..runs.find import find_runs
 from ..runs.folder import (
     CLASSES,
     COMPARISON,
@@ -35,7 +36,6 @@ from ..runs.folder import (
     PAIRS,
     RECORDS,
     SUMMARY,
-    find_runs,
 )
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json

@@ -19,7 +19,8 @@ from ..foreign_text import code_span
 from ..paper.paper_page import HEAD, show
 from ..paper.rows import PAPER, class_rows, figure_rows, paper_rows, segmentation_rows, setting_rows
 from ..runs.files import write_text
-from ..runs.folder import RESULTS, check_folders, collect_runs, collect_segmentations
+from ..runs.find import check_folders, collect_runs, collect_segmentations
+from ..runs.folder import RESULTS
 from ..runs.tables import write_csv, write_json
 
 

@@ -27,17 +27,8 @@ from ..foreign_text import printable, shell_command
 from ..hub.upload import check_license, repo_name
 from ..publish.export import check_publishable
 from ..publish.push import push_finished
-from ..runs.folder import (
-    ARGUMENTS,
-    COMPARED,
-    FIGURE,
-    LAST,
-    SUMMARY,
-    command_of,
-    open_run_dir,
-    program,
-    save_args,
-)
+from ..runs.begin import command_of, open_run_dir, program, save_args
+from ..runs.folder import ARGUMENTS, COMPARED, FIGURE, LAST, SUMMARY
 from ..runs.lock import alone_in
 from ..training.arguments import TrainingParser as Parser
 from ..training.arguments import add_arguments

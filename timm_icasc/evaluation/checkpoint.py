@@ -34,7 +34,8 @@ from ..foreign_files import read_json
 from ..foreign_text import printable
 from ..hub.model_folder import CONFIG, METADATA_KEY
 from ..labels import MULTI, LabelKind, check_same_classes
-from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, find_runs, find_weights, open_run
+from ..runs.find import find_runs, find_weights
+from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
 from ..training.device import device_fault

@@ -3,7 +3,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runs.folder import Run, group_runs
+from ..runs.find import group_runs
+from ..runs.folder import Run
 from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
 from .matching import (
     SETTINGS,

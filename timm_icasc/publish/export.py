@@ -25,6 +25,7 @@ from ..hub.model_folder import (
 )
 from ..runs.epochs import of_best_epoch
 from ..runs.files import replacing, replacing_folder, write_text
+from ..runs.find import open_runs
 from ..runs.folder import (
     ARGUMENTS,
     BEST,
@@ -35,7 +36,6 @@ from ..runs.folder import (
     RESULTS,
     SUMMARY,
     Run,
-    open_runs,
 )
 from ..runs.local_paths import without_local_paths
 from .onnx_file import check_onnx_packages, write_onnx

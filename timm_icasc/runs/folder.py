@@ -2,35 +2,25 @@
 import argparse
 import json
 import math
-import os
-import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from timm import utils
 from timm.models import clean_state_dict
 
 from ..errors import HubError, ICASCError, one_line
 from ..foreign_files import read_json, read_yaml
-from ..foreign_text import shell_command
-from .files import write_text
 from .intact import check_intact
-from .lock import was_left
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED',
     'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS',
     'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'TENSORBOARD', 'WANDB_ID',
-    'check_folders', 'collect_runs',
-    'collect_segmentations', 'command_of', 'find_runs', 'find_weights', 'finished_results', 'group_runs',
-    'has_begun', 'latest_run', 'open_run', 'open_run_dir', 'open_runs', 'program', 'read_checkpoint',
-    'save_args', 'saved_at',
+    'open_run', 'read_checkpoint', 'read_mapping', 'saved_at',
 ]
 
 ARGUMENTS = 'args.yaml'
@@ -63,8 +53,6 @@ INCIDENTAL = (
 
 # Options that say where the files of a run go, and under which license.
 PUBLISHING_OPTIONS = ('output', 'experiment', 'push_to_hub', 'license')
-
-COMMAND = '# '  # before the command, in the first line of args.yaml
 
 # What results.json says of the model (`training.model_record`), and nobody could guess.
 RECORDED = (
@@ -220,6 +208,14 @@ def _load_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def saved_at(file: Path) -> float:
+    """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
+    try:
+        return _load_checkpoint(file)['saver'][SAVED]
+    except (ICASCError, KeyError, TypeError):
+        return file.stat().st_mtime
+
+
 # What results.json holds, where it holds it.
 KINDS = {
     'method': str, 'command': str, 'device': str, 'epochs': int, 'seed': int, 'world_size': int, 'versions': dict,
@@ -240,7 +236,7 @@ def _check_results(results: dict[str, Any], file: Path) -> dict[str, Any]:
     return results
 
 
-def _mapping(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+def read_mapping(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     """What a file holds, which must be names and values; empty where there is no file."""
     content = read(file) if file.is_file() else {}
     if not isinstance(content, dict):
@@ -252,239 +248,5 @@ def open_run(folder: Path) -> Run:
     """The run in a folder, finished or not; raises what reading its files raises."""
     arguments, results = folder / ARGUMENTS, folder / RESULTS
     return Run(
-        folder,
-        _mapping(arguments, read_yaml), _check_results(_mapping(results, read_json), results))
-
-
-def _read_finished(folder: Path) -> Run | None:
-    """The finished run in a folder; None, with a warning, where its files do not tell all of it."""
-    try:
-        run = open_run(folder)
-        if not run.arguments:
-            raise ValueError(f'no {ARGUMENTS}')
-        run.options, run.measures, run.method, run.signature()
-        return run
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        reason = one_line(e)
-        warnings.warn(f"'{folder}' is left out, its files cannot be read: {reason}", stacklevel=3)
-        return None
-
-
-def find_runs(path: Path) -> list[Path]:
-    """The folders of finished or interrupted runs at `path`: itself, or the two of --icasc-compare."""
-    if any(path.glob(f'*{CHECKPOINT}')):
-        return [path]
-    return sorted({file.parent for file in path.glob(f'*/*{CHECKPOINT}') if (file.parent / ARGUMENTS).is_file()})
-
-
-def find_weights(source: str, best: bool) -> Path:
-    """The checkpoint that a user means by the folder of a run, or by a file.
-
-    Args:
-        source: Folder or file.
-        best: Of a folder, the weights of the best epoch and not those of the last.
-
-    Raises:
-        ICASCError: There is none.
-    """
-    path = Path(source)
-    if path.is_dir():
-        names = (BEST,) if best else (LAST, BEST)
-        weights = next((path / name for name in names if (path / name).is_file()), None)
-        if weights is None and (runs := [run for run in find_runs(path) if run != path]):
-            raise ICASCError(f"'{source}' holds {len(runs)} runs, name one: {', '.join(map(str, runs))}.")
-        if weights is None:
-            raise ICASCError(f"'{source}' has no {names[0]}: it is not the folder of a run.")
-        return weights
-    if not path.is_file():
-        raise ICASCError(f"no checkpoint or folder of a run '{source}'.")
-    return path
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether a run can be gone on with; one that was stopped before its first checkpoint begins anew."""
-    return (folder / ARGUMENTS).is_file() and (folder / LAST).is_file()
-
-
-def saved_at(file: Path) -> float:
-    """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
-    try:
-        return _load_checkpoint(file)['saver'][SAVED]
-    except (ICASCError, KeyError, TypeError):
-        return file.stat().st_mtime
-
-
-def _newest_of(folder: Path) -> list[Path]:
-    """The last checkpoints of a run; its args.yaml, where a kill came before the first one; else none."""
-    checkpoints = [*folder.glob(LAST), *folder.glob(f'*/{LAST}')]
-    left = [file for name in (f'*{CHECKPOINT}', SUMMARY, RESULTS) for file in folder.glob(name)]
-    return checkpoints or [folder / ARGUMENTS] * (not left)
-
-
-def latest_run(root: Path, name: str = '') -> Path | None:
-    """The folder, of one run or of an --icasc-compare, whose last checkpoint is the newest; None without one.
-
-    Args:
-        root: Folder of runs.
-        name: Of the only run to look at; all when empty.
-    """
-    folders = [root / name] if name else root.glob('*')
-    found = {folder: _newest_of(folder) for folder in folders if (folder / ARGUMENTS).is_file()}
-    found = {folder: files for folder, files in found.items() if files}
-    if len(found) < 2:
-        return next(iter(found), None)
-    return max(found, key=lambda folder: max(map(saved_at, found[folder])))
-
-
-def _open_finished(folder: Path) -> Run:
-    if not (folder / RESULTS).is_file():
-        hint = 'timm-icasc train --resume auto goes on with it' if (folder / ARGUMENTS).is_file() else \
-            'a run directory is what timm-icasc train leaves in output/'
-        raise HubError(f"'{folder}' holds no finished run (there is no {RESULTS}); {hint}.")
-    try:
-        run = open_run(folder)
-    except (OSError, ValueError) as e:
-        raise HubError(f"'{folder}' cannot be read: {one_line(e)}") from e
-    try:
-        run.metrics, [run.model[name] for name in RECORDED]
-    except (KeyError, TypeError, AttributeError) as e:
-        raise run.outdated() from e
-    return run
-
-
-def open_runs(folder: Path) -> list[Run]:
-    """The finished runs in a folder, to be published: one, or the two of an --icasc-compare job, the ICASC one last.
-
-    Raises:
-        HubError: A run is not finished, or does not describe its model.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise HubError(f"no run directory '{folder}'.")
-    compared = [folder / name for name in COMPARED]
-    folders = compared if all(path.is_dir() for path in compared) else [folder]
-    runs = [_open_finished(path) for path in folders]
-    for run in runs:
-        if not run.checkpoint.is_file():
-            raise HubError(f"'{run.folder}' has no {LAST}; its weights are gone.")
-    return runs
-
-
-def check_folders(folders: Sequence[Path]) -> None:
-    """Raise ICASCError where a folder is missing."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise ICASCError(f"no folder '{folder}'.")
-
-
-def collect_runs(folders: Sequence[Path]) -> list[Run]:
-    """Every finished run at or below the folders; what cannot be read is left out with a warning."""
-    files = sorted({file.resolve() for folder in folders for file in folder.rglob(RESULTS)})
-    return [run for run in (_read_finished(file.parent) for file in files) if run is not None]
-
-
-def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every finished segmentation.json at or below the folders; those of --cues-only have no mean IoU."""
-    results = []
-    for file in sorted({file.resolve() for folder in folders for file in folder.rglob(f'{SEGMENTATION}.json')}):
-        try:
-            result = read_json(file)
-            if result.get('mIoU') is not None:
-                results.append({
-                    **result, 'mIoU': float(result['mIoU']), 'attention': result['attention'],
-                    'seed': result['seed']})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            warnings.warn(f"'{file}' is left out, it cannot be read: {one_line(e)}", stacklevel=2)
-    return results
-
-
-def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in the seed alone; of two with one seed, the later folder in the alphabet counts."""
-    groups: dict[tuple[str, str], dict[int, Run]] = {}
-    for run in runs:
-        group = groups.setdefault((run.method, run.signature(run.is_baseline)), {})
-        if run.seed in group:
-            warnings.warn(
-                f"'{group[run.seed].folder}' and '{run.folder}' are the same run with the same seed; the "
-                f'second counts', stacklevel=2)
-        group[run.seed] = run
-    return [[group[seed] for seed in sorted(group)] for group in groups.values()]
-
-
-def _is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but the lock, or half a file, of a run that was killed before its first file."""
-    return folder.is_dir() and all(name.startswith('.') for name in os.listdir(folder)) and was_left(folder)
-
-
-def open_run_dir(args: argparse.Namespace) -> Path:
-    """A new folder for the run, or one that is as good as new: runs are never written over."""
-    name = args.experiment or f"{args.model.replace('/', '_').replace(':', '_')}-" \
-                              f"{(args.dataset or Path(args.data_dir).name).replace('/', '_')}"
-    try:
-        base = Path(args.output) / name
-        folder, count = base, 1
-        while utils.is_primary(args):
-            try:
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:
-                if not folder.is_dir():
-                    raise
-                if _is_empty(folder):
-                    break
-                folder, count = Path(f'{base}-{count}'), count + 1
-        return folder
-    except OSError as e:
-        raise ICASCError(f"`output`: cannot write to '{args.output}': {e.strerror}.") from e
-
-
-def finished_results(folder: Path, epochs: int) -> dict[str, Any] | None:
-    """results.json of a run of so many epochs; None where there is none, or it does not tell all that it should."""
-    try:
-        run = Run(folder, {}, read_json(folder / RESULTS))
-        run.method, run.metrics, run.results['best'], [run.model[name] for name in RECORDED]
-        return run.results if run.results['epochs'] == epochs else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def program() -> list[str]:
-    """The words that call this process's program as it was called: behind them, its options.
-
-    With those of torchrun where this job has several processes, `train` where that is a command of the program.
-    """
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    local = int(os.environ.get('LOCAL_WORLD_SIZE', world))
-    words = ['torchrun', f'--nnodes={world // local}', f'--nproc_per_node={local}'] if world > 1 else []
-    spec = getattr(sys.modules['__main__'], '__spec__', None)
-    script = Path(sys.argv[0])
-    if spec is not None and spec.origin == sys.argv[0]:
-        words += [*([] if words else ['python']), '-m', spec.name.removesuffix('.__main__')]
-    else:
-        words += [*(['--no-python'] if words and script.suffix != '.py' else []), script.name]
-    return words + sys.argv[1:2] * (sys.argv[1:2] == ['train'])
-
-
-def command_of(given: dict[str, Any], run_dir: Path | None) -> str:
-    """The command that began a run, which its args.yaml keeps; followed by this one if it goes on with other options.
-
-    Args:
-        given: Options of this process.
-        run_dir: Folder of the run to go on with; None for a new one.
-    """
-    called = program()
-    command = shell_command([*called, *sys.argv[1 + (sys.argv[1:2] == ['train']):]])
-    text = (run_dir / ARGUMENTS).read_text(errors='replace') if run_dir and (run_dir / ARGUMENTS).is_file() else ''
-    if not text.startswith(COMMAND):
-        return command
-    first = text.partition('\n')[0].removeprefix(COMMAND)
-    same = all(
-        given.get(name) == value for name,
-        value in _mapping(run_dir / ARGUMENTS, read_yaml).items() if name not in PUBLISHING_OPTIONS)
-    return first if same else f"{first} && {'python ' if called[0].endswith('.py') else ''}{command}"
-
-
-def save_args(given: dict[str, Any], folder: Path, command: str) -> None:
-    """Write args.yaml: the options as given, before the machine and the data set filled them in, below the command."""
-    text = yaml.safe_dump({k: v for k, v in given.items() if k not in ('run_dir', 'config', 'resume')})
-    write_text(folder / ARGUMENTS, f'{COMMAND}{command}\n{text}')
+        folder, read_mapping(arguments, read_yaml),
+        _check_results(read_mapping(results, read_json), results))

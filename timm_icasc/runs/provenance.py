@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from ..version import __version__
-from .folder import command_of
+from .begin import command_of
 
 
 def _commit() -> str | None:

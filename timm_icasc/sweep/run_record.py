@@ -13,7 +13,8 @@ from ..evaluation.measures import correct_predictions
 from ..foreign_files import read_json
 from ..labels import SINGLE
 from ..runs.epochs import SECONDS
-from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, has_begun, open_run
+from ..runs.find import has_begun
+from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, open_run
 from ..runs.tables import write_json
 from .study import PlannedRun, Study, changed_options
 

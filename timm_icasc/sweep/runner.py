@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..errors import ICASCError
 from ..foreign_text import printable
-from ..runs.folder import RESULTS, has_begun
+from ..runs.find import has_begun
+from ..runs.folder import RESULTS
 from ..runs.lock import alone_in, try_lock
 from ..training.option_groups import usable_cores
 from .run_record import make_record, record_path

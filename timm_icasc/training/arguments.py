@@ -10,7 +10,8 @@ from ..data import BALANCED
 from ..errors import ICASCError
 from ..foreign_files import refuse_links_out_of
 from ..foreign_text import shell_command
-from ..runs.folder import ARGUMENTS, COMPARED, latest_run
+from ..runs.find import latest_run
+from ..runs.folder import ARGUMENTS, COMPARED
 from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .loaders import mixes
 from .option_groups import GROUPS

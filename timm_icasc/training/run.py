@@ -15,9 +15,11 @@ from ..data import begin_epoch
 from ..errors import ICASCError, NonFiniteLossError, one_line
 from ..foreign_text import printable
 from ..labels import MULTI
+from ..runs.begin import save_args
 from ..runs.epochs import SECONDS, add_epoch, epoch_record, read_epochs
 from ..runs.files import write_text
-from ..runs.folder import LAST, RESULTS, finished_results, save_args
+from ..runs.find import finished_results
+from ..runs.folder import LAST, RESULTS
 from ..runs.provenance import provenance
 from .console import LOSSES, format_epoch, format_header, log
 from .epoch import evaluate, evaluated_model, is_validated, train_one_epoch
