@@ -16,10 +16,11 @@ from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layer
 from timm_icasc.cli import main
 from timm_icasc.data import DigitsDataset, few_of_each_class, image_name
 from timm_icasc.evaluation import checkpoint
-from timm_icasc.evaluation.checkpoint import _in_chans, load_checkpoint
+from timm_icasc.evaluation.checkpoint import load_checkpoint
 from timm_icasc.evaluation.faithfulness import blurred, highest
 from timm_icasc.evaluation.image_records import load_records, save_records
 from timm_icasc.evaluation.options import default_options
+from timm_icasc.evaluation.restore import _in_chans
 from timm_icasc.losses import attention_overlap
 
 

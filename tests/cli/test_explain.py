@@ -1,4 +1,5 @@
 """`timm-icasc explain`: what is written of images without labels, by which models, and what becomes of broken files."""
+import argparse
 import csv
 import gc
 import html
@@ -17,7 +18,7 @@ import timm_icasc
 from timm_icasc.cli import main
 from timm_icasc.data.image_files import find_images
 from timm_icasc.errors import ICASCError
-from timm_icasc.evaluation.checkpoint import load_explainer
+from timm_icasc.evaluation.explainers import load_explainer, load_explainers
 from timm_icasc.explanation import Explainer
 from timm_icasc.figures import explained
 from timm_icasc.figures.explained import Outputs, explain_files
@@ -214,6 +215,13 @@ class TestModels:
             (run / 'results.json').write_text(json.dumps({'method': 'cross-entropy', 'last': measures}))
         assert load_explainer(str(run), load_options()).labels.score == kind
         assert load_explainer(str(run), load_options(), multilabel=True).labels.score == 'sigmoid'
+
+    def test_runs_of_one_name_are_told_apart(self, tmp_path):
+        """By the folder above; where that has the same name too, by a number."""
+        runs = [str(make_run(tmp_path / folder / 'ach')) for folder in ('x/digits', 'y/digits', 'y/flowers')]
+        options = argparse.Namespace(**{**vars(load_options()), 'architecture': None, 'multilabel': None})
+        labels = [explainer.label for explainer in load_explainers(runs, options)]
+        assert labels == ['digits-ach', 'digits-ach-2', 'flowers-ach']
 
     def test_class_names_of_the_run(self, photos, tmp_path):
         run = make_run(tmp_path / 'run', num_classes=3)

@@ -11,7 +11,7 @@ import argparse
 
 from ..demo.page import launch_page, load_gradio
 from ..errors import ICASCError
-from ..evaluation.checkpoint import load_explainers
+from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
 
 

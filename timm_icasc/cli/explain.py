@@ -16,7 +16,7 @@ from ..attention import METHODS
 from ..data.image_endings import ENDINGS, check_endings
 from ..data.image_files import find_images
 from ..errors import ICASCError
-from ..evaluation.checkpoint import load_explainers
+from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
 from ..figures.explained import RAW, Outputs, explain_files
 from ..foreign_text import printable

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..attention import METHODS
 from ..errors import ICASCError, VersionError
-from ..evaluation.checkpoint import load_explainers
+from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
 from ..explanation import Explainer, Explanation
 from ..foreign_text import markdown_text, printable

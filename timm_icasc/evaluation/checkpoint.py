@@ -1,62 +1,34 @@
 """From what a user names (the folder of a run, a checkpoint file, a hub name) to a model and its test images."""
 import argparse
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn as nn
-from huggingface_hub import try_to_load_from_cache
 from timm.data import create_transform
-from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
-from ..data import (
-    FewImages,
-    class_names,
-    create_dataset,
-    few_of_each_class,
-    is_stream,
-    labels_of,
-    name_classes,
-)
+from ..data import FewImages, class_names, few_of_each_class, labels_of, name_classes
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..explanation import Explainer
-from ..explanation.class_names import class_names_of, fill_up
+from ..explanation.class_names import fill_up
 from ..features.layout import ICASCLayers
 from ..features.resolve import resolve_layers
-from ..foreign_files import read_json
 from ..foreign_text import printable
-from ..hub.model_folder import CONFIG, METADATA_KEY
 from ..labels import MULTI, LabelKind, check_same_classes
 from ..runs.find import find_runs, find_weights
-from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
-from ..runs.intact import check_intact
-from ..training.arguments import parse_args
+from ..runs.folder import Run
 from ..training.device import device_fault
-from ..training.job import set_up_model
 from ..training.loaders import set_up_data_config
-from ..training.option_groups import usable_cores
+from .restore import HUB, is_name, restore, run_arguments, run_beside
 
 __all__ = [
-    'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'load_explainer',
-    'load_explainers',
+    'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'name_apart',
 ]
-
-HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
-
-# Data sets whose images can have several classes, by their names.
-MULTI_LABEL_NAMES = ('voc2007', 'voc2012', 'voc2007-packed', 'multilabel')
-
-# Options of the command that replace those of the run, where given.
-OVERRIDES = (
-    'data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device',
-    'max_image_pixels', 'image_endings')
 
 
 @dataclass
@@ -104,152 +76,6 @@ class Checkpoint:
     def class_name(self, index: int) -> str:
         # A head may have more outputs than the data set has classes.
         return self.names[index] if self.names and index < len(self.names) else str(index)
-
-
-def _is_name(source: str) -> bool:
-    """Whether it is a model's name, on the Hub or among timm's, and not a file or folder."""
-    return source.startswith(HUB) or not Path(source).exists() and timm.is_model(source)
-
-
-def _run_arguments(
-        source: str,
-        given: argparse.Namespace,
-        run: Run | None,
-        with_data: bool,
-) -> argparse.Namespace:
-    """The options of timm-icasc train that the checkpoint was, or would have been, trained with."""
-    argv = []
-    if run is not None:
-        argv += ['--config', str(run.folder / ARGUMENTS)]
-    elif _is_name(source):
-        argv += ['--model', source]
-    elif not given.model:
-        raise ICASCError(f"'{source}' has no {ARGUMENTS} beside it: name its architecture with `model`.")
-    if given.model and not _is_name(source):
-        argv += ['--model', given.model]
-    if with_data and run is None and not given.data_dir and not getattr(given, 'dataset', None):
-        raise ICASCError(f"'{source}' tells no data set: name it with `data_dir` (and `dataset`).")
-    if run is None and not with_data:
-        argv += ['--data-dir', '.']  # never opened; without any, the recipe of the digits would prepare the images
-    for name in OVERRIDES:
-        if (value := getattr(given, name, None)) is not None:
-            argv += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-    args = parse_args(argv)
-    if getattr(given, 'dataset', None):
-        args.image_endings = getattr(given, 'image_endings', None)  # those of the run are of its own data
-    if args.input_size and getattr(given, 'img_size', None):  # the run's size gives way to what is asked for
-        args.input_size = [args.input_size[0], given.img_size, given.img_size]
-    if getattr(given, 'workers', None) is None:  # the run may be of a larger machine
-        args.workers = min(args.workers, usable_cores())
-    if with_data and given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
-        args.dataset = ''  # the embedded data of the run give way to the folder
-    return args
-
-
-def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> int | None:
-    """Number of logits, read from the weights of the head that the architecture names."""
-    config = timm.get_pretrained_cfg(model_name, allow_unregistered=True)
-    classifier = getattr(config, 'classifier', None)
-    classifier = classifier[0] if isinstance(classifier, (list, tuple)) else classifier
-    weight = state_dict.get(f'{classifier}.weight')
-    return None if weight is None else len(weight)
-
-
-def _in_chans(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> int:
-    """Channels of the images, read from the first convolution, which says what no configuration need say."""
-    first = config.get('first_conv') or ()
-    for name in (first,) if isinstance(first, str) else first:
-        weight = weights.get(f'{name}.weight')
-        if weight is not None and weight.ndim == 4 and weight.shape[1] in (1, 3):
-            return weight.shape[1]
-    return (config.get('input_size') or (3,))[0]
-
-
-def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
-    """The averaged weights where the file has any; timm reads what no run has written."""
-    if run is not None and file.name.endswith(CHECKPOINT):
-        return run.load_weights(file)
-    check_intact(file)
-    try:
-        return load_state_dict(str(file))
-    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"cannot read the checkpoint '{file}': {one_line(e)}") from e
-
-
-def _fill_model(
-        args: argparse.Namespace,
-        file: Path,
-        state_dict: dict[str, torch.Tensor],
-        names: Sequence[str] | None,
-) -> nn.Module:
-    args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (
-        len(names) if names else None)
-    model = set_up_model(args)
-    # Another image size than in training: position embeddings are resampled as timm does for its own weights.
-    resample = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
-    try:
-        if resample is not None and (args.img_size or args.input_size):
-            state_dict = resample(state_dict, model)
-        model.load_state_dict(state_dict)
-    except (RuntimeError, TypeError) as e:
-        raise ICASCError(
-            f"the weights of '{file}' do not fit `model={args.model}`: "
-            f"{one_line(e)}") from e
-    return model
-
-
-def _load(
-        args: argparse.Namespace,
-        weights: Path | None,
-        run: Run | None,
-        with_data: bool,
-        pretrained_path: str | None,
-) -> tuple[nn.Module, Dataset | None]:
-    """The model and its data; the channels of the images are those of the weights."""
-    args.grad_checkpointing, args.initial_checkpoint = False, ''
-    args.pretrained_path, args.rank = pretrained_path, 0
-    args.pretrained = weights is None
-    if weights is None:
-        args.in_chans = args.input_size[0] if args.input_size else args.in_chans  # None: the published one
-        if pretrained_path and args.num_classes is None:
-            own = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
-            file, there = Path(pretrained_path), None
-            if file.is_file():
-                there = _classifier_size(_read_weights(file, None), args.model)
-            args.num_classes = there or (own.num_classes if own else None)
-        model = set_up_model(args)
-        args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
-        return model, _open_dataset(args) if with_data else None
-    state_dict = _read_weights(weights, run)
-    if not isinstance(state_dict, dict) or not all(
-            isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ICASCError(f"'{weights}' holds other things than the tensors of a model; it is no checkpoint.")
-    config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
-    args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
-    dataset = _open_dataset(args) if with_data else None
-    names = class_names(dataset) if dataset else None
-    return _fill_model(args, weights, state_dict, names), dataset
-
-
-def _run_beside(weights: Path | None) -> Run | None:
-    """The run that a file of weights lies in, if it lies in one."""
-    if weights is None or not (weights.parent / ARGUMENTS).is_file():
-        return None
-    try:
-        return open_run(weights.parent)
-    except (OSError, ValueError) as e:
-        raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
-
-
-def _open_dataset(args: argparse.Namespace) -> Dataset:
-    dataset = create_dataset(
-        args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
-        download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
-        batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels,
-        image_endings=args.image_endings)
-    if is_stream(dataset):
-        raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
-    return dataset
 
 
 def _noted_names(run: Run | None, weights: Path | None, model: nn.Module) -> list[str] | None:
@@ -318,12 +144,12 @@ def load_checkpoint(
         ICASCError: No such file, weights that do not fit, a model without --model.
         DataError: The data set is missing, cannot be indexed, or has more classes than the model.
     """
-    weights = None if _is_name(source) else find_weights(source, given.best)
-    run = _run_beside(weights)
-    args = _run_arguments(source, given, run, with_data)
+    weights = None if is_name(source) else find_weights(source, given.best)
+    run = run_beside(weights)
+    args = run_arguments(source, given, run, with_data)
     # A run may be of a machine with another device.
     args.device = given.device or next(d for d in (args.device, 'cuda', 'cpu') if d and not device_fault(d))
-    model, dataset = _load(args, weights, run, with_data, getattr(given, 'pretrained_path', None))
+    model, dataset = restore(args, weights, run, with_data, getattr(given, 'pretrained_path', None))
     names = _match_classes(dataset, source, run, weights, model, given) if with_data else None
     try:
         model = model.to(args.device).eval()
@@ -352,84 +178,6 @@ def load_checkpoint(
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 
 
-def _published_run(source: str) -> dict[str, Any]:
-    """What the configuration of a published model notes down of its run; nothing where it is not of this package."""
-    kind, _, place = source.partition(':')
-    file: Any = Path(place) / CONFIG
-    if source.startswith(HUB) and kind != 'local-dir':
-        repo, _, revision = place.partition('@')
-        file = try_to_load_from_cache(repo, CONFIG, revision=revision or None)  # timm has fetched it
-    try:
-        known = isinstance(file, (str, Path)) and place
-        noted = read_json(Path(file))[METADATA_KEY] if known else {}
-        return noted if isinstance(noted, dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):  # somebody else's configuration, which says nothing of it
-        return {}
-
-
-def _says_multilabel(checkpoint: Checkpoint, source: str) -> bool:
-    """Whether the model's images can have several classes, as its run, or the configuration beside it, notes down."""
-    run = checkpoint.run
-    if run is not None and not run.results:
-        return checkpoint.args.dataset in MULTI_LABEL_NAMES
-    metrics = _published_run(source).get('metrics') if run is None else run.metrics
-    return isinstance(metrics, dict) and any(name in MULTI.measures for name in metrics)
-
-
-def _names_of_classes(checkpoint: Checkpoint, source: str) -> list[str]:
-    """Names where no run has noted them down. The number of classes tells none of a model trained on one's own data."""
-    if checkpoint.run is not None:  # the configuration is that of the weights that it started from
-        return [str(c) for c in range(checkpoint.num_classes)]
-    dataset = _published_run(source).get('dataset', 'imagenet')
-    return class_names_of(
-        checkpoint.model, checkpoint.num_classes, by_number=isinstance(dataset, str) and 'imagenet' in dataset)
-
-
-def load_explainer(
-        source: str,
-        given: argparse.Namespace,
-        multilabel: bool | None = None,
-) -> Explainer:
-    """A model to explain images with, which need no labels: no data set is opened.
-
-    Args:
-        source: As for `load_checkpoint`.
-        given: Options of `add_model_arguments`.
-        multilabel: Whether images can have several classes; None: as the run or the published model notes down.
-
-    Raises:
-        ICASCError: As of `load_checkpoint`.
-    """
-    if Path(source).is_file() and _run_beside(Path(source)) is None and not given.model:
-        raise ICASCError(f"'{source}' lies in no run's folder: name its `architecture`.")
-    checkpoint = load_checkpoint(source, given, with_data=False)
-    names = None
-    if checkpoint.run is not None:
-        names = checkpoint.run.class_names(Path(checkpoint.source))
-    if names is not None and len(names) > checkpoint.num_classes:
-        raise ICASCError(
-            f"the run '{source}' has {len(names)} class names, its weights {checkpoint.num_classes} classes.")
-    if names is None:
-        names = _names_of_classes(checkpoint, source)
-    names = fill_up(names, checkpoint.num_classes)
-    if multilabel is None:
-        multilabel = _says_multilabel(checkpoint, source)
-    return Explainer(
-        checkpoint.model, names, multilabel, checkpoint.data_config, checkpoint.layers,
-        checkpoint.label)
-
-
-def load_explainers(sources: Sequence[str], args: argparse.Namespace) -> list[Explainer]:
-    """`load_explainer` for each, with the options of `add_explained_model_arguments`; labels are made unique."""
-    given = argparse.Namespace(**{**vars(args), 'model': args.architecture, 'data_dir': None})
-    explainers = [load_explainer(source, given, args.multilabel) for source in sources]
-    labels = [explainer.label for explainer in explainers]
-    for explainer, source in zip(explainers, sources, strict=True):
-        if labels.count(explainer.label) > 1:
-            explainer.label = printable('-'.join(Path(source).parts[-2:]))
-    return explainers
-
-
 def expand_sources(sources: Sequence[str]) -> list[str]:
     """Each source once, however its path is written; the folder of --icasc-compare stands for its two runs."""
     expanded: dict[str, str] = {}
@@ -441,17 +189,24 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     return list(expanded.values())
 
 
+def name_apart(models: Sequence[Checkpoint | Explainer], sources: Sequence[str]) -> None:
+    """Make the labels of several models unique: by the folder above, then by a number."""
+    labels = [model.label for model in models]
+    for model, source in zip(models, sources, strict=True):
+        if labels.count(model.label) > 1:
+            model.label = printable('-'.join(Path(source).parts[-2:]))
+    taken: set[str] = set()
+    for i, model in enumerate(models):
+        if model.label in taken:
+            model.label = f'{model.label}-{i + 1}'
+        taken.add(model.label)
+
+
 def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[Checkpoint]:
     """`load_checkpoint` for each of `expand_sources`; labels are made unique."""
     expanded = expand_sources(sources)
     checkpoints = [load_checkpoint(source, given) for source in expanded]
-    labels = [checkpoint.label for checkpoint in checkpoints]
-    for checkpoint, source in zip(checkpoints, expanded, strict=True):
-        if labels.count(checkpoint.label) > 1:
-            checkpoint.label = printable('-'.join(Path(source).parts[-2:]))
-    for i, checkpoint in enumerate(checkpoints):
-        if checkpoint.label in [other.label for other in checkpoints[:i]]:
-            checkpoint.label = f'{checkpoint.label}-{i + 1}'
+    name_apart(checkpoints, expanded)
     return checkpoints
 
 

@@ -1,0 +1,187 @@
+"""A network as it was trained: the options of its run, its weights, the data set that tells its classes."""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn as nn
+from timm.models import load_state_dict
+from torch.utils.data import Dataset
+
+from ..data import class_names, create_dataset, is_stream
+from ..errors import DataError, ICASCError, one_line
+from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
+from ..runs.intact import check_intact
+from ..training.arguments import parse_args
+from ..training.job import set_up_model
+from ..training.option_groups import usable_cores
+
+__all__ = ['HUB', 'is_name', 'restore', 'run_arguments', 'run_beside']
+
+HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
+
+# Options of the command that replace those of the run, where given.
+OVERRIDES = (
+    'data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device',
+    'max_image_pixels', 'image_endings')
+
+
+def is_name(source: str) -> bool:
+    """Whether it is a model's name, on the Hub or among timm's, and not a file or folder."""
+    return source.startswith(HUB) or not Path(source).exists() and timm.is_model(source)
+
+
+def run_arguments(
+        source: str,
+        given: argparse.Namespace,
+        run: Run | None,
+        with_data: bool,
+) -> argparse.Namespace:
+    """The options of timm-icasc train that the checkpoint was, or would have been, trained with."""
+    argv = []
+    if run is not None:
+        argv += ['--config', str(run.folder / ARGUMENTS)]
+    elif is_name(source):
+        argv += ['--model', source]
+    elif not given.model:
+        raise ICASCError(f"'{source}' has no {ARGUMENTS} beside it: name its architecture with `model`.")
+    if given.model and not is_name(source):
+        argv += ['--model', given.model]
+    if with_data and run is None and not given.data_dir and not getattr(given, 'dataset', None):
+        raise ICASCError(f"'{source}' tells no data set: name it with `data_dir` (and `dataset`).")
+    if run is None and not with_data:
+        argv += ['--data-dir', '.']  # never opened; without any, the recipe of the digits would prepare the images
+    for name in OVERRIDES:
+        if (value := getattr(given, name, None)) is not None:
+            argv += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    args = parse_args(argv)
+    if getattr(given, 'dataset', None):
+        args.image_endings = getattr(given, 'image_endings', None)  # those of the run are of its own data
+    if args.input_size and getattr(given, 'img_size', None):  # the run's size gives way to what is asked for
+        args.input_size = [args.input_size[0], given.img_size, given.img_size]
+    if getattr(given, 'workers', None) is None:  # the run may be of a larger machine
+        args.workers = min(args.workers, usable_cores())
+    if with_data and given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
+        args.dataset = ''  # the embedded data of the run give way to the folder
+    return args
+
+
+def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> int | None:
+    """Number of logits, read from the weights of the head that the architecture names."""
+    config = timm.get_pretrained_cfg(model_name, allow_unregistered=True)
+    classifier = getattr(config, 'classifier', None)
+    classifier = classifier[0] if isinstance(classifier, (list, tuple)) else classifier
+    weight = state_dict.get(f'{classifier}.weight')
+    return None if weight is None else len(weight)
+
+
+def _in_chans(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> int:
+    """Channels of the images, read from the first convolution, which says what no configuration need say."""
+    first = config.get('first_conv') or ()
+    for name in (first,) if isinstance(first, str) else first:
+        weight = weights.get(f'{name}.weight')
+        if weight is not None and weight.ndim == 4 and weight.shape[1] in (1, 3):
+            return weight.shape[1]
+    return (config.get('input_size') or (3,))[0]
+
+
+def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
+    """The averaged weights where the file has any; timm reads what no run has written."""
+    if run is not None and file.name.endswith(CHECKPOINT):
+        return run.load_weights(file)
+    check_intact(file)
+    try:
+        return load_state_dict(str(file))
+    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
+        raise ICASCError(f"cannot read the checkpoint '{file}': {one_line(e)}") from e
+
+
+def _fill_model(
+        args: argparse.Namespace,
+        file: Path,
+        state_dict: dict[str, torch.Tensor],
+        names: Sequence[str] | None,
+) -> nn.Module:
+    args.num_classes = _classifier_size(state_dict, args.model) or args.num_classes or (
+        len(names) if names else None)
+    model = set_up_model(args)
+    # Another image size than in training: position embeddings are resampled as timm does for its own weights.
+    resample = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    try:
+        if resample is not None and (args.img_size or args.input_size):
+            state_dict = resample(state_dict, model)
+        model.load_state_dict(state_dict)
+    except (RuntimeError, TypeError) as e:
+        raise ICASCError(
+            f"the weights of '{file}' do not fit `model={args.model}`: "
+            f"{one_line(e)}") from e
+    return model
+
+
+def restore(
+        args: argparse.Namespace,
+        weights: Path | None,
+        run: Run | None,
+        with_data: bool,
+        pretrained_path: str | None,
+) -> tuple[nn.Module, Dataset | None]:
+    """The model and its data set; the channels of the images are those of the weights.
+
+    Args:
+        args: Of `run_arguments`; what the weights tell (classes, channels) is filled in.
+        weights: The checkpoint; None for a published model, whose weights timm loads.
+        run: That the checkpoint is of.
+        with_data: Whether to open the data set.
+        pretrained_path: File with the weights of a published model, on a machine that cannot download them.
+
+    Raises:
+        ICASCError: The file is no checkpoint, or its weights do not fit the model.
+        DataError: The data set is missing, or cannot be indexed.
+    """
+    args.grad_checkpointing, args.initial_checkpoint = False, ''
+    args.pretrained_path, args.rank = pretrained_path, 0
+    args.pretrained = weights is None
+    if weights is None:
+        args.in_chans = args.input_size[0] if args.input_size else args.in_chans  # None: the published one
+        if pretrained_path and args.num_classes is None:
+            own = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+            file, there = Path(pretrained_path), None
+            if file.is_file():
+                there = _classifier_size(_read_weights(file, None), args.model)
+            args.num_classes = there or (own.num_classes if own else None)
+        model = set_up_model(args)
+        args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
+        return model, _open_dataset(args) if with_data else None
+    state_dict = _read_weights(weights, run)
+    if not isinstance(state_dict, dict) or not all(
+            isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ICASCError(f"'{weights}' holds other things than the tensors of a model; it is no checkpoint.")
+    config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
+    args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
+    dataset = _open_dataset(args) if with_data else None
+    names = class_names(dataset) if dataset else None
+    return _fill_model(args, weights, state_dict, names), dataset
+
+
+def run_beside(weights: Path | None) -> Run | None:
+    """The run that a file of weights lies in, if it lies in one."""
+    if weights is None or not (weights.parent / ARGUMENTS).is_file():
+        return None
+    try:
+        return open_run(weights.parent)
+    except (OSError, ValueError) as e:
+        raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
+
+
+def _open_dataset(args: argparse.Namespace) -> Dataset:
+    dataset = create_dataset(
+        args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
+        download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
+        batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels,
+        image_endings=args.image_endings)
+    if is_stream(dataset):
+        raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
+    return dataset
