@@ -43,10 +43,17 @@ class TestSelectClasses:
         (torch.zeros(2, 3), r'torch.float32 \(2, 3\)'),
         (torch.zeros(2, 4, dtype=torch.long), r'torch.int64 \(2, 4\)'),
         (torch.tensor([True, False]), r'torch.bool \(2,\)'),
+        ([0, 1], 'must be a tensor, got list'),
     ])
     def test_bad_targets_are_named(self, target, message):
         with pytest.raises(TargetError, match=message):
             SINGLE.select(self.logits, target)
+
+    def test_a_class_that_is_switched_off_is_no_rival(self):
+        logits = torch.tensor([[1., -torch.inf, 0.], [1., -torch.inf, -torch.inf]])
+        pair = SINGLE.select(logits, torch.tensor([0, 0]))
+        assert pair.confused.argmax(1)[0] == 2 and pair.valid.tolist() == [True, False] and not pair.confused[1].any()
+        assert SINGLE.most_confusing(logits.numpy(), torch.tensor([0, 0]).numpy()).tolist() == [2, -1]
 
     def test_one_class_is_not_enough(self):
         with pytest.raises(TargetError, match='second class'):

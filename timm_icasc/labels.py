@@ -90,6 +90,7 @@ class LabelKind:
         """
         self.check(logits, target)
         present, absent = self.sides(logits, target)
+        absent &= logits.detach() != -torch.inf  # a class that is switched off
         has_rival = absent.any(1)
         confused = _highest(logits if rival == 'confused' else torch.rand_like(logits), absent)
         return ClassPair(
@@ -109,6 +110,7 @@ class LabelKind:
         """
         known = torch.as_tensor(scores)[:, :self.known(targets, scores.shape[1])]
         _, absent = self.sides(known, torch.as_tensor(targets))
+        absent &= known != -torch.inf
         return torch.where(absent.any(1), _highest(known, absent), -1).numpy()
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -150,6 +152,11 @@ def _check_logits(logits: torch.Tensor) -> None:
         raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {logits.shape[1]}.')
 
 
+def _check_tensor(target: torch.Tensor) -> None:
+    if not isinstance(target, torch.Tensor):
+        raise TargetError(f'target must be a tensor, got {type(target).__name__}: torch.as_tensor makes one.')
+
+
 class _SingleLabel(LabelKind):
     """One class per image: indices `[B]` (integer) or, in training, class probabilities `[B, C]` (floating point).
 
@@ -164,6 +171,7 @@ class _SingleLabel(LabelKind):
 
     def check(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         _check_logits(logits)
+        _check_tensor(target)
         num_classes = logits.shape[1]
         indices = not target.is_floating_point() and target.dtype != torch.bool
         fits = target.shape == logits.shape[:1] if indices else target.shape == logits.shape
@@ -228,6 +236,7 @@ class _MultiLabel(LabelKind):
     def check(self, logits: torch.Tensor, target: torch.Tensor, ignored: bool = True) -> None:
         """As `LabelKind.check`; `ignored` says whether -1 is allowed."""
         _check_logits(logits)
+        _check_tensor(target)
         if target.shape != logits.shape or not target.is_floating_point():
             raise TargetError(
                 f'a multi-label target must be floating point, [B, C] = {tuple(logits.shape)}, with 1 '
@@ -313,11 +322,12 @@ def class_indices(
     if classes is None:
         return logits.detach().topk(min(topk, num_classes), dim=1).indices
     classes = torch.as_tensor(classes, device=logits.device)
-    if classes.is_floating_point() or classes.ndim > 2 or (
+    is_integer = not classes.is_floating_point() and classes.dtype != torch.bool
+    if not is_integer or not classes.numel() or classes.ndim > 2 or (
         classes.ndim == 2 and classes.shape[0] != batch):
         raise TargetError(
             f'classes must be a class index, indices [K] for every image or [B, K] per image (B = {batch}), '
             f'got {classes.dtype} {tuple(classes.shape)}.')
-    if classes.numel() and not 0 <= classes.min() <= classes.max() < num_classes:
+    if not 0 <= classes.min() <= classes.max() < num_classes:
         raise TargetError(f'classes must lie in 0 to {num_classes - 1}, got {classes.tolist()}.')
     return classes.long() if classes.ndim == 2 else classes.long().reshape(1, -1).expand(batch, -1)

@@ -22,8 +22,8 @@ MASK_SCALES = ('max', 'raw')
 
 def _exists(total: torch.Tensor) -> torch.Tensor:
     """Whether a sum or maximum of attention is more than nothing; NaN is, so that it shows."""
-    # No epsilon: maps of 1e-11 occur (LayerScale at initialisation), and each is as good as a map of 1. Only numbers
-    # whose reciprocal overflows count as zero.
+    # No epsilon: maps of 1e-11 occur (LayerScale at initialisation), and each is as good as a map of 1. Only what
+    # is below the smallest normal number counts as zero: it has lost digits, and its reciprocal may overflow.
     return ~(total < torch.finfo(total.dtype).tiny)
 
 

@@ -1,4 +1,4 @@
-"""Expected calibration error: does a probability of 70 % mean right in 70 of 100 cases?"""
+"""Class scores in, numbers out: calibration, KS margin, average precision, and the evaluator of several classes."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +45,8 @@ class KolmogorovSmirnov:
     """Two samples of probabilities and the place of the largest distance of their distribution functions (Fig. 9).
 
     Attributes:
-        margin: `max_p |F_confused(p) - F_target(p)|`, the KS statistic, in [0, 1]. Negative where the confused classes
-            have the larger probabilities.
+        margin: In [-1, 1]; its size is the KS statistic, `max_p |F_confused(p) - F_target(p)|`. Negative where the
+            confused classes have the larger probabilities.
         probability: The `p` at which it occurs.
         target: Probabilities of the true classes, sorted.
         confused: Probabilities of the most confusing classes, sorted.

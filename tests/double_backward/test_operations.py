@@ -98,7 +98,7 @@ def test_features_only_leaves_out_the_weights_alone():
 
     def derivatives(function):
         score = function(x, weight, None, 1, 1, 1, 4).pow(3).sum()
-        with features_only():
+        with features_only(score):
             first, = torch.autograd.grad(score, x, create_graph=True)
         return first, *torch.autograd.grad(first.square().sum(), (x, weight))
 
@@ -106,6 +106,18 @@ def test_features_only_leaves_out_the_weights_alone():
         torch.testing.assert_close(ours, expected)
     ordinary, = torch.autograd.grad(convolution(x, weight, None, 1, 1, 1, 4).sum(), weight)
     assert ordinary.any()
+
+
+def test_a_pass_of_another_model_meanwhile_has_all_its_gradients():
+    """A thread may train one while another thread takes maps of a copy; nothing is left behind."""
+    inputs, others = (leaf(2, 4, 5, 5), leaf(4, 1, 3, 3)), (leaf(2, 4, 5, 5), leaf(4, 1, 3, 3))
+    score, other = (convolution(*pair, None, 1, 1, 1, 4).pow(3).sum() for pair in (inputs, others))
+    with features_only(score):
+        found = torch.autograd.grad(other, others, retain_graph=True)
+        assert torch.autograd.grad(score, inputs, retain_graph=True, allow_unused=True)[1] is None
+    for ours, after in zip(found, torch.autograd.grad(other, others), strict=True):
+        assert torch.equal(ours, after)
+    assert torch.autograd.grad(score, inputs)[1].any()
 
 
 def test_the_graph_inside_attention_goes_with_the_backward_pass():
@@ -118,9 +130,9 @@ def test_the_graph_inside_attention_goes_with_the_backward_pass():
 
 def input_gradient(function, number, *inputs):
     """The gradient with respect to the first input, with its graph, as the objective takes it."""
-    output = function(*inputs)
-    with features_only():
-        return torch.autograd.grad((output.square() * number).sum(), inputs[0], create_graph=True)[0]
+    score = (function(*inputs).square() * number).sum()
+    with features_only(score):
+        return torch.autograd.grad(score, inputs[0], create_graph=True)[0]
 
 
 def given(function, x, affine, *options):
@@ -199,7 +211,7 @@ def test_second_derivative_of_a_norm_one_number_at_a_time(norm):
     weight = leaf(3)
     output = layer_norm(x, (3,), weight, None, 0.05) if rows else batch_norm(
         x, None, None, weight, None, True, 0.1, 0.05)
-    with features_only():
+    with features_only(output):
         first, = torch.autograd.grad(output, x, g, create_graph=True)
     found = torch.autograd.grad(first, (x, g, weight), v)
     every_weight = weight.expand_as(x)
@@ -231,8 +243,9 @@ def test_norms_keep_precision_and_layout(make, layout, dtype, of_parameters):
         with TwiceDifferentiable(checkpointing=False) if replace else nullcontext():
             x = x.detach().requires_grad_()
             output = module(x)
-        with features_only():
-            first, = torch.autograd.grad((output * number.to(x.dtype)).sum(), x, create_graph=True)
+        score = (output * number.to(x.dtype)).sum()
+        with features_only(score):
+            first, = torch.autograd.grad(score, x, create_graph=True)
         second = torch.autograd.grad(
             (first * number.to(x.dtype) * 8).square().sum(), (x, *[p for n, p in module.named_parameters()
                                                                   if n == 'weight']), allow_unused=True)

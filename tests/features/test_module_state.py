@@ -119,6 +119,23 @@ def test_attributes_come_back():
     assert module.cache == {'a': 1} and module.name == 'before' and not hasattr(module, 'new')
 
 
+class Config(dict):
+    __getattr__ = dict.__getitem__
+
+
+def test_containers_stay_the_objects_that_others_hold():
+    """A list that a hook of the user fills, a configuration that two modules share."""
+    module, seen, shapes = torch.nn.Linear(2, 2), [1], {2}
+    module.seen, module.shapes, module.config = seen, shapes, Config(scale=2., last=torch.ones(3))
+    config = module.config
+    with evaluation_mode(module):
+        seen.append(3)
+        shapes.add(4)
+        config['scale'] = 5.
+    assert module.seen is seen and module.shapes is shapes and module.config is config
+    assert (seen, shapes, config.scale) == ([1], {2}, 2.) and isinstance(config, Config)
+
+
 @pytest.fixture
 def levit():
     """Its attention caches biases at evaluation, and clears them on `train()` only."""

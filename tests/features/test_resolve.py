@@ -12,7 +12,8 @@ from helpers.versions import recent_timm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_icasc
-from timm_icasc import LayerResolutionError, resolve_layers
+from timm_icasc import FeatureLayer, LayerResolutionError, resolve_layers
+from timm_icasc.features.resolve import resolve_layer
 from timm_icasc.features.tap import capture_features
 
 
@@ -588,3 +589,30 @@ class TestClearErrors:
 
         with pytest.raises(LayerResolutionError, match="logits .* but dict; .* a model of one's own may return"):
             resolve_layers(Wrapped(), input_size=(3, 64, 64))
+
+    def test_two_outputs_of_one_module(self, toy):
+        pair = [FeatureLayer('stage', 'NCHW', 6, (4, 4), output_index=index) for index in range(2)]
+        with pytest.raises(LayerResolutionError, match="not two outputs of 'stage': name modules inside of it"):
+            resolve_layers(toy, pair)
+
+    @pytest.mark.parametrize('layers', [None, ('net.stem', 'net.stage')])
+    def test_several_passes_of_one_network(self, layers, toy):
+        """A map would be of the mirror image alone, and half as strong."""
+        class Mirrored(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = toy
+
+            def forward(self, x):
+                return (self.net(x) + self.net(x.flip(3))) / 2
+
+        with pytest.raises(LayerResolutionError, match=r"calls 'net\.stem' 2 times .* the last call alone"):
+            resolve_layers(Mirrored(), layers, (3, 16, 16))
+        with pytest.raises(LayerResolutionError, match=r"calls 'net\.stage' 2 times"):
+            resolve_layer(Mirrored(), 'net.stage', input_size=(3, 16, 16))
+
+    def test_a_module_called_again_on_what_it_put_out(self):
+        """Its last call has it all: torchvision's blocks share one activation."""
+        model = torchvision.models.resnet18(num_classes=5)
+        layers = resolve_layers(model, ('layer3.1.relu', 'layer4.1.relu'), (3, 64, 64))
+        assert layers.last.grid == (2, 2)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers.objective import double_batch, layers_of
 from helpers.processes import in_two_processes, save_gradients_of_half, small_convnext
+from timm.layers import EvoNorm2dB0
 
 from timm_icasc import ICASCConfig, ICASCError, ICASCTask, MultiLabelICASCTask, icasc_forward
 from timm_icasc.labels import MULTI, SINGLE
@@ -25,6 +26,39 @@ def test_samples_without_a_pair_come_last_and_several_present_classes_count_by_t
     logits = torch.tensor([[0., 9., 0.], [4., 2., 1.], [3., 0., 0.5]])
     classes = MULTI.select(logits, torch.tensor([[0., 0., 0.], [1., 1., 0.], [1., 0., 0.]]))
     assert most_confused(logits, classes, 3).tolist() == [1, 2, 0]  # leads 3 - 1 and 3 - 0.5
+
+
+def test_a_class_that_is_switched_off():
+    """By a score of -inf, which times zero is NaN."""
+    logits = torch.tensor([[.1, 0., -9., -torch.inf], [5., 0., -9., -torch.inf], [.2, 0., -9., -torch.inf]])
+    classes = SINGLE.select(logits, torch.tensor([0, 0, 0]))
+    assert most_confused(logits, classes, 3).tolist() == [0, 2, 1]
+
+
+def test_standardised_weights_are_no_batch():
+    """Of all samples, the gradients are those of the whole batch: a weight's mean is no constant."""
+    torch.manual_seed(0)
+    model = timm.create_model('test_nfnet', num_classes=5).double().eval()
+    images, target = torch.randn(3, 3, 64, 64).double(), torch.arange(3)
+    layers, parameters = layers_of(model, images), [p for p in model.parameters() if p.requires_grad]
+    for share in (1., 0.99):
+        output = icasc_forward(model, images, target, layers, ICASCConfig(order=2, share=share))
+        total = sum(values.sum() for values in output.terms.values())
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        if share == 1:
+            expected = gradients
+    for ours, whole in zip(gradients, expected, strict=True):
+        assert (ours is None) == (whole is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, whole)
+
+
+def test_what_a_second_run_would_count_twice_is_refused(toy):
+    images, target = double_batch()
+    toy.double().train().stage.append(EvoNorm2dB0(6).double())
+    with pytest.raises(ICASCError, match="'stage.2.running_var' changes with every run"):
+        ICASCTask(toy, share=0.5, verbose=False)(images, target)
+    ICASCTask(toy.eval(), share=0.5, verbose=False)(images, target)
 
 
 @pytest.mark.parametrize('multilabel', [False, True])

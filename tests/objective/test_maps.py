@@ -1,7 +1,7 @@
 """Attention maps at inference and their gradients, whatever the precision."""
-
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.models import ToyNet, create
 from helpers.objective import double_batch, layers_of
 
@@ -25,6 +25,35 @@ class TestAttentionMaps:
         assert torch.equal(attention_maps(toy, images, classes=[0, 2]), per_image)
         assert torch.equal(attention_maps(toy, images, classes=2), per_image[:, 1:])
         assert attention_maps(toy, images, topk=99).shape[1] == 4
+
+    @pytest.mark.parametrize('classes', [[], torch.tensor([True, False]), torch.tensor([0.])])
+    def test_what_are_no_classes(self, classes, toy):
+        with pytest.raises(TargetError, match='classes must be a class index'):
+            attention_maps(toy, torch.randn(2, 3, 16, 16), classes=classes)
+
+    def test_no_image(self, toy):
+        with pytest.raises(ValueError, match='images must hold at least one'):
+            attention_maps(toy, torch.zeros(0, 3, 16, 16))
+
+    def test_checkpointing_counts_no_batch_again(self):
+        model = create('resnet20_cifar').train()
+        model.set_grad_checkpointing(True)
+        attention_maps(model, torch.randn(2, 3, 32, 32), topk=3, layer='inner')
+        assert {int(x) for name, x in model.named_buffers() if name.endswith('num_batches_tracked')} == {1}
+
+    def test_cosine_scores_times_100_in_half_precision(self):
+        """Their gradients are large: a factor that saves small ones must not take these beyond half precision."""
+        class Cosine(ToyNet):
+            def forward(self, x):
+                x = F.normalize(self.stage(self.stem(x)).square().mean((2, 3)))
+                return 100 * x @ F.normalize(self.fc.weight).T
+
+        torch.manual_seed(0)
+        model, images = Cosine(), torch.randn(2, 3, 16, 16)
+        expected = attention_maps(model, images, classes=[0, 1], create_graph=True)
+        with torch.autocast('cpu', torch.float16):
+            found = attention_maps(model, images, classes=[0, 1], create_graph=True)
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * expected.max().item())
 
     @pytest.mark.parametrize('method, function', [('ach', channel_weighted), ('grad_cam', grad_cam)])
     def test_differentiable_with_create_graph(self, method, function, toy):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from helpers.models import ToyNet, create
 
-from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
+from timm_icasc import ICASCConfig, ICASCError, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.attention import METHODS
 from timm_icasc.losses import attention_overlap
 from timm_icasc.objective.separability import evaluate_attention
@@ -67,6 +67,15 @@ def test_zero_maps_are_counted_and_kept_out_of_the_overlap():
         model.fc.bias.copy_(torch.tensor([0., 9., 0., 0.]))
     values = evaluate_attention(model, [(torch.randn(4, 3, 16, 16), torch.tensor([0, 2, 3, 0]))])
     assert values['zero_maps'] == 1 and values['overlap_last'] != values['overlap_last']
+
+
+def test_broken_weights_and_no_images_are_said(toy):
+    with pytest.raises(ICASCError, match='holds no image'):
+        evaluate_attention(toy, [])
+    images = torch.randn(2, 3, 16, 16)
+    images[1] = torch.nan
+    with pytest.raises(ICASCError, match='NaN or infinite'):
+        evaluate_attention(toy, [(images, torch.tensor([0, 1]))])
 
 
 def test_the_model_is_left_as_it_was():

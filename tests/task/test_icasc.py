@@ -274,6 +274,25 @@ class TestTrainingFeatures:
         for name, value in statistics[0].items():
             torch.testing.assert_close(statistics[1][name], value)
 
+    @pytest.mark.parametrize('order', [1, 2])
+    def test_a_model_that_checkpoints_by_itself(self, order, batch):
+        """No flag tells; a batch counts as often as without ICASC."""
+        counts = []
+        for task_class in (ClassificationTask, ICASCTask):
+            model = create('resnet20_cifar').train()
+            last = model.layer3[-1]
+            last.forward = partial(torch.utils.checkpoint.checkpoint, last.forward, use_reentrant=False)
+            kwargs = {'order': order} if task_class is ICASCTask else {}
+            task = task_class(model, verbose=False, **kwargs)
+            if order == 2 and task_class is ICASCTask:
+                with pytest.raises(ICASCError, match='calls torch.utils.checkpoint by itself'):
+                    task(*batch)
+                return
+            task(*batch)['loss'].backward()
+            counts.append({k: v for k, v in model.state_dict().items() if 'running' in k or 'batches' in k})
+        for name, value in counts[0].items():
+            torch.testing.assert_close(counts[1][name], value)
+
     def test_gradient_checkpointing_of_attention(self):
         model = create('vit_tiny_patch16_224').eval()
         model.set_grad_checkpointing(True)
@@ -342,9 +361,33 @@ class TestClearErrors:
         with pytest.raises(ICASCError, match=r'call task.compile\(\)'):
             make_task(torch.compile(toy, backend='eager'))
 
+    @pytest.mark.parametrize('dtype', [torch.uint8, torch.int16, torch.int32])
+    @pytest.mark.parametrize('smoothing', [0., 0.1])
+    def test_class_indices_of_any_integer_type(self, dtype, smoothing, toy):
+        images, target = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+        task = ICASCTask(toy, criterion_kwargs=dict(smoothing=smoothing), verbose=False)
+        assert torch.equal(task(images, target.to(dtype))['loss'], task(images, target)['loss'])
+        with pytest.raises(TargetError, match='must be a tensor, got list'):
+            task(images, [0, 3])
+
+    def test_a_batch_that_is_refused_is_no_step(self, toy):
+        task = make_task(toy)
+        with pytest.raises(TargetError):
+            task(torch.randn(2, 3, 8, 8), torch.tensor([0, 9]))
+        assert task.step == 0
+
     def test_static_graph(self, toy):
         with pytest.raises(ICASCError, match='static_graph=True'):
             make_task(toy).prepare_distributed(static_graph=True)
+
+    def test_static_graph_of_a_wrapper_that_the_user_has_made(self, toy):
+        class Wrapper(torch.nn.parallel.DistributedDataParallel):
+            def __init__(self):  # without a process group
+                torch.nn.Module.__init__(self)
+                self.module, self.static_graph = toy, True
+
+        with pytest.raises(ICASCError, match='static_graph=True'):
+            make_task(Wrapper())(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
 
     def test_layers_are_checked_at_construction(self, toy):
         with pytest.raises(LayerResolutionError, match="no layer 'layer4'"):

@@ -126,6 +126,12 @@ class TestFreezing:
         assert {type(m) for m in norms} == {torch.nn.BatchNorm1d, torch.nn.BatchNorm2d}
         assert model.stages[0].plain in kept and not any(m in kept for m in model.stages[1].modules())
 
+    def test_dropout_before_the_head_belongs_to_the_head(self):
+        """It has no parameters, and stands behind the last frozen ones; what stands between frozen ones is kept."""
+        model = timm.create_model('test_vit', drop_rate=0.5)
+        kept = freeze_until(argparse.Namespace(model='test_vit', freeze_until='head'), model)
+        assert model.head_drop not in kept and model.pos_drop in kept and model.blocks[-1].mlp.drop2 in kept
+
     @pytest.mark.parametrize('path, said', [
         ('layer9', "has no module 'layer9'; it has layer"),
         ('maxpool', "module 'maxpool' of resnet18 has no parameters"),

@@ -27,11 +27,10 @@ def _made(*parameters: torch.Tensor | None) -> bool:
     return any(p is not None and not p.is_leaf for p in parameters)
 
 
-def _convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if isinstance(padding, str) or x.ndim != 4 or _made(weight, bias):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    x, weight, bias = _lowered(x, weight, bias)
-    return operations.convolution(x, weight, bias, stride, padding, dilation, groups)
+def _convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    if isinstance(padding, str) or input.ndim != 4 or _made(weight, bias):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return operations.convolution(*_lowered(input, weight, bias), stride, padding, dilation, groups)
 
 
 def _by_math_kernel(function: Callable) -> Callable:
@@ -73,7 +72,7 @@ def _hardsigmoid(input, inplace=False):
 
 
 def _batch_norm(
-        x,
+        input,
         running_mean,
         running_var,
         weight=None,
@@ -83,19 +82,20 @@ def _batch_norm(
         eps=1e-5,
 ):
     # Of one value a channel torch says what is wrong.
-    if _made(weight, bias) or (training and x.numel() == x.shape[1]):
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return norms.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if _made(weight, bias) or (training and input.numel() == input.shape[1]):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return norms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     if _made(weight, bias):
-        return F.layer_norm(x, normalized_shape, weight, bias, eps)
-    device = x.device.type
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    device = input.device.type
     if device != 'cpu' and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # So does autocast, but on the CPU.
-        x, weight, bias = (None if t is None else at_least_float32(t) for t in (x, weight, bias))
-    return norms.layer_norm(x, normalized_shape, weight, bias, eps)
+        input, weight, bias = (
+            None if t is None else at_least_float32(t) for t in (input, weight, bias))
+    return norms.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
 # Without a second derivative, or with a dear one -> what stands in for it.

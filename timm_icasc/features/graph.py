@@ -23,12 +23,12 @@ def _parents(node: Any) -> list[Any]:
     return [parent for parent, _ in node.next_functions if parent is not None]
 
 
-def graph_nodes(root: torch.Tensor) -> set[Any]:
-    """Every node of the autograd graph behind a tensor."""
+def graph_nodes(root: torch.Tensor, cut: Any = None) -> set[Any]:
+    """Every node of the autograd graph behind a tensor; with `cut`, those that can be reached without that node."""
     seen, nodes = set(), [root.grad_fn]
     while nodes:
         node = nodes.pop()
-        if node is not None and node not in seen:
+        if node is not None and node != cut and node not in seen:
             seen.add(node)
             nodes.extend(_parents(node))
     return seen

@@ -13,14 +13,16 @@ from torch.distributed.fsdp import FSDPModule
 from ..errors import ICASCError, VersionError
 
 __all__ = [
-    'DATA_PARALLEL', 'activation_or_norm', 'check_shards', 'compiled_around', 'evaluation_mode',
-    'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
+    'DATA_PARALLEL', 'STATIC_GRAPH', 'activation_or_norm', 'check_shards', 'check_wrappers', 'compiled_around',
+    'evaluation_mode', 'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
     'is_sharded', 'one_survey', 'one_thread', 'paths_around', 'run_eagerly', 'survey', 'unwrap_model',
 ]
 
 DATA_PARALLEL = (
     'ICASC does not work with nn.DataParallel on several devices, which runs copies of the model in threads: use '
     'DistributedDataParallel, a process for each device.')
+
+STATIC_GRAPH = 'ICASC does not work with DistributedDataParallel(static_graph=True): leave it off.'
 
 _owners: 'weakref.WeakKeyDictionary[nn.Module, int]' = weakref.WeakKeyDictionary()  # model -> thread
 
@@ -56,21 +58,28 @@ def one_thread(model: nn.Module) -> Iterator[None]:
 def hold_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
     """Keep BatchNorm's running statistics where they are.
 
-    With gradient checkpointing, taking the gradient of a score runs layers again, and each run would count the batch
-    once more. (The recomputation in the user's own backward pass does, with ICASC or without.)
+    Where a model checkpoints activations, by timm's flag or by a call of its own that no flag tells, the gradient of a
+    score runs layers again, and each run would count the batch once more. (The recomputation in the user's own backward
+    pass does, with ICASC or without.)
     """
-    norms = [
-        m for m in unwrap_model(model).modules()
-        if isinstance(m, nn.modules.batchnorm._NormBase) and m.training and m.track_running_stats]
-    before = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    norms = [m for m in survey(model).norms if m.training and m.track_running_stats]
+    before = [(m, m.momentum, m._buffers['num_batches_tracked']) for m in norms]
+    other = {count.device: torch.zeros_like(count) for _, _, count in before}  # counts in their place, for nothing
     try:
-        for m in norms:
-            m.momentum = 0.
+        for m, _, count in before:
+            m.momentum, m._buffers['num_batches_tracked'] = 0., other[count.device]
         yield
     finally:
         for m, momentum, count in before:
-            m.momentum = momentum
-            m.num_batches_tracked.copy_(count)
+            m.momentum, m._buffers['num_batches_tracked'] = momentum, count
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """What a DistributedDataParallel or torch.compile wrapper holds; None of other modules."""
+    if '_orig_mod' in model._modules:  # not hasattr: wrappers hand on attributes of a compiled part
+        return model._orig_mod
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
+    return model.module if isinstance(model, wrappers) else None
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -78,15 +87,18 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ICASCError(DATA_PARALLEL)
-        inner = None
-        if '_orig_mod' in model._modules:  # not hasattr: wrappers hand on attributes of a compiled part
-            inner = model._orig_mod
-        elif isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
+        inner = _wrapped(model)
         if inner is None:
             return model
         model = inner
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """Raise ICASCError for DistributedDataParallel(static_graph=True), which would synchronise no gradient."""
+    while model is not None:
+        if isinstance(model, nn.parallel.DistributedDataParallel) and model.static_graph:
+            raise ICASCError(STATIC_GRAPH)
+        model = _wrapped(model)
 
 
 def paths_around(path: str) -> list[str]:
@@ -115,7 +127,7 @@ def compiled_around(model: nn.Module, path: str) -> bool:
     around = [inner.get_submodule(outer) for outer in ('', *paths_around(path), path)]
     while model is not inner:
         around.append(model)
-        model = model._orig_mod if '_orig_mod' in model._modules else model.module
+        model = _wrapped(model)
     return any(map(is_compiled, around))
 
 
@@ -126,11 +138,13 @@ class Survey(NamedTuple):
         checkpointing: Gradient checkpointing is on, by the flag that the models of timm or of Hugging Face carry.
         sharded: FSDP2 (`fully_shard`) gathers parameters for a forward or backward pass, and lets go of them after it.
         synchronised: BatchNorm counts the batches of all processes.
+        norms: BatchNorm and InstanceNorm.
         made_of: Another number for other modules, or another pooling.
     """
     checkpointing: bool
     sharded: bool
     synchronised: bool
+    norms: tuple[nn.Module, ...]
     made_of: int
 
 
@@ -147,15 +161,17 @@ def _walk(model: nn.Module) -> Iterator[nn.Module]:
 
 def _survey(model: nn.Module) -> Survey:
     checkpointing = sharded = synchronised = False
-    made_of = []
+    norms, made_of = [], []
     for module in _walk(model):
         # Not getattr: where a name is missing, as in most modules, torch goes through parameters, buffers and children.
         own = vars(module)
         checkpointing |= bool(own.get('grad_checkpointing') or own.get('gradient_checkpointing'))
         sharded |= isinstance(module, FSDPModule)
         synchronised |= isinstance(module, nn.SyncBatchNorm)
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            norms.append(module)
         made_of.append((id(module), str(own.get('global_pool'))))
-    return Survey(checkpointing, sharded, synchronised, hash(tuple(made_of)))
+    return Survey(checkpointing, sharded, synchronised, tuple(norms), hash(tuple(made_of)))
 
 
 _surveyed = threading.local()  # .model and .survey, inside of `one_survey`
@@ -230,10 +246,28 @@ def is_inside_shard(model: nn.Module, path: str) -> bool:
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps beside parameters, buffers, children and hooks; containers as copies."""
-    return {
-        name: value.copy() if isinstance(value, (dict, list, set)) else value
-        for name, value in vars(module).items() if not name.startswith('_')}
+    """What a module keeps beside parameters, buffers, children and hooks."""
+    return {name: value for name, value in vars(module).items() if not name.startswith('_')}
+
+
+def _content(container: dict | list | set) -> list:
+    return list(container.items()) if isinstance(container, dict) else list(container)
+
+
+def _put_back(container: dict | list | set, content: list) -> None:
+    """Give a container what it held; it stays the object that others may hold too."""
+    now = _content(container)
+    if len(now) == len(content) and all(map(_is_same, now, content)):
+        return
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two entries are the same objects; == would compare tensors number by number."""
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2:
+        return all(a is b for a, b in zip(one, other, strict=True))
+    return one is other
 
 
 @contextmanager
@@ -244,6 +278,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     with one_thread(unwrap_model(model)):
         before = {module: _own_attributes(module) for module in model.modules()}
+        containers = [
+            (value, _content(value))
+            for attributes in before.values() for value in attributes.values()
+            if isinstance(value, (dict, list, set))]
         try:
             model.eval()
             yield
@@ -252,3 +290,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 for name in [name for name in vars(module) if not name.startswith('_') and name not in attributes]:
                     delattr(module, name)
                 vars(module).update(attributes)
+            for container, content in containers:
+                _put_back(container, content)

@@ -49,6 +49,7 @@ class Probe:
         self.input_size = input_size
         self.image_size = input_size[-2:]
         self.calls: dict[str, Call] = {}  # the last call of each module
+        self._earlier: dict[str, set[Any]] = {}  # nodes of what the calls before put out
         self._gradients: dict[int, torch.Tensor | None] = {}
         self._tail_gradients: dict[tuple[str, int], torch.Tensor | None] = {}
         self._shares: dict[FeatureLayer, float] = {}
@@ -106,7 +107,10 @@ class Probe:
                 outputs = [
                     x.view_as(x) if feature else None
                     for x, feature in zip(leaves, features, strict=True)]
-                number = self.calls[path].number + 1 if path in self.calls else 0
+                number = 0
+                if path in self.calls:
+                    number = self.calls[path].number + 1
+                    self._earlier.setdefault(path, set()).update(self.calls[path].nodes)
                 self.calls[path] = Call(
                     path, began[path].pop(), clock, number, outputs,
                     [0 if x is None else x._version for x in outputs],
@@ -271,6 +275,14 @@ class Probe:
         if root not in self._passages:
             self._passages[root] = nodes_on_every_path(self.logits.grad_fn, root)
         return self._node(layer) in self._passages[root]
+
+    def is_one_of_several(self, layer: FeatureLayer) -> bool:
+        """Whether the class scores also come from an earlier call of the module, by ways around its last one.
+
+        So do those that average the passes of an image and its mirror image: the last call alone would be seen.
+        """
+        earlier = self._earlier.get(layer.path, set()) - {None}
+        return bool(earlier) and bool(earlier & graph_nodes(self.logits, cut=self._node(layer)))
 
     def _is_fixed_by(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
         """Whether no gradient reaches the grid of `source` but by `layer`."""

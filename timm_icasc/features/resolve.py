@@ -291,6 +291,8 @@ def find_layers(
         raise LayerResolutionError(
             f'{type(model).__name__} shows no two features with a spatial gradient from the logits; name both '
             f'yourself with `layers`, the module paths of the inner and the last{resolver.choices()}.')
+    for layer in layers:
+        _check_whole(model, probe, layer)
     return layers, probe
 
 
@@ -317,6 +319,9 @@ def check_layers(
     """Raise LayerResolutionError where `layers` are not two modules of the model; nothing is run."""
     if _are_layers(layers):
         _check_paths(model, [layer.path for layer in layers])
+        if layers[0].path == layers[1].path:
+            raise LayerResolutionError(
+                f"layers are two modules, not two outputs of '{layers[0].path}': name modules inside of it.")
         return
     is_pair = isinstance(layers, (list, tuple)) and len(layers) == 2
     if not is_pair or not all(isinstance(path, str) for path in layers):
@@ -364,6 +369,15 @@ def _check_reached(model: nn.Module, probe: Probe, layer: FeatureLayer) -> None:
         raise LayerResolutionError(
             f"The logits of {type(model).__name__} have no gradient on the grid of layer '{layer.path}', so every "
             f'map would be zero (a class-token head?); name an earlier module.')
+    _check_whole(model, probe, layer)
+
+
+def _check_whole(model: nn.Module, probe: Probe, layer: FeatureLayer) -> None:
+    if probe.is_one_of_several(layer):
+        raise LayerResolutionError(
+            f"{type(model).__name__} calls '{layer.path}' {probe.calls[layer.path].number + 1} times and makes the "
+            'class scores of all calls, as an average over mirrored images does: a map would be of the last call '
+            'alone. Give the network inside, or name a module behind the place where they meet.')
 
 
 @torch.inference_mode(False)

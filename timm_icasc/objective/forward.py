@@ -3,7 +3,7 @@
 Shapes: `B` batch, `C` classes, `K` channels, `H W` feature grid of a layer, `h w` grid of the last layer.
 """
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +13,8 @@ from ..errors import ICASCError
 from ..features.layout import ICASCLayers, Images, ImageSize, image_size_of
 from ..features.module_state import (
     check_shards,
+    check_wrappers,
     hold_batch_norm_statistics,
-    is_checkpointing,
     is_sharded,
     survey,
 )
@@ -117,6 +117,7 @@ def _mean_over_classes(
 def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
     """Raise where a backward pass would lack parameters, or wait for passes that other processes do not make."""
     check_shards(model)
+    check_wrappers(model)
     if order == 2 and is_sharded(model):
         raise ICASCError(
             'order=2 does not work with fully_shard (FSDP2), which lets go of parameters that the second derivative '
@@ -132,7 +133,7 @@ def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
 def _recording(model: nn.Module) -> Iterator[None]:
     """Gradients are recorded whatever the caller has switched off; recomputed BatchNorm updates nothing."""
     with torch.inference_mode(False), torch.enable_grad(), (
-            hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext()):
+            hold_batch_norm_statistics(model)):
         yield
 
 

@@ -12,13 +12,25 @@ from torch.overrides import TorchFunctionMode
 
 from .._precision import at_least_float32
 from ..errors import ICASCError
+from ..features.graph import read_through_views
 from ..features.layout import FeatureLayer, Images
-from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, unwrap_model
+from ..features.module_state import (
+    hold_batch_norm_statistics,
+    is_checkpointing,
+    survey,
+    unwrap_model,
+)
 from ..features.outputs import class_scores
 from ..features.tap import capture_features
 from ..labels import ClassPair, LabelKind
 
 __all__ = ['HardSamples', 'forward_most_confused', 'most_confused']
+
+
+def _is_parameter(x: torch.Tensor) -> bool:
+    """Whether it is a weight in another shape, as weight standardisation normalises it; features have a graph here."""
+    nodes = list(read_through_views(x.grad_fn))
+    return not nodes or hasattr(nodes[-1], 'variable')
 
 
 class _BatchNormMode(TorchFunctionMode):
@@ -29,18 +41,19 @@ class _BatchNormMode(TorchFunctionMode):
 
     def _batch_norm(
             self,
-            x,
-            mean,
-            var,
+            input,
+            running_mean,
+            running_var,
             weight=None,
             bias=None,
             training=False,
             momentum=0.1,
             eps=1e-5,
     ):
-        if training:
-            mean, var, training = self.statistics_of(x, mean, var)
-        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+        if training and not _is_parameter(input):
+            running_mean, running_var, training = self.statistics_of(
+                input, running_mean, running_var)
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
     def statistics_of(
             self,
@@ -104,9 +117,29 @@ def most_confused(logits: torch.Tensor, classes: ClassPair, count: int) -> torch
         count: How many, at most `B`.
     """
     logits = logits.detach().float()
-    target = (logits * classes.target).sum(1) / classes.target.sum(1).clamp(min=1)
-    lead = target - (logits * classes.confused).sum(1)
+    target, rival = (
+        torch.where(cotangent != 0, logits, 0).sum(1)  # no product: a class switched off has -inf, and -inf * 0 is NaN
+        for cotangent in (classes.target, classes.confused))
+    lead = target / classes.target.sum(1).clamp(min=1) - rival
     return lead.masked_fill(~classes.valid, torch.inf).topk(count, largest=False).indices
+
+
+def _process_count() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _kept_values(model: nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
+    """The buffers of all modules that are not BatchNorm, each with torch's count of its changes."""
+    norms = {id(x) for norm in survey(model).norms for x in norm.buffers(recurse=False)}
+    return {name: (x, x._version) for name, x in model.named_buffers() if id(x) not in norms}
+
+
+def _check_kept(model: nn.Module, before: dict[str, tuple[torch.Tensor, int]]) -> None:
+    for name, x in model.named_buffers():
+        if name in before and (before[name][0] is not x or before[name][1] != x._version):
+            raise ICASCError(
+                f"share < 1 runs a part of the batch once more, and would count it twice: '{name}' changes with every "
+                f'run in training mode. Leave `share` out.')
 
 
 def _take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -141,13 +174,18 @@ def forward_most_confused(
         labels: `labels.SINGLE` or `labels.MULTI`.
 
     Raises:
-        ICASCError: The model checkpoints activations: they would be computed again with other statistics.
+        ICASCError: The model checkpoints activations, which would be computed again with other statistics; or has
+            statistics that cannot be repeated.
     """
     if is_checkpointing(model):
         raise ICASCError('share < 1 does not work with gradient checkpointing: use one of the two.')
+    if survey(model).synchronised and _process_count() > 1:
+        raise ICASCError('share < 1 does not work with SyncBatchNorm: use one of the two.')
+    kept = _kept_values(unwrap_model(model))
     first, recorded = layers[0].path, _RecordStatistics()
     with capture_features(model, layers[:1], order=1, tail_mode=recorded) as first_run:
         all_logits = class_scores(model(images))
+    _check_kept(unwrap_model(model), kept)
     classes = labels.select(all_logits, target)
     chosen = most_confused(all_logits, classes, max(1, round(share * len(all_logits))))
     part = (

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from torch.utils.checkpoint import CheckpointError
 
 from .._precision import at_least_float32
 from ..attention import METHODS
 from ..double_backward import features_only
+from ..errors import ICASCError
 from ..features.layout import (
     FeatureLayer,
     ICASCLayers,
@@ -20,6 +22,7 @@ from ..features.layout import (
     image_size_of,
     input_size,
 )
+from ..features.module_state import hold_batch_norm_statistics
 from ..features.outputs import class_scores
 from ..features.resolve import resolve_layer
 from ..features.tap import capture_features
@@ -28,8 +31,9 @@ from .all_classes import pooled_gradients
 
 __all__ = ['ScoredMaps', 'attention_maps', 'scored_maps']
 
-# Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them.
-FP16_SCORE_SCALE = 1024.
+# Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them. It
+# ends at 65,504, and the gradient of cosine scores times 100 (CLIP's) passes 64 in each feature.
+FP16_SCORE_SCALE = 32.
 
 
 def score_gradients(
@@ -47,12 +51,20 @@ def score_gradients(
         cotangent: Picks the class, or the classes whose scores are added up, `[B, C]`.
         features: Features that the logits depend on.
         create_graph: Keep the gradients' own graph.
+
+    Raises:
+        ICASCError: The model checkpoints activations by itself, and runs other operations at order 2.
     """
     cotangent = METHODS[method].score(logits, cotangent)
     scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
-    with features_only():
-        gradients = torch.autograd.grad(
-            logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
+    try:
+        with features_only(logits):
+            gradients = torch.autograd.grad(
+                logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
+    except CheckpointError as e:
+        raise ICASCError(
+            'order=2 does not work with a model that calls torch.utils.checkpoint by itself behind the inner layer: '
+            'the recomputation would run other operations. Use `order=1`, or leave the checkpointing out.') from e
     return [at_least_float32(g) / scale for g in gradients]
 
 
@@ -92,6 +104,8 @@ def _check(images: Images, topk: int, method: str) -> None:
         raise ValueError(f'method must be one of {tuple(METHODS)}, got {method!r}.')
     if not isinstance(images, dict) and images.ndim != 4:
         raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
+    if not len(next(iter(images.values())) if isinstance(images, dict) else images):
+        raise ValueError('images must hold at least one.')
     if topk < 1:
         raise ValueError(f'topk must be at least 1, got {topk}.')
 
@@ -114,7 +128,7 @@ def scored_maps(
         run_plain=True) as features:
         logits = class_scores(model(images))
     feature, image_size = features[chosen.path], image_size_of(images)
-    with torch.enable_grad(), torch.inference_mode(False):
+    with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):
         indices = class_indices(classes, topk, logits)
         gradients = None
         if indices.shape[1] > 1 and not create_graph:

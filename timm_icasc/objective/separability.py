@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn as nn
 
+from ..errors import ICASCError
 from ..features.layout import ICASCLayers, input_size
 from ..features.module_state import evaluation_mode
+from ..features.outputs import without_order
 from ..features.resolve import resolve_layers
 from ..labels import MULTI, SINGLE, LabelKind
 from ..losses import attention_overlap
@@ -75,6 +77,9 @@ def evaluate_attention(
           [0, 1], over images where both maps exist (`losses.attention_overlap`)
         - the loss terms, by their names in `objective.config.TERMS` (Eqs. 3 and 5)
         - 'zero_maps': share of images in which one of the four maps is zero everywhere
+
+    Raises:
+        ICASCError: Class scores are NaN or infinite, or there is no image.
     """
     columns: dict[str, list] = {}
     device = next(model.parameters()).device
@@ -82,8 +87,12 @@ def evaluate_attention(
         for images, target in batches:
             images, target = images.to(device), target.to(device)
             resolved = resolve_layers(model, layers, input_size(images))
-            _, values = separability(
+            logits, values = separability(
                 model, images, target, resolved, config or ICASCConfig(), labels)
+            if without_order(logits).any():
+                raise ICASCError('the class scores of the model are NaN or infinite: its weights are broken.')
             for name, value in values.items():
                 columns.setdefault(name, []).append(value)
+    if not columns:
+        raise ICASCError('`batches` holds no image.')
     return {name: torch.cat(values).nanmean().item() for name, values in columns.items()}

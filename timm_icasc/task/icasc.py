@@ -13,7 +13,13 @@ from timm.task import ClassificationTask
 
 from ..errors import ICASCError, check_version
 from ..features.layout import ICASCLayers, Images, input_size
-from ..features.module_state import DATA_PARALLEL, is_compiled, one_survey, unwrap_model
+from ..features.module_state import (
+    DATA_PARALLEL,
+    STATIC_GRAPH,
+    is_compiled,
+    one_survey,
+    unwrap_model,
+)
 from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers
 from ..features.trunk import compile_modules, watch_trunk, why_eager
@@ -29,6 +35,14 @@ if TYPE_CHECKING:
 __all__ = ['ICASCTask', 'MultiLabelICASCTask']
 
 _logger = logging.getLogger(__name__)
+
+
+def _as_indices(target: torch.Tensor) -> torch.Tensor:
+    """Class indices of any integer type as torch's losses take them; other targets as they are."""
+    is_tensor = isinstance(target, torch.Tensor)
+    if not is_tensor or target.is_floating_point() or target.dtype == torch.bool:
+        return target
+    return target.long()
 
 
 class ICASCTask(ClassificationTask):
@@ -132,7 +146,7 @@ class ICASCTask(ClassificationTask):
             ICASCError: `static_graph=True`, with which DDP leaves gradients unsynchronised in silence.
         """
         if ddp_kwargs.get('static_graph'):
-            raise ICASCError('ICASC does not work with DistributedDataParallel(static_graph=True): leave it off.')
+            raise ICASCError(STATIC_GRAPH)
         return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
@@ -229,12 +243,13 @@ class ICASCTask(ClassificationTask):
         if getattr(self, '_is_replica', False):
             raise ICASCError(DATA_PARALLEL)
         with one_survey(self.trainable_module), self._compiling_trunk(input):
-            return self._forward(input, target)
+            result = self._forward(input, _as_indices(target))
+        if torch.is_grad_enabled() and self.training:
+            self.step += 1
+        return result
 
     def _forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
         scale = self.term_scale if torch.is_grad_enabled() else 0.
-        if torch.is_grad_enabled() and self.training:
-            self.step += 1
         if not scale or not any(self.config.weights.values()):
             logits = class_scores(self.trainable_module(input))
             self.check_target(logits, target)

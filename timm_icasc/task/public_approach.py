@@ -7,7 +7,6 @@ must come to the same loss and gradient, and the tests hold them to that.
 Shapes: `B` batch, `C` classes, `H W` feature grid of a layer.
 """
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn as nn
 from ..attention import METHODS
 from ..errors import ICASCError
 from ..features.layout import ICASCLayers, image_size_of, input_size
-from ..features.module_state import hold_batch_norm_statistics, is_checkpointing
+from ..features.module_state import hold_batch_norm_statistics
 from ..features.outputs import class_scores
 from ..features.tap import capture_features
 from ..labels import SINGLE
@@ -104,7 +103,7 @@ def _forward(
     features = [taps[layer.path] for layer in places.values()]
     classes, image_size = SINGLE.select(logits, target), image_size_of(images)
     maps, method = {}, METHODS[config.attention]
-    with hold_batch_norm_statistics(model) if is_checkpointing(model) else nullcontext():
+    with hold_batch_norm_statistics(model):
         for which, one_hot in (('target', classes.target), ('confused', classes.confused)):
             gradients = _score_gradients(
                 model, logits, method.score(logits, one_hot), features, order == 2, defects)
@@ -139,10 +138,11 @@ class PublicApproachTask(ICASCTask):
         if unknown:
             raise ValueError(f'defects are among {tuple(DEFECTS)}, got {sorted(unknown)}.')
         super().__init__(model, *args, **kwargs)
-        if self.config.share < 1:
+        if self.config.share < 1 or self.config.rival != 'confused':
+            option = 'share' if self.config.share < 1 else 'rival'
             raise ICASCError(
-                'the public approach makes the terms of the whole batch: leave `share` out, or '
-                '`defects`.')
+                f'the public approach takes the whole batch, and the most confusing class: leave `{option}` out, or '
+                f'`defects`.')
         self.defects = tuple(defects)
 
     def icasc_forward(self, input: torch.Tensor, target: torch.Tensor) -> ICASCOutput:

@@ -58,8 +58,8 @@ def freeze_until(args: argparse.Namespace, model: nn.Module) -> list[nn.Module]:
         model: A timm model.
 
     Returns:
-        The modules whose parameters are all frozen. They are to stay in evaluation mode, for BatchNorm to keep its
-        statistics; so do those without parameters between them.
+        The modules whose parameters are all frozen, and those without parameters between them. They are to stay in
+        evaluation mode, for BatchNorm to keep its statistics.
 
     Raises:
         ICASCError: There is no such module, or none with parameters, or nothing stands before it.
@@ -82,12 +82,25 @@ def freeze_until(args: argparse.Namespace, model: nn.Module) -> list[nn.Module]:
         raise ICASCError(f"--freeze-until: nothing stands before '{path}' in {args.model}; leave it out.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    return _frozen_modules(model)
+
+
+def _frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Those whose parameters are all frozen; of those without any, what lies inside such a module or between two.
+
+    Dropout between the frozen part and the head belongs to the head.
+    """
+    modules = list(model.modules())[1:]
+    trained = [{parameter.requires_grad for parameter in module.parameters()} for module in modules]
     kept, before = [], False
-    for module in model.modules():
-        if own := list(module.parameters()):
-            before = not any(parameter.requires_grad for parameter in own)
-        if before and module is not model:
+    inside: set[nn.Module] = set()
+    for i, (module, kinds) in enumerate(zip(modules, trained, strict=True)):
+        if len(kinds) == 1:
+            before = kinds == {False}
+        after = next((kinds == {False} for kinds in trained[i:] if len(kinds) == 1), False)
+        if kinds == {False} or module in inside or (not kinds and before and after):
             kept.append(module)
+            inside.update(module.modules())
     return kept
 
 
