@@ -229,10 +229,15 @@ def test_images_that_one_model_gets_wrong(tmp_path, capsys):
     (['classes', 'RUN', '--choose', 'corrected'], 'name two'),
     (['classes', 'RUN', '--topk', '0'], '--topk must be at least 1'),
     (['classes', 'RUN', '--labels', 'a', 'b'], '--labels must be 1'),
+    (['ks', 'nowhere', '--output', 'RUN/attention.png'], 'was left by a run'),  # the run's own picture
     (['ks', 'nowhere', '--output', 'FILE/f.png'], 'cannot write'),  # known before the checkpoint is looked for
 ])
 def test_bad_input_is_one_line(arguments, message, runs, tmp_path, capsys):
     (tmp_path / 'file').touch()
-    places = {'RUN': runs[0], 'FILE/f.png': tmp_path / 'file' / 'f.png', 'f.docx': tmp_path / 'f.docx'}
+    own = runs[0] / 'attention.png'
+    own.touch()
+    places = {
+        'RUN': runs[0], 'RUN/attention.png': own, 'FILE/f.png': tmp_path / 'file' / 'f.png',
+        'f.docx': tmp_path / 'f.docx'}
     assert figure(*[places.get(a, a) for a in arguments]) == 2
     assert message in capsys.readouterr().err

@@ -28,6 +28,7 @@ from ..figures.html import browsing_page
 from ..figures.inner_last import layers_figure
 from ..figures.ks import ks_figure
 from ..foreign_text import printable
+from ..runs.find import refuse_file_of_run
 
 # Kind -> default file and number of images.
 KINDS = {
@@ -74,6 +75,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
             check_format(path)
         except ValueError as e:
             raise ICASCError(f'--output: {e}') from e
+    refuse_file_of_run(path, 'output')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     except OSError as e:
