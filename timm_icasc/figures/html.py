@@ -108,7 +108,8 @@ def _section(
     for checkpoint, gray, own in zip(checkpoints, greys, views, strict=True):
         figures = ''.join(_class_figure(view, gray) for view in own)
         parts.append(f'<div><h2>{_text(checkpoint.label)}</h2>{figures}</div>')
-    correct = [own[0].truth if own[0].rank == 1 else False for own in views]
+    # The class of highest score is shown wherever it is in the image.
+    correct = [own[0].rank == 1 and own[0].truth for own in views]
     return _in_section(name, names, correct, parts)
 
 
