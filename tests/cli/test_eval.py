@@ -224,6 +224,15 @@ def test_the_table_of_a_training_is_not_written_over(named, run, capsys, monkeyp
     assert (run / 'summary.csv').read_text() == 'epoch,eval_top1\n0,10.0\n'
 
 
+def test_the_folder_that_one_is_in_has_its_name(run, tmp_path, capsys, monkeypatch):
+    other = make_run(tmp_path / 'other' / 'run', seed=1)
+    monkeypatch.chdir(run)
+    assert evaluate('.', '--images', 2) == 0 and read(run)['label'] == 'run'
+    labels = [one.label for one in checkpoint.load_checkpoints(['.', '../other/run'], default_options())]
+    assert labels == [f'{tmp_path.name}-run', 'other-run'], str(other)
+    assert checkpoint.load_checkpoint('last.pth.tar', default_options()).label == 'run'
+
+
 def test_checkpoints_of_one_folder_do_not_overwrite_each_other(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
