@@ -176,7 +176,7 @@ def collect_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every finished segmentation.json at or below the folders; those of --cues-only have no mean IoU."""
+    """Every finished segmentation.json at or below the folders, with its 'folder'; --cues-only leaves no mean IoU."""
     results = []
     for file in sorted({file.resolve() for folder in folders for file in folder.rglob(f'{SEGMENTATION}.json')}):
         try:
@@ -184,7 +184,7 @@ def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
             if result.get('mIoU') is not None:
                 results.append({
                     **result, 'mIoU': float(result['mIoU']), 'attention': result['attention'],
-                    'seed': result['seed']})
+                    'seed': result['seed'], 'folder': str(file.parent)})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             warnings.warn(f"'{file}' is left out, it cannot be read: {one_line(e)}", stacklevel=2)
     return results
