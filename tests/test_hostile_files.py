@@ -409,6 +409,7 @@ class TestLinks:
     def test_a_folder_to_copy_to(self, corpus, command, tmp_path):
         shipped = Path(__file__).parents[1] / 'hub_cards' / 'resnet20_cifar.icasc_digits'
         (tmp_path / 'to').mkdir()
+        shutil.copy(shipped / 'config.json', tmp_path / 'to')
         (tmp_path / 'to' / 'README.md').symlink_to(corpus / 'outside' / 'token')
         assert "README.md' is a link" in command('pull', f'local-dir:{shipped}', '--to', tmp_path / 'to')
         assert 'name another' in command('pull', f'local-dir:{shipped}', '--to', shipped)

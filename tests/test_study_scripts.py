@@ -74,6 +74,11 @@ def test_measures_of_runs(folder, tmp_path, monkeypatch, capsys):
     assert [row[2] for row in changed if row[0] == 'top-1 %'] == ['+1.000']
     with pytest.raises(SystemExit, match='was made with the options'):
         rows('measures_of_runs.py', [*arguments, '--robustness'], monkeypatch, capsys)
+    assert (content['runs of'], content['images of']) == ('runs', folder.name)
+    with pytest.raises(SystemExit, match="has the images of '.*', not of 'others': name another file"):
+        rows('measures_of_runs.py', [arguments[0], tmp_path / 'others', *arguments[2:]], monkeypatch, capsys)
+    with pytest.raises(SystemExit, match="has the runs of 'runs', not of 'plain-seed0': name another file"):
+        rows('measures_of_runs.py', [arguments[0] / 'plain-seed0', *arguments[1:]], monkeypatch, capsys)
 
 
 @pytest.mark.slow

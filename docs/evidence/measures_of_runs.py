@@ -8,10 +8,12 @@
 The first argument is the folder with the runs of `timm-icasc sweep`, VARIANT-seedN; the second the image folder. Each
 run is evaluated on each split as `timm-icasc eval` does, with its options. A difference is to --baseline, seed by seed,
 with Student's interval (95 %). --cue also tells how much of the map of the true class lies where spoil_images.py puts
-its cue. --json keeps what was measured of every run; runs that are in it already are not evaluated again.
+its cue. --json keeps what was measured of every run; runs that are in it already are not evaluated again. It is of one
+study, one image folder and the same options.
 """
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -106,11 +108,15 @@ def main():
     args, rest = parser.parse_known_args()
     args = argparse.Namespace(**{**vars(evaluation.parse_args(rest)), **vars(args), 'data_dir': args.folder})
     measured, options = {}, ['--cue'] * args.cue + rest
+    study, data = (Path(os.path.abspath(place)).name for place in (args.runs, args.folder))  # wherever they lie
     if args.json and args.json.is_file():
         content = json.loads(args.json.read_text())
         if content['options'] != options:
             raise SystemExit(
                 f"{args.json} was made with the options '{' '.join(content['options'])}': name another file")
+        for kind, name in (('runs of', study), ('images of', data)):
+            if content.get(kind, name) != name:  # older records do not tell
+                raise SystemExit(f"{args.json} has the {kind} '{content[kind]}', not of '{name}': name another file")
         measured = content['runs']
     finished = [results.parent for results in args.runs.glob('*-seed*/results.json')]
     for run in sorted(finished, key=lambda run: variant_and_seed(run.name)):
@@ -120,7 +126,8 @@ def main():
             if split not in measured.setdefault(run.name, {}):
                 measured[run.name][split] = measure(run, split, args)
                 if args.json:
-                    write_json(args.json, {'options': options, 'runs': measured})
+                    write_json(args.json, {
+                        'runs of': study, 'images of': data, 'options': options, 'runs': measured})
     for split in args.splits:
         print(f'\n{split}\n\n{markdown(table(measured, split, args.baseline))}')
 

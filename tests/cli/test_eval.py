@@ -213,6 +213,26 @@ def test_a_compared_run_is_the_same_however_its_path_is_written(run, tmp_path, c
     assert '--compare needs two different checkpoints' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('named', [['RUN'], ['--compare', 'RUN', 'RUN']])
+def test_the_table_of_a_training_is_not_written_over(named, run, capsys, monkeypatch):
+    """Both are called summary.csv; known before a checkpoint is loaded."""
+    monkeypatch.setattr('timm_icasc.cli.eval.load_checkpoints', pytest.fail)
+    (run / 'summary.csv').write_text('epoch,eval_top1\n0,10.0\n')
+    assert evaluate(*[str(run) if name == 'RUN' else name for name in named], '--output', run) == 2
+    said = capsys.readouterr().err
+    assert '--output: ' in said and 'is the folder of a run' in said
+    assert (run / 'summary.csv').read_text() == 'epoch,eval_top1\n0,10.0\n'
+
+
+def test_the_folder_that_one_is_in_has_its_name(run, tmp_path, capsys, monkeypatch):
+    other = make_run(tmp_path / 'other' / 'run', seed=1)
+    monkeypatch.chdir(run)
+    assert evaluate('.', '--images', 2) == 0 and read(run)['label'] == 'run'
+    labels = [one.label for one in checkpoint.load_checkpoints(['.', '../other/run'], default_options())]
+    assert labels == [f'{tmp_path.name}-run', 'other-run'], str(other)
+    assert checkpoint.load_checkpoint('last.pth.tar', default_options()).label == 'run'
+
+
 def test_checkpoints_of_one_folder_do_not_overwrite_each_other(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)

@@ -122,6 +122,20 @@ def test_the_page_files_an_image_under_the_class_of_highest_score(runs, photos, 
     assert found == [best, best, best] and best != [['0']] * 3 and best != [['7']] * 3
 
 
+@pytest.mark.parametrize('names, same', [
+    ((['light', 'dark'], ['dark', 'light']), True), ((['light', 'dark'], ['light', 'dark']), False),
+    ((['crane', 'crane'], ['crane', 'crane']), False)])
+def test_models_see_different_classes_by_their_names(names, same, photos, tmp_path):
+    """Two models, the classes of the second in the other order; among classes that are alike, by number."""
+    models = [BrightNet(), BrightNet()]
+    models[1].fc.weight.data = models[1].fc.weight.data.flip(0)
+    explainers = [Explainer(model, own, label=str(n)) for n, (model, own) in enumerate(zip(models, names, strict=True))]
+    explain_files(explainers, find_images([photos]), Outputs(tmp_path / 'out', sheets=False), topk=1)
+    page = (tmp_path / 'out' / 'index.html').read_text()
+    found = [json.loads(html.unescape(text)) for text in re.findall('data-correct="([^"]*)"', page)]
+    assert found == [[True, same]] * 3
+
+
 def test_maps_lie_in_the_image_as_it_is(photos, tmp_path):
     """Also where the picture that is kept is smaller than the image, which was turned."""
     exif = Image.Exif()

@@ -166,6 +166,28 @@ def test_ks_chart(runs, tmp_path, capsys):
     assert f'margin {chart.margin:.3f}' in ' '.join(texts)
 
 
+def test_ks_chart_of_chosen_images(runs, tmp_path, capsys):
+    said = []
+    for options in (['--indices', 3, 100, 101, 5], ['--choose', 'wrong', '--images', 30]):
+        assert figure('ks', runs[0], *options, '--output', tmp_path / 'f.svg') == 0
+        said.append(capsys.readouterr().out)
+        chosen = list(map(int, re.search('images: (.*)', said[-1])[1].split()))
+        model, images, targets = model_and_images(runs[0], chosen)
+        scores = model(images).softmax(1).detach()
+        own = scores[range(len(chosen)), targets].numpy()
+        others = scores.scatter(1, torch.tensor(targets)[:, None], -1).amax(1).numpy()
+        assert f'KS margin {kolmogorov_smirnov(own, others).margin:.4f} at' in said[-1]
+        assert len(chosen) == 4 or (own < others).all()
+    assert 'images: 3 100 101 5\n' in said[0]
+
+
+def test_ks_charts_are_of_the_same_images(runs, tmp_path, capsys):
+    other = make_run(tmp_path / 'other', num_classes=3, dataset='voc2007-packed', data_dir=str(
+        make_packed_voc(tmp_path / 'voc')), val_split='val')
+    assert figure('ks', runs[0], other, '--output', tmp_path / 'f.svg') == 2
+    assert 'have different data sets' in capsys.readouterr().err
+
+
 class Page(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -229,10 +251,23 @@ def test_images_that_one_model_gets_wrong(tmp_path, capsys):
     (['classes', 'RUN', '--choose', 'corrected'], 'name two'),
     (['classes', 'RUN', '--topk', '0'], '--topk must be at least 1'),
     (['classes', 'RUN', '--labels', 'a', 'b'], '--labels must be 1'),
+    (['ks', 'nowhere', '--topk', '2'], '--topk has no part in ks: leave it out'),
+    (['ks', 'nowhere', '--attention', 'ach'], '--attention has no part in ks'),
+    (['ks', 'nowhere', '--layer', 'last'], '--layer has no part in ks'),
+    (['layers', 'nowhere', '--layer', 'inner'], '--layer has no part in layers'),
+    (['layers', 'nowhere', '--topk', '2'], '--topk has no part in layers'),
+    (['classes', 'nowhere', '--indices', '1', '--images', '2'], '--indices names the images: leave --images out'),
+    (['html', 'nowhere', '--indices', '1', '--choose', 'wrong'], '--indices names the images: leave --choose out'),
+    (['ks', 'nowhere', 'nowhere', '--labels', 'a', 'a'], '--labels are to tell checkpoints apart'),
+    (['ks', 'nowhere', '--output', 'RUN/attention.png'], 'was left by a run'),  # the run's own picture
     (['ks', 'nowhere', '--output', 'FILE/f.png'], 'cannot write'),  # known before the checkpoint is looked for
 ])
 def test_bad_input_is_one_line(arguments, message, runs, tmp_path, capsys):
     (tmp_path / 'file').touch()
-    places = {'RUN': runs[0], 'FILE/f.png': tmp_path / 'file' / 'f.png', 'f.docx': tmp_path / 'f.docx'}
+    own = runs[0] / 'attention.png'
+    own.touch()
+    places = {
+        'RUN': runs[0], 'RUN/attention.png': own, 'FILE/f.png': tmp_path / 'file' / 'f.png',
+        'f.docx': tmp_path / 'f.docx'}
     assert figure(*[places.get(a, a) for a in arguments]) == 2
     assert message in capsys.readouterr().err

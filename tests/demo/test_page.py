@@ -46,6 +46,11 @@ def test_classes_that_are_picked(explainers):
 def test_classes_of_one_name_are_told_apart_by_number():
     explainer = Explainer(BrightNet(), ['crane', 'crane'])
     assert page._choices([explainer]) == [('crane (0)', '0'), ('crane (1)', '1')]
+    assert page._choices([Explainer(BrightNet(), ['crane', 'Crane'])]) == [('crane (0)', '0'), ('Crane (1)', '1')]
+    (pictures, scores, overlaps), = page.explain_upload([explainer], IMAGE, [], 2, 'ach', 'last')
+    assert sorted(scores) == ['crane (0)', 'crane (1)'] and sum(scores.values()) == pytest.approx(1)
+    assert sorted(caption[:9] for _, caption in pictures) == sorted(scores)
+    assert all(name in overlaps for name in scores)
 
 
 def test_without_gradio_one_line_names_the_extra(monkeypatch, tmp_path, capsys):

@@ -8,6 +8,7 @@ from helpers.bright import BrightNet, square_image
 from PIL import Image
 
 from timm_icasc import Explanation, explain
+from timm_icasc.explanation.pictures import _caption
 from timm_icasc.losses import attention_overlap
 
 
@@ -66,6 +67,17 @@ def test_pictures_of_odd_images_are_of_a_size_to_look_at(size):
     picture = found.picture()
     assert 300 < picture.width < 1200 and 60 < picture.height < 600
     assert max(found.overlay(0, 100).size) <= 100 and found.overlay(0).size == size
+
+
+def test_the_legend_of_what_is_dark_stands_where_something_is():
+    """A size at which the edges of what is seen are off by rounding; of two models the second alone crops."""
+    image = Image.new('RGB', (404, 404), 'white')
+    whole, cropped = (
+        explain(BrightNet(mode, pct, (224, 224)), image) for mode, pct in (('squash', 1.), ('center', 0.5)))
+    assert whole.seen != (0, 0, 404, 404) and whole.seen == pytest.approx((0, 0, 404, 404))
+    for shown, dark in (([whole], False), ([cropped], True), ([whole, cropped], True), ([whole, whole], False)):
+        assert ('Dark: ' in _caption(shown)) == dark
+    assert np.array_equal(np.asarray(whole.overlay(0)) > 0, np.ones((404, 404, 3), dtype=bool))
 
 
 def test_an_explanation_says_what_it_is(found):

@@ -1,11 +1,20 @@
 """What figures show of an image is read where training looks, also where a module puts out several tensors."""
+import re
+from html import unescape
+from types import SimpleNamespace
+
 import pytest
+import torch
 import torch.nn.functional as F
+from helpers.models import ToyNet
 from helpers.several_outputs import load_run, tapped  # noqa: F401
 
 from timm_icasc import ICASCTask, attention_maps
+from timm_icasc.features.resolve import resolve_layers
 from timm_icasc.figures import attention_figure
+from timm_icasc.figures.html import browsing_page
 from timm_icasc.figures.views import load_items, view_classes, view_layers
+from timm_icasc.labels import MULTI, SINGLE
 
 
 @pytest.fixture(scope='module', params=['coat_tiny', 'efficientvim_m1'])
@@ -24,6 +33,41 @@ def test_views_show_the_maps_that_training_trains(checkpoint):
         shown = next(view for view in view_classes(checkpoint, [0], method='ach', layer=place)[0] if view.truth)
         assert shown.heat == pytest.approx(heat, abs=1e-5) and heat.any()
         assert getattr(view_layers(checkpoint, [0], 'ach')[1][0], place) == pytest.approx(heat, abs=1e-5)
+
+
+@pytest.fixture
+def of_known_scores():
+    """A checkpoint whose scores are 0, 1, 2 and 3, up to the small share of the features, and one image."""
+    torch.manual_seed(0)
+    model = ToyNet().eval()
+    with torch.no_grad():
+        model.fc.weight.abs_().mul_(1e-3)
+        model.fc.bias.copy_(torch.arange(4.))
+
+    def make(target, labels=MULTI):
+        return SimpleNamespace(
+            dataset=[(torch.randn(3, 16, 16), torch.tensor(target))], device=torch.device('cpu'), model=model,
+            labels=labels, layers=resolve_layers(model, input_size=(3, 16, 16)), class_name=str, label='model',
+            data_config={'mean': (0.5,) * 3, 'std': (0.5,) * 3})
+    return make
+
+
+@pytest.mark.parametrize('target, topk, shown', [
+    ([1., 1., 1., 1.], 2, '3+ 2+'), ([1., 1., 1., 0.], 2, '2+ 1+'), ([1., 0., 1., 1.], 3, '3+ 2+ 0+'),
+    ([1., 0., 0., 0.], 2, '3 0+'), ([1., 0., 0., 0.], 9, '3 2 1 0+'), ([0., 0., 0., 0.], 2, '3 2'),
+    ([1., 1., 0., 0.], 1, '1+'), ([0., -1., 1., 1.], 1, '3+')])
+def test_of_more_present_classes_than_there_is_room_for_the_highest_are_shown(target, topk, shown, of_known_scores):
+    views, = view_classes(of_known_scores(target), [0], topk)
+    assert ' '.join(f"{view.index}{'+' * view.truth}" for view in views) == shown
+    assert [view.rank for view in views] == [4 - view.index for view in views]
+
+
+@pytest.mark.parametrize('target, labels, correct', [
+    ([1., 1., 1., 1.], MULTI, 'true'), ([1., 1., 1., 0.], MULTI, 'false'), (3, SINGLE, 'true'), (0, SINGLE, 'false')])
+@pytest.mark.parametrize('topk', [1, 2])
+def test_the_page_files_images_as_right_by_their_scores(target, labels, correct, topk, of_known_scores, tmp_path):
+    page = browsing_page([of_known_scores(target, labels)], [0], tmp_path / 'page.html', topk).read_text()
+    assert [unescape(found) for found in re.findall('data-correct="([^"]*)"', page)] == [f'[{correct}]']
 
 
 def test_the_figure_takes_layers_as_they_are(checkpoint, tapped, tmp_path):  # noqa: F811

@@ -219,6 +219,36 @@ def test_segmentations_of_another_classifier_are_not_the_papers(tmp_path):
     assert found == {None: '50.00', 57.97: '50.00'}
 
 
+def write_segmentations(folder, *results):
+    """Of one classifier with ach, but for what is given of each; the rows that they make."""
+    for n, result in enumerate(results):
+        (folder / f'seg{n}').mkdir()
+        (folder / f'seg{n}' / 'segmentation.json').write_text(json.dumps({
+            'attention': 'ach', 'seed': n, 'mIoU': 50., 'year': '2012', 'test_split': 'val', 'classifier_icasc': False,
+            'classifier_model': 'vgg19', **result}))
+    rows = segmentation_rows(collect_segmentations([folder]), CONTENT['segmentation'])
+    return {row['ours']: row for row in rows if row['method'] == 'ach'}
+
+
+def test_segmentations_of_other_weights_or_layers_are_not_averaged(tmp_path):
+    layers, trained = ['features.30', 'features.35'], 'ab' * 32
+    found = write_segmentations(
+        tmp_path, {'mIoU': 10., 'layers': layers, 'backbone_weights': None},
+        {'mIoU': 60., 'layers': layers, 'backbone_weights': trained},
+        {'mIoU': 70., 'layers': layers, 'backbone_weights': trained},
+        {'mIoU': 30., 'layers': ['features.20', 'features.35'], 'backbone_weights': trained})
+    assert {ours: row['seeds'] for ours, row in found.items()} == {'10.00': '0', '65.00 ± 7.07': '1 2', '30.00': '3'}
+    note = found['30.00']['note']
+    assert "layers=['features.20', 'features.35'], backbone_weights=abababababab" in note and trained not in note
+    assert 'backbone' not in found['10.00']['note']
+
+
+def test_a_repeated_seed_of_a_segmentation_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="seg0' and '.*seg1' are the same segmentation with the same seed"):
+        found = write_segmentations(tmp_path, {'seed': 3, 'mIoU': 10.}, {'seed': 3, 'mIoU': 20.})
+    assert list(found) == ['20.00']
+
+
 def test_a_repeated_seed_and_a_broken_run_are_named(tmp_path):
     write_run(tmp_path / 'a')
     write_run(tmp_path / 'b', top1=80.)

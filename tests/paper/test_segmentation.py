@@ -355,6 +355,8 @@ def test_the_whole_command(voc, tmp_path, capsys):
         assert set(np.unique(cue)) <= {0, 1, 255} and cue.shape == tuple(result['grid'])
         assert 0 <= result['cue_precision'] <= 1 and result['cue_images'] == 4
         assert result['classifier_model'] == 'resnet8_cifar' and result['classifier_icasc']
+        assert len(result['layers']) == 2 and result['backbone_weights'] is None
+        assert result['classifier'].endswith('.pth.tar') and result['train_split'] == 'train'
     assert main(['paper', str(tmp_path / 'table2')]) == 0
     text = capsys.readouterr().out
     assert 'not the paper’s settings: classifier_model=resnet8_cifar, classifier_icasc=True' in text

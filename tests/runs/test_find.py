@@ -14,6 +14,8 @@ from timm_icasc.runs.find import (
     has_begun,
     latest_run,
     open_runs,
+    refuse_file_of_run,
+    refuse_folder_of_run,
 )
 
 
@@ -40,6 +42,19 @@ def test_what_has_begun(run):
     assert has_begun(run), 'interrupted, with a checkpoint'
     (run / 'last.pth.tar').unlink()
     assert not has_begun(run)
+
+
+def test_what_a_run_has_left_is_not_written_over(run, tmp_path):
+    for name in ('args.yaml', 'results.json', 'last.pth.tar'):
+        with pytest.raises(ICASCError, match=f'`json`: .*{name}. was left by a run, .* name another'):
+            refuse_file_of_run(run / name, 'json')
+    (tmp_path / 'results.json').touch()
+    for path in (run / 'paper.json', run / 'summary.csv', tmp_path / 'results.json'):
+        refuse_file_of_run(path, 'json')  # another name, not there, no run beside it
+    with pytest.raises(ICASCError, match='`output`: .* is the folder of a run, .* name another'):
+        refuse_folder_of_run(run, 'output')
+    refuse_folder_of_run(run / 'eval', 'output')
+    refuse_folder_of_run(tmp_path, 'output')
 
 
 class TestSeveralRuns:

@@ -16,6 +16,13 @@ from timm_icasc.runs.local_paths import find_local_path, without_local_paths
     ("train_timm.py --model-kwargs 'file=/srv/My Data/net.pth'", 'train_timm.py --model-kwargs file=net.pth'),
     ('train_timm.py --dataset wds//home/alice/shards', 'train_timm.py --dataset wds/shards'),
     ('train_timm.py -c /home/alice/mine.yaml', 'train_timm.py -c mine.yaml'),
+    ('train_timm.py -c/home/alice/mine.yaml --lr 1', 'train_timm.py -cmine.yaml --lr 1'),
+    ('train_timm.py -c=/home/alice/a=b.yaml', 'train_timm.py -c=a=b.yaml'),
+    ("train_timm.py '-c/home/alice/My Data/r.yaml'", 'train_timm.py -cr.yaml'),
+    ('train_timm.py -cclients/acme.yaml -j4 -b/srv/x', 'train_timm.py -cacme.yaml -j4 -bx'),
+    ('train_timm.py -cfinetune -ctimm_icasc/recipes/finetune.yaml',
+     'train_timm.py -cfinetune -ctimm_icasc/recipes/finetune.yaml'),
+    (r"train_timm.py '-cC:\Users\alice\r.yaml'", 'train_timm.py -cr.yaml'),
     ('train_timm.py --output /home/alice/out --experiment x', 'train_timm.py --output out --experiment x'),
     ('train_timm.py --lr 1 && python train_timm.py --resume /home/alice/last.pth.tar',
      'train_timm.py --lr 1 && python train_timm.py --resume last.pth.tar'),
@@ -49,6 +56,13 @@ def test_options_and_records_through_and_through():
         'source': {'name': 'w.pth'}, 'layers': ['layer3', 'x'], 'label_names': ['/m/01yrx', 'a/b'],
         'resume': '', 'dataset': 'torch/cifar10'}
     assert find_local_path(found) == 'local-dir:/srv/net'
+
+
+@pytest.mark.parametrize('text', [
+    'train -c/home/alice/r.yaml', "train '-c/home/alice/My Data/r.yaml'", '-c~/r.yaml',
+    r"train '-cC:\Users\alice\r.yaml'", 'train -c../r.yaml'])
+def test_a_path_right_behind_a_short_option_is_found(text):
+    assert find_local_path({'command': text}) == text
 
 
 def test_nothing_is_left_of_the_root_and_of_dots():

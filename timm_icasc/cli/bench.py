@@ -28,6 +28,7 @@ from ..benchmark.steps import PLAIN, BenchmarkSetting, plain_of
 from ..errors import ICASCError
 from ..explanation.canvas import check_format, save
 from ..runs.files import write_text
+from ..runs.find import refuse_file_of_run
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
 from ..training.device import device_fault
@@ -139,6 +140,9 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
         raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
+    for name in ('json', 'scaling'):
+        if getattr(args, name):
+            refuse_file_of_run(Path(getattr(args, name)), name)
     if args.scaling:
         _check_scaling(Path(args.scaling))
     return BenchmarkSetting(

@@ -26,7 +26,7 @@ from ..evaluation.report import print_measures, write_evaluation
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
 from ..runs.files import together
-from ..runs.find import find_runs
+from ..runs.find import find_runs, refuse_folder_of_run
 from ..runs.folder import (
     CLASSES,
     COMPARISON,
@@ -58,6 +58,7 @@ def _check(args: argparse.Namespace) -> None:
     if not 0 <= args.sigma <= 1:
         raise ICASCError(f'--sigma is a fraction of the maximum, 0 to 1, got {args.sigma}.')
     if args.output:
+        refuse_folder_of_run(Path(args.output), 'output')
         try:
             Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
         except OSError as e:

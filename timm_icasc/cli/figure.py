@@ -28,10 +28,14 @@ from ..figures.html import browsing_page
 from ..figures.inner_last import layers_figure
 from ..figures.ks import ks_figure
 from ..foreign_text import printable
+from ..runs.find import refuse_file_of_run
 
 # Kind -> default file and number of images.
 KINDS = {
     'classes': ('classes.png', 6), 'layers': ('layers.png', 4), 'ks': ('ks.png', None), 'html': ('images.html', 60)}
+
+# Kind -> options that have no part in it.
+UNUSED = {'ks': ('topk', 'attention', 'layer'), 'layers': ('topk', 'layer')}
 
 CHOICES = ('even', 'wrong', 'corrected')
 
@@ -49,15 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--choose', default='even', choices=CHOICES,
         help="even: at even distances; wrong: those whose highest-scoring class is wrong for the first "
              'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
-    group.add_argument('--topk', type=int, metavar='K', help='classes of an image (default: 5; for html 3)')
+    group.add_argument(
+        '--topk', type=int, metavar='K', help='classes of an image, of classes and html (default: 5; for html 3)')
     group.add_argument(
         '--attention', nargs='+', choices=list(METHODS), metavar='NAME',
         help=f"attention maps: {', '.join(METHODS)}; of classes and layers also several, together (default: grad_cam; "
              f"of layers {', '.join(name for name, method in METHODS.items() if method.in_paper)})")
     group.add_argument(
-        '--layer', default='last', choices=('inner', 'last'),
-        help='layer of classes and html (default: %(default)s)')
-    group.add_argument('--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure')
+        '--layer', choices=('inner', 'last'), help='layer of classes and html (default: last)')
+    group.add_argument(
+        '--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure, no two alike')
+
+
+def _check_parts(args: argparse.Namespace) -> None:
+    """Raise ICASCError where an option would be without effect."""
+    for name in UNUSED.get(args.kind, ()):
+        if getattr(args, name) is not None:
+            raise ICASCError(f'--{name} has no part in {args.kind}: leave it out.')
+    if args.indices and (args.images is not None or args.choose != 'even'):
+        other = '--choose' if args.images is None else '--images'
+        raise ICASCError(f'--indices names the images: leave {other} out.')
+    if len(set(map(printable, args.labels or ()))) < len(args.labels or ()):
+        raise ICASCError(f"--labels are to tell checkpoints apart: name each another, got {', '.join(args.labels)}.")
 
 
 def _check(args: argparse.Namespace, path: Path) -> None:
@@ -65,6 +82,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    _check_parts(args)
     if args.kind == 'html' and len(args.attention or ()) > 1:
         raise ICASCError('--attention: the page has one method; classes and layers draw several.')
     if args.kind == 'html' and path.suffix.lower() != '.html':
@@ -74,6 +92,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
             check_format(path)
         except ValueError as e:
             raise ICASCError(f'--output: {e}') from e
+    refuse_file_of_run(path, 'output')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     except OSError as e:
@@ -92,7 +111,7 @@ def _choose(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list
         if not 0 <= min(args.indices) <= max(args.indices) < length:
             raise ICASCError(f'--indices lie in 0 to {length - 1}, got {args.indices}.')
         return args.indices
-    count = args.images or KINDS[args.kind][1]
+    count = args.images or KINDS[args.kind][1] or length
     if args.choose == 'even':
         return evenly_spaced(checkpoints[0].dataset, count).indices
     everything = list(range(length))
@@ -108,26 +127,26 @@ def _choose(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list
 
 
 def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Path) -> None:
-    if args.kind == 'ks':
-        charts = {}
-        for checkpoint in checkpoints:
-            count = args.images or len(checkpoint.dataset)
-            records = score_images(checkpoint, evenly_spaced(checkpoint.dataset, count).indices)
-            chart = charts[checkpoint.label] = ks_of(records, np.arange(len(records.indices)))
-            print(f'{checkpoint.label}: KS margin {chart.margin:.4f} at probability {chart.probability:.4f}')
-        ks_figure(charts, path)
-        return
     for checkpoint in checkpoints:
-        if checkpoint.layers is None:
+        if checkpoint.layers is None and args.kind != 'ks':
             raise ICASCError(f"no attention maps of '{checkpoint.label}': name its layers, --layers INNER LAST.")
     check_same_data(checkpoints)
     indices, methods = _choose(args, checkpoints), args.attention or ['grad_cam']
-    if args.kind == 'layers':
+    if args.kind == 'ks':
+        charts = {}
+        for checkpoint in checkpoints:
+            records = score_images(checkpoint, indices)
+            chart = charts[checkpoint.label] = ks_of(records, np.arange(len(records.indices)))
+            print(f'{checkpoint.label}: KS margin {chart.margin:.4f} at probability {chart.probability:.4f}')
+        ks_figure(charts, path)
+        if len(indices) == len(checkpoints[0].dataset):
+            return  # not a line of thousands of numbers
+    elif args.kind == 'layers':
         layers_figure(checkpoints, indices, path, args.attention)
     elif args.kind == 'classes':
-        classes_figure(checkpoints, indices, path, args.topk or 5, methods, args.layer)
+        classes_figure(checkpoints, indices, path, args.topk or 5, methods, args.layer or 'last')
     else:
-        browsing_page(checkpoints, indices, path, args.topk or 3, methods[0], args.layer)
+        browsing_page(checkpoints, indices, path, args.topk or 3, methods[0], args.layer or 'last')
     print(f"images: {' '.join(map(str, indices))}")
 
 

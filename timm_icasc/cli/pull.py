@@ -15,35 +15,59 @@ from huggingface_hub.utils import logging as hub_logging
 
 from ..errors import HubError, ICASCError
 from ..evaluation.measures import MEASURES
-from ..foreign_files import path_inside
+from ..foreign_files import path_inside, read_json
 from ..foreign_text import printable
-from ..hub.model_folder import FILES, METADATA_KEY
+from ..hub.model_folder import CONFIG, FILES, METADATA_KEY
 from ..hub.pull import pull
-from ..runs.files import replacing
+from ..runs.files import replacing, replacing_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', metavar='SOURCE', help='OWNER/NAME[@REVISION], ARCHITECTURE.TAG, or local-dir:DIR')
     parser.add_argument(
         '--to', type=Path, metavar='DIR',
-        help='copy configuration, weights, card, options and figure to this folder')
+        help='copy configuration, weights, card, options and figure to this folder: a new one, an empty one, or one '
+             'that holds a model of this package, as after an earlier --to')
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a model that this package has written."""
+    try:
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and METADATA_KEY in config
+
+
+def _check_target(target: Path) -> None:
+    """Raise HubError where a folder holds files of somebody else, whose names may be those of a model's."""
+    there = target.exists() or target.is_symlink()
+    if there and (not target.is_dir() or any(target.iterdir())) and not _is_ours(target):
+        raise HubError(f"--to: '{target}' is there already, with files of its own: name a new or an empty folder.")
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy the files of a model to a folder; a link there is not followed out of it."""
     if target.exists() and target.samefile(source):
         raise HubError(f"--to: '{target}' is the folder that they come from; name another.")
+    names = [name for name in reversed(FILES) if (source / name).is_file()]
     try:
-        for name in reversed(FILES):  # the configuration, which tells what the weights must be, last
-            if (source / name).is_file():
-                with replacing(path_inside(target, name)) as partial:
-                    shutil.copyfile(source / name, partial)
+        if not target.exists():  # whole or not at all: half a model would be refused the next time
+            with replacing_folder(target) as folder:
+                for name in names:
+                    shutil.copyfile(source / name, folder / name)
+            return
+        for name in names:  # the configuration, which tells what the weights must be, last
+            with replacing(path_inside(target, name)) as partial:
+                shutil.copyfile(source / name, partial)
     except ICASCError as e:
         raise HubError(f'--to: {e}') from e
 
 
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
+    if args.to is not None:
+        _check_target(args.to)  # before the way to the Hub
     folder, where, config, sha256 = pull(args.source)
     ours, pretrained = config.get(METADATA_KEY, {}), config.get('pretrained_cfg', {})
     print(f'{printable(where)}: verified, sha256 {sha256}')

@@ -206,12 +206,9 @@ def run(args: argparse.Namespace) -> int:
             f"--cues-only: '{args.output}' holds a network, and its results: name another --output.")
     folder = _make_all_cues(args, classifier, images, grid)
     result: dict[str, Any] = {
-        'attention': args.attention, 'classifier': classifier.source,
-        'classifier_model': classifier.args.model,
+        **origin, 'classifier': classifier.source, 'classifier_model': classifier.args.model,
         'classifier_icasc': classifier.args.icasc if classifier.run else None, 'grid': grid,
-        'train_split': args.train_split, 'train_images': len(images), 'year': args.year,
-        'foreground': args.foreground, 'background': args.background,
-        **_measure_cues(folder, images)}
+        'train_images': len(images), **_measure_cues(folder, images)}
     if 'cue_precision' in result:
         print(
             f"cues of {args.attention}: precision {result['cue_precision']:.3f}, recall {result['cue_recall']:.3f}, "

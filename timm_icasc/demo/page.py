@@ -42,11 +42,20 @@ def load_gradio() -> ModuleType:
         raise VersionError("the page needs Gradio: pip install 'timm_icasc[demo]'.") from e
 
 
-def _overlaps(found: Explanation) -> str:
-    """A table of the overlap of every two classes."""
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """What the page calls the classes: by name where no other has it, whatever its case, else with the number."""
+    shown = [printable(name) for name in names]
+    count = Counter(name.strip().casefold() for name in shown)
+    return [
+        name if count[name.strip().casefold()] == 1 else f'{name} ({c})'
+        for c, name in enumerate(shown)]
+
+
+def _overlaps(found: Explanation, names: Sequence[str]) -> str:
+    """A table of the overlap of every two classes, by the names of all."""
     pairs = combinations(range(len(found)), 2)
     return markdown([
-        {'class': found.class_names[a], 'and': found.class_names[b], 'overlap': round(found.overlap(a, b), 2)}
+        {'class': names[found.classes[a]], 'and': names[found.classes[b]], 'overlap': round(found.overlap(a, b), 2)}
         for a, b in pairs])
 
 
@@ -76,24 +85,25 @@ def explain_upload(
     for explainer in explainers:
         found, = explainer.explain_items(
             [explainer.prepare(image)], list(classes) or None, int(topk), method, layer)
+        names = _told_apart(explainer.class_names)
         silent = ['' if heat.any() else ', map is zero' for heat in found.grid_maps]
         pictures = [
-            (found.overlay(k, SIDE), f'{printable(name)} {score:.1%}{silent[k]}')
-            for k, (name, score) in enumerate(zip(found.class_names, found.scores, strict=True))]
+            (found.overlay(k, SIDE), f'{names[c]} {score:.1%}{silent[k]}')
+            for k, (c, score) in enumerate(zip(found.classes, found.scores, strict=True))]
         best = found.probabilities.topk(min(HIGHEST, len(found.probabilities)))
         scores = {
-            printable(explainer.class_names[c]): value
+            names[c]: value
             for c, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)}
-        shown.append((pictures, scores, _overlaps(found)))
+        shown.append((pictures, scores, _overlaps(found, names)))
     return shown
 
 
 def _choices(explainers: Sequence[Explainer]) -> list[tuple[str, str]]:
     """Classes to choose from, by name where no other has it, else by number."""
-    count = Counter(explainers[0].class_names)
+    names = explainers[0].class_names
     return [
-        (printable(name), name) if count[name] == 1 else (f'{printable(name)} ({c})', str(c))
-        for c, name in enumerate(explainers[0].class_names)]
+        (shown, name if shown == printable(name) else str(c))
+        for c, (shown, name) in enumerate(zip(_told_apart(names), names, strict=True))]
 
 
 def build_page(explainers: Sequence[Explainer]) -> Any:

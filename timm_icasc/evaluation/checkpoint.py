@@ -126,6 +126,11 @@ def _match_classes(
     return names
 
 
+def _whole_path(source: str) -> Path:
+    """The path of what a user names, in which '.' has the name of the folder; links are not followed."""
+    return Path(source if is_name(source) else os.path.abspath(source))
+
+
 def load_checkpoint(
         source: str,
         given: argparse.Namespace,
@@ -170,7 +175,7 @@ def load_checkpoint(
             raise
         warnings.warn(f'attention is not measured: {e}', stacklevel=2)
     return Checkpoint(
-        label=printable(label or (run.folder.name if run else Path(source).name)),
+        label=printable(label or _whole_path(str(run.folder) if run else source).name),
         source=str(weights or source), run=run,
         model=model, dataset=dataset, names=names, num_classes=model.num_classes,
         data_config=config,
@@ -194,7 +199,7 @@ def name_apart(models: Sequence[Checkpoint | Explainer], sources: Sequence[str])
     labels = [model.label for model in models]
     for model, source in zip(models, sources, strict=True):
         if labels.count(model.label) > 1:
-            model.label = printable('-'.join(Path(source).parts[-2:]))
+            model.label = printable('-'.join(_whole_path(source).parts[-2:]))
     taken: set[str] = set()
     for i, model in enumerate(models):
         if model.label in taken:

@@ -48,7 +48,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         '--tolerance', type=float, default=0., metavar='PIXELS',
         help='margin of the pointing game around the boxes (default: %(default)s)')
     group.add_argument('--per-class', action='store_true', help='print the table of classes, however long')
-    group.add_argument('--output', metavar='DIR', help="folder to write to (default: eval/ in each run's folder)")
+    group.add_argument(
+        '--output', metavar='DIR', help="folder to write to, not that of a run (default: eval/ in each run's folder)")
 
 
 def default_options() -> argparse.Namespace:

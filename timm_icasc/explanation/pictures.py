@@ -173,12 +173,17 @@ class Explanations(list[Explanation]):
         return ''.join(shown) + f'<p>... and {rest} more: look at [{MOST_SHOWN}:].</p>' * (rest > 0)
 
 
+def _is_cropped(one: Explanation) -> bool:
+    """Whether the overlay is dark anywhere: the centre of a pixel lies outside; rounding moves the edges by less."""
+    left, top, right, bottom = one.seen
+    return max(left, top, one.image.width - right, one.image.height - bottom) > 0.5
+
+
 def _caption(explanations: Sequence[Explanation]) -> str:
     methods = {METHODS[one.method].title: None for one in explanations}
     layers = {f'{one.layer} layer' if one.layer in ('inner', 'last') else one.layer: None for one in explanations}
     scores = {one.labels.score: None for one in explanations}
-    left, top, right, bottom = explanations[0].seen
-    cropped = (left, top, right, bottom) != (0, 0, *explanations[0].image.size)
+    cropped = any(_is_cropped(one) for one in explanations)
     text = f"{SCALE} ({', '.join(methods)}; {', '.join(layers)}). Scores: {', '.join(scores)}."
     return text + ' Dark: cut off before the model saw the image.' * cropped
 

@@ -108,7 +108,8 @@ def _section(
     for checkpoint, gray, own in zip(checkpoints, greys, views, strict=True):
         figures = ''.join(_class_figure(view, gray) for view in own)
         parts.append(f'<div><h2>{_text(checkpoint.label)}</h2>{figures}</div>')
-    correct = [own[0].truth if own[0].rank == 1 else False for own in views]
+    # The class of highest score is shown wherever it is in the image.
+    correct = [own[0].rank == 1 and own[0].truth for own in views]
     return _in_section(name, names, correct, parts)
 
 
@@ -153,8 +154,11 @@ def explained_section(
             shown = np.asarray(one.overlay(k, THUMBNAIL)) / 255
             figures.append(_figure(_picture(shown), caption, ['first'] * (index == order[0])))
         parts.append(f'<div><h2>{_text(label)}</h2>{"".join(figures)}</div>')
-    names = dict.fromkeys(own[index] for own, index in zip(class_names, highest, strict=True))
-    return _in_section(name, list(names), [index == highest[0] for index in highest], parts)
+    names = [own[index] for own, index in zip(class_names, highest, strict=True)]
+    # A number means the same class in models with the same classes alone; of those, two may share a name.
+    alike = all(list(own) == list(class_names[0]) for own in class_names)
+    seen = highest if alike else names
+    return _in_section(name, list(dict.fromkeys(names)), [one == seen[0] for one in seen], parts)
 
 
 @contextmanager

@@ -85,7 +85,8 @@ def view_classes(
 ) -> list[list[ClassView]]:
     """For each image the `topk` classes of highest score, highest first.
 
-    A ground-truth class below them takes the place of the last one, so that it is always shown.
+    A ground-truth class below them takes the place of the last one, so that it is shown; where an image has more than
+    `topk` of them, those of highest score are.
     """
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
@@ -93,13 +94,11 @@ def view_classes(
     scores = checkpoint.labels.probabilities(logits)
     topk = min(topk, logits.shape[1])
     order = logits.sort(dim=1, descending=True, stable=True).indices
-    truths = [classes[:topk] for classes in checkpoint.labels.present(targets)]
-    chosen = []
+    truths, chosen = checkpoint.labels.present(targets), []
     for row, truth in zip(order.tolist(), truths, strict=True):
-        below = [c for c in row[topk:] if c in truth]
-        kept = [c for c in row[:topk] if c in truth]
-        others = [c for c in row[:topk] if c not in truth][:topk - len(below) - len(kept)]
-        chosen.append(sorted(kept + others, key=row.index) + below)
+        shown = [c for c in row if c in truth][:topk]
+        others = [c for c in row[:topk] if c not in truth][:topk - len(shown)]
+        chosen.append(sorted(shown + others, key=row.index))
     maps = attention_maps(
         checkpoint.model, images, torch.tensor(chosen, device=images.device), method=method,
         layer=layer,

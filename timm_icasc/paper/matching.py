@@ -24,7 +24,7 @@ OPEN = (
 SETTINGS = (
     'network', 'classifier', 'classifier_model', 'classifier_icasc', 'year', 'train_split', 'train_images',
     'test_split', 'image_size', 'iterations', 'batch_size', 'lr', 'lr_step', 'momentum', 'weight_decay', 'foreground',
-    'background', 'weight_seed', 'weight_expand', 'weight_boundary')
+    'background', 'layers', 'backbone_weights', 'weight_seed', 'weight_expand', 'weight_boundary')
 
 
 def architecture(model: str) -> str:

@@ -1,4 +1,5 @@
 """The tables of the paper as rows, finished runs beside its values; the values are in paper.yaml."""
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,10 @@ def abstract_gain(experiment: dict[str, Any]) -> dict[str, Any]:
         'own': _difference_of(row, rows[row['baseline']], metric)}
 
 
+def _short(sha256: str) -> str:
+    return str(sha256)[:12]
+
+
 def segmentation_rows(
         results: Sequence[dict[str, Any]],
         content: dict[str, Any],
@@ -87,7 +92,12 @@ def segmentation_rows(
     groups: dict[tuple, dict[int, dict[str, Any]]] = {}
     for result in results:
         setting = tuple(str(result.get(key)) for key in SETTINGS)
-        groups.setdefault((result['attention'], setting), {})[result['seed']] = result
+        group = groups.setdefault((result['attention'], setting), {})
+        if result['seed'] in group:
+            warnings.warn(
+                f"'{group[result['seed']]['folder']}' and '{result['folder']}' are the same segmentation with the same "
+                f'seed; the second counts', stacklevel=2)
+        group[result['seed']] = result
     rows = []
     for paper in content['rows']:
         row = _row(
@@ -101,7 +111,9 @@ def segmentation_rows(
             misfits = [
                 f'{key}={first.get(key)}' for key, wanted in content['deciding'].items()
                 if architecture(str(first.get(key))) != wanted]
-            note = ', '.join(f'{key}={first.get(key)}' for key in SETTINGS[1:] if first.get(key) is not None)
+            note = ', '.join(
+                f'{key}={_short(first[key]) if key == "backbone_weights" else first[key]}'
+                for key in SETTINGS[1:] if first.get(key) is not None)
             found.append({
                 **row, 'model': first.get('network'), 'seeds': ' '.join(map(str, sorted(group))),
                 'paper': None if misfits else row['paper'],

@@ -11,11 +11,14 @@ from .folder import (
     BEST,
     CHECKPOINT,
     COMPARED,
+    FIGURE,
     LAST,
     RECORDED,
     RESULTS,
+    RESULTS_TABLE,
     SEGMENTATION,
     SUMMARY,
+    WANDB_ID,
     Run,
     open_run,
     saved_at,
@@ -23,7 +26,7 @@ from .folder import (
 
 __all__ = [
     'check_folders', 'collect_runs', 'collect_segmentations', 'find_runs', 'find_weights', 'finished_results',
-    'group_runs', 'has_begun', 'latest_run', 'open_runs',
+    'group_runs', 'has_begun', 'latest_run', 'open_runs', 'refuse_file_of_run', 'refuse_folder_of_run',
 ]
 
 
@@ -75,6 +78,32 @@ def find_weights(source: str, best: bool) -> Path:
 def has_begun(folder: Path) -> bool:
     """Whether a run can be gone on with; one that was stopped before its first checkpoint begins anew."""
     return (folder / ARGUMENTS).is_file() and (folder / LAST).is_file()
+
+
+def refuse_folder_of_run(folder: Path, argument: str) -> None:
+    """Raise ICASCError where a folder to write to is that of a run: tables of other kinds have the names of its own.
+
+    Args:
+        folder: Where to.
+        argument: What names it.
+    """
+    if (Path(folder) / ARGUMENTS).is_file():
+        raise ICASCError(
+            f"`{argument}`: '{folder}' is the folder of a run, whose files could be written over: name another.")
+
+
+def refuse_file_of_run(path: Path, argument: str) -> None:
+    """Raise ICASCError where a file to write is one that a run has left.
+
+    Args:
+        path: The file.
+        argument: What names it.
+    """
+    path = Path(path).absolute()
+    own = (ARGUMENTS, SUMMARY, RESULTS, RESULTS_TABLE, FIGURE, WANDB_ID)
+    left = path.name in own or path.name.endswith(CHECKPOINT)
+    if left and path.exists() and (path.parent / ARGUMENTS).is_file():
+        raise ICASCError(f"`{argument}`: '{path}' was left by a run, and is not written over: name another file.")
 
 
 def _newest_of(folder: Path) -> list[Path]:
@@ -147,7 +176,7 @@ def collect_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every finished segmentation.json at or below the folders; those of --cues-only have no mean IoU."""
+    """Every finished segmentation.json at or below the folders, with its 'folder'; --cues-only leaves no mean IoU."""
     results = []
     for file in sorted({file.resolve() for folder in folders for file in folder.rglob(f'{SEGMENTATION}.json')}):
         try:
@@ -155,7 +184,7 @@ def collect_segmentations(folders: Sequence[Path]) -> list[dict[str, Any]]:
             if result.get('mIoU') is not None:
                 results.append({
                     **result, 'mIoU': float(result['mIoU']), 'attention': result['attention'],
-                    'seed': result['seed']})
+                    'seed': result['seed'], 'folder': str(file.parent)})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             warnings.warn(f"'{file}' is left out, it cannot be read: {one_line(e)}", stacklevel=2)
     return results

@@ -182,9 +182,10 @@ class Run:
 
     def outdated(self) -> HubError:
         """The error of results that do not say all that is asked of them."""
+        place = self.folder if self.folder.name else self.folder.absolute()  # '.' has no name
         return HubError(
             f"'{self.folder / RESULTS}' does not describe its model (an older run?): timm-icasc train --resume auto "
-            f'--output {self.folder.parent} --experiment {self.folder.name} evaluates it again and writes it anew.')
+            f'--output {place.parent} --experiment {place.name} evaluates it again and writes it anew.')
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -15,10 +15,14 @@ SHORT_OPTIONS = {'-c': 'config'}
 
 RECIPES = 'timm_icasc/recipes/'  # the same everywhere
 
-# An absolute path, or one that begins with ~, ./ or ../, spaces included; the address of a page is none.
+# An absolute path, or one that begins with ~, ./ or ../, spaces included, also right behind a short option (-cFILE);
+# the address of a page is none.
 LOCAL_PATH = re.compile(
     r'(?P<address>\b(?!file:|local-dir:)[a-zA-Z][\w+.-]*://\S*)'
-    r'''|(?:file://(?=/)|(?<![\w.~/\\-])|(?<=/)(?=/))(?:~[\w.-]*|[A-Za-z]:|\.\.?|\\)?[/\\][^\n'",;:=()\[\]{}]+''')
+    r'''|(?:file://(?=/)|(?<![\w.~/\\-])|(?<=/)(?=/)|(?<=[\s'"]-[A-Za-z])|(?<=^-[A-Za-z]))'''
+    r'''(?:~[\w.-]*|[A-Za-z]:|\.\.?|\\)?[/\\][^\n'",;:=()\[\]{}]+''')
+
+ATTACHED = re.compile(r'(-[A-Za-z])(=?)(.+)', re.DOTALL)  # a short option and its value in one word
 
 
 def _last_part(path: str) -> str:
@@ -51,11 +55,13 @@ def _command(text: str) -> str:
     kept, option = [], ''
     for word in words:
         name, equals, value = word.partition('=')
-        if word.startswith('-') and equals:
+        if attached := ATTACHED.fullmatch(word):
+            word = f'{attached[1]}{attached[2]}{_value_of_option(attached[1], attached[3])}'
+        elif word.startswith('-') and equals:
             word = f'{name}={_value_of_option(name, value)}'
         elif not word.startswith('-'):
             word = _value_of_option(option, word)
-        option = word if word.startswith('-') and not equals else ''
+        option = word if word.startswith('-') and not equals and not attached else ''
         kept.append(word if word == '&&' else shlex.quote(word))
     return ' '.join(kept)
 
