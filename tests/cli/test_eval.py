@@ -15,8 +15,8 @@ from PIL import Image
 from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.cli import main
 from timm_icasc.data import DigitsDataset, few_of_each_class, image_name
-from timm_icasc.evaluation import checkpoint
-from timm_icasc.evaluation.checkpoint import load_checkpoint
+from timm_icasc.evaluation import restore
+from timm_icasc.evaluation.checkpoint import load_checkpoint, load_checkpoints
 from timm_icasc.evaluation.faithfulness import blurred, highest
 from timm_icasc.evaluation.image_records import load_records, save_records
 from timm_icasc.evaluation.options import default_options
@@ -228,9 +228,9 @@ def test_the_folder_that_one_is_in_has_its_name(run, tmp_path, capsys, monkeypat
     other = make_run(tmp_path / 'other' / 'run', seed=1)
     monkeypatch.chdir(run)
     assert evaluate('.', '--images', 2) == 0 and read(run)['label'] == 'run'
-    labels = [one.label for one in checkpoint.load_checkpoints(['.', '../other/run'], default_options())]
+    labels = [one.label for one in load_checkpoints(['.', '../other/run'], default_options())]
     assert labels == [f'{tmp_path.name}-run', 'other-run'], str(other)
-    assert checkpoint.load_checkpoint('last.pth.tar', default_options()).label == 'run'
+    assert load_checkpoint('last.pth.tar', default_options()).label == 'run'
 
 
 def test_checkpoints_of_one_folder_do_not_overwrite_each_other(run, tmp_path, monkeypatch):
@@ -451,7 +451,7 @@ def test_the_channels_of_weights(first):
 def test_a_run_of_a_larger_machine(tmp_path, monkeypatch):
     """Torch would warn of more loading processes than cores."""
     run = make_run(tmp_path / 'run', workers=64)
-    monkeypatch.setattr(checkpoint, 'usable_cores', lambda: 2)
+    monkeypatch.setattr(restore, 'usable_cores', lambda: 2)
     options = default_options()
     assert load_checkpoint(str(run), options).args.workers == 2
     options.workers = 5

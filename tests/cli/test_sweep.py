@@ -19,7 +19,7 @@ from scipy.stats import ttest_rel
 from timm_icasc.cli import main
 from timm_icasc.errors import ICASCError
 from timm_icasc.sweep import runner as processes
-from timm_icasc.sweep.run_record import check_unchanged, correct_of, read_records
+from timm_icasc.sweep.run_record import check_unchanged, correct_of, read_records, record_path
 from timm_icasc.sweep.study import changed_options, load_study
 from timm_icasc.sweep.summary import interval_over_seeds, interval_over_seeds_and_images, summarise
 
@@ -212,6 +212,18 @@ class TestSummary:
         write_record(study, study.runs[0], [1] * 9)
         assert sweep(study.file, '--report') == 2
         assert "'plain-seed0' was evaluated on 9 images, 'order-1-seed0' on 40" in capsys.readouterr().err
+
+    @pytest.mark.parametrize('changed', [{'dataset': '/there/cars'}, {'sha256': '2'}])
+    def test_runs_on_as_many_other_images_are_not_compared(self, changed, recorded, capsys):
+        """As of another folder that `--data-dir` named."""
+        study, _ = recorded
+        for n, run in enumerate(study.runs[:2]):
+            path = record_path(study, run)
+            record = json.loads(path.read_text())
+            record['evaluated'].update({'sha256': '1', **(changed if n else {})})
+            path.write_text(json.dumps(record))
+        assert sweep(study.file, '--report') == 2
+        assert 'were evaluated on different images' in capsys.readouterr().err
 
     def test_interval_over_seeds(self):
         ours, theirs = [3., 5., 10., 4.], [2., 3., 4., 4.5]

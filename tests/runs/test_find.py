@@ -75,6 +75,15 @@ class TestSeveralRuns:
         runs = collect_runs([tmp_path])
         assert sorted([found.seed for found in group] for group in group_runs(runs)) == [[0, 1], [1]]
 
+    @pytest.mark.parametrize('options, same', [
+        ({'data_dir': '/elsewhere/flowers'}, True), ({'data_dir': 'cars'}, False),
+        ({'data_dir': 'flowers', 'initial_checkpoint': 'base/last.pth.tar'}, False),
+        ({'data_dir': 'flowers', 'pretrained_path': 'lite0.pth'}, False)])
+    def test_other_data_or_initial_weights_are_no_other_seed(self, options, same, tmp_path):
+        make_run(tmp_path / 'a', seed=0, dataset='torch/image_folder', data_dir='flowers')
+        make_run(tmp_path / 'b', seed=1, dataset='torch/image_folder', **options)
+        assert len(group_runs(collect_runs([tmp_path]))) == (1 if same else 2)
+
     @pytest.mark.parametrize('damage', [
         lambda run: (run / 'args.yaml').unlink(), lambda run: (run / 'args.yaml').write_text('- 1'),
         lambda run: (run / 'results.json').write_text('{'), lambda run: (run / 'results.json').write_text('{}')])

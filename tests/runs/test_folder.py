@@ -42,15 +42,16 @@ class TestRun:
         (run / 'eval').mkdir()
         content = {
             'checkpoint': 'elsewhere/last.pth.tar', 'dataset': 'digits', 'split': 'validation', 'whole_split': True,
+            'epochs': 1, 'other_pixels': False,
             'measures': {'top1': 50., 'top1_ten_crop': 20.}}
         file = run / 'eval' / 'eval.json'
         file.write_text(json.dumps(content))
         assert open_run(run).measures == {'top1': 10., 'top1_ten_crop': 20.}, 'the run itself comes first'
         for other in (
                 {'checkpoint': 'elsewhere/checkpoint-0.pth.tar'}, {'dataset': 'others'}, {'split': 'train'},
-                {'whole_split': False}):
+                {'whole_split': False}, {'epochs': 2}, {'other_pixels': True}):
             file.write_text(json.dumps({**content, **other}))
-            with pytest.warns(UserWarning, match='of other weights, or not of all images'):
+            with pytest.warns(UserWarning, match='of other weights, of other pixels, or not of all images'):
                 assert open_run(run).measures == {'top1': 10.}
 
     @pytest.mark.parametrize('options, dataset', [
@@ -61,7 +62,7 @@ class TestRun:
         (run / 'eval').mkdir()
         (run / 'eval' / 'eval.json').write_text(json.dumps({
             'checkpoint': 'last.pth.tar', 'dataset': dataset, 'split': 'validation', 'whole_split': True,
-            'measures': {'ks': 0.5}}))
+            'epochs': 1, 'measures': {'ks': 0.5}}))
         assert open_run(run).measures == {'top1': 10., 'ks': 0.5}
 
     def test_an_interrupted_one(self, run):

@@ -13,6 +13,7 @@ The same checkpoint on the same images gives the same numbers; all checkpoints a
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import ICASCError
 from ..evaluation.bootstrap import compare
@@ -28,6 +29,7 @@ from ..foreign_text import printable
 from ..runs.files import together
 from ..runs.find import find_runs, refuse_folder_of_run
 from ..runs.folder import (
+    CHECKPOINT,
     CLASSES,
     COMPARISON,
     EVALUATED,
@@ -36,6 +38,7 @@ from ..runs.folder import (
     PAIRS,
     RECORDS,
     SUMMARY,
+    read_checkpoint,
 )
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
@@ -82,12 +85,23 @@ def _folders(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> lis
     return folders
 
 
+def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells whether the numbers go with those of the run: the epochs of the weights, images prepared otherwise."""
+    file = Path(checkpoint.source)
+    if checkpoint.run is None or not file.name.endswith(CHECKPOINT):
+        return {}
+    given = [getattr(args, name, None) for name in ('img_size', 'crop_pct', 'crop_mode')]
+    return {
+        'epochs': read_checkpoint(file)['epoch'] + 1, 'other_pixels': any(value is not None for value in given)}
+
+
 def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> ImageRecords:
     records, layers = evaluate_checkpoint(checkpoint, args), checkpoint.layers
     write_evaluation(folder, records, {
         'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
         'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
         'images': len(records.indices), 'whole_split': len(records.indices) == len(checkpoint.dataset),
+        **_of_run(args, checkpoint),
         'measures': summarise(records), 'attention': args.attention, 'sigma': args.sigma, 'tolerance': args.tolerance,
         'layers': layers and [layers.inner.path, layers.last.path], 'localised': args.layer,
         **{name: checkpoint.data_config[name] for name in ('input_size', 'crop_pct')},

@@ -1,4 +1,5 @@
 """What was measured of every image, in memory and as records.npz."""
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +50,12 @@ class ImageRecords:
     @property
     def labels(self) -> LabelKind:
         return kind_of(self.targets)  # the file does not tell
+
+    @property
+    def sha256(self) -> str:
+        """Of the images' names and targets: the same where the same images were measured, on any machine."""
+        told = json.dumps([self.files, self.targets.tolist()])
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property
     def probabilities(self) -> np.ndarray:

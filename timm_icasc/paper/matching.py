@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from ..labels import MULTI, SINGLE, LabelKind
-from ..runs.folder import INCIDENTAL, Run
+from ..runs.folder import INCIDENTAL, PLACES, Run
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..training.argument_files import RECIPES
 from ..training.arguments import build_parser, parse_args
@@ -87,7 +87,11 @@ def distinguish(
             k for rival in rivals for k in {*rival.options, *own.options}
             if rival.options.get(k) != own.options.get(k)}
         keys |= set(misfits[i]) - {'model'} if misfits else set()
-        notes.append(', '.join(f'{k}={own.options.get(k)}' for k in sorted(keys) if _counts(own, k)))
+        places = {
+            name: own.places.get(name) for name in PLACES
+            if any(rival.places.get(name) != own.places.get(name) for rival in rivals)}
+        told = {k: own.options.get(k) for k in sorted(keys) if _counts(own, k)}
+        notes.append(', '.join(f'{k}={value}' for k, value in {**told, **places}.items()))
     return notes
 
 

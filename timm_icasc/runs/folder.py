@@ -18,7 +18,8 @@ from .intact import check_intact
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED',
-    'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PUBLISHING_OPTIONS', 'RECORDS',
+    'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PLACES', 'PUBLISHING_OPTIONS',
+    'RECORDS',
     'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'TENSORBOARD', 'WANDB_ID',
     'open_run', 'read_checkpoint', 'read_mapping', 'saved_at',
 ]
@@ -50,6 +51,9 @@ INCIDENTAL = (
     'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
     'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub',
     'license', 'max_image_pixels', 'torchcompile_mode', *LOGGING_OPTIONS)
+
+# Options that name files: where these lie differs from machine to machine, their own name tells runs apart.
+PLACES = ('data_dir', 'pretrained_path', 'initial_checkpoint')
 
 # Options that say where the files of a run go, and under which license.
 PUBLISHING_OPTIONS = ('output', 'experiment', 'push_to_hub', 'license')
@@ -100,13 +104,12 @@ class Run:
         content = read_json(file)
         expected = {'checkpoint': self.weights, 'dataset': self.data, 'split': self.options.get('val_split')}
         # By their names, since folders differ from machine to machine.
-        differ = [
-            name for name, value in expected.items()
-            if Path(content.get(name) or '').name != Path(value or '').name]
-        if differ or not content.get('whole_split'):
+        same = all(Path(content.get(name) or '').name == Path(value or '').name for name, value in expected.items())
+        same &= content.get('epochs') == self.results.get('epochs')  # it may have gone on since
+        if not same or not content.get('whole_split') or content.get('other_pixels'):
             warnings.warn(
-                f"'{file}' is left out: it is of other weights, or not of all images that the run was evaluated on. "
-                f"`timm-icasc eval {self.folder}` writes it anew.", stacklevel=2)
+                f"'{file}' is left out: it is of other weights, of other pixels, or not of all images that the run was "
+                f'evaluated on. `timm-icasc eval {self.folder}` writes it anew.', stacklevel=2)
             return self.metrics
         added = content['measures']
         return {
@@ -143,11 +146,17 @@ class Run:
         """Whether the classification loss alone was trained."""
         return not self.method.startswith('ICASC')
 
+    @property
+    def places(self) -> dict[str, str]:
+        """The names of the data's folder and of the files of initial weights, wherever they lie."""
+        return {name: Path(self.options[name]).name for name in PLACES if self.options.get(name)}
+
     def signature(self, without_icasc: bool = False) -> str:
         """What runs that may be averaged have in common."""
-        return json.dumps({
-            k: v for k, v in sorted(self.options.items())
-            if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}, default=str)
+        options = {
+            k: v for k, v in self.options.items()
+            if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}
+        return json.dumps({**options, **self.places}, default=str, sort_keys=True)
 
     def load_weights(self, file: Path | None = None) -> dict[str, torch.Tensor]:
         """The weights that the run's own evaluation measures: the averaged ones where it keeps an average.

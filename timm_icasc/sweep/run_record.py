@@ -91,7 +91,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
             'wall_time': sum(row[SECONDS] for row in curve),  # of all epochs, interrupted or not
             'evaluated': {
                 **{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
-                'arguments': list(study.evaluation)},
+                'sha256': images.sha256, 'arguments': list(study.evaluation)},
             'final': evaluation['measures'], 'curve': curve, 'options': run.options,
         }
         if images.labels is SINGLE:

@@ -5,6 +5,7 @@ Shapes: `S` seeds, `N` test images, `R` resamples.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,11 +141,19 @@ def missing_seeds(study: Study, records: dict[str, dict[str, Any]], quote: str =
     return ', '.join(f"{quote}{variant}{quote} {' '.join(seeds)}" for variant, seeds in missing.items())
 
 
+def _digest(evaluated: dict[str, Any]) -> str | None:
+    return evaluated.get('sha256')  # earlier records have none
+
+
+def _name(evaluated: dict[str, Any]) -> str:
+    return Path(str(evaluated.get('dataset') or '')).name
+
+
 def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantSummary]:
     """The variants that have a record, in the study's order.
 
     Raises:
-        ICASCError: Records are of different numbers of images.
+        ICASCError: Records are of different images.
     """
     images = {name: record['evaluated']['images'] for name, record in records.items()}
     if len(set(images.values())) > 1:
@@ -152,6 +161,14 @@ def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantS
         raise ICASCError(
             f"'{few}' was evaluated on {images[few]} images, '{many}' on {images[many]}: runs are "
             f"compared on the same images; remove the records of the wrong ones, and look at `data_dir`.")
+    for what in (_digest, _name):
+        of_record = {name: value for name, record in records.items() if (value := what(record['evaluated']))}
+        if len(set(of_record.values())) > 1:
+            first = next(iter(of_record))
+            other = next(name for name in of_record if of_record[name] != of_record[first])
+            raise ICASCError(
+                f"'{first}' and '{other}' were evaluated on different images: runs are compared on the same ones; "
+                f'remove the records of the wrong ones, and look at `data_dir`.')
     by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     for run in study.runs:
         if run.name in records:
