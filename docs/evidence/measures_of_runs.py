@@ -128,6 +128,8 @@ def main():
                 if args.json:
                     write_json(args.json, {
                         'runs of': study, 'images of': data, 'options': options, 'runs': measured})
+    if measured and all(variant_and_seed(run)[0] != args.baseline for run in measured):
+        raise SystemExit(f"there is no run of the --baseline '{args.baseline}': {', '.join(sorted(measured))}")
     for split in args.splits:
         print(f'\n{split}\n\n{markdown(table(measured, split, args.baseline))}')
 

@@ -118,6 +118,8 @@ class TestDefinition:
         assert changed_options(plain, {**plain, 'pretrained_path': '/elsewhere/imagenet.pth'}) == []
         assert changed_options(plain, other) == ['pretrained_path']
         assert changed_options(own, {**own, 'pretrained_path': 'y/last.pth.tar'}) == ['pretrained_path']
+        betas = {'opt_kwargs': {'betas': (0.9, 0.99)}}
+        assert changed_options(betas, json.loads(json.dumps(betas))) == [], 'a record has a list'
         del other['pretrained_path']
         assert changed_options(plain, other) == [], 'records of before do not tell it'
 

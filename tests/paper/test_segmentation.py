@@ -425,6 +425,14 @@ def test_bad_input_is_one_line(arguments, message, voc, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_of_other_files_is_not_replaced(voc, tmp_path, capsys):
+    own = tmp_path / 'out' / 'cues' / 'notes.txt'
+    own.parent.mkdir(parents=True)
+    own.write_text('mine')
+    assert segment(make_classifier(tmp_path / 'run'), '--data-dir', voc, '--output', tmp_path / 'out') == 2
+    assert 'holds other files than cues' in capsys.readouterr().err and own.read_text() == 'mine'
+
+
 def test_a_classifier_of_other_classes_is_refused(voc, tmp_path, capsys):
     run = make_run(tmp_path / 'both' / 'run', num_classes=10)
     assert segment(run, '--data-dir', voc, '--output', tmp_path / 'out') == 2

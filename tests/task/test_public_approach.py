@@ -212,9 +212,10 @@ def test_unknown_defects_are_named(model):
         PublicApproachTask(model, defects=('batch-sum',))
 
 
-def test_a_share_of_the_batch_is_refused(model):
-    with pytest.raises(ICASCError, match='leave `share` out'):
-        PublicApproachTask(model, share=0.5, verbose=False)
+@pytest.mark.parametrize('option, value', [('share', 0.5), ('rival', 'random')])
+def test_an_option_that_it_does_not_follow_is_refused(option, value, model):
+    with pytest.raises(ICASCError, match=f'leave `{option}` out'):
+        PublicApproachTask(model, verbose=False, **{option: value})
 
 
 def test_the_option_of_the_training_script(model):

@@ -1,5 +1,6 @@
 """From a study's YAML file to the runs of timm-icasc train; everything is checked before anything runs."""
 import argparse
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +129,15 @@ def settled_options(args: dict[str, Any]) -> dict[str, Any]:
         for name, value in args.items() if name not in MACHINE}
 
 
+def _as_recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """As a record holds them: JSON has lists for tuples."""
+    return json.loads(json.dumps(options, default=str))
+
+
 def changed_options(options: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
     """Names of the options that differ from those of a record or a run; what these do not tell counts as unchanged."""
-    earlier = settled_options(earlier)
-    return sorted(name for name in options if name in earlier and options[name] != earlier[name])
+    own, earlier = _as_recorded(options), _as_recorded(settled_options(earlier))
+    return sorted(name for name in own if name in earlier and own[name] != earlier[name])
 
 
 def _without(given: dict[str, Any], reserved: tuple[str, ...], where: str) -> dict[str, Any]:
