@@ -21,6 +21,7 @@ from timm_icasc.attention import METHODS
 from timm_icasc.data import evenly_spaced
 from timm_icasc.data.geometry import transform_geometry
 from timm_icasc.evaluation import collect
+from timm_icasc.evaluation.batches import Numbered, SizedTransform, make_loader, transformed_by
 from timm_icasc.evaluation.checkpoint import load_checkpoints
 from timm_icasc.evaluation.faithfulness import Subject, map_values, random_values
 from timm_icasc.evaluation.options import add_checkpoint_arguments
@@ -153,8 +154,8 @@ def run(args: argparse.Namespace) -> None:
     choices = list({getattr(layers, args.layer): layers for layers in choices}.values())
     indices = evenly_spaced(dataset, args.images).indices
     table = Table()
-    with collect._transformed_by(dataset, collect._Sized(dataset.transform)):
-        loader = collect._loader(checkpoint, collect._Numbered(dataset, indices), checkpoint.batch_size)
+    with transformed_by(dataset, SizedTransform(dataset.transform)):
+        loader = make_loader(checkpoint, Numbered(dataset, indices), checkpoint.batch_size)
         for (images, sizes), target, rows in tqdm(loader, desc=checkpoint.label, disable=None):
             sizes = [(int(w), int(h)) for w, h in zip(*sizes, strict=True)]
             measure_batch(

@@ -12,7 +12,7 @@ from torchvision.transforms import functional as TF
 
 from timm_icasc import attention_maps, resolve_layers
 from timm_icasc.data import DigitsDataset
-from timm_icasc.features.resolve import ISOTROPIC_INNER_DEPTH
+from timm_icasc.features.rules import ISOTROPIC_INNER_DEPTH
 from timm_icasc.losses import attention_overlap
 
 DEPTH = 12

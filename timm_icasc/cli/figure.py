@@ -19,9 +19,9 @@ from ..attention import METHODS
 from ..data import evenly_spaced
 from ..errors import ICASCError
 from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoints
-from ..evaluation.collect import score_images
 from ..evaluation.measures import ks_of
 from ..evaluation.options import add_checkpoint_arguments
+from ..evaluation.scores import score_images
 from ..explanation.canvas import check_format
 from ..figures.classes import classes_figure
 from ..figures.html import browsing_page

@@ -4,94 +4,35 @@ Shapes: `N` images, `C` classes, `B` batch, `K` classes drawn per image, `h w` g
 """
 import argparse
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from timm import utils
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .._precision import at_least_float32
 from ..data import evenly_spaced, image_name
 from ..data.geometry import Geometry, transform_geometry
-from ..errors import DataError, ICASCError, TargetError
-from ..features.outputs import class_scores, without_order
-from ..labels import MULTI, SINGLE
+from ..features.outputs import class_scores
+from ..labels import MULTI
 from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
 from ..objective.separability import separability
-from ..training.interrupt import answer_for_batches
+from .batches import Numbered, SizedTransform, make_loader, transformed_by
 from .boxes import localise
 from .checkpoint import Checkpoint
 from .faithfulness import map_faithfulness
 from .image_records import ImageRecords
 from .robustness import across_images, map_robustness
+from .scores import check_targets, checked_scores, make_records, ten_crop_probabilities
 
-__all__ = ['collect_records', 'evaluate_checkpoint', 'score_images']
+__all__ = ['collect_records', 'evaluate_checkpoint']
 
 SEED = 0
-
-
-class _Sized:
-    """A transform that also tells the size of the image as loaded, (width, height)."""
-
-    def __init__(self, transform: transforms.Compose):
-        self.transform = transform
-
-    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
-        return self.transform(image), image.size
-
-
-class _Numbered(Dataset):
-    """Adds to each chosen item its row."""
-
-    def __init__(self, dataset: Dataset, indices: Sequence[int]):
-        self.dataset, self.indices = dataset, list(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, row: int) -> tuple:
-        return *self.dataset[self.indices[row]], row
-
-
-@contextmanager
-def _transformed_by(dataset: Dataset, transform: Callable) -> Iterator[None]:
-    before = dataset.transform
-    dataset.transform = transform
-    try:
-        yield
-    finally:
-        dataset.transform = before
-
-
-class _TenCrop:
-    """timm's evaluation transform with the four corners and the centre, and their mirror images (Krizhevsky, 2012)."""
-
-    def __init__(self, transform: transforms.Compose):
-        steps = list(transform.transforms)
-        places = [i for i, step in enumerate(steps) if isinstance(step, transforms.CenterCrop)]
-        if len(places) != 1:
-            raise DataError('`ten_crop` needs the crop mode center.')
-        self.before = transforms.Compose(
-            [*steps[:places[0]], transforms.TenCrop(steps[places[0]].size)])
-        self.after = transforms.Compose(steps[places[0] + 1:])
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return torch.stack([self.after(crop) for crop in self.before(image)])
-
-
-def _loader(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> DataLoader:
-    return DataLoader(
-        dataset, batch_size=batch_size, num_workers=checkpoint.args.workers,
-        worker_init_fn=answer_for_batches)
 
 
 def _filled_up(present: list[list[int]], device: torch.device) -> torch.Tensor:
@@ -184,42 +125,6 @@ def _boxes_by_class(dataset: Dataset, index: int) -> dict[int, np.ndarray]:
     return {c: np.array(rows, dtype=np.float64) for c, rows in grouped.items()}
 
 
-def _check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
-    if checkpoint.labels is SINGLE and int(targets.max()) >= checkpoint.num_classes:
-        raise TargetError(
-            f'the data set has class {int(targets.max())}, the model of {checkpoint.source} classes 0 '
-            f'to {checkpoint.num_classes - 1}.')
-
-
-def _checked_scores(checkpoint: Checkpoint, logits: torch.Tensor) -> torch.Tensor:
-    """Class scores in at least float32, on the CPU, all finite: -infinity, of a class switched off, is the lowest.
-
-    Raises:
-        ICASCError: A score is NaN or infinite, or an image has none above -infinity: no class is the highest.
-    """
-    logits = at_least_float32(logits).cpu()
-    broken = without_order(logits)
-    if broken.any():
-        raise ICASCError(
-            f"'{checkpoint.source}' gives class scores that are NaN or infinite, for {int(broken.sum())} of "
-            f'the {len(logits)} images of a batch: its weights are broken, as after training with too high a rate.')
-    return logits.clamp(min=torch.finfo(logits.dtype).min)
-
-
-def _records(
-        checkpoint: Checkpoint,
-        indices: Sequence[int],
-        scores: list[torch.Tensor],
-        targets: list[torch.Tensor],
-) -> ImageRecords:
-    """What every pass over the images gives, from its batches."""
-    return ImageRecords(
-        label=checkpoint.label,
-        names=[checkpoint.class_name(i) for i in range(checkpoint.num_classes)],
-        indices=np.array(indices), files=[image_name(checkpoint.dataset, i) for i in indices],
-        scores=torch.cat(scores).numpy(), targets=torch.cat(targets).numpy())
-
-
 class _Collector:
     """What is measured of each image, batch by batch."""
 
@@ -263,7 +168,7 @@ class _Collector:
         else:
             logits, values = separability(
                 checkpoint.model, images, target, checkpoint.layers, self.config, labels)
-        scores = _checked_scores(checkpoint, logits)
+        scores = checked_scores(checkpoint, logits)
         if checkpoint.layers is not None:
             values.update(
                 self._of_present_classes(images, sizes, labels.present(target), rows, logits))
@@ -354,7 +259,7 @@ class _Collector:
             'attention': self.config.attention, 'sigma': self.config.sigma, 'layer': self.layer,
             'tolerance': self.tolerance}
         return replace(
-            _records(self.checkpoint, self.indices, self.scores, self.targets),
+            make_records(self.checkpoint, self.indices, self.scores, self.targets),
             images={name: torch.cat(parts).numpy() for name, parts in self.columns.items()},
             pairs={name: np.array([pair[name] for pair in self.pairs]) for name in names},
             settings=settings)
@@ -394,15 +299,15 @@ def collect_records(
     indices = list(range(len(dataset))) if indices is None else list(indices)
     collector = _Collector(
         checkpoint, config or ICASCConfig(), indices, tolerance, layer, robustness, faithfulness)
-    with _transformed_by(dataset, _Sized(dataset.transform)):
-        loader = _loader(checkpoint, _Numbered(dataset, indices), checkpoint.batch_size)
+    with transformed_by(dataset, SizedTransform(dataset.transform)):
+        loader = make_loader(checkpoint, Numbered(dataset, indices), checkpoint.batch_size)
         for (images, sizes), target, rows in tqdm(
                 loader, desc=checkpoint.label, leave=False, disable=None):
-            _check_targets(target, checkpoint)
+            check_targets(target, checkpoint)
             collector.add(images.to(device), sizes, target.to(device), rows.tolist())
     records = collector.records()
     if ten_crop:
-        records.ten_crop_probabilities = _ten_crop_probabilities(checkpoint, indices)
+        records.ten_crop_probabilities = ten_crop_probabilities(checkpoint, indices)
     return records
 
 
@@ -418,32 +323,3 @@ def evaluate_checkpoint(checkpoint: Checkpoint, options: argparse.Namespace) -> 
     return collect_records(
         checkpoint, config, indices, options.ten_crop, options.tolerance, options.layer,
         options.robustness, options.faithfulness)
-
-
-@torch.inference_mode()
-def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> ImageRecords:
-    """Only the class scores of the images, without attention: one plain forward pass."""
-    scores, targets = [], []
-    loader = _loader(
-        checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)),
-        checkpoint.batch_size)
-    for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
-        _check_targets(target, checkpoint)
-        scores.append(_checked_scores(
-            checkpoint, class_scores(checkpoint.model(images.to(checkpoint.device)))))
-        targets.append(target)
-    return _records(checkpoint, indices, scores, targets)
-
-
-@torch.inference_mode()
-def _ten_crop_probabilities(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarray:
-    dataset, probabilities = checkpoint.dataset, []
-    with _transformed_by(dataset, _TenCrop(dataset.transform)):
-        loader = _loader(
-            checkpoint, torch.utils.data.Subset(dataset, list(indices)),
-            -(-checkpoint.batch_size // 10))
-        for crops, _ in tqdm(loader, desc=f'{checkpoint.label}, ten crops', leave=False, disable=None):
-            logits = class_scores(checkpoint.model(crops.flatten(0, 1).to(checkpoint.device)))
-            each = checkpoint.labels.probabilities(_checked_scores(checkpoint, logits).double())
-            probabilities.append(each.unflatten(0, crops.shape[:2]).mean(1))
-    return torch.cat(probabilities).numpy()
