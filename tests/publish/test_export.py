@@ -104,7 +104,7 @@ class TestExport:
         result = client(code=f'''
 from pathlib import Path
 from timm_icasc.publish.export import export
-from timm_icasc.runs.folder import open_runs
+from timm_icasc.runs.find import open_runs
 export(open_runs({str(averaged)!r})[0], Path({str(tmp_path)!r}), 'icasc_noise')
 print(hash('timm_icasc'))''')
         assert result.code == 0 and int(result.out) != hash('timm_icasc'), result.err
