@@ -102,7 +102,8 @@ def _check(args: argparse.Namespace) -> SegmentationConfig:
             raise ICASCError(f'--{name} lies between 0 and 1, got {getattr(args, name)}.')
     if min(args.weights) < 0 or not args.lr > 0:
         raise ICASCError('--weights and --lr must not be negative.')
-    if (cues := args.output / 'cues').is_dir() and any(file.suffix != '.png' for file in cues.iterdir()):
+    cues = path_inside(args.output, 'cues')
+    if cues.is_dir() and any(file.suffix != '.png' for file in cues.iterdir()):
         raise ICASCError(f"--output: '{cues}' holds other files than cues, and would be replaced: name another folder.")
     seed, expand, boundary = args.weights
     return SegmentationConfig(
