@@ -77,6 +77,15 @@ class LabelKind:
         """1 for each class of which `A^T` is the map, else 0, `[B, C]`; `present` as from `sides`."""
         raise NotImplementedError
 
+    def _with_rivals(
+            self,
+            scores: torch.Tensor,
+            target: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `sides`; a class that is switched off, whose score is -infinity, is nobody's rival."""
+        present, absent = self.sides(scores, target)
+        return present, absent & (scores.detach() != -torch.inf)
+
     def select(self, logits: torch.Tensor, target: torch.Tensor, rival: str = 'confused') -> ClassPair:
         """The ground truth of each sample, and the class of highest score that is not in it.
 
@@ -89,8 +98,7 @@ class LabelKind:
             TargetError: Wrong shape, type or value, fewer than two classes.
         """
         self.check(logits, target)
-        present, absent = self.sides(logits, target)
-        absent &= logits.detach() != -torch.inf  # a class that is switched off
+        present, absent = self._with_rivals(logits, target)
         has_rival = absent.any(1)
         confused = _highest(logits if rival == 'confused' else torch.rand_like(logits), absent)
         return ClassPair(
@@ -109,8 +117,7 @@ class LabelKind:
             targets: Class indices `[N]`, or `[N, C]`.
         """
         known = torch.as_tensor(scores)[:, :self.known(targets, scores.shape[1])]
-        _, absent = self.sides(known, torch.as_tensor(targets))
-        absent &= known != -torch.inf
+        _, absent = self._with_rivals(known, torch.as_tensor(targets))
         return torch.where(absent.any(1), _highest(known, absent), -1).numpy()
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
