@@ -112,6 +112,16 @@ def test_files_named_in_the_tables_of_contributing_exist():
     assert len(named) > 30 and not missing
 
 
+@pytest.mark.parametrize('file', DOCUMENTS + sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / 'docs/evidence').iterdir() if path.suffix in ('.yaml', '.py')))
+def test_files_named_from_the_root_exist(file):
+    """NAME and FILE stand for one of the user's."""
+    named = re.findall(
+        r'(?<![\w./-])(?:docs|tests|timm_icasc|hub_cards)/[\w./-]+\.(?:py|yaml|md|json)(?!\.?\w)', read(file))
+    assert not [path for path in named if not re.search('NAME|FILE', path) and not (ROOT / path).exists()]
+
+
 @pytest.mark.parametrize('page', [page for page in PAGES if blocks(page, 'python')])
 def test_examples_run(page, monkeypatch):
     monkeypatch.chdir(ROOT)
