@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -109,6 +110,19 @@ def test_two_models_classes_maps_and_pictures(runs, photos, tmp_path):
     assert np.abs(single - np.asarray(found.overlay(0)).astype(int)).max() <= 1
     page = (out / 'index.html').read_text()
     assert page.count('<section') == 1 and page.count('<figure') == 5 and 'models see different classes' in page
+
+
+@pytest.mark.parametrize('names, warned', [
+    (['bright', 'dark'], False), (['DARK, night', 'dark'], True), (['bright, light', 'dark'], False)])
+def test_a_number_that_is_another_class_of_the_other_model(names, warned, photos, tmp_path):
+    explainers = [
+        Explainer(BrightNet(), names, label=label)
+        for names, label in ((['bright', 'dark'], 'one'), (names, 'two'))]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        explain_files(explainers, find_images([photos / 'wide.png']), Outputs(tmp_path, page=0), classes=[0])
+    said = [str(one.message) for one in caught if 'classes' in str(one.message)]
+    assert said == ["`classes`: one of them is 'bright' of one, 'DARK, night' of two."] * warned
 
 
 def test_the_page_files_an_image_under_the_class_of_highest_score(runs, photos, tmp_path):

@@ -47,6 +47,8 @@ def test_classes_of_one_name_are_told_apart_by_number():
     explainer = Explainer(BrightNet(), ['crane', 'crane'])
     assert page._choices([explainer]) == [('crane (0)', '0'), ('crane (1)', '1')]
     assert page._choices([Explainer(BrightNet(), ['crane', 'Crane'])]) == [('crane (0)', '0'), ('Crane (1)', '1')]
+    others = [Explainer(BrightNet(), ['crane', 'crane', 'dog'][n:][:2]) for n in (0, 1)]
+    assert page._choices(others) == []  # no name, and no number, is the same of both
     (pictures, scores, overlaps), = page.explain_upload([explainer], IMAGE, [], 2, 'ach', 'last')
     assert sorted(scores) == ['crane (0)', 'crane (1)'] and sum(scores.values()) == pytest.approx(1)
     assert sorted(caption[:9] for _, caption in pictures) == sorted(scores)

@@ -99,11 +99,13 @@ def explain_upload(
 
 
 def _choices(explainers: Sequence[Explainer]) -> list[tuple[str, str]]:
-    """Classes to choose from, by name where no other has it, else by number."""
+    """Classes to choose from, by name where no other has it, else by number, where that is the same class of each."""
     names = explainers[0].class_names
+    alike = all(explainer.class_names == names for explainer in explainers)
     return [
         (shown, name if shown == printable(name) else str(c))
-        for c, (shown, name) in enumerate(zip(_told_apart(names), names, strict=True))]
+        for c, (shown, name) in enumerate(zip(_told_apart(names), names, strict=True))
+        if alike or shown == printable(name)]
 
 
 def build_page(explainers: Sequence[Explainer]) -> Any:
