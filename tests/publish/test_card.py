@@ -16,7 +16,7 @@ from timm_icasc.cli import main
 from timm_icasc.data import create_dataset
 from timm_icasc.errors import ICASCError
 from timm_icasc.hub.model_folder import METADATA_KEY, check_folder, half_precision, tensors_sha256
-from timm_icasc.publish import card
+from timm_icasc.publish import card, card_results
 from timm_icasc.publish.export import export
 from timm_icasc.runs.find import open_runs
 
@@ -225,7 +225,7 @@ class TestResultsFromRuns:
 
     def test_the_numbers_are_those_of_eval(self, compared, tmp_path):
         runs = open_runs(compared)
-        results = card.evaluate_runs(runs)
+        results = card_results.evaluate_runs(runs)
         assert [run['method'] for run in results['runs']] == ['cross-entropy', 'ICASC ach, order 1']
         assert results['images'] == results['attention_images'] == 6 and results['split'] == 'validation'
         for run, result in zip(runs, results['runs'], strict=True):
@@ -238,13 +238,13 @@ class TestResultsFromRuns:
     def test_the_run_itself_measured_the_same(self, train_on_noise):
         """Where its options asked for all images."""
         run, = open_runs(train_on_noise('--icasc-eval-images', 6))
-        result, = card.evaluate_runs([run])['runs']
+        result, = card_results.evaluate_runs([run])['runs']
         metrics = {name: value for name, value in run.metrics.items() if name not in ('loss', 'top5')}
         assert {name: result['metrics'][name] for name in metrics} == pytest.approx(metrics, abs=1e-5)
 
     def test_images_of_several_classes(self, multilabel, tmp_path):
         run, = open_runs(multilabel)
-        result, = card.evaluate_runs([run])['runs']
+        result, = card_results.evaluate_runs([run])['runs']
         measured = self.evaluated(run.folder, tmp_path)
         assert result['metrics'] == {name: round(value, 6) for name, value in measured.items() if value is not None}
         assert {'mAP', 'AUC', 'as_inner', 'overlap_cooccurring'} <= set(result['metrics'])
@@ -252,7 +252,7 @@ class TestResultsFromRuns:
     def test_the_measured_weights_are_the_exported_ones(self, averaged, tmp_path):
         """The averaged ones, whose numbers are others than those of the last step's."""
         run, = open_runs(averaged)
-        result, = card.evaluate_runs([run])['runs']
+        result, = card_results.evaluate_runs([run])['runs']
         config = export(run, tmp_path / 'exported', 'icasc_noise')
         assert result['tensors_sha256'] == config[METADATA_KEY]['tensors_sha256']
         assert result['metrics']['top1'] == pytest.approx(run.metrics['top1'])
@@ -261,11 +261,11 @@ class TestResultsFromRuns:
         del checkpoint['state_dict_ema']
         torch.save(checkpoint, plain / 'last.pth.tar')
         with pytest.raises(ICASCError, match='lacks the averaged weights'):
-            card.evaluate_runs(open_runs(plain))
+            card_results.evaluate_runs(open_runs(plain))
         results = json.loads((plain / 'results.json').read_text())
         results['model']['ema'] = False
         (plain / 'results.json').write_text(json.dumps(results))
-        other, = card.evaluate_runs(open_runs(plain))['runs']
+        other, = card_results.evaluate_runs(open_runs(plain))['runs']
         assert other['tensors_sha256'] == tensors_sha256(checkpoint['state_dict']) != result['tensors_sha256']
         assert other['metrics']['ac'] != result['metrics']['ac']
 
@@ -273,9 +273,9 @@ class TestResultsFromRuns:
         """The weights are rounded before they are measured, and ship in half the bytes."""
         run, = open_runs(compared / 'icasc')
         config = export(run, tmp_path / 'half', 'icasc_noise', half=True)
-        result, = card.evaluate_runs([run], half=True)['runs']
+        result, = card_results.evaluate_runs([run], half=True)['runs']
         assert result['tensors_sha256'] == config[METADATA_KEY]['tensors_sha256']
-        full, = card.evaluate_runs([run])['runs']
+        full, = card_results.evaluate_runs([run])['runs']
         assert result['metrics']['ac'] != full['metrics']['ac']
         assert result['metrics']['ac'] == pytest.approx(full['metrics']['ac'], abs=0.02)
         model = timm.create_model(f'local-dir:{tmp_path / "half"}', pretrained=True)
@@ -292,14 +292,14 @@ class TestResultsFromRuns:
     def test_another_split(self, compared, tmp_path):
         """That which no epoch and no option was chosen by."""
         run, = open_runs(compared / 'icasc')
-        results = card.evaluate_runs([run], split='train')
-        assert results['split'] == 'train' and results['images'] != card.evaluate_runs([run])['images']
+        results = card_results.evaluate_runs([run], split='train')
+        assert results['split'] == 'train' and results['images'] != card_results.evaluate_runs([run])['images']
 
     def test_a_run_of_recorded_steps_is_evaluated_without_a_gpu(self, compared, tmp_path):
         other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
         options = yaml.safe_load((other / 'args.yaml').read_text())
         (other / 'args.yaml').write_text(yaml.safe_dump({**options, 'icasc_fast': True, 'device': 'cpu'}))
-        run, same = card.evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])['runs']
+        run, same = card_results.evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])['runs']
         assert run['metrics'] == pytest.approx(same['metrics'])
 
     def test_a_card_from_runs(self, compared, tmp_path, capsys):
@@ -320,8 +320,8 @@ class TestResultsFromRuns:
 
     def test_cards_of_a_network_and_its_twin(self, compared, tmp_path, monkeypatch, capsys):
         """Evaluated once, for both."""
-        calls, evaluate = [], card.evaluate_runs
-        monkeypatch.setattr(card, 'evaluate_runs', lambda *args: calls.append(args) or evaluate(*args))
+        calls, evaluate = [], card_results.evaluate_runs
+        monkeypatch.setattr(card_results, 'evaluate_runs', lambda *args: calls.append(args) or evaluate(*args))
         written, _ = digits_sources()
         paths = [tmp_path / f'resnet20_cifar.{kind}_noise.yaml' for kind in ('icasc', 'baseline')]
         for path, method in zip(paths, ('ICASC ach, order 1', 'cross-entropy'), strict=True):
@@ -340,7 +340,7 @@ class TestResultsFromRuns:
         options = yaml.safe_load((other / 'args.yaml').read_text())
         (other / 'args.yaml').write_text(yaml.safe_dump({**options, 'val_split': 'train'}))
         with pytest.raises(HubError, match='one table cannot hold both'):
-            card.evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])
+            card_results.evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])
 
 
 def test_images_with_several_classes_are_judged_by_average_precision():

@@ -14,7 +14,8 @@ from timm_icasc.training import epoch as training_epoch
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.fine_tune import base_lr, freeze_until
 from timm_icasc.training.interrupt import StopSignal
-from timm_icasc.training.job import set_up, set_up_device, set_up_model, set_up_optimizer
+from timm_icasc.training.job import set_up, set_up_device, set_up_optimizer
+from timm_icasc.training.model_factory import set_up_model
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ from timm.utils import ModelEmaV3
 
 from timm_icasc.errors import ICASCError
 from timm_icasc.training.arguments import parse_args
-from timm_icasc.training.job import set_up_model
+from timm_icasc.training.model_factory import set_up_model
 from timm_icasc.training.pretrained import rename_to_timm
 
 # timm's name of a block's layer -> EfficientNet-PyTorch's, for inverted residuals and for the first, unexpanded block.

@@ -14,8 +14,9 @@ from timm_icasc.data.labelled_images import LabelledImages
 from timm_icasc.labels import KINDS, MULTI
 from timm_icasc.training.argument_files import RECIPES
 from timm_icasc.training.arguments import parse_args
-from timm_icasc.training.job import set_up_model, set_up_optimizer, set_up_task
+from timm_icasc.training.job import set_up_optimizer, set_up_task
 from timm_icasc.training.loaders import set_up_data_config, set_up_loaders
+from timm_icasc.training.model_factory import set_up_model
 
 CIFAR, CALTECH, ILSVRC, CUB, VOC = 'cifar100', 'caltech256', 'imagenet', 'cub200', 'voc2012'
 # Tables 1 of the paper and of its appendix. Data set -> classes, pixels, batch size, learning rate, epochs after which

@@ -66,7 +66,7 @@ def set_up(monkeypatch, images, *options):
         monkeypatch.setattr(module, name, call)
 
     for module, name in (
-            (loaders, 'create_loader'), (loaders, 'FastCollateMixup'), (job_module.timm, 'create_model'),
+            (loaders, 'create_loader'), (loaders, 'FastCollateMixup'), (timm, 'create_model'),
             (job_module, 'create_scheduler_v2'), (timm.loss, 'create_classification_loss'),
             (timm.data, 'create_dataset')):
         watch(module, name)

@@ -15,7 +15,8 @@ from pathlib import Path
 from ..errors import HubError
 from ..foreign_text import printable
 from ..hub.model_folder import README
-from ..publish.card import render_sources, write_results
+from ..publish.card import render_sources
+from ..publish.card_results import write_results
 from ..runs.files import write_text
 
 

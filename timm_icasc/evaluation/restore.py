@@ -16,7 +16,7 @@ from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
-from ..training.job import set_up_model
+from ..training.model_factory import set_up_model
 from ..training.option_groups import usable_cores
 
 __all__ = ['HUB', 'is_name', 'restore', 'run_arguments', 'run_beside']

@@ -200,23 +200,20 @@ def _about(labels: Sequence[str], method: str, layer: str, count: int, shown: in
         f'from 0 %s to its own maximum. Dark: cut off before the model saw the image. #: rank of the score.')
 
 
-def _tell_other_names(
-        indices: Sequence[Sequence[int]],
-        names: Sequence[Sequence[str]],
-        labels: Sequence[str],
+def _check_classes(
+        explainers: Sequence[Explainer],
+        classes: Classes | None,
 ) -> None:
-    """Warn of a class that a number stands for in one model, and another class in another.
-
-    Args:
-        indices: The classes asked for, in each model.
-        names: Of all classes of each model.
-        labels: Of the models.
-    """
+    """Every model has the classes; warns of a number that stands for another class in each of them."""
+    indices = [
+        explainer.find_classes(classes, explainer.num_classes()) or [] for explainer in explainers]
     for same in zip(*indices, strict=True):
-        called = [printable(own[c]) for own, c in zip(names, same, strict=True)]
-        parts = [{part.strip().casefold() for part in name.split(',')} for name in called]
+        called = {
+            printable(explainer.label): printable(explainer.class_names[c])
+            for explainer, c in zip(explainers, same, strict=True)}
+        parts = [{part.strip().casefold() for part in name.split(',')} for name in called.values()]
         if not set.intersection(*parts):
-            said = ', '.join(f"'{name}' of {label}" for name, label in zip(called, labels, strict=True))
+            said = ', '.join(f"'{name}' of {label}" for label, name in called.items())
             warnings.warn(f'`classes`: one of them is {said}.', stacklevel=3)
 
 
@@ -254,11 +251,9 @@ def explain_files(
     """
     if method not in METHODS:
         raise ICASCError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    _check_classes(explainers, classes)  # before an image is read
     labels = [printable(explainer.label) for explainer in explainers]
-    indices = [  # before an image is read
-        explainer.find_classes(classes, explainer.num_classes()) or [] for explainer in explainers]
     names = [explainer.class_names for explainer in explainers]
-    _tell_other_names(indices, names, labels)
     how = {'classes': classes, 'topk': topk, 'method': method, 'layer': layer}
     summary = Summary(files=[outputs.folder / CSV, outputs.folder / JSON])
     with ExitStack() as stack, tqdm(total=len(files), unit='image', disable=None) as bar:

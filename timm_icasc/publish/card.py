@@ -1,7 +1,4 @@
 """The text of a model's card: hub_cards/NAME.yaml, NAME.json and NAME/ through card.md.j2."""
-import argparse
-import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,30 +9,23 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from ..errors import HubError, one_line
-from ..evaluation.checkpoint import load_checkpoint
-from ..evaluation.collect import evaluate_checkpoint
-from ..evaluation.measures import Measure, measure_of, summarise
-from ..evaluation.options import default_options
+from ..evaluation.measures import Measure, measure_of
 from ..foreign_files import read_json, read_yaml
 from ..foreign_text import code_span, fenced, markdown_text
 from ..hub.model_folder import (
     FIGURE,
     METADATA_KEY,
     build_model,
-    half_precision,
     read_config,
-    tensors_sha256,
 )
 from ..hub.tags import CARDS, TEMPLATE
 from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
 from ..paper.rows import PAPER, abstract_gain
-from ..runs.files import write_text
-from ..runs.folder import ARGUMENTS, BEST, Run
+from ..runs.folder import BEST, Run
 from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
-from .export import export, open_measured_runs
 
-__all__ = ['evaluate_runs', 'render', 'render_run', 'render_sources', 'write_results']
+__all__ = ['check_written', 'read_written', 'render', 'render_run', 'render_sources']
 
 ATTENTION = {  # column of the table -> key of the metrics
     **{term.title: term.name for term in TERMS}, 'overlap inner': 'overlap_inner', 'overlap last': 'overlap_last'}
@@ -138,7 +128,7 @@ def _metadata(
         metrics=[measure.hub_type], model_name=name, eval_results=evaluated).to_yaml()
 
 
-def _check_written(name: str, written: dict[str, Any]) -> None:
+def check_written(name: str, written: dict[str, Any]) -> None:
     """Raise HubError where what people say of a model lacks something, or says something that no card tells."""
     unknown, lacking = sorted(written.keys() - WRITTEN), sorted(WRITTEN - written.keys())
     if unknown or lacking:
@@ -187,7 +177,7 @@ def render(
     Raises:
         HubError: A value that the card needs is missing, or one is there that it does not know.
     """
-    _check_written(name, written)
+    check_written(name, written)
     config = read_config(folder, name)
     ours, pretrained = config[METADATA_KEY], config['pretrained_cfg']
     defined_in = model_entrypoint(config['architecture']).__module__.split('.')[0]
@@ -227,7 +217,7 @@ def render(
     return f'---\n{head.strip()}\n---\n{body}'
 
 
-def _read_written(path: Path) -> dict[str, Any]:
+def read_written(path: Path) -> dict[str, Any]:
     """What people say of a model."""
     written = read_yaml(path)
     if not isinstance(written, dict):
@@ -237,7 +227,7 @@ def _read_written(path: Path) -> dict[str, Any]:
 
 def _read_sources(path: Path) -> tuple:
     try:
-        written = _read_written(path)
+        written = read_written(path)
         results = read_json(path.with_suffix('.json'))
     except (OSError, ValueError) as e:
         raise HubError(
@@ -282,94 +272,3 @@ def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str
             {'method': sibling.method, 'seed': sibling.results['seed'], 'metrics': sibling.metrics}
             for sibling in siblings]}
     return render(folder, written, results, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
-
-
-def _evaluate(run: Run, options: argparse.Namespace, half: bool) -> dict[str, Any]:
-    """One run's part of NAME.json, and what it says of the images: what `timm-icasc eval` measures of the run."""
-    checkpoint = load_checkpoint(str(run.folder), options)
-    weights = checkpoint.model.state_dict()
-    if half:
-        weights = half_precision(weights)
-        checkpoint.model.load_state_dict(weights)
-    values = summarise(evaluate_checkpoint(checkpoint, options))
-    results, images = run.results, len(checkpoint.dataset)
-    return {
-        'dataset': run.model['dataset'], 'split': checkpoint.args.val_split, 'images': images,
-        'attention_images': images if checkpoint.layers else 0,
-        'run': {
-            'method': run.method, 'icasc': run.model['icasc'],
-            **{name: results[name] for name in ('seed', 'epochs', 'command', 'commit', 'versions', 'device')},
-            'tensors_sha256': tensors_sha256(weights),
-            'metrics': {name: round(value, 6) for name, value in sorted(values.items()) if math.isfinite(value)}},
-    }
-
-
-def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False) -> dict[str, Any]:
-    """Evaluate the last weights of runs on the same images.
-
-    Args:
-        runs: Finished runs, of one data set and one way to evaluate.
-        split: Of the data set; by default the one that the runs were validated on.
-        half: Whether to evaluate the weights as they are in half precision.
-
-    Returns:
-        'dataset', 'split', 'images', 'attention_images', and under 'runs', for each: method, ICASC parameters, seed,
-        command, commit, versions, hash of the weights, and the metrics.
-
-    Raises:
-        HubError: A run is incomplete, or two were not evaluated on the same images.
-        ICASCError: A checkpoint or its data set cannot be read.
-    """
-    for run in runs:
-        if not run.arguments:
-            raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was evaluated.")
-        run.check_last_epoch()
-    options = default_options()
-    options.val_split = split
-    evaluated = [_evaluate(run, options, half) for run in runs]
-    shared = [{name: value for name, value in result.items() if name != 'run'} for result in evaluated]
-    for run, values in zip(runs, shared, strict=True):
-        if values != shared[0]:
-            raise HubError(
-                f"'{run.folder}' and '{runs[0].folder}' have other validation images ({values} and "
-                f'{shared[0]}); one table cannot hold both.')
-    return {**shared[0], 'runs': [result['run'] for result in evaluated]}
-
-
-def _shipped(
-        path: Path,
-        written: dict[str, Any],
-        found: list[tuple[Path, Run]],
-) -> tuple[Path, Run]:
-    """The run that a card ships, and its folder."""
-    shipped = written['shipped_run']
-    chosen = [pair for pair in found if {'method': pair[1].method, 'seed': pair[1].results['seed']} == shipped]
-    if len(chosen) != 1:
-        raise HubError(f"'{path}': shipped_run {shipped} is {len(chosen)} of these runs, and must be one.")
-    return chosen[0]
-
-
-def write_results(paths: list[Path], folders: list[Path]) -> None:
-    """Write NAME.json from run directories, and the weights and configuration that NAME ships.
-
-    Args:
-        paths: Of hub_cards/NAME.yaml, each of which names the run that ships: several cards of the same runs.
-        folders: Of finished runs.
-
-    Raises:
-        HubError: A YAML names none of the runs, or as of `evaluate_runs`.
-    """
-    found = [(folder, run) for folder in folders for run in open_measured_runs(folder)]
-    cards = [(path, _read_written(path)) for path in paths]
-    for path, written in cards:
-        _check_written(path.stem, written)
-    shipped = [_shipped(path, written, found) for path, written in cards]
-    evaluated: dict[tuple[str | None, bool], dict[str, Any]] = {}
-    for (path, written), (folder, run) in zip(cards, shipped, strict=True):
-        how = written['dataset'].get('split'), written['half']
-        if how not in evaluated:
-            evaluated[how] = evaluate_runs([run for _, run in found], *how)
-        write_text(path.with_suffix('.json'), json.dumps(evaluated[how], indent=2) + '\n')
-        figure = folder / FIGURE if written['figure'] and (folder / FIGURE).is_file() else None
-        tag = path.stem.partition('.')[2]
-        export(run, path.with_suffix(''), tag, written['license'], figure, half=written['half'])

@@ -1,0 +1,111 @@
+"""The model that a training begins with: timm's factory, with every misfit as one clear line."""
+import argparse
+import difflib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from torch import nn
+
+from ..errors import HubError, ICASCError, one_line
+from ..hub.failures import one_line_errors, repo_at
+from ..hub.tags import WEIGHT_TAGS
+from ..runs.intact import check_intact
+from .console import log
+from .fine_tune import initialise_head
+from .pretrained import create_from_file, go_offline_unless_the_hub_answers
+
+__all__ = ['set_up_model']
+
+HUB_NAMES = ('hf-hub:', 'hf_hub:')  # timm's spellings of a model on the Hub
+
+
+def _explain_hub(name: str, unreachable: str, error: Exception) -> None:
+    """Raise what the Hub's client said of the model `hf-hub:REPO` in one line that names the repo."""
+    repo, _, revision = name.partition(':')[2].partition('@')
+    where = repo_at(repo, revision)
+    if unreachable and isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        raise HubError(f'{where}: not in the cache, and {unreachable}') from error
+    try:
+        with one_line_errors(where):
+            raise error
+    except HubError:
+        raise
+    except Exception as e:  # not of the Hub: what the model's own factory says
+        raise ICASCError(f'--model {name}: {one_line(e)}') from e
+
+
+def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable: str) -> nn.Module:
+    """The model; `unreachable` says why the Hub does not answer, where it does not."""
+    create = partial(
+        timm.create_model, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
+        global_pool=args.gp, drop_rate=args.drop, drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps)
+    try:
+        if args.pretrained_path:
+            model, loaded = create_from_file(
+                args.pretrained_path,
+                lambda overlay: create(pretrained=True, pretrained_cfg_overlay=overlay, **kwargs),
+                args.num_classes)
+            log(args, f"weights of '{args.pretrained_path}': {loaded}")
+            return model
+        return create(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
+    except ICASCError:  # says cause and remedy already
+        raise
+    except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network
+        message = one_line(e, 300)
+        if args.initial_checkpoint and 'loading state_dict' in message:
+            raise ICASCError(
+                f"--initial-checkpoint: '{args.initial_checkpoint}' is not a whole checkpoint of --model "
+                f'{args.model} with {args.num_classes} classes; weights for another head go to '
+                f'--pretrained-path: {message}') from e
+        if args.initial_checkpoint:
+            raise ICASCError(
+                f"--model {args.model} with --initial-checkpoint '{args.initial_checkpoint}': {message}") from e
+        if args.model.startswith(HUB_NAMES):
+            _explain_hub(args.model, unreachable, e)
+        remedy = ''
+        if args.pretrained and ':' not in args.model:
+            remedy = ' (weights cannot be fetched? Train with --pretrained-path FILE; elsewhere, name a checkpoint)'
+        elif kwargs:
+            remedy = f" (with --model-kwargs {' '.join(f'{name}={value}' for name, value in kwargs.items())})"
+        file = f"--pretrained-path: '{args.pretrained_path}' does not fit " if args.pretrained_path else ''
+        raise ICASCError(f'{file}--model {args.model}: {message}{remedy}') from e
+
+
+def set_up_model(args: argparse.Namespace) -> nn.Module:
+    """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
+    local = (*HUB_NAMES, 'local-dir:')
+    if not args.model.startswith(local) and not timm.is_model(args.model):
+        close = difflib.get_close_matches(args.model, timm.list_models(), 3)
+        raise ICASCError(
+            f"--model: unknown architecture '{args.model}'"
+            f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
+    kwargs = dict(args.model_kwargs)
+    for option in ('pretrained_path', 'initial_checkpoint'):
+        file = getattr(args, option)
+        if file and not Path(file).is_file():
+            raise ICASCError(f"--{option.replace('_', '-')}: no file '{file}'.")
+        if file:
+            try:
+                check_intact(Path(file))
+            except ICASCError as e:
+                raise ICASCError(f"--{option.replace('_', '-')}: {e}") from e
+    config = None if args.model.startswith(local) else timm.get_pretrained_cfg(
+        args.model, allow_unregistered=True)
+    if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
+        # Position embeddings are made for one size.
+        kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
+    unreachable = ''
+    if args.pretrained and args.model not in WEIGHT_TAGS or args.model.startswith(HUB_NAMES):
+        unreachable = go_offline_unless_the_hub_answers()
+    model = _create_model(args, kwargs, unreachable)
+    getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
+    initialise_head(args, model)
+    if args.grad_checkpointing:
+        if not hasattr(model, 'set_grad_checkpointing'):
+            raise ICASCError(f'--grad-checkpointing: {args.model} does not support it.')
+        model.set_grad_checkpointing(True)
+    return model
