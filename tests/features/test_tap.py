@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers.models import create
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from timm_icasc import ICASCError, ICASCTask, resolve_layers
+from timm_icasc import ICASCError, ICASCTask, LayerResolutionError, resolve_layers
 from timm_icasc.double_backward import features_only, operations
 from timm_icasc.double_backward import mode as capture
 from timm_icasc.double_backward.mode import TwiceDifferentiable
@@ -119,6 +119,17 @@ def test_a_feature_that_is_overwritten_later_keeps_its_value():
         model(torch.randn(1, 3, 64, 64))
     handle.remove()
     assert torch.equal(features['layer4.1.bn2'], outputs[0])
+
+
+def test_a_feature_that_is_overwritten_in_training_alone(toy):
+    """The probe runs in evaluation mode, in which dropout does nothing."""
+    images, target = torch.randn(2, 3, 16, 16), torch.arange(2)
+    toy.stage.append(torch.nn.Dropout(0.5, inplace=True))
+    task = ICASCTask(toy.train(), layers=('stem', 'stage.1'), verbose=False)
+    with pytest.raises(LayerResolutionError, match="ToyNet overwrites the output of 'stage.1' in place"):
+        task(images, target)
+    toy.stage[2].inplace = False
+    task(images, target)
 
 
 class HardSigmoidNet(torch.nn.Module):

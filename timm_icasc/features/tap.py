@@ -27,7 +27,20 @@ def _check_called(
         if layer.path not in features:
             raise LayerResolutionError(
                 f"{type(model).__name__} did not call '{layer.path}': gradient checkpointing calls other modules, so "
-                f'find the layers (resolve_layers) after it is switched on or off.')
+                f'find the layers (resolve_layers) after it is switched on or off; where layers are left out at random '
+                f'(layer drop), name one that is always called with `layers`.')
+
+
+def _check_intact(
+        model: nn.Module,
+        features: dict[str, torch.Tensor],
+        versions: dict[str, int],
+) -> None:
+    for path, feature in features.items():
+        if feature._version != versions[path]:
+            raise LayerResolutionError(
+                f"{type(model).__name__} overwrites the output of '{path}' in place, and not so in evaluation mode "
+                f'(Dropout(inplace=True)?), so a map would be of something else: leave inplace out there.')
 
 
 def _refuse_compiled(model: nn.Module, layers: Sequence[FeatureLayer]) -> None:
@@ -72,13 +85,14 @@ def capture_features(
         Dictionary from module path to feature, in the layer's own layout, filled by the forward pass.
 
     Raises:
-        LayerResolutionError: The forward pass did not call the module of a layer.
+        LayerResolutionError: The forward pass did not call the module of a layer, or has overwritten what it put out.
         ICASCError: A layer is in a compiled model, unless `run_plain`.
     """
     if not run_plain:
         _refuse_compiled(model, layers)
     called, model, thread = model, unwrap_model(model), threading.get_ident()
     features: dict[str, torch.Tensor] = {}
+    versions: dict[str, int] = {}
     with ExitStack() as stack:
         def tap(layer: FeatureLayer):
             def hook(module, args, output):
@@ -94,6 +108,7 @@ def capture_features(
                     if first_feature is not None:
                         feature = first_feature
                 features[layer.path], handed_on = _captured(feature, layer.modified_in_place)
+                versions[layer.path] = features[layer.path]._version
                 return layer.replace(output, handed_on)
             return hook
 
@@ -106,3 +121,4 @@ def capture_features(
             stack.callback(handle.remove)
         yield features
     _check_called(model, layers, features)
+    _check_intact(model, features, versions)
