@@ -17,7 +17,7 @@ from timm_icasc import (
 )
 from timm_icasc.features import resolve
 from timm_icasc.features.layout import Layout, read_layout
-from timm_icasc.features.origin import channel_axis, tokens_in_front
+from timm_icasc.features.origin import channel_axis, tokens_around
 
 IMAGES = torch.linspace(-1, 1, 2 * 6 * 5 * 7).view(2, 6, 5, 7).requires_grad_()
 WEIGHT = torch.ones(6, 6, 1, 1, requires_grad=True)
@@ -49,6 +49,9 @@ def conv(x):
     (1, lambda x: conv(x).chunk(2, 1)[0]),
     (1, lambda x: F.dropout(F.gelu(conv(x)), 0.1)),
     (1, lambda x: conv(x).relu_()),
+    (1, lambda x: conv(x).flatten(2)),
+    (2, lambda x: conv(x).flatten(2).transpose(1, 2)),
+    (None, lambda x: F.conv1d(x.flatten(1, 2), torch.ones(30, 30, 1, requires_grad=True))),  # tokens for channels
     (None, lambda x: x * 2),
     (None, lambda x: torch.einsum('bchw,cd->bhdw', x, torch.ones(6, 6, requires_grad=True))),
 ])
@@ -78,17 +81,21 @@ def _arguments(module):
 TOKENS = torch.ones(2, 25, 4, requires_grad=True)
 
 
-@pytest.mark.parametrize('number, make', [
-    (5, lambda x: torch.cat([torch.ones(2, 1, 4), torch.ones(2, 4, 4), x], 1)),  # frozen tokens have no graph
-    (5, lambda x: torch.cat([torch.ones(2, 5, 4, requires_grad=True), x], 1) + torch.ones(1, 30, 4)),
-    (1, lambda x: F.gelu(torch.cat([x[:, :1], x], dim=-2)) * 2),
-    (None, lambda x: torch.cat([x, x[:, :1]], 1)),
+@pytest.mark.parametrize('around, make', [
+    ((5, 0), lambda x: torch.cat([torch.ones(2, 1, 4), torch.ones(2, 4, 4), x], 1)),  # frozen tokens have no graph
+    ((5, 0), lambda x: torch.cat([torch.ones(2, 5, 4, requires_grad=True), x], 1) + torch.ones(1, 30, 4)),
+    ((1, 0), lambda x: F.gelu(torch.cat([x[:, :1], x], dim=-2)) * 2),
+    ((0, 1), lambda x: torch.cat([x, x[:, :1]], 1)),
+    ((0, 5), lambda x: torch.cat([x, torch.ones(2, 1, 4), torch.ones(2, 4, 4)], 1)),
+    ((1, 4), lambda x: torch.cat([torch.ones(2, 1, 4), x, x[:, :4]], 1)),
+    (None, lambda x: torch.cat([torch.ones(2, 1, 4), x, torch.ones(2, 4, 4)], 1)),
+    (None, lambda x: torch.cat([x, x], 1)),
     (None, lambda x: torch.cat([x[:, :1], x], 1)[:, 1:]),
     (None, lambda x: torch.cat([x, x], 2)),
     (None, lambda x: x + 1),
 ])
-def test_tokens_in_front(number, make):
-    assert tokens_in_front(make(TOKENS)) == number
+def test_tokens_around(around, make):
+    assert tokens_around(make(TOKENS)) == around
 
 
 class Classifier(nn.Module):
@@ -160,6 +167,19 @@ def test_layers_made_by_the_user():
         resolve_layers(model, (FeatureLayer('first', 'NCHW', 8, (8, 8)), layers.last))
 
 
+def test_pixels_flattened_behind_their_channels_are_no_tokens():
+    """64 channels of 8 x 8 pixels, or of 6 x 6: read as tokens, the channels made a grid of 8 x 8."""
+    project = nn.Sequential(nn.Conv2d(8, 64, 1), nn.Flatten(2))
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.GELU()), nn.Sequential(nn.Conv2d(8, 8, 2, 2), nn.GELU()), project,
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 3))
+    for size in (32, 24):
+        layers = resolve_layers(model, input_size=(3, size, size))
+        assert layers.last == FeatureLayer('1', 'NCHW', 8, (size // 4, size // 4))
+        with pytest.raises(LayerResolutionError, match="Layer '2' .* no spatial feature"):
+            resolve_layers(model, ('0', '2'), (3, size, size))
+
+
 class Tokens(nn.Module):
     """A transformer of one's own: `before` tokens in front of the patches, put there in one of two ways."""
 
@@ -210,6 +230,43 @@ def test_any_number_of_tokens_in_front(before, size):
 def test_how_many_tokens_are_no_pixels(length, size, own, in_front, expected):
     layer = read_layout('x', (2, length, 8), size, prefix_tokens=own, known=Layout(None, in_front))
     assert layer.prefix_tokens == expected
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return x + self.inside(x, x, x, need_weights=False)[0]
+
+
+class LastToken(nn.Module):
+    """A transformer of one's own whose class token, frozen or not, comes behind the patches."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8), requires_grad=not frozen)
+        self.blocks = nn.Sequential(*(Attention() for _ in range(4)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.blocks(torch.cat([x, self.token.expand(len(x), -1, -1)], 1))
+        return self.head(x[:, -1])
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_a_class_token_behind_the_patches(frozen):
+    """Read as one in front of them, every map was moved by a pixel."""
+    torch.manual_seed(0)
+    layers = resolve_layers(LastToken(frozen), input_size=(3, 20, 20))
+    assert [layer.path for layer in layers] == ['blocks.1', 'blocks.2']  # the last block's patches are not read
+    numbers = torch.arange(26)[None, :, None]
+    for layer in layers:
+        assert (layer.prefix_tokens, layer.suffix_tokens, layer.grid) == (0, 1, (5, 5))
+        assert layer.to_nchw(numbers, (20, 20)).flatten().tolist() == list(range(25))
 
 
 def test_register_tokens_of_a_vision_transformer_without_a_word():

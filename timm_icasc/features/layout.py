@@ -120,10 +120,12 @@ class Layout(NamedTuple):
         name: 'NCHW', 'NHWC', 'NLC'; None if unknown.
         prefix_tokens: Number of tokens before those of the grid; None if unknown.
         is_stated: By the user's word, which is not doubted.
+        suffix_tokens: Number of tokens behind those of the grid.
     """
     name: str | None = None
     prefix_tokens: int | None = None
     is_stated: bool = False
+    suffix_tokens: int = 0
 
     @classmethod
     def split(cls, text: str) -> tuple[str, 'Layout | None']:
@@ -160,6 +162,7 @@ class FeatureLayer:
         token_order: Where the model keeps its tokens in an order of its own, the token at each grid position, row by
             row; None for row-major order.
         modified_in_place: The model overwrites this output in its next operation, so the tap must hand on a copy.
+        suffix_tokens: Trailing tokens that are not pixels; 'NLC' only.
     """
     path: str
     layout: str
@@ -169,6 +172,12 @@ class FeatureLayer:
     output_index: int = 0
     token_order: tuple[int, ...] | None = field(default=None, repr=False)
     modified_in_place: bool = False
+    suffix_tokens: int = 0
+
+    @property
+    def has_other_tokens(self) -> bool:
+        """Whether there are tokens that are not pixels."""
+        return self.prefix_tokens + self.suffix_tokens > 0
 
     def get(self, output: Any) -> torch.Tensor:
         """The feature in the output of the tapped module."""
@@ -194,7 +203,7 @@ class FeatureLayer:
             return x
         if self.layout == 'NHWC':
             return x.permute(0, 3, 1, 2)
-        tokens = x[:, self.prefix_tokens:]
+        tokens = x[:, self.prefix_tokens:x.shape[1] - self.suffix_tokens]
         if isinstance(image_size, PatchGrid):
             return image_size.scatter(tokens)
         if self.token_order is not None:
@@ -250,11 +259,12 @@ def read_layout(
         # min() keeps the first of equals: a 64-channel 64 x 64 feature is read as NCHW.
         return min(candidates, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
     if len(shape) == 3 and channels in (None, shape[2]) and known.name in (None, 'NLC'):
-        prefix = known.prefix_tokens
+        prefix, length = known.prefix_tokens, shape[1] - known.suffix_tokens
         if prefix is None or not known.is_stated:
-            prefix = _find_prefix(shape[1], image_size, prefix_tokens, prefix)
-        in_front = prefix is not None and prefix < shape[1]
-        grid = _token_grid(shape[1] - prefix, image_size) if in_front else None
+            prefix = _find_prefix(length, image_size, prefix_tokens, prefix)
+        in_front = prefix is not None and prefix < length
+        grid = _token_grid(length - prefix, image_size) if in_front else None
         if grid is not None:
-            return FeatureLayer(path, 'NLC', shape[2], grid, prefix_tokens=prefix, output_index=output_index)
+            return FeatureLayer(
+                path, 'NLC', shape[2], grid, prefix, output_index, suffix_tokens=known.suffix_tokens)
     return None

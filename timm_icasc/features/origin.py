@@ -4,13 +4,13 @@ The graph is followed backwards from the tensor through operations that move axe
 them where they are, to the first that says by definition which axis the channels are, or where tokens were put before.
 """
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
 import torch
 
-__all__ = ['channel_axis', 'tokens_in_front']
+__all__ = ['channel_axis', 'tokens_around', 'tokens_behind']
 
 # Operations that put out channels on axis 1; those whose output lies as their input does with other sizes; those that
 # mix axes, behind which nothing is known.
@@ -89,29 +89,57 @@ def channel_axis(x: torch.Tensor) -> int | None:
     """The axis of the channels; None where the graph does not tell.
 
     Args:
-        x: A tensor with a graph, values or not.
+        x: A tensor with a graph, values or not. Of three axes, only images tell: a convolution over a sequence may have
+            the tokens for channels, as that of an MLP-Mixer has.
     """
     for node, axes in _history(x):
         shape = _shape(node)
         if shape is None:
             continue
-        if CHANNELS_FIRST.search(node.name()) and len(shape) > 2:
+        if CHANNELS_FIRST.search(node.name()) and len(shape) > (3 if x.ndim == 3 else 2):
             return axes[1]
         if node.name().startswith('NativeLayerNorm') and len(node._saved_normalized_shape) == 1:
             return axes[-1]
     return None
 
 
-def tokens_in_front(x: torch.Tensor) -> int | None:
-    """How many tokens of `[B, L, K]` were put in front of the rest, more than half; None where the graph shows none.
+def _around(total: int, lengths: list[int | None]) -> tuple[int, int] | None:
+    """How many of `total` tokens lie in front of the longest part, more than half, and how many behind it.
+
+    A frozen class token has no graph, and leaves no length behind; the whole has.
+    """
+    longest = next((i for i, n in enumerate(lengths) if n is not None and 2 * n > total), None)
+    if longest is None:
+        return None
+    front, behind, rest = lengths[:longest], lengths[longest + 1:], total - lengths[longest]
+    if None not in front:
+        return sum(front), rest - sum(front)
+    return (rest - sum(behind), sum(behind)) if None not in behind else None
+
+
+def _joins_tokens(node: Any) -> bool:
+    shape = _shape(node) if node.name().startswith('Cat') else None
+    return shape is not None and len(shape) == 3 and _signed(node._saved_dim, 3) == 1
+
+
+def _joined(node: Any) -> tuple[int, int] | None:
+    shapes = [_shape(parent, output) if parent is not None else None for parent, output in node.next_functions]
+    return _around(_shape(node)[1], [shape[1] if shape else None for shape in shapes])
+
+
+def tokens_around(x: torch.Tensor) -> tuple[int, int] | None:
+    """How many tokens of `[B, L, K]` were put in front of the rest, more than half, and how many behind it.
+
+    None where the graph shows none.
 
     Args:
         x: Tokens with a graph, values or not.
     """
-    for node, _ in _history(x, same_shape=True):
-        if node.name().startswith('Cat') and _signed(node._saved_dim, x.ndim) == 1:
-            # A frozen class token has no graph, and leaves no length behind; the whole has.
-            parent = node.next_functions[-1]
-            last = _shape(*parent) if parent[0] is not None else None
-            return x.shape[1] - last[1] if last is not None and 2 * last[1] > x.shape[1] else None
-    return None
+    joined = (node for node, _ in _history(x, same_shape=True) if _joins_tokens(node))
+    return next(map(_joined, joined), None)
+
+
+def tokens_behind(nodes: Iterable[Any]) -> dict[int, tuple[int, int]]:
+    """As `tokens_around` by the number of all tokens, where a graph of these nodes puts some behind the rest."""
+    found = {_shape(node)[1]: _joined(node) for node in nodes if _joins_tokens(node)}
+    return {length: around for length, around in found.items() if around is not None and around[1]}

@@ -20,7 +20,7 @@ from .layout import FeatureLayer, Layout, read_layout
 from .meta import random_tensor
 from .module_state import activation_or_norm, evaluation_mode, is_sharded
 from .obstacles import obstacle_to_gradients
-from .origin import channel_axis, tokens_in_front
+from .origin import channel_axis, tokens_around, tokens_behind
 from .outputs import find_class_scores
 from .owner import ancestor_with
 from .tail import Call, Tail, run_model
@@ -147,9 +147,12 @@ class Probe:
         """The layout of an output as the graph behind it tells."""
         if (path, index) not in self._layouts:
             x = self.calls[path].outputs[index]
-            axis = channel_axis(x) if x.ndim == 4 else None
+            # No layer is read as NCL, an image whose pixels were flattened behind its channels.
+            names = {1: 'NCL', 2: 'NLC'} if x.ndim == 3 else {1: 'NCHW', 3: 'NHWC'}
+            around = (tokens_around(x) or self._tokens_behind.get(x.shape[1])) if x.ndim == 3 else None
+            prefix, suffix = around or (None, 0)
             self._layouts[path, index] = Layout(
-                {1: 'NCHW', 3: 'NHWC'}.get(axis), tokens_in_front(x) if x.ndim == 3 else None)
+                names.get(channel_axis(x)), prefix, suffix_tokens=suffix)
         return self._layouts[path, index]
 
     def candidates(
@@ -261,13 +264,13 @@ class Probe:
     def carries_all(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
         """Whether all that the class scores know of the grid of `source` passes through `layer`, which comes later.
 
-        Told by the graph: cut at the layer, no path leads to the source. Prefix tokens go by every cut of the patches,
+        Told by the graph: cut at the layer, no path leads to the source. Class tokens go by every cut of the patches,
         so there the gradient is asked: with the layer's feature held fixed, nothing reaches the source's grid.
         """
         if layer.modified_in_place:  # what its module put out is not what is handed on
             return False
         return self.is_on_every_path(layer, source) or (
-            source.prefix_tokens > 0 and self._is_fixed_by(layer, source))
+            source.has_other_tokens and self._is_fixed_by(layer, source))
 
     def is_on_every_path(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
         """Whether no path of the graph leads from the class scores back to `source` but through `layer`."""
@@ -305,6 +308,11 @@ class Probe:
     def _again(self) -> 'Probe':
         """The same with a graph that outlives a backward pass, for one with each of several features held fixed."""
         return Probe(self.model, self.input_size)
+
+    @cached_property
+    def _tokens_behind(self) -> dict[int, tuple[int, int]]:
+        """Number of all tokens -> of those before and behind the patches, where the model puts some behind them."""
+        return tokens_behind(self._graph)
 
     @cached_property
     def _graph(self) -> set[Any]:

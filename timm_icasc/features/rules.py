@@ -81,7 +81,7 @@ class LayerRules:
                 if kind is None or kind in found or name != path:
                     continue
                 # Cheap questions first: the graph is there, a gradient may take another forward pass.
-                if not (end.prefix_tokens or self.probe.is_on_every_path(feature, end)):
+                if not (end.has_other_tokens or self.probe.is_on_every_path(feature, end)):
                     continue
                 if share(end) <= share(feature) and self.probe.carries_all(feature, end):
                     found[kind] = feature
