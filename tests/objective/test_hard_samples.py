@@ -9,7 +9,14 @@ from helpers.objective import double_batch, layers_of
 from helpers.processes import in_two_processes, save_gradients_of_half, small_convnext
 from timm.layers import EvoNorm2dB0
 
-from timm_icasc import ICASCConfig, ICASCError, ICASCTask, MultiLabelICASCTask, icasc_forward
+from timm_icasc import (
+    ICASCConfig,
+    ICASCError,
+    ICASCTask,
+    MultiLabelICASCTask,
+    icasc_forward,
+    resolve_layers,
+)
 from timm_icasc.labels import MULTI, SINGLE
 from timm_icasc.objective.hard_samples import forward_most_confused, most_confused
 
@@ -104,6 +111,43 @@ def test_the_second_run_repeats_the_scores_of_the_first(name, kwargs, size):
     torch.testing.assert_close(share.logits, share.all_logits[chosen])
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, expected[key])
+
+
+class Branches(torch.nn.Module):
+    """A branch with BatchNorm beside the inner layer, as in HRNet; one ReLU, called three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.Conv2d(6, 6, 3, 2, 1)
+        self.beside = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.BatchNorm2d(6))
+        self.act, self.fc = torch.nn.ReLU(), torch.nn.Linear(6, 4)
+
+    def forward(self, x):
+        beside = self.act(self.beside(x))
+        x = self.act(self.inner(x))
+        return self.fc(self.act(self.last(x + beside)).mean((2, 3)))
+
+
+def test_batch_norm_in_a_branch_beside_the_inner_layer():
+    """The second run would normalise it by the chosen samples: other scores than those of the batch."""
+    torch.manual_seed(0)
+    images, target, model = torch.randn(4, 3, 16, 16), torch.arange(4), Branches()
+    task = ICASCTask(model, layers=('inner', 'last'), share=0.5, verbose=False)
+    with pytest.raises(ICASCError, match='share < 1 does not work .* branches beside the inner layer'):
+        task(images, target)
+    model.eval()
+    task(images, target)
+
+
+def test_a_layer_that_is_called_several_times():
+    """The last call is read, and is what the second run takes from the first, whatever the shape of the others."""
+    torch.manual_seed(0)
+    images, target, model = torch.randn(4, 3, 16, 16), torch.arange(4), Branches().eval()
+    layers = list(resolve_layers(model, ('inner', 'act'), (3, 16, 16)))
+    for chosen in (layers, layers[1:]):
+        share = forward_most_confused(model, images, target, chosen, 1, 0.5, SINGLE)
+        torch.testing.assert_close(share.logits, share.all_logits[most_confused(
+            share.all_logits, SINGLE.select(share.all_logits, target), 2)])
 
 
 def test_patches_of_images_that_differ_in_size():

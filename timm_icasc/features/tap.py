@@ -77,8 +77,8 @@ def capture_features(
         inference: Build no graph before the first tap, whose output becomes a leaf: gradients then stop there. For maps
             at inference; the features carry no gradient to the parameters before the tap.
         tail_mode: Entered behind the first tap.
-        first_feature: Taken in place of the first tap's output: the tail runs on it, with its graph. No graph is built
-            before that tap.
+        first_feature: Taken in place of the output of the first of `layers`: the tail runs on it, with its graph. No
+            graph is built before the first tap.
         run_plain: Run a compiled model as the plain one that it was made of.
 
     Yields:
@@ -105,8 +105,10 @@ def capture_features(
                         stack.enter_context(TwiceDifferentiable(is_checkpointing(model)))
                     if tail_mode is not None:
                         stack.enter_context(tail_mode)
-                    if first_feature is not None:
-                        feature = first_feature
+                # Of several calls the last one counts, whose shape it has; what the others put out is overwritten too.
+                if layer is layers[0] and first_feature is not None and (
+                        feature.shape[1:] == first_feature.shape[1:]):
+                    feature = first_feature
                 features[layer.path], handed_on = _captured(feature, layer.modified_in_place)
                 versions[layer.path] = features[layer.path]._version
                 return layer.replace(output, handed_on)

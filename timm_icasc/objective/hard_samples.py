@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from .._precision import at_least_float32
 from ..errors import ICASCError
-from ..features.graph import read_through_views
+from ..features.graph import graph_nodes, read_through_views
 from ..features.layout import FeatureLayer, Images
 from ..features.module_state import (
     hold_batch_norm_statistics,
@@ -142,6 +142,20 @@ def _check_kept(model: nn.Module, before: dict[str, tuple[torch.Tensor, int]]) -
                 f'run in training mode. Leave `share` out.')
 
 
+def _check_branches(logits: torch.Tensor, feature: torch.Tensor) -> None:
+    """Raise where the scores also come from BatchNorm before the feature, by branches that go by it."""
+    first = feature.grad_fn
+    if first is None:  # frozen, and with it what is before
+        return
+    for node in graph_nodes(logits, cut=first):
+        norm = 'BatchNorm' in node.name() and node._sequence_nr() < first._sequence_nr()
+        if norm and getattr(node, '_saved_training', True):
+            raise ICASCError(
+                'share < 1 does not work with this model, whose class scores also come from branches beside the inner '
+                'layer: their BatchNorm would normalise the chosen samples by themselves. Leave `share` out, or name '
+                'a layer behind the place where they meet with `layers`.')
+
+
 def _take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     taken = x.index_select(0, indices)
@@ -162,7 +176,8 @@ def forward_most_confused(
     The second run takes the feature of the first layer from the first run, with its graph: what stands before that
     layer runs without a graph, for its output to be replaced. Behind it BatchNorm normalises by the statistics of the
     whole batch, as constants, so that the scores are those of the first run; dropout draws anew. Where a network leads
-    past the first layer to what is behind it (parallel branches), gradients of the terms are not followed there.
+    past the first layer to what is behind it (parallel branches), gradients of the terms are not followed there; with
+    BatchNorm in training mode there, it is refused.
 
     Args:
         model: Classifier, possibly wrapped in DistributedDataParallel.
@@ -183,9 +198,10 @@ def forward_most_confused(
         raise ICASCError('share < 1 does not work with SyncBatchNorm: use one of the two.')
     kept = _kept_values(unwrap_model(model))
     first, recorded = layers[0].path, _RecordStatistics()
-    with capture_features(model, layers[:1], order=1, tail_mode=recorded) as first_run:
+    with capture_features(model, layers, order=1, tail_mode=recorded) as first_run:
         all_logits = class_scores(model(images))
     _check_kept(unwrap_model(model), kept)
+    _check_branches(all_logits, first_run[first])
     classes = labels.select(all_logits, target)
     chosen = most_confused(all_logits, classes, max(1, round(share * len(all_logits))))
     part = (
