@@ -230,6 +230,35 @@ def test_equivalents_have_the_values_and_both_derivatives_of_the_operation(opera
         torch.testing.assert_close(ours, torchs)
 
 
+def overwritten(operation, part=slice(None)):
+    """What `x` is after an operation in place whose answer nobody takes, beside what `x` was called before."""
+    def function(x):
+        x = before = x * 2
+        operation(x if part == slice(None) else x[:, part], inplace=True)
+        return x * before
+    return function
+
+
+@pytest.mark.parametrize('operation, order', [
+    pytest.param(overwritten(F.silu), 2, id='silu'),
+    pytest.param(overwritten(F.silu, slice(0, 2)), 2, id='silu of a view'),
+    pytest.param(overwritten(F.hardsigmoid), 1, id='hardsigmoid'),  # torch's has no second derivative
+])
+def test_in_place_means_in_place(operation, order):
+    def derivatives():
+        x = torch.linspace(-2, 2, 12, dtype=torch.float64).view(3, 4).requires_grad_()
+        results = [operation(x)]
+        for _ in range(order):
+            results += torch.autograd.grad(results[-1].pow(3).sum(), x, create_graph=True)
+        return results
+
+    expected = derivatives()
+    with TwiceDifferentiable(checkpointing=False):
+        found = derivatives()
+    for ours, torchs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, torchs)
+
+
 @pytest.mark.parametrize('operation', [
     lambda x: F.conv2d(x, x.mean((0, 2, 3)).reshape(1, -1, 1, 1)),
     lambda x: F.batch_norm(x, None, None, x.mean((0, 2, 3)), None, True),

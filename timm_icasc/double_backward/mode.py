@@ -64,11 +64,14 @@ def _gelu(input, *, approximate='none'):
 
 
 def _silu(input, inplace=False):
-    return operations.activation(input, 'silu')
+    if inplace and input._is_view():
+        return F.silu(input, inplace=True)
+    return operations.activation(input, 'silu', inplace)
 
 
 def _hardsigmoid(input, inplace=False):
-    return F.relu6(input + 3) / 6
+    output = F.relu6(input + 3) / 6
+    return input.copy_(output) if inplace else output
 
 
 def _batch_norm(

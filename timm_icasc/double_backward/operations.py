@@ -105,6 +105,21 @@ class _Activation(torch.autograd.Function):
         return _ActivationGradient.apply(gradient, *ctx.saved_tensors, ctx.name), None
 
 
+class _ActivationInPlace(torch.autograd.Function):
+    """Of `x`, which it overwrites; gradients go by a copy that was made before, with the graph of `x` until then."""
+
+    @staticmethod
+    def forward(ctx, x, copy, name):
+        ctx.save_for_backward(copy)
+        ctx.name = name
+        ctx.mark_dirty(x)
+        return x.copy_(_ACTIVATIONS[name][0](copy))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, _ActivationGradient.apply(gradient, *ctx.saved_tensors, ctx.name), None
+
+
 class _ActivationGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gradient, x, name):
@@ -121,9 +136,9 @@ class _ActivationGradient(torch.autograd.Function):
         return first(cotangent, x), to_x, None
 
 
-def activation(x: torch.Tensor, name: str) -> torch.Tensor:
-    """`F.gelu` (exact) or `F.silu`, by name."""
-    return _Activation.apply(x, name)
+def activation(x: torch.Tensor, name: str, inplace: bool = False) -> torch.Tensor:
+    """`F.gelu` (exact) or `F.silu`, by name; `inplace` of what is no view."""
+    return _ActivationInPlace.apply(x, x.clone(), name) if inplace else _Activation.apply(x, name)
 
 
 class _Attention(torch.autograd.Function):
