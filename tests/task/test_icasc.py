@@ -309,6 +309,15 @@ class TestTrainingFeatures:
         gradients = parameter_gradients(make_task(model), *batch)
         assert set(gradients) == {'trainable_module.fc.weight', 'trainable_module.fc.bias'}
 
+    @pytest.mark.parametrize('order, trained, warned', [(1, 'fc', True), (2, 'fc', False), (1, 'layer3', False)])
+    def test_terms_that_train_nothing_are_warned_of_once(self, order, trained, warned, batch, caplog):
+        model = create('resnet20_cifar').requires_grad_(False)
+        getattr(model, trained).requires_grad_(True)
+        task = make_task(model, order=order)
+        for _ in range(2):
+            task(*batch)
+        assert caplog.text.count('ICASCTask: the terms train nothing. With `order=1`') == warned
+
 @pytest.mark.parametrize('order', [1, 2])
 def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path):
     generator = torch.Generator().manual_seed(2)

@@ -12,6 +12,7 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 
 from ..errors import ICASCError, check_version
+from ..features.graph import graph_nodes
 from ..features.layout import ICASCLayers, Images, input_size
 from ..features.module_state import (
     DATA_PARALLEL,
@@ -120,6 +121,7 @@ class ICASCTask(ClassificationTask):
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps
         self.step = 0
+        self._has_looked = False  # whether the terms reach what is trained
         self._compile_options: dict[str, Any] | None = None  # of a trunk that is to be compiled at the next step
         if layers is not None:
             check_layers(unwrap_model(model), layers)
@@ -248,6 +250,16 @@ class ICASCTask(ClassificationTask):
             self.step += 1
         return result
 
+    def _look_what_is_trained(self, terms: torch.Tensor) -> None:
+        """Warn, at the first step, where the gradient of the terms reaches no parameter."""
+        if self._has_looked:
+            return
+        self._has_looked = True
+        if not any(isinstance(getattr(node, 'variable', None), nn.Parameter) for node in graph_nodes(terms)):
+            _logger.warning(
+                f'{type(self).__name__}: the terms train nothing. With `order=1` they act on what comes before the '
+                f'last layer, and all of that is frozen: use `order=2`, or let more of the network be trained.')
+
     def _forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
         scale = self.term_scale if torch.is_grad_enabled() else 0.
         if not scale or not any(self.config.weights.values()):
@@ -258,8 +270,10 @@ class ICASCTask(ClassificationTask):
         icasc = self.icasc_forward(input, target)
         self.check_target(icasc.logits, target)
         loss_cls = self.criterion(icasc.logits, target)
+        terms = icasc.weighted_sum(self.config)
+        self._look_what_is_trained(terms)
         return {
-            'loss': loss_cls + scale * icasc.weighted_sum(self.config),
+            'loss': loss_cls + scale * terms,
             'output': icasc.logits,
             'loss_cls': loss_cls.detach(),
             **{f'loss_{name}': values.detach().mean() for name, values in icasc.terms.items()},
