@@ -153,3 +153,9 @@ def test_lora_trains_with_icasc():
     result['loss'].backward()
     trained = {name.split('.')[-2] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {'lora_B'}  # lora_A moves once lora_B has left zero
+
+
+def test_a_list_of_another_kind_under_timms_name(toy):
+    expected = resolve_layers(toy, ('stem', 'stage'), (3, 16, 16))
+    toy.feature_info = ['stem', 'stage']
+    assert resolve_layers(toy, input_size=(3, 16, 16)) == expected

@@ -293,6 +293,20 @@ class TestTrainingFeatures:
         for name, value in counts[0].items():
             torch.testing.assert_close(counts[1][name], value)
 
+    @pytest.mark.parametrize('around', [False, True])
+    def test_reentrant_checkpoints_are_refused(self, around, batch):
+        """Around a module, those of transformers take its hooks in, and are for training alone."""
+        model = create('resnet20_cifar').train()
+        checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=True)
+        if around:
+            trunk = torch.nn.Sequential(model.conv1, model.bn1, model.act1, model.layer1, model.layer2)
+            model.forward_features = lambda x: (
+                checkpoint(model.layer3, trunk(x)) if model.training else model.layer3(trunk(x)))
+        else:
+            model.layer3.forward = partial(checkpoint, model.layer3.forward)
+        with pytest.raises(ICASCError, match='does not work with torch.utils.checkpoint.use_reentrant=True'):
+            make_task(model, order=1)(*batch)
+
     def test_gradient_checkpointing_of_attention(self):
         model = create('vit_tiny_patch16_224').eval()
         model.set_grad_checkpointing(True)

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 from ..errors import ICASCError, VersionError
 
 __all__ = [
-    'DATA_PARALLEL', 'STATIC_GRAPH', 'activation_or_norm', 'check_shards', 'check_wrappers', 'compiled_around',
-    'evaluation_mode', 'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
+    'DATA_PARALLEL', 'STATIC_GRAPH', 'activation_or_norm', 'check_reentrant', 'check_shards', 'check_wrappers',
+    'compiled_around', 'evaluation_mode', 'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
     'is_sharded', 'one_survey', 'one_thread', 'paths_around', 'run_eagerly', 'survey', 'unwrap_model',
 ]
 
@@ -23,6 +23,10 @@ DATA_PARALLEL = (
     'DistributedDataParallel, a process for each device.')
 
 STATIC_GRAPH = 'ICASC does not work with DistributedDataParallel(static_graph=True): leave it off.'
+
+REENTRANT = (
+    'ICASC does not work with torch.utils.checkpoint(use_reentrant=True), which gives no gradients of features: '
+    "checkpoint with use_reentrant=False (transformers: `gradient_checkpointing_kwargs={'use_reentrant': False}`).")
 
 _owners: 'weakref.WeakKeyDictionary[nn.Module, int]' = weakref.WeakKeyDictionary()  # model -> thread
 
@@ -99,6 +103,21 @@ def check_wrappers(model: nn.Module) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel) and model.static_graph:
             raise ICASCError(STATIC_GRAPH)
         model = _wrapped(model)
+
+
+@contextmanager
+def check_reentrant() -> Iterator[None]:
+    """Raise ICASCError where a gradient of features is asked for by way of, or inside, a reentrant checkpoint."""
+    try:
+        yield
+    except RuntimeError as e:
+        if 'use_reentrant=True' in str(e):
+            raise ICASCError(REENTRANT) from e
+        if 'not have been used in the graph' in str(e):
+            raise ICASCError(
+                f'the class scores do not depend on the layers as they did when these were found, in evaluation mode. '
+                f'{REENTRANT} Without checkpoints, name layers that are used in training with `layers`.') from e
+        raise
 
 
 def paths_around(path: str) -> list[str]:

@@ -5,7 +5,7 @@ Sequential, a LightningModule, a LoRA wrapper) they are attributes of a part, an
 wrappers hand on the attributes of what they wrap; what is handed on so does not count, for its paths would be wrong.
 """
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch.nn as nn
@@ -56,9 +56,10 @@ def ancestor_with(model: nn.Module, path: str, name: str) -> tuple[str, nn.Modul
 
 
 def _entries(feature_info: Any) -> list[dict[str, Any]]:
-    """The entries of a model's list, or of the `FeatureInfo` of timm's feature extractors; none of a block's method."""
+    """The entries of a model's list, or of the `FeatureInfo` of timm's feature extractors; none of anything else."""
     info = getattr(feature_info, 'info', feature_info)
-    return [dict(entry) for entry in info] if isinstance(info, (list, tuple)) else []
+    is_timms = isinstance(info, (list, tuple)) and all(isinstance(entry, Mapping) for entry in info)
+    return [dict(entry) for entry in info] if is_timms else []
 
 
 def _descriptions(model: nn.Module, path: str = '') -> dict[str, list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from .graph import (
 )
 from .layout import FeatureLayer, Layout, read_layout
 from .meta import random_tensor
-from .module_state import activation_or_norm, evaluation_mode, is_sharded
+from .module_state import activation_or_norm, check_reentrant, evaluation_mode, is_sharded
 from .obstacles import obstacle_to_gradients
 from .origin import channel_axis, tokens_around, tokens_behind
 from .outputs import find_class_scores
@@ -323,7 +323,7 @@ class Probe:
         if not self._gradients:
             features = {
                 id(x): x for call in self.calls.values() for x in call.outputs if x is not None}
-            with evaluation_mode(self.model):  # gradient checkpointing runs modules again
+            with evaluation_mode(self.model), check_reentrant():  # gradient checkpointing runs modules again
                 self._gradients = dict(zip(features, torch.autograd.grad(
                     self.logits, list(features.values()), self._cotangent, allow_unused=True),
                     strict=True))

@@ -22,7 +22,7 @@ from ..features.layout import (
     image_size_of,
     input_size,
 )
-from ..features.module_state import hold_batch_norm_statistics
+from ..features.module_state import check_reentrant, hold_batch_norm_statistics
 from ..features.outputs import class_scores
 from ..features.resolve import resolve_layer
 from ..features.tap import capture_features
@@ -53,12 +53,13 @@ def score_gradients(
         create_graph: Keep the gradients' own graph.
 
     Raises:
-        ICASCError: The model checkpoints activations by itself, and runs other operations at order 2.
+        ICASCError: The model checkpoints activations by itself, and runs other operations at order 2; or by reentrant
+            checkpoints.
     """
     cotangent = METHODS[method].score(logits, cotangent)
     scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
     try:
-        with features_only(logits):
+        with check_reentrant(), features_only(logits):
             gradients = torch.autograd.grad(
                 logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
     except CheckpointError as e:
