@@ -328,7 +328,11 @@ def class_indices(
     batch, num_classes = logits.shape
     if classes is None:
         return logits.detach().topk(min(topk, num_classes), dim=1).indices
-    classes = torch.as_tensor(classes, device=logits.device)
+    try:
+        classes = torch.as_tensor(classes, device=logits.device)
+    except (RuntimeError, TypeError, ValueError) as e:  # names, or rows of different lengths
+        raise TargetError(
+            f'classes must be a class index, indices [K] for every image or [B, K] per image, got {classes!r}.') from e
     is_integer = not classes.is_floating_point() and classes.dtype != torch.bool
     if not is_integer or not classes.numel() or classes.ndim > 2 or (
         classes.ndim == 2 and classes.shape[0] != batch):

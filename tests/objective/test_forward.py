@@ -13,7 +13,7 @@ from helpers.objective import (
 )
 
 import timm_icasc.objective.forward as forward_module
-from timm_icasc import ICASCConfig, attention_maps, icasc_forward
+from timm_icasc import ICASCConfig, ICASCError, attention_maps, icasc_forward
 from timm_icasc.attention import trainable_methods
 
 
@@ -190,3 +190,16 @@ def test_a_random_rival_is_for_training_alone(toy):
         torch.testing.assert_close(output.terms['ac'], plain.terms['ac'], msg='which has no rival')
     measured = icasc_forward(model, images, target, layers, config, inference=True)
     assert torch.equal(measured.classes.confused, plain.classes.confused)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ({'layers': ('stem', 'stage')}, r"layers must be the answer of resolve_layers.*\('stem', 'stage'\)"),
+    ({'config': {'order': 1}}, 'config must be an ICASCConfig, got dict'),
+    ({'images': [torch.zeros(3, 16, 16)]}, 'images must be a tensor .* got list'),
+])
+def test_arguments_of_another_kind_are_named(arguments, message, toy):
+    images, target = double_batch()
+    toy.double()
+    given = {'images': images, 'layers': layers_of(toy, images), 'config': ICASCConfig(), **arguments}
+    with pytest.raises(ICASCError, match=message):
+        icasc_forward(toy, target=target, **given)

@@ -1,11 +1,19 @@
 """Attention maps at inference and their gradients, whatever the precision."""
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.models import ToyNet, create
 from helpers.objective import double_batch, layers_of
 
-from timm_icasc import ICASCConfig, LayerResolutionError, TargetError, attention_maps, icasc_forward
+from timm_icasc import (
+    ICASCConfig,
+    ICASCError,
+    LayerResolutionError,
+    TargetError,
+    attention_maps,
+    icasc_forward,
+)
 from timm_icasc.attention import channel_weighted, grad_cam
 
 
@@ -93,12 +101,32 @@ class TestAttentionMaps:
         ({'layer': 4}, LayerResolutionError, "layer must be 'inner', 'last' or the path of a module, got 4"),
         ({'classes': 4}, TargetError, '0 to 3'),
         ({'topk': 0}, ValueError, 'topk must be at least 1'),
+        ({'topk': 2.5}, ValueError, 'topk must be .* a whole number, got 2.5'),
+        ({'classes': 'cat'}, TargetError, "classes must be a class index.*'cat'"),
+        ({'classes': [[0], [1, 2]]}, TargetError, 'classes must be a class index'),
+        ({'images': [torch.randn(3, 16, 16)]}, ICASCError, 'images must be a tensor .* got list: torch.stack'),
+        ({'images': np.zeros((2, 3, 16, 16))}, ICASCError, 'images must be a tensor .* got ndarray'),
+        ({'images': torch.randn(3, 16, 16)}, ICASCError, r'images must be \[B.*\(3, 16, 16\)'),
         ({'classes': torch.zeros(3, 1, dtype=torch.long)}, TargetError, r'\[B, K\] per image \(B = 2\)'),
         ({'classes': [0.5]}, TargetError, 'torch.float32'),
     ])
     def test_bad_arguments_are_named(self, arguments, error, message, toy):
         with pytest.raises(error, match=message):
-            attention_maps(toy, torch.randn(2, 3, 16, 16), **arguments)
+            attention_maps(toy, **{'images': torch.randn(2, 3, 16, 16), **arguments})
+
+    def test_images_made_in_inference_mode(self, toy):
+        """Autograd keeps none of them; maps with a graph are of copies."""
+        with torch.inference_mode():
+            images = torch.linspace(-1, 1, 1536).view(2, 3, 16, 16)
+            maps = attention_maps(toy, images, classes=1, create_graph=True)
+            layers = layers_of(toy, images)
+            target = torch.arange(2)
+            terms = [
+                icasc_forward(toy, images, target, layers, ICASCConfig(order=2, share=share)).terms
+                for share in (1., 0.5)]
+        expected = attention_maps(toy, images.clone(), classes=1)
+        torch.testing.assert_close(maps.detach(), expected)
+        assert maps.requires_grad and all(values.requires_grad for of in terms for values in of.values())
 
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'convnext_atto', 'resnet20_cifar'])

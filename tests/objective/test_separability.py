@@ -2,6 +2,7 @@
 import pytest
 import torch
 from helpers.models import ToyNet, create
+from helpers.objective import double_batch
 
 from timm_icasc import ICASCConfig, ICASCError, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.attention import METHODS
@@ -76,6 +77,14 @@ def test_broken_weights_and_no_images_are_said(toy):
     images[1] = torch.nan
     with pytest.raises(ICASCError, match='NaN or infinite'):
         evaluate_attention(toy, [(images, torch.tensor([0, 1]))])
+
+
+def test_batches_made_in_inference_mode(toy):
+    toy.double()
+    with torch.inference_mode():
+        images, target = double_batch()
+        found = evaluate_attention(toy, [(images, target)])
+    assert found == evaluate_attention(toy, [(images.clone(), target.clone())])
 
 
 def test_the_model_is_left_as_it_was():

@@ -43,6 +43,15 @@ def parameter_gradients(task, images, target):
     return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
 
 
+def test_arguments_of_another_kind_are_named(toy, batch):
+    with pytest.raises(ICASCError, match='config must be an ICASCConfig, got dict'):
+        make_task(toy, config={'order': 1})
+    with pytest.raises(ICASCError, match='model must be a torch.nn.Module, got None'):
+        make_task(None)
+    with pytest.raises(ICASCError, match='images must be a tensor .* got list'):
+        make_task(toy)(list(batch[0]), batch[1])
+
+
 def test_result_carries_all_components(toy, batch):
     result = make_task(toy, weight_as_inner=0.5, weight_as_last=2., weight_ac=3.)(*batch)
     assert set(result) == {'loss', 'output', 'loss_cls'} | TERMS

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..errors import LayerResolutionError
+from ..errors import ICASCError, LayerResolutionError
 
 __all__ = [
-    'FeatureLayer', 'ICASCLayers', 'ImageSize', 'Images', 'Layout', 'PatchGrid', 'image_size_of',
-    'input_size', 'read_layout',
+    'FeatureLayer', 'ICASCLayers', 'ImageSize', 'Images', 'Layout', 'PatchGrid', 'check_images', 'image_size_of',
+    'input_size', 'read_layout', 'recordable',
 ]
 
 
@@ -42,9 +42,31 @@ Images = torch.Tensor | dict[str, torch.Tensor]
 ImageSize = tuple[int, int] | PatchGrid
 
 
+def check_images(images: Images) -> None:
+    """Raise ICASCError where `images` are no batch for a network."""
+    if not isinstance(images, (torch.Tensor, dict)):
+        raise ICASCError(
+            f'images must be a tensor [B, channels, height, width], got {type(images).__name__}: torch.stack makes one '
+            f'of a list of tensors, torch.as_tensor of an array.')
+
+
+def recordable(batch: Any) -> Any:
+    """Images or a target; copies of tensors that were made in inference mode, of which autograd keeps none."""
+    def copied(x: Any) -> Any:
+        return x.clone() if isinstance(x, torch.Tensor) and x.is_inference() else x
+
+    with torch.inference_mode(False):
+        return {name: copied(x) for name, x in batch.items()} if isinstance(batch, dict) else copied(batch)
+
+
 def input_size(images: Images) -> tuple[int, int, int] | None:
     """Channels, height and width of the images; None where each has a size of its own."""
-    return None if isinstance(images, dict) else tuple(images.shape[1:])
+    check_images(images)
+    if isinstance(images, dict):
+        return None
+    if images.ndim != 4:
+        raise ICASCError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
+    return tuple(images.shape[1:])
 
 
 def image_size_of(images: Images) -> ImageSize:

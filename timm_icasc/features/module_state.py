@@ -14,8 +14,9 @@ from ..errors import ICASCError, VersionError
 
 __all__ = [
     'DATA_PARALLEL', 'STATIC_GRAPH', 'activation_or_norm', 'check_reentrant', 'check_shards', 'check_wrappers',
-    'compiled_around', 'evaluation_mode', 'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled', 'is_inside_shard',
-    'is_sharded', 'one_survey', 'one_thread', 'paths_around', 'run_eagerly', 'survey', 'unwrap_model',
+    'compiled_around', 'evaluation_mode', 'hold_batch_norm_statistics', 'is_checkpointing', 'is_compiled',
+    'is_inside_shard', 'is_sharded', 'one_survey', 'one_thread', 'paths_around', 'run_eagerly', 'survey',
+    'unwrap_model',
 ]
 
 DATA_PARALLEL = (

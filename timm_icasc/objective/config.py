@@ -141,6 +141,8 @@ class ICASCConfig:
                 raise ValueError(f'{name} must be a finite number, got {value!r}.')
             if value < 0:
                 raise ValueError(f'{name} must be >= 0, got {value}.')
+        if not isinstance(self.mask_grad, bool):
+            raise ValueError(f'mask_grad must be True or False, got {self.mask_grad!r}.')
         if self.sigma > 1:
             raise ValueError(f'sigma is a fraction of the maximum, at most 1, got {self.sigma}.')
         if not 0 < self.share <= 1:

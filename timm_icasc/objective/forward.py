@@ -9,8 +9,15 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn as nn
 
-from ..errors import ICASCError
-from ..features.layout import ICASCLayers, Images, ImageSize, image_size_of
+from ..errors import ICASCError, LayerResolutionError
+from ..features.layout import (
+    ICASCLayers,
+    Images,
+    ImageSize,
+    check_images,
+    image_size_of,
+    recordable,
+)
 from ..features.module_state import (
     check_shards,
     check_wrappers,
@@ -114,6 +121,15 @@ def _mean_over_classes(
         / has.sum(0).clamp(min=1) for name in values[0]}
 
 
+def _check_arguments(images: Images, layers: ICASCLayers, config: ICASCConfig) -> None:
+    """Raise where an argument is of another kind, as paths of layers or a dictionary of parameters."""
+    check_images(images)
+    if not isinstance(layers, ICASCLayers):
+        raise LayerResolutionError(f'layers must be the answer of resolve_layers(model, layers), got {layers!r}.')
+    if not isinstance(config, ICASCConfig):
+        raise ICASCError(f'config must be an ICASCConfig, got {type(config).__name__}.')
+
+
 def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
     """Raise where a backward pass would lack parameters, or wait for passes that other processes do not make."""
     check_shards(model)
@@ -165,6 +181,7 @@ def icasc_forward(
     Returns:
         Logits, terms and maps, with their graph unless `inference`.
     """
+    _check_arguments(images, layers, config)
     labels = KINDS[multilabel]
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
@@ -174,6 +191,7 @@ def icasc_forward(
     order = 1 if inference else config.order
     per_class = multilabel and config.multilabel_maps == 'per_class' and not inference
     _check_processes(model, order, per_class)
+    images, target = images if inference else recordable(images), recordable(target)
     needed = {'target_last', *(name for term in terms for name in term.needs)}  # the mask is the last layer's
     tapped = [layers.inner, layers.last] if 'target_inner' in needed else [layers.last]
     if config.share < 1 and not inference:
@@ -182,7 +200,7 @@ def icasc_forward(
     else:
         with capture_features(model, tapped, order, inference, run_plain=inference) as features:
             all_logits = logits = class_scores(model(images))
-        classes = labels.select(logits, target, 'confused' if inference else config.rival)
+            classes = labels.select(logits, target, 'confused' if inference else config.rival)
 
     with _recording(model):
         targets = classes.one_by_one() if per_class else [classes.target]

@@ -162,6 +162,7 @@ def _take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return taken.contiguous(memory_format=torch.channels_last) if channels_last else taken
 
 
+@torch.inference_mode(False)
 def forward_most_confused(
         model: nn.Module,
         images: Images,

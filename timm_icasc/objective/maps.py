@@ -19,8 +19,10 @@ from ..features.layout import (
     Images,
     ImageSize,
     PatchGrid,
+    check_images,
     image_size_of,
     input_size,
+    recordable,
 )
 from ..features.module_state import check_reentrant, hold_batch_norm_statistics
 from ..features.outputs import class_scores
@@ -103,12 +105,11 @@ class ScoredMaps(NamedTuple):
 def _check(images: Images, topk: int, method: str) -> None:
     if method not in METHODS:
         raise ValueError(f'method must be one of {tuple(METHODS)}, got {method!r}.')
-    if not isinstance(images, dict) and images.ndim != 4:
-        raise ValueError(f'images must be [B, channels, height, width], got {tuple(images.shape)}.')
+    check_images(images)
     if not len(next(iter(images.values())) if isinstance(images, dict) else images):
         raise ValueError('images must hold at least one.')
-    if topk < 1:
-        raise ValueError(f'topk must be at least 1, got {topk}.')
+    if not hasattr(topk, '__index__') or topk < 1:
+        raise ValueError(f'topk must be at least 1, and a whole number, got {topk!r}.')
 
 
 def scored_maps(
@@ -127,7 +128,7 @@ def scored_maps(
     with capture_features(
         model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
         run_plain=True) as features:
-        logits = class_scores(model(images))
+        logits = class_scores(model(recordable(images) if create_graph else images))
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):
         indices = class_indices(classes, topk, logits)

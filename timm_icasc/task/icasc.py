@@ -101,6 +101,12 @@ class ICASCTask(ClassificationTask):
             **parameters: Any,
     ):
         check_version('timm', timm.__version__, TIMM_FOR_TRAINING, type(self).__name__)
+        if not isinstance(model, nn.Module):
+            raise ICASCError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
+        if config is not None and not isinstance(config, ICASCConfig):
+            raise ICASCError(
+                f'config must be an ICASCConfig, got {type(config).__name__}; single parameters are arguments by name '
+                f'(`order=1`).')
         if is_compiled(model):
             raise ICASCError(
                 'ICASCTask needs gradients of inner features, which a compiled model does not give: pass the plain '
