@@ -56,7 +56,9 @@ def recordable(batch: Any) -> Any:
         return x.clone() if isinstance(x, torch.Tensor) and x.is_inference() else x
 
     with torch.inference_mode(False):
-        return {name: copied(x) for name, x in batch.items()} if isinstance(batch, dict) else copied(batch)
+        if isinstance(batch, dict):
+            return {name: copied(x) for name, x in batch.items()}
+        return copied(batch)
 
 
 def input_size(images: Images) -> tuple[int, int, int] | None:
@@ -235,7 +237,8 @@ class FeatureLayer:
         if grid is None:
             raise LayerResolutionError(
                 f"Layer '{self.path}' gave {x.shape[1]} tokens, which do not form a grid of the input's aspect "
-                f"{image_size}; resize the images to a multiple of the patch size.")
+                f"{image_size}: resize the images to a multiple of the patch size, or leave out what drops tokens in "
+                f"training (timm: `patch_drop_rate`).")
         if self.token_order is not None:
             tokens = tokens.index_select(1, _index(self.token_order, tokens.device))
         return tokens.transpose(1, 2).unflatten(2, grid)

@@ -123,7 +123,9 @@ def _joins_tokens(node: Any) -> bool:
 
 
 def _joined(node: Any) -> tuple[int, int] | None:
-    shapes = [_shape(parent, output) if parent is not None else None for parent, output in node.next_functions]
+    shapes = [
+        _shape(parent, output) if parent is not None else None
+        for parent, output in node.next_functions]
     return _around(_shape(node)[1], [shape[1] if shape else None for shape in shapes])
 
 

@@ -149,7 +149,9 @@ class Probe:
             x = self.calls[path].outputs[index]
             # No layer is read as NCL, an image whose pixels were flattened behind its channels.
             names = {1: 'NCL', 2: 'NLC'} if x.ndim == 3 else {1: 'NCHW', 3: 'NHWC'}
-            around = (tokens_around(x) or self._tokens_behind.get(x.shape[1])) if x.ndim == 3 else None
+            around = None
+            if x.ndim == 3:
+                around = tokens_around(x) or self._tokens_behind.get(x.shape[1])
             prefix, suffix = around or (None, 0)
             self._layouts[path, index] = Layout(
                 names.get(channel_axis(x)), prefix, suffix_tokens=suffix)

@@ -77,8 +77,7 @@ def capture_features(
         inference: Build no graph before the first tap, whose output becomes a leaf: gradients then stop there. For maps
             at inference; the features carry no gradient to the parameters before the tap.
         tail_mode: Entered behind the first tap.
-        first_feature: Taken in place of the output of the first of `layers`: the tail runs on it, with its graph. No
-            graph is built before the first tap.
+        first_feature: Taken in place of the output of the first of `layers`, with its graph; none is built before it.
         run_plain: Run a compiled model as the plain one that it was made of.
 
     Yields:

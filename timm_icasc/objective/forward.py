@@ -216,6 +216,4 @@ def icasc_forward(
         values = {name: torch.where(classes.valid, value, 0) for name, value in values.items()}
         if per_class:
             maps.update({name: torch.stack([own[name] for own in sets], 1) for name in maps if 'target' in name})
-    return ICASCOutput(
-        logits=all_logits.detach() if inference else all_logits, terms=values, maps=maps,
-        classes=classes)
+    return ICASCOutput(all_logits.detach() if inference else all_logits, values, maps, classes)
