@@ -1,9 +1,10 @@
-"""--resume brings back what is in no checkpoint: where --sched plateau was."""
+"""--resume brings back what is in no checkpoint, and refuses what would mix two runs in one."""
 import csv
+import json
 
 import pytest
 from helpers.hub_fixtures import save_noise
-from helpers.runs import train_with_accuracies
+from helpers.runs import TINY, train_in_process, train_with_accuracies
 
 PLATEAU = ['--model', 'resnet20_cifar', '--batch-size', '6', '-j', '0', '--no-icasc', '--icasc-eval-images', '0',
            '--sched', 'plateau', '--patience-epochs', '1', '--lr', '0.1', '--decay-rate', '0.5']
@@ -44,3 +45,35 @@ def test_plateau_without_its_table(run, tmp_path):
     (tmp_path / 'x' / 'summary.csv').unlink()
     _, out = run(ACCURACIES[4:], '--epochs', 5, '--resume', 'auto')
     assert "last.pth.tar' is no table of its 4 epochs: --sched plateau counts anew" in out
+
+
+@pytest.fixture
+def train(images, tmp_path, monkeypatch, capsys):
+    """Train the run 'x' in earnest; returns (exit code, stdout, stderr)."""
+    return lambda *options: train_in_process(
+        monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, '--experiment', 'x', *TINY, *options)
+
+
+@pytest.mark.parametrize('option, before, now', [
+    ('--eval-metric', 'top5', 'top1'), ('--eval-metric', 'loss', 'top5'), ('--val-split', 'validation', 'train')])
+def test_epochs_are_ranked_by_one_measure_of_one_split(option, before, now, train, tmp_path):
+    """results.json told the best top-5 of the epochs before as the best top-1."""
+    assert train('--epochs', 2, option, before)[0] == 0
+    left = (tmp_path / 'x' / 'results.json').read_text()
+    code, _, err = train('--resume', 'auto', '--epochs', 3, option, now)
+    assert code == 2 and f'{option} was {before} in the epochs that the run has done' in err
+    assert f'leave {option} {now} out' in err and err.count('\n') == 1
+    assert (tmp_path / 'x' / 'results.json').read_text() == left
+    assert train('--resume', 'auto', '--epochs', 3)[0] == 0
+    best = json.loads((tmp_path / 'x' / 'results.json').read_text())['best']
+    assert list(best)[0] == (before if option == '--eval-metric' else 'top1')
+
+
+def test_terms_set_in_at_their_epoch_where_the_batches_have_changed(train, tmp_path):
+    """The checkpoint counts steps: three epochs of large batches are fewer than three of small ones."""
+    options = ['--epochs', 3, '--icasc-start-epoch', 4]
+    assert train(*options)[0] == 0
+    assert train('--resume', 'auto', '--epochs', 6, '--batch-size', 3)[0] == 0
+    with open(tmp_path / 'x' / 'summary.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row['train_loss_ac']) for row in rows] == [False] * 4 + [True] * 2

@@ -1,20 +1,25 @@
 """How a run goes on: the checkpoint that is meant, what must not have changed since, and its state."""
 import argparse
 from pathlib import Path
+from typing import Any
 
 import timm.task
 from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
+from ..data import is_stream
 from ..errors import DataError, ICASCError, one_line
 from ..labels import check_same_classes
 from ..runs.epochs import read_epochs
 from ..runs.folder import CLASS_NAMES, LAST
 from ..runs.intact import check_intact
+from ..task.icasc import ICASCTask
 from .console import log
 from .job import TrainingJob
 from .processes import check_alike
 
 __all__ = ['resume', 'resumed_checkpoint']
+
+RANKED_BY = ('eval_metric', 'val_split')  # what makes an epoch the best, and of which images
 
 
 def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
@@ -23,8 +28,28 @@ def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
     return checkpoint if args.resume and checkpoint.is_file() else None
 
 
+def check_ranking(args: argparse.Namespace, was: argparse.Namespace | None, saver: dict[str, Any]) -> None:
+    """Refuse to rank the epochs to come by something else than those so far: the best epoch would be of neither.
+
+    Args:
+        args: Options of the training.
+        was: Those of the checkpoint.
+        saver: What the checkpoint tells of the epochs so far.
+    """
+    ranked = saver.get('best_metric') is not None or saver.get('pending', (None, None))[1] is not None
+    if not ranked or args.run_dir is None:  # a checkpoint from elsewhere begins a folder, and a ranking, of its own
+        return
+    for name in RANKED_BY:
+        before, now = getattr(was, name, None), getattr(args, name)
+        if before not in (None, now):
+            option = f"--{name.replace('_', '-')}"
+            raise ICASCError(
+                f"{option} was {before} in the epochs that the run has done, and by it the best one was chosen: leave "
+                f'{option} {now} out, or begin a new run.')
+
+
 def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
-    """Refuse to go on with other classes than the run began with; warn of another number of processes."""
+    """Refuse to go on with other classes, or another ranking; warn of another number of processes."""
     args = job.args
     check_intact(checkpoint)
     try:
@@ -35,6 +60,7 @@ def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
     names = saver.get(CLASS_NAMES)
     check_same_classes(job.names, names, 'the data set', f"the run of '{checkpoint}'")
     was = state.get('args')
+    check_ranking(args, was, saver)
     processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)
     if processes != args.world_size and processes * batch != args.world_size * args.batch_size:
         log(args, f'warning: the run had {processes} process(es) with --batch-size {batch}, this is {args.world_size} '
@@ -65,6 +91,15 @@ def resume_schedule(job: TrainingJob, start_epoch: int, checkpoint: Path) -> Non
         job.scheduler.step(start_epoch)
 
 
+def count_steps(job: TrainingJob, start_epoch: int) -> None:
+    """Count the steps done in batches of now: those of the checkpoint may have been of another size.
+
+    So the terms of ICASC set in at the epoch that --icasc-start-epoch says. How many a stream has made is not foreseen.
+    """
+    if isinstance(job.task, ICASCTask) and not is_stream(job.train_set):
+        job.task.step = start_epoch * len(job.loader_train)
+
+
 def resume(job: TrainingJob, checkpoint: Path | None) -> int:
     """Load the checkpoint, if there is one; returns the epoch to go on with."""
     args = job.args
@@ -88,6 +123,7 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
     check_alike(args, start_epoch, 'epoch to go on from')
+    count_steps(job, start_epoch)
     if job.scheduler is None or start_epoch == 0:  # the rates of now, not the checkpoint's
         for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
             group['lr'] = rate
