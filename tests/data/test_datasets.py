@@ -486,6 +486,8 @@ class TestMultiLabelLists:
         'no image': ('train.csv', 'image,labels\nphotos/z.png,dog\n', "No image '.*z.png'"),
         'no images': ('train.csv', 'image,labels\n', 'is empty'),
         'no classes': ('train.json', '{"images": [{"image": "photos/a.png", "labels": []}]}', 'no class occurs'),
+        'numbers for names': ('train.json', '{"images": [{"image": "photos/a.png", "labels": [3, "dog"]}]}',
+                              'the class 3 is no name: write it in quotes'),
         'a text for a list': ('train.json', '{"images": [{"image": "photos/a.png", "labels": "dog"}]}',
                               "the labels of 'photos/a.png' are no list of names"),
         'twice': ('train.csv', 'image,dog,dog\nphotos/a.png,1,1\n', 'a class is named twice'),

@@ -237,6 +237,10 @@ class MultiLabelList(MultiLabelImages):
     def _class_names(folder: Path, class_map: str | None, content: dict[str, Any]) -> list[str]:
         names = _read_class_names(folder, class_map)
         if names is None:
-            names = content.get('classes') or sorted(
-                {name for record in content['images'] for key in ('labels', 'ignore') for name in record.get(key, ())})
+            occurring = {
+                name for record in content['images'] for key in ('labels', 'ignore') for name in record.get(key, ())}
+            names = content.get('classes') or occurring
+            if numbers := [name for name in names if not isinstance(name, str)]:
+                raise ValueError(f'the class {numbers[0]!r} is no name: write it in quotes')
+            names = sorted(names) if names is occurring else names
         return _all_different(names)
