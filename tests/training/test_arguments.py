@@ -53,6 +53,10 @@ def test_scientific_notation_without_a_dot(tmp_path):
     ('decay_milestones: 30', "'decay_milestones' must be a list, got 30"),
     ('epochs: [1, 2]', "'epochs' must be one value"),
     ('icasc_weights: [1, 2]', "'icasc_weights' must have 3 values"),
+    ('experiment: 20240501', "'experiment' must be text, got 20240501: write it in quotes"),
+    ('data_dir: 2012', "'data_dir' must be text, got 2012"),
+    ('train_split: no', "'train_split' must be text, got False"),  # YAML's word for false
+    ('icasc_layers: [3, layer4]', r"'icasc_layers' must be text, got \[3, 'layer4'\]"),
     ('- epochs', "no 'option: value' lines"),
     ('a: [', 'not valid YAML'),
 ])
@@ -73,6 +77,7 @@ def test_missing_file_lists_the_recipes(tmp_path):
     (['--min-lr', '-1'], '--min-lr must be at least 0'),
     (['--warmup-epochs', '-1'], '--warmup-epochs must be at least 0'),
     (['--decay-rate', '-1'], '--decay-rate must be at least 0'),
+    (['--decay-milestones', '20', '10'], '--decay-milestones must rise, got 20 10'),  # timm divided twice after 10
     (['--momentum', '2'], '--momentum must be between 0 and 1'),
     (['--batch-size', '15', '--mixup', '0.2'], '--batch-size must be even'),
     (['--loss', 'asl', '--cutmix', '1'], '--loss asl'),
@@ -85,12 +90,16 @@ def test_options_that_do_not_fit_are_named(argv, message):
         parse_args(argv)
 
 
-@pytest.mark.parametrize('argv', [['--epochs', 'x'], ['--icasc-order', '3'], ['--nonsense']])
-def test_argparse_errors_are_one_line_and_exit_code_2(argv, capsys):
+@pytest.mark.parametrize('argv, named', [
+    (['--epochs', 'x'], '--epochs'), (['--icasc-order', '3'], '--icasc-order'), (['--nonsense'], '--nonsense'),
+    (['--model-kwargs', 'drop_rate'], "--model-kwargs: 'drop_rate' is not of the form KEY=VALUE"),
+    (['--opt-kwargs', 'a=b=c'], "--opt-kwargs: 'a=b=c' is not of the form KEY=VALUE")])
+def test_argparse_errors_are_one_line_and_exit_code_2(argv, named, capsys):
     with pytest.raises(SystemExit) as error:
         parse_args(argv)
     assert error.value.code == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    said = capsys.readouterr().err.strip()
+    assert named in said and len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize('cores, workers', [(1, 1), (2, 2), (64, 4)])

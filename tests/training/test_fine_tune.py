@@ -153,6 +153,11 @@ def rates_of(*options):
     return rates, optimizer, scheduler
 
 
+def test_too_few_betas():
+    with pytest.raises(ICASCError, match='--opt-betas 0.9: --opt adamw needs more of them'):
+        rates_of('--opt', 'adamw', '--opt-betas', '0.9')
+
+
 class TestRates:
 
     @pytest.mark.parametrize('schedule', ['cosine', 'none'])

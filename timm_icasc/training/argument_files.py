@@ -48,6 +48,8 @@ def _checked(action: argparse.Action, value: Any, where: str) -> Any:
         raise ICASCError(f"{where}: '{action.dest}' must be {action.type.__name__}, got {value!r}.") from e
     if action.choices is not None and not set(values) <= set(action.choices):
         raise ICASCError(f"{where}: '{action.dest}' must be one of {tuple(action.choices)}, got {value!r}.")
+    if action.type is None and action.nargs != 0 and not all(isinstance(v, str) for v in values):
+        raise ICASCError(f"{where}: '{action.dest}' must be text, got {value!r}: write it in quotes.")
     return values if several else values[0]
 
 

@@ -125,6 +125,9 @@ def _check_together(args: argparse.Namespace) -> None:
         raise ICASCError('--balanced-sampling and --class-weights balanced balance twice: leave one of them out.')
     if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
         raise ICASCError('--cutmix-minmax is (smallest, largest).')
+    if args.decay_milestones != sorted(args.decay_milestones):
+        raise ICASCError(
+            f"--decay-milestones must rise, got {' '.join(map(str, args.decay_milestones))}.")
     if args.val_interval > 1 and args.sched == 'plateau':
         raise ICASCError('--sched plateau asks for a measure after every epoch: leave --val-interval out.')
 

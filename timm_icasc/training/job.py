@@ -144,6 +144,9 @@ def set_up_optimizer(
             param_group_fn=None if args.head_lr_scale is None else partial(parameter_groups, args))
     except ICASCError:
         raise
+    except IndexError as e:
+        given = ' '.join(map(str, args.opt_betas or ()))
+        raise ICASCError(f'--opt-betas {given}: --opt {args.opt} needs more of them, as most do two.') from e
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
         raise ICASCError(f"--opt {args.opt}: {e or type(e).__name__}") from e
     try:

@@ -1,6 +1,7 @@
 """The options of the training, group by group: timm's names where timm has the option."""
 import argparse
 import os
+from collections.abc import Sequence
 
 from timm.utils import ParseKwargs
 
@@ -12,6 +13,22 @@ from ..objective.config import MULTILABEL_MAPS, TERMS
 from ..task.public_approach import DEFECTS
 
 __all__ = ['GROUPS', 'usable_cores']
+
+
+class KeyValues(ParseKwargs):
+    """timm's KEY=VALUE arguments; a word of another form is said to be one."""
+
+    def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: Sequence[str],
+            option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if value.count('=') != 1:
+                raise argparse.ArgumentError(self, f"'{value}' is not of the form KEY=VALUE")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def usable_cores() -> int:
@@ -89,7 +106,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--bn-momentum', type=float, metavar='F', help='of BatchNorm; EfficientNets and their kin')
     group.add_argument('--bn-eps', type=float, metavar='F', help='of BatchNorm; EfficientNets and their kin')
     group.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
         help='further arguments of the model')
 
 
@@ -180,7 +197,7 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--clip-grad', type=float, metavar='NORM', help='clip gradients (default: do not)')
     group.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'), help='default: %(default)s')
     group.add_argument(
-        '--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+        '--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
         help='further arguments of the optimiser')
 
     group = parser.add_argument_group('Learning rate')
