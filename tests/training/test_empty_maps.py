@@ -1,4 +1,6 @@
 """Terms that empty the maps have a small loss and train nothing: the user is told, once."""
+import json
+
 import pytest
 import torch
 from helpers.runs import TINY, train_in_process
@@ -40,3 +42,18 @@ def test_it_is_told_once(monkeypatch, capsys, tmp_path):
         '--output', tmp_path, '--experiment', 'x')
     assert code == 0, err
     assert (out + err).count(TOLD) == 1 and '75% of the images' in out + err
+
+
+def test_what_is_not_measured_is_null_in_the_results(monkeypatch, capsys, tmp_path):
+    """The overlap of maps that are empty is NaN, which is no JSON: only Python could read the file."""
+    monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': 50., 'overlap_last': float('nan')})
+    code, _, err = train_in_process(
+        monkeypatch, capsys, '--dataset', 'digits', *TINY, '--epochs', 1, '--limit-train', 1, '--output', tmp_path,
+        '--experiment', 'x')
+    assert code == 0, err
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    results = json.loads((tmp_path / 'x' / 'results.json').read_text(), parse_constant=refuse)
+    assert results['last']['eval_top1'] == 50. and results['last']['eval_overlap_last'] is None

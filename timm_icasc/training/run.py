@@ -1,6 +1,5 @@
 """One run, from its first epoch or the one that it goes on with to results.json."""
 import argparse
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,10 +16,10 @@ from ..foreign_text import printable
 from ..labels import MULTI
 from ..runs.begin import save_args
 from ..runs.epochs import SECONDS, add_epoch, epoch_record, read_epochs
-from ..runs.files import write_text
 from ..runs.find import finished_results
 from ..runs.folder import LAST, RESULTS
 from ..runs.provenance import provenance
+from ..runs.tables import write_json
 from .console import LOSSES, format_epoch, format_header, log
 from .epoch import evaluate, evaluated_model, is_validated, train_one_epoch
 from .fine_tune import base_lr
@@ -298,5 +297,5 @@ def train(
         result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
     if saver is not None:
         result['best'] = {args.eval_metric: saver.best_metric, 'epoch': saver.best_epoch}
-        write_text(run_dir / RESULTS, json.dumps(result, indent=2) + '\n')
+        write_json(run_dir / RESULTS, result)  # without NaN, which is no JSON
     return {'result': result, 'model': evaluated_model(job), 'job': job}
