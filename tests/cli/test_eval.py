@@ -292,6 +292,20 @@ def test_comparison_of_earlier_evaluations(tmp_path, capsys):
     assert 'holds no records' in capsys.readouterr().err
 
 
+def test_earlier_evaluations_of_one_name_are_told_apart(tmp_path, capsys):
+    """The same name of a folder for each seed: both stood in one column, which was that of the second."""
+    runs = [voc_run(tmp_path / f'seed{i}' / 'run', seed=i) for i in range(2)]
+    for run in runs:
+        assert evaluate(run) == 0
+    capsys.readouterr()
+    assert evaluate('--compare', *[run / 'eval' for run in runs], '--resamples', 10) == 0
+    out = capsys.readouterr().out
+    assert 'seed1-run - seed0-run: 6 images' in out
+    measures = read(runs[1], 'comparison.json')['measures']['mAP']
+    line, = (line.split() for line in out.partition(' - ')[2].splitlines() if line.startswith('mAP % (VOC 2010'))
+    assert line[4:6] == [f"{measures[name]:.2f}" for name in 'ab']
+
+
 def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(run, tmp_path, capsys):
     other = voc_run(tmp_path / 'other')
     assert evaluate('--compare', run, other) == 2

@@ -39,20 +39,26 @@ class TestRun:
         assert found.method == 'cross-entropy' and found.is_baseline and found.seed == 0 and found.data == 'digits'
 
     def test_what_an_evaluation_adds(self, run):
+        checkpoint = torch.load(run / 'last.pth.tar')
+        torch.save({**checkpoint, 'saver': {'saved': 12.5}}, run / 'last.pth.tar')
+        change(run, model={'val_images': 7})
         (run / 'eval').mkdir()
         content = {
             'checkpoint': 'elsewhere/last.pth.tar', 'dataset': 'digits', 'split': 'validation', 'whole_split': True,
-            'epochs': 1, 'other_pixels': False,
+            'epochs': 1, 'other_pixels': False, 'saved': 12.5, 'images': 7,
             'measures': {'top1': 50., 'top1_ten_crop': 20.}}
         file = run / 'eval' / 'eval.json'
         file.write_text(json.dumps(content))
         assert open_run(run).measures == {'top1': 10., 'top1_ten_crop': 20.}, 'the run itself comes first'
         for other in (
                 {'checkpoint': 'elsewhere/checkpoint-0.pth.tar'}, {'dataset': 'others'}, {'split': 'train'},
-                {'whole_split': False}, {'epochs': 2}, {'other_pixels': True}):
+                {'whole_split': False}, {'epochs': 2}, {'other_pixels': True}, {'saved': 10.5}, {'images': 8}):
             file.write_text(json.dumps({**content, **other}))
             with pytest.warns(UserWarning, match='of other weights, of other pixels, or not of all images'):
                 assert open_run(run).measures == {'top1': 10.}
+        for name in ('saved', 'images'):  # of earlier versions
+            file.write_text(json.dumps({**content, name: None}))
+            assert open_run(run).measures == {'top1': 10., 'top1_ten_crop': 20.}
 
     @pytest.mark.parametrize('options, dataset', [
         ({'dataset': 'torch/image_folder', 'data_dir': 'x'}, 'torch/image_folder'),

@@ -6,6 +6,9 @@ import pytest
 from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY, train_in_process, train_with_accuracies
 
+from timm_icasc.cli import main
+from timm_icasc.runs.folder import open_run
+
 PLATEAU = ['--model', 'resnet20_cifar', '--batch-size', '6', '-j', '0', '--no-icasc', '--icasc-eval-images', '0',
            '--sched', 'plateau', '--patience-epochs', '1', '--lr', '0.1', '--decay-rate', '0.5']
 ACCURACIES = [2., 3., 1., 1., 1., 4., 1.]
@@ -67,6 +70,19 @@ def test_epochs_are_ranked_by_one_measure_of_one_split(option, before, now, trai
     assert train('--resume', 'auto', '--epochs', 3)[0] == 0
     best = json.loads((tmp_path / 'x' / 'results.json').read_text())['best']
     assert list(best)[0] == (before if option == '--eval-metric' else 'top1')
+
+
+def test_an_evaluation_of_weights_that_are_gone_is_none_of_the_run(train, tmp_path):
+    """As many epochs as before, trained anew from an earlier one: `timm-icasc paper` took the old KS margin."""
+    folder = tmp_path / 'x'
+    assert train('--epochs', 2)[0] == 0
+    assert main(['eval', str(folder), '-j', '0']) == 0
+    assert {'top1', 'ks'} <= set(open_run(folder).measures)
+    assert train('--resume', folder / 'checkpoint-0.pth.tar', '--lr', 0.5)[0] == 0
+    with pytest.warns(UserWarning, match='of other weights.*writes it anew'):
+        assert 'ks' not in open_run(folder).measures
+    assert main(['eval', str(folder), '-j', '0']) == 0
+    assert 'ks' in open_run(folder).measures
 
 
 def test_terms_set_in_at_their_epoch_where_the_batches_have_changed(train, tmp_path):

@@ -17,7 +17,13 @@ from typing import Any
 
 from ..errors import ICASCError
 from ..evaluation.bootstrap import compare
-from ..evaluation.checkpoint import Checkpoint, check_same_data, expand_sources, load_checkpoints
+from ..evaluation.checkpoint import (
+    Checkpoint,
+    check_same_data,
+    expand_sources,
+    load_checkpoints,
+    name_apart,
+)
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.image_records import ImageRecords, load_records
 from ..evaluation.measures import TITLES, class_table, summarise
@@ -37,6 +43,7 @@ from ..runs.folder import (
     IMAGES,
     PAIRS,
     RECORDS,
+    SAVED,
     SUMMARY,
     read_checkpoint,
 )
@@ -91,8 +98,10 @@ def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.run is None or not file.name.endswith(CHECKPOINT):
         return {}
     given = [getattr(args, name, None) for name in ('img_size', 'crop_pct', 'crop_mode')]
+    checkpoint = read_checkpoint(file)
     return {
-        'epochs': read_checkpoint(file)['epoch'] + 1, 'other_pixels': any(value is not None for value in given)}
+        'epochs': checkpoint['epoch'] + 1, 'saved': (checkpoint.get('saver') or {}).get(SAVED),
+        'other_pixels': any(value is not None for value in given)}
 
 
 def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> ImageRecords:
@@ -163,6 +172,8 @@ def _compare_earlier(args: argparse.Namespace) -> None:
             f"--compare of earlier evaluations measures nothing anew: leave out {', '.join(late)}, or name the runs "
             f'in place of their {EVALUATION}/.')
     a, b = (load_records(Path(path) / RECORDS) for path in args.compare)
+    folders = [Path(path).absolute() for path in args.compare]
+    name_apart((a, b), [str(path.parent if path.name == EVALUATION else path) for path in folders])
     print_measures({r.label: summarise(r) for r in (a, b)})
     _compare(args, a, b, Path(args.output or args.compare[1]), args.compare)
 

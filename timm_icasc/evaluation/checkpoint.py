@@ -24,6 +24,7 @@ from ..runs.find import find_runs, find_weights
 from ..runs.folder import Run
 from ..training.device import device_fault
 from ..training.loaders import set_up_data_config
+from .image_records import ImageRecords
 from .restore import HUB, is_name, restore, run_arguments, run_beside
 
 __all__ = [
@@ -194,8 +195,11 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     return list(expanded.values())
 
 
-def name_apart(models: Sequence[Checkpoint | Explainer], sources: Sequence[str]) -> None:
-    """Make the labels of several models unique: by the folder above, then by a number."""
+def name_apart(
+        models: Sequence[Checkpoint | Explainer | ImageRecords],
+        sources: Sequence[str],
+) -> None:
+    """Make the labels of models, or of what was measured of them, unique: by the folder above, then by a number."""
     labels = [model.label for model in models]
     for model, source in zip(models, sources, strict=True):
         if labels.count(model.label) > 1:

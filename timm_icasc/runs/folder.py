@@ -106,6 +106,10 @@ class Run:
         # By their names, since folders differ from machine to machine.
         same = all(Path(content.get(name) or '').name == Path(value or '').name for name, value in expected.items())
         same &= content.get('epochs') == self.results.get('epochs')  # it may have gone on since
+        told = (  # trained anew from an earlier epoch; images that have come or gone
+            (content.get('saved'), _noted_time(self.checkpoint)),
+            (content.get('images'), self.results.get('model', {}).get('val_images')))
+        same &= all(None in pair or pair[0] == pair[1] for pair in told)
         if not same or not content.get('whole_split') or content.get('other_pixels'):
             warnings.warn(
                 f"'{file}' is left out: it is of other weights, of other pixels, or not of all images that the run was "
@@ -218,12 +222,18 @@ def _load_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def saved_at(file: Path) -> float:
-    """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
+def _noted_time(file: Path) -> float | None:
+    """When a checkpoint was written, in seconds, as it says itself; None where it does not, or is not there."""
     try:
         return _load_checkpoint(file)['saver'][SAVED]
     except (ICASCError, KeyError, TypeError):
-        return file.stat().st_mtime
+        return None
+
+
+def saved_at(file: Path) -> float:
+    """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
+    noted = _noted_time(file)
+    return file.stat().st_mtime if noted is None else noted
 
 
 # What results.json holds, where it holds it.
