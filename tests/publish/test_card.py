@@ -299,7 +299,8 @@ class TestResultsFromRuns:
         other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
         options = yaml.safe_load((other / 'args.yaml').read_text())
         (other / 'args.yaml').write_text(yaml.safe_dump({**options, 'icasc_fast': True, 'device': 'cpu'}))
-        run, same = card_results.evaluate_runs([*open_runs(compared / 'icasc'), *open_runs(other)])['runs']
+        run, same = (
+            card_results.evaluate_runs(open_runs(folder))['runs'][0] for folder in (compared / 'icasc', other))
         assert run['metrics'] == pytest.approx(same['metrics'])
 
     def test_a_card_from_runs(self, compared, tmp_path, capsys):
@@ -334,6 +335,16 @@ class TestResultsFromRuns:
         assert first == second
         ours = [json.loads((path.with_suffix('') / 'config.json').read_text())[METADATA_KEY] for path in paths]
         assert [found['tensors_sha256'] for found in ours] == [run['tensors_sha256'] for run in first['runs'][::-1]]
+
+    @pytest.mark.parametrize('change, said', [
+        ({'seed': 8, 'icasc_weights': [0.1, 0.1, 0.1]}, r'with other options \(icasc_weights\)'), ({}, 'of seed 7')])
+    def test_a_row_is_of_seeds_alone(self, change, said, compared, tmp_path):
+        """Another weight of the terms was averaged as another seed, and a run that comes twice counted twice."""
+        other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
+        options = yaml.safe_load((other / 'args.yaml').read_text())
+        (other / 'args.yaml').write_text(yaml.safe_dump({**options, **change}))
+        with pytest.raises(HubError, match=f'are both ICASC ach, order 1, {said}; one table cannot hold both'):
+            card_results.evaluate_runs([*open_runs(compared), *open_runs(other)])
 
     def test_runs_of_other_images_do_not_share_a_table(self, compared, tmp_path):
         other = shutil.copytree(compared / 'icasc', tmp_path / 'other')

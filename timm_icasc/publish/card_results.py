@@ -18,6 +18,8 @@ from .export import export, open_measured_runs
 
 __all__ = ['evaluate_runs', 'write_results']
 
+COMPUTED = ('icasc_fast',)  # options that say how a run is computed, not what
+
 
 def _evaluate(run: Run, options: argparse.Namespace, half: bool) -> dict[str, Any]:
     """One run's part of NAME.json, and what it says of the images: what `timm-icasc eval` measures of the run."""
@@ -39,6 +41,23 @@ def _evaluate(run: Run, options: argparse.Namespace, half: bool) -> dict[str, An
     }
 
 
+def _check_rows(runs: list[Run]) -> None:
+    """Raise HubError where runs of one method, which are a row of the table, differ in more than the seed."""
+    rows: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        row = rows.setdefault(run.method, {})
+        first = next(iter(row.values()), run)
+        own, other = (json.loads(each.signature(each.is_baseline)) for each in (run, first))
+        differ = sorted(
+            name for name in own.keys() & other.keys() - {*COMPUTED} if own[name] != other[name])
+        if differ or run.seed in row:
+            beside = first if differ else row[run.seed]
+            why = f"with other options ({', '.join(differ[:5])})" if differ else f'of seed {run.seed}'
+            raise HubError(
+                f"'{beside.folder}' and '{run.folder}' are both {run.method}, {why}; one table cannot hold both.")
+        row[run.seed] = run
+
+
 def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False) -> dict[str, Any]:
     """Evaluate the last weights of runs on the same images.
 
@@ -52,13 +71,15 @@ def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False)
         command, commit, versions, hash of the weights, and the metrics.
 
     Raises:
-        HubError: A run is incomplete, or two were not evaluated on the same images.
+        HubError: A run is incomplete, two were not evaluated on the same images, or two of one method have other
+            options, or the same seed.
         ICASCError: A checkpoint or its data set cannot be read.
     """
     for run in runs:
         if not run.arguments:
             raise HubError(f"'{run.folder}' has no {ARGUMENTS}, which says how it was evaluated.")
         run.check_last_epoch()
+    _check_rows(runs)
     options = default_options()
     options.val_split = split
     evaluated = [_evaluate(run, options, half) for run in runs]

@@ -28,7 +28,11 @@ def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
     return checkpoint if args.resume and checkpoint.is_file() else None
 
 
-def check_ranking(args: argparse.Namespace, was: argparse.Namespace | None, saver: dict[str, Any]) -> None:
+def check_ranking(
+        args: argparse.Namespace,
+        was: argparse.Namespace | None,
+        saver: dict[str, Any],
+) -> None:
     """Refuse to rank the epochs to come by something else than those so far: the best epoch would be of neither.
 
     Args:
