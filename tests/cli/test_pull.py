@@ -1,5 +1,6 @@
 """`timm-icasc pull` of a local folder, without the Hub: what it copies, and what it leaves alone."""
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ def test_a_copy_can_be_made_again(empty, tmp_path):
     (tmp_path / 'to' / 'README.md').write_text('old')
     assert pull_to(tmp_path / 'to') == 0 and copied(tmp_path / 'to')
     assert [path.name for path in tmp_path.iterdir()] == ['to'], 'no half folder'
+
+
+def test_nothing_of_the_model_before_stays(tmp_path):
+    """Its card told the accuracy of weights that were gone; what is no model's file is not touched."""
+    exported, target = tmp_path / 'exported', tmp_path / 'to'
+    exported.mkdir()
+    for name in ('config.json', 'model.safetensors', 'args.yaml'):
+        shutil.copyfile(SHIPPED / name, exported / name)
+    assert pull_to(target) == 0
+    for name in ('model.onnx', 'notes.txt'):
+        (target / name).write_text('mine')
+    assert main(['pull', f'local-dir:{exported}', '--to', str(target)]) == 0
+    assert sorted(path.name for path in target.iterdir()) == [
+        'args.yaml', 'config.json', 'model.safetensors', 'notes.txt']
 
 
 @pytest.mark.parametrize('name, text', [

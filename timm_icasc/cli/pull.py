@@ -19,6 +19,7 @@ from ..foreign_files import path_inside, read_json
 from ..foreign_text import printable
 from ..hub.model_folder import CONFIG, FILES, METADATA_KEY
 from ..hub.pull import pull
+from ..publish.onnx_file import ONNX
 from ..runs.files import replacing, replacing_folder
 
 
@@ -47,7 +48,10 @@ def _check_target(target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the files of a model to a folder; a link there is not followed out of it."""
+    """Copy the files of a model to a folder, in place of those of the model before.
+
+    A link there is not followed out of it.
+    """
     if target.exists() and target.samefile(source):
         raise HubError(f"--to: '{target}' is the folder that they come from; name another.")
     names = [name for name in reversed(FILES) if (source / name).is_file()]
@@ -57,6 +61,8 @@ def _copy(source: Path, target: Path) -> None:
                 for name in names:
                     shutil.copyfile(source / name, folder / name)
             return
+        for name in {*FILES, ONNX} - {*names}:  # a card, or figure, tells of the weights before
+            (target / name).unlink(missing_ok=True)
         for name in names:  # the configuration, which tells what the weights must be, last
             with replacing(path_inside(target, name)) as partial:
                 shutil.copyfile(source / name, partial)
