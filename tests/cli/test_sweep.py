@@ -279,6 +279,15 @@ class TestReport:
         row, = [line for line in page.splitlines() if line.startswith('| order-1 | 0 1 |')]
         assert ' (1 of 2 seeds) | - |' in row
 
+    def test_a_measure_that_a_seed_lacks(self, recorded, tmp_path):
+        """As an overlap where all maps are empty: the mean of the other seeds stood there as that of all."""
+        file = recorded[0].records / 'order-1-seed1.json'
+        record = json.loads(file.read_text())
+        record['final']['overlap_last'] = None
+        file.write_text(json.dumps(record))
+        assert sweep(recorded[0].file, '--report') == 0
+        assert '| order-1 | 0.500, 1 of 2 seeds (+0.000) |' in (tmp_path / 'page.md').read_text()
+
     def test_a_page_that_cannot_be_written(self, recorded, tmp_path, capsys):
         (tmp_path / 'records' / 's.png').mkdir()
         assert sweep(recorded[0].file, '--report') == 2

@@ -70,7 +70,9 @@ def measure_tables(summaries: list[VariantSummary]) -> list[Rows]:
             for name in names:
                 if any(name in other.means for other in summaries):
                     change = f' ({s.differences[name].mean:+.3f})' if name in s.differences else ''
-                    row[TITLES[name]] = f'{mean_sd(*s.means[name], 3)}{change}' if name in s.means else '-'
+                    count = s.counts.get(name, 0)
+                    few = f', {count} of {len(s.seeds)} seeds' * (count < len(s.seeds))
+                    row[TITLES[name]] = f'{mean_sd(*s.means[name], 3)}{few}{change}' if count else '-'
             rows.append(row)
         tables.append(rows)
     return tables

@@ -50,10 +50,14 @@ class Difference:
 
 @dataclass
 class VariantSummary:
-    """One variant over its finished seeds: measure -> mean and deviation, and -> difference to the baseline."""
+    """One variant over its finished seeds: measure -> mean and deviation, and -> difference to the baseline.
+
+    `counts` says of how many seeds each mean is: a run has no overlap where all of its maps are empty.
+    """
     variant: str
     seeds: list[int]
     means: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
 
 
@@ -183,6 +187,7 @@ def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantS
                 if value is not None:
                     columns.setdefault(name, []).append(value)
         summary.means = {name: mean_and_deviation(values) for name, values in columns.items()}
+        summary.counts = {name: len(values) for name, values in columns.items()}
         if variant != study.baseline:
             for name in columns:
                 found = difference(own, by_variant.get(study.baseline, {}), name)
