@@ -258,6 +258,20 @@ def mask_cues(dataset, grid):
     return cues
 
 
+@pytest.mark.parametrize('change, said', [
+    (lambda mask: mask.convert('RGB'), r'is no mask of its image of 70 x 60: it holds \(60, 70, 3\)'),
+    (lambda mask: mask.resize((35, 30)), r'is no mask of its image of 70 x 60: it holds \(30, 35\)'),
+    (lambda mask: mask.point(lambda level: 38 if level == 2 else level), 'it holds 38, and classes are 0 to 20')])
+def test_masks_that_are_none(change, said, voc):
+    """Of grey levels no pixel of an object was counted: the mean IoU was that of the background."""
+    file = voc / 'VOCdevkit' / 'VOC2012' / 'SegmentationClass' / '2012_000001.png'
+    with Image.open(file) as mask:
+        changed = change(mask)
+    changed.save(file)
+    with pytest.raises(ICASCError, match=f"2012_000001.png' .*{said}"):
+        VOCSegmentation(voc, 'train')[1]
+
+
 def test_data(voc):
     item = VOCSegmentation(voc, 'train')[1]
     assert item.name == '2012_000001' and item.image.size == (70, 60)

@@ -23,7 +23,7 @@ from ...runs.files import replacing
 from ...runs.intact import check_intact
 from .crf import CRFParameters, mean_field
 from .sec import boundary_loss, expansion_loss, seeding_loss
-from .voc_masks import VOCSegmentation
+from .voc_masks import IGNORED, VOCSegmentation
 
 __all__ = [
     'SegmentationConfig', 'count_pixels', 'create_network', 'evaluate', 'intersection_over_union', 'network_input',
@@ -33,8 +33,6 @@ __all__ = [
 SAVE_EVERY = 200
 
 KEPT_LOSSES = 100  # of the last updates, the mean of which is the result
-
-IGNORED = 255  # VOC's label of object borders
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from ...data.voc import find_devkit, read_boxes, targets_of
 from ...errors import DataError
 from ...foreign_files import path_inside
 
-__all__ = ['SegmentationImage', 'VOCSegmentation']
+__all__ = ['IGNORED', 'SegmentationImage', 'VOCSegmentation']
+
+IGNORED = 255  # VOC's label of object borders
 
 
 class SegmentationImage(NamedTuple):
@@ -24,6 +26,22 @@ class SegmentationImage(NamedTuple):
     image: Image.Image
     mask: np.ndarray | None
     labels: torch.Tensor
+
+
+def _check_mask(mask: np.ndarray, image: Image.Image, path: Path) -> None:
+    """See that a mask numbers the class of each pixel of its image.
+
+    Raises:
+        DataError: It is of another size, or holds colours or grey levels: pixels of no class would not be counted.
+    """
+    if mask.shape != (image.height, image.width):
+        raise DataError(
+            f"'{path}' is no mask of its image of {image.width} x {image.height}: it holds {mask.shape}, height, width "
+            f'and colours; a mask has one number for each pixel.')
+    if len(unknown := np.setdiff1d(mask, [*range(len(VOC_CLASSES) + 1), IGNORED])):
+        raise DataError(
+            f"'{path}' is no mask: it holds {unknown[0]}, and classes are 0 to {len(VOC_CLASSES)}, borders {IGNORED}. "
+            f'Take the PNG with its palette, not a copy in grey levels.')
 
 
 class VOCSegmentation:
@@ -39,7 +57,7 @@ class VOCSegmentation:
         max_image_pixels: As for `read_image`.
 
     Raises:
-        DataError: A folder, list, image, annotation or mask is missing.
+        DataError: A folder, list, image, annotation or mask is missing; of an item: its mask is none.
     """
     class_names = VOC_CLASSES
 
@@ -74,4 +92,5 @@ class VOCSegmentation:
         mask = None
         if path.is_file():  # palette indices
             mask = np.array(read_image(path, mode=None, max_image_pixels=self.max_image_pixels))
+            _check_mask(mask, image, path)
         return SegmentationImage(name, image, mask, labels)
