@@ -241,6 +241,7 @@ def test_settings(setting):
 
 @pytest.mark.parametrize('argv, message', [
     (['nonet'], "unknown architecture 'nonet'"),
+    (['resnet18.a1_inlk'], "resnet18 has no weights 'a1_inlk'; it has resnet18.a1_in1k"),
     (['resnet18', '--repeats', '0'], '--repeats must be at least 1'),
     (['resnet18', '--share', '0'], '--share must be above 0 and at most 1, got 0'),
     (['resnet18', '--img-size', '0'], '--img-size must be at least 1'),

@@ -676,6 +676,8 @@ def test_layers_of_ones_own(run):
     (['RUN', '--sigma', '2'], '--sigma is a fraction'),
     (['nowhere', '--output', 'FILE'], '--output: cannot write to'),  # known before the checkpoint is looked for
     (['RUN', '--layers', 'layer1', 'nowhere'], "has no layer 'nowhere'"),
+    (['resnet18.a1_inlk', '--dataset', 'digits'], "resnet18 has no weights 'a1_inlk'; it has resnet18.a1_in1k"),
+    (['BARE', '--model', 'resnet18.foo', '--dataset', 'digits'], "--model: resnet18 has no weights 'foo'; it has"),
     (['--compare', 'RUN', 'RUN'], '--compare needs two different checkpoints'),
 ])
 def test_bad_input_is_one_line(arguments, message, run, tmp_path, capsys):

@@ -32,6 +32,7 @@ from ..runs.find import refuse_file_of_run
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
 from ..training.device import device_fault
+from ..training.model_factory import check_weight_tag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +125,7 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
     for name in args.models:
         if not timm.is_model(name):
             raise ICASCError(f"unknown architecture '{name}'; timm.list_models() lists them.")
+        check_weight_tag(name)
     for option in ('batch_size', 'repeats', 'threads', 'topk'):
         values = getattr(args, option)
         if min(values if isinstance(values, list) else [values]) < 1:

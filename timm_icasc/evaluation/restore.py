@@ -16,7 +16,7 @@ from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
-from ..training.model_factory import set_up_model
+from ..training.model_factory import check_weight_tag, set_up_model
 from ..training.option_groups import usable_cores
 
 __all__ = ['HUB', 'is_name', 'restore', 'run_arguments', 'run_beside']
@@ -141,6 +141,7 @@ def restore(
         ICASCError: The file is no checkpoint, or its weights do not fit the model.
         DataError: The data set is missing, or cannot be indexed.
     """
+    check_weight_tag(args.model)
     args.grad_checkpointing, args.initial_checkpoint = False, ''
     args.pretrained_path, args.rank = pretrained_path, 0
     args.pretrained = weights is None

@@ -17,9 +17,26 @@ from .console import log
 from .fine_tune import initialise_head
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 
-__all__ = ['set_up_model']
+__all__ = ['check_weight_tag', 'set_up_model']
 
 HUB_NAMES = ('hf-hub:', 'hf_hub:')  # timm's spellings of a model on the Hub
+
+LOCAL_NAMES = (*HUB_NAMES, 'local-dir:')
+
+
+def check_weight_tag(name: str) -> None:
+    """Raise ICASCError where an architecture of timm has no weights of the tag that is named with it."""
+    if name.startswith(LOCAL_NAMES):
+        return
+    try:
+        timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as e:
+        architecture, _, tag = name.partition('.')
+        tags = timm.list_pretrained(f'{architecture}.*')
+        close = difflib.get_close_matches(name, tags, 3) or tags[:5]
+        raise ICASCError(
+            f"`model`: {architecture} has no weights '{tag}'; "
+            f"{'it has ' + ', '.join(close) if close else 'leave the tag out'}.") from e
 
 
 def _explain_hub(name: str, unreachable: str, error: Exception) -> None:
@@ -77,12 +94,12 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
 
 def set_up_model(args: argparse.Namespace) -> nn.Module:
     """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
-    local = (*HUB_NAMES, 'local-dir:')
-    if not args.model.startswith(local) and not timm.is_model(args.model):
+    if not args.model.startswith(LOCAL_NAMES) and not timm.is_model(args.model):
         close = difflib.get_close_matches(args.model, timm.list_models(), 3)
         raise ICASCError(
             f"--model: unknown architecture '{args.model}'"
             f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
+    check_weight_tag(args.model)
     kwargs = dict(args.model_kwargs)
     for option in ('pretrained_path', 'initial_checkpoint'):
         file = getattr(args, option)
@@ -93,7 +110,7 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
                 check_intact(Path(file))
             except ICASCError as e:
                 raise ICASCError(f"--{option.replace('_', '-')}: {e}") from e
-    config = None if args.model.startswith(local) else timm.get_pretrained_cfg(
+    config = None if args.model.startswith(LOCAL_NAMES) else timm.get_pretrained_cfg(
         args.model, allow_unregistered=True)
     if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
         # Position embeddings are made for one size.
