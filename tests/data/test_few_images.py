@@ -1,4 +1,5 @@
 """A few training images of each class, drawn by the seed."""
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,13 @@ import torch
 from helpers.hub_fixtures import save_noise
 
 from timm_icasc import DataError
-from timm_icasc.data import LabelledImages, MultiLabelImages, create_dataset, few_of_each_class
+from timm_icasc.data import (
+    LabelledImages,
+    MultiLabelImages,
+    create_dataset,
+    few_of_each_class,
+    name_classes,
+)
 
 NAMES = ['ant', 'bee', 'cow']
 
@@ -53,6 +60,22 @@ def test_image_folders(name, tmp_path):
     few = few_of_each_class(whole, 2, seed=0)
     assert len(few) == 2 * len({target for _, target in whole})
     assert len({few[n][0].tobytes() for n in range(len(few))}) == len(few)
+
+
+def test_classes_that_are_numbered_anew_are_drawn_from_as_before(tmp_path):
+    """Of a folder in which a class is gone since the training, other images of the others were drawn."""
+    root = save_noise(tmp_path, train=9)
+    names = ['ant', 'bat', 'cat']
+
+    def drawn():
+        dataset = create_dataset('', str(root), 'train')
+        name_classes(dataset, names)
+        few = few_of_each_class(dataset, 3, seed=0, class_names=names)
+        return {few.filename(i) for i in range(len(few)) if 'ant' not in few.filename(i)}
+
+    before = drawn()
+    shutil.rmtree(root / 'train' / 'ant')
+    assert drawn() == before and len(before) == 6
 
 
 def test_what_it_cannot_draw_from():

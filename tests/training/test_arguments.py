@@ -132,6 +132,11 @@ class TestResume:
         args = parse_args(['--resume', str(folder / 'last.pth.tar'), '--epochs', '10'])
         assert (args.model, args.epochs, args.run_dir) == ('resnet32_cifar', 10, str(folder))
 
+    def test_the_folder_of_a_run_is_no_checkpoint(self, tmp_path):
+        folder = self.run(tmp_path / 'a')
+        with pytest.raises(ICASCError, match=f"'{folder}' is a folder: .*--output '{tmp_path}' --experiment 'a'"):
+            parse_args(['--resume', str(folder)])
+
     def test_auto_takes_the_newest_run(self, tmp_path):
         import os
         old, new = self.run(tmp_path / 'old', epochs=1), self.run(tmp_path / 'new', epochs=2)

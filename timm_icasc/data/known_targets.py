@@ -15,6 +15,10 @@ def known_targets(dataset: Any) -> np.ndarray | None:
         return None if whole is None else whole[dataset.indices]
     if isinstance(dataset, ImageDataset):
         samples = getattr(dataset.reader, 'samples', None)
-        return None if samples is None else np.asarray([target for _, target in samples])
-    targets = getattr(dataset, 'targets', None)
-    return None if targets is None else np.asarray(targets)
+        targets = None if samples is None else [target for _, target in samples]
+    else:
+        targets = getattr(dataset, 'targets', None)
+    if targets is None:
+        return None
+    transform = getattr(dataset, 'target_transform', None)  # classes may have been numbered anew
+    return np.asarray(targets if transform is None else [transform(target) for target in targets])

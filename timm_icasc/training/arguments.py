@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _find_run(args: argparse.Namespace) -> Path | None:
     """The folder whose args.yaml a resumed run goes on with; None where the checkpoint lies beside no args.yaml."""
     if args.resume != 'auto':
+        if Path(args.resume).is_dir():
+            folder = Path(args.resume).absolute()
+            raise ICASCError(
+                f"--resume: '{args.resume}' is a folder: name a checkpoint in it, or say --resume auto --output "
+                f"'{folder.parent}' --experiment '{folder.name}'.")
         if not Path(args.resume).is_file():
             raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
         folder = Path(args.resume).parent
