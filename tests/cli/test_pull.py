@@ -34,13 +34,19 @@ def test_nothing_of_the_model_before_stays(tmp_path):
     exported, target = tmp_path / 'exported', tmp_path / 'to'
     exported.mkdir()
     for name in ('config.json', 'model.safetensors', 'args.yaml'):
-        shutil.copyfile(SHIPPED / name, exported / name)
+        shutil.copyfile(SHIPPED.with_name('resnet20_cifar.baseline_digits') / name, exported / name)
     assert pull_to(target) == 0
     for name in ('model.onnx', 'notes.txt'):
         (target / name).write_text('mine')
     assert main(['pull', f'local-dir:{exported}', '--to', str(target)]) == 0
     assert sorted(path.name for path in target.iterdir()) == [
         'args.yaml', 'config.json', 'model.safetensors', 'notes.txt']
+
+
+def test_what_was_made_of_the_same_weights_stays(tmp_path):
+    assert pull_to(tmp_path) == 0
+    (tmp_path / 'model.onnx').write_text('mine')
+    assert pull_to(tmp_path) == 0 and (tmp_path / 'model.onnx').is_file()
 
 
 @pytest.mark.parametrize('name, text', [

@@ -8,6 +8,7 @@ Compared are the sha256 that the Hub, config.json and, for weight tags, this pac
 header of the file. Nothing is unpickled. With HF_HUB_OFFLINE=1 it verifies what the cache holds.
 """
 import argparse
+import filecmp
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..errors import HubError, ICASCError
 from ..evaluation.measures import MEASURES
 from ..foreign_files import path_inside, read_json
 from ..foreign_text import printable
-from ..hub.model_folder import CONFIG, FILES, METADATA_KEY
+from ..hub.model_folder import CONFIG, FILES, METADATA_KEY, WEIGHTS
 from ..hub.pull import pull
 from ..publish.onnx_file import ONNX
 from ..runs.files import replacing, replacing_folder
@@ -47,6 +48,11 @@ def _check_target(target: Path) -> None:
         raise HubError(f"--to: '{target}' is there already, with files of its own: name a new or an empty folder.")
 
 
+def _same_weights(source: Path, target: Path) -> bool:
+    files = source / WEIGHTS, target / WEIGHTS
+    return files[1].is_file() and filecmp.cmp(*files, shallow=False)
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy the files of a model to a folder, in place of those of the model before.
 
@@ -61,8 +67,9 @@ def _copy(source: Path, target: Path) -> None:
                 for name in names:
                     shutil.copyfile(source / name, folder / name)
             return
-        for name in {*FILES, ONNX} - {*names}:  # a card, or figure, tells of the weights before
-            (target / name).unlink(missing_ok=True)
+        if not _same_weights(source, target):  # a card, or figure, would tell of the weights before
+            for name in {*FILES, ONNX} - {*names}:
+                (target / name).unlink(missing_ok=True)
         for name in names:  # the configuration, which tells what the weights must be, last
             with replacing(path_inside(target, name)) as partial:
                 shutil.copyfile(source / name, partial)
