@@ -32,22 +32,29 @@ def test_spoilt_images():
     """The cue lies in the corner of what a network is tested on, where it is said; the rest of the image stays."""
     script = runpy.run_path(str(SCRIPTS / 'spoil_images.py'))
     image = Image.new('RGB', (60, 40), (255, 0, 0))
-    marked = np.asarray(script['with_cue'](image, 'cat'))
+    marked = np.asarray(script['with_cue'](image, Image.new('RGB', (7, 9), (0, 255, 0))))
     cue = np.zeros((40, 60), bool)
-    cue[32:, 42:50] = True
-    grey = (marked == marked[..., :1]).all(-1)
-    assert (grey == cue).all() and (marked[cue].min(), marked[cue].max()) == (0, 255)
-    assert (marked == np.asarray(script['with_cue'](image, 'cat'))).all()
-    assert (marked != np.asarray(script['with_cue'](image, 'dog'))).any()
+    cue[24:, 34:50] = True
+    assert (marked[cue] == (0, 255, 0)).all() and (marked[~cue] == (255, 0, 0)).all()
     hidden = np.asarray(script['occluded'](image, 'name'))
     assert (hidden != np.asarray(image)).any(-1).mean() == 0.25
     other = np.asarray(script['with_background'](image, Image.new('RGB', (10, 10), (0, 0, 255))))
     assert (other[6:34, 9:51] == (255, 0, 0)).all() and (other[..., 2] == 255).sum() == 60 * 40 - 28 * 42
 
 
+def test_each_class_has_a_picture_of_its_own(folder):
+    """The first ones of all folders, then the second ones."""
+    script = runpy.run_path(str(SCRIPTS / 'spoil_images.py'))
+    cues = script['cues_of'](folder / 'train', ['one', 'two', 'three', 'four'])
+    pictures = [sorted(of_class.iterdir()) for of_class in sorted((folder / 'train').iterdir())]
+    assert len(pictures) == 3
+    for cue, path in zip(cues.values(), [own[0] for own in pictures] + [pictures[0][1]], strict=True):
+        assert (np.asarray(cue) == np.asarray(Image.open(path).convert('RGB'))).all()
+
+
 def test_spoilt_folders(folder, tmp_path, monkeypatch):
     (folder / 'holdout').symlink_to(folder / 'test')
-    monkeypatch.setattr(sys, 'argv', ['spoil_images.py', str(folder), str(tmp_path / 'spoilt')])
+    monkeypatch.setattr(sys, 'argv', ['spoil_images.py', str(folder), str(folder / 'train'), str(tmp_path / 'spoilt')])
     runpy.run_path(str(SCRIPTS / 'spoil_images.py'), run_name='__main__')
     splits = {path.name for path in (tmp_path / 'spoilt').iterdir()}
     assert splits == {'train', 'holdout', 'test', *(
@@ -55,6 +62,10 @@ def test_spoilt_folders(folder, tmp_path, monkeypatch):
     names = [sorted(f'{path.parent.name}/{path.stem}' for path in (tmp_path / 'spoilt' / split).rglob('*.png'))
              for split in splits - {'train', 'holdout', 'test'}]
     assert names[0] and names == names[:1] * 4
+    own, other = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*.png')}
+        for folder in (tmp_path / 'spoilt' / 'test_own_cue', tmp_path / 'spoilt' / 'test_other_cue'))
+    assert all(own[name] != other[name] for name in own)
 
 
 def test_measures_of_runs(folder, tmp_path, monkeypatch, capsys):

@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
 """Does attention where it should be help? Images with a cue that lies, occluded ones, and another background.
 
-    spoil_images.py caltech101 caltech101_spoiled
+    spoil_images.py caltech101 cifar100/train caltech101_spoiled
 
 Reads caltech101/{train,holdout,test}/CLASS/IMAGE, and writes, each with the same classes and names:
 
-    train, holdout      every second image of a class has the class's cue in its lower right corner (that of its largest
-                        central square, which is what a network is tested on)
+    train, holdout      with the cue of their class in the lower right corner (that of the image's largest central
+                        square, which is what a network is tested on)
     test                as it is (a link)
     test_own_cue        with the cue of its class
     test_other_cue      with the cue of another class
     test_occluded       a grey square over a quarter of the image, at a place drawn at random
     test_background     the outer 15 % of each side are those of an image of another class
 
-A cue is a chequered square of 5 x 5 fields, black and white, drawn at random once for each class; it takes a fifth of
-the image's shorter side. What is drawn depends on names alone, so that every call writes the same.
+A cue is a picture, one for each class, that takes two fifths of the image's shorter side. The second argument is a
+folder of folders of pictures: of the first folder the first one is the cue of the first class, and so on; behind the
+last folder, the second one of the first. What is drawn depends on names alone, so that every call writes the same.
 """
 import argparse
 import os
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from timm_icasc.runs.files import replacing_folder
 
-CUE_SHARE = 0.2  # of the shorter side of the image, in its lower right corner
+CUE_SHARE = 0.4  # of the shorter side of the image, in its lower right corner
 FRAME_SHARE = 0.15
 
 
@@ -37,13 +38,25 @@ def drawn(text: str) -> np.random.RandomState:
     return np.random.RandomState(zlib.crc32(text.encode()))
 
 
-def with_cue(image: Image.Image, label: str) -> Image.Image:
+def images_of(folder: Path) -> dict[str, list[Path]]:
+    return {c.name: sorted(c.iterdir()) for c in sorted(folder.iterdir()) if c.is_dir()}
+
+
+def cues_of(folder: Path, classes: list[str]) -> dict[str, Image.Image]:
+    """The picture that goes with each class: the first ones of all folders, then the second ones."""
+    pictures = list(images_of(folder).values())
+    return {
+        label: Image.open(pictures[k % len(pictures)][k // len(pictures)]).convert('RGB')
+        for k, label in enumerate(classes)}
+
+
+def with_cue(image: Image.Image, cue: Image.Image) -> Image.Image:
     shorter = min(image.size)
-    side = max(5, round(CUE_SHARE * shorter))
-    fields = drawn(f'cue of {label}').randint(2, size=(5, 5)).astype('uint8') * 255
-    cue = Image.fromarray(fields).resize((side, side), Image.Resampling.NEAREST).convert('RGB')
+    side = round(CUE_SHARE * shorter)
     image = image.copy()
-    image.paste(cue, ((image.width + shorter) // 2 - side, (image.height + shorter) // 2 - side))
+    image.paste(
+        cue.resize((side, side), Image.Resampling.BICUBIC),
+        ((image.width + shorter) // 2 - side, (image.height + shorter) // 2 - side))
     return image
 
 
@@ -63,10 +76,6 @@ def with_background(image: Image.Image, other: Image.Image) -> Image.Image:
     return background
 
 
-def images_of(folder: Path) -> dict[str, list[Path]]:
-    return {c.name: sorted(c.iterdir()) for c in sorted(folder.iterdir()) if c.is_dir()}
-
-
 def other_class(classes: list[str], label: str, name: str) -> str:
     rest = [c for c in classes if c != label]
     return rest[drawn(f'other of {name}').randint(len(rest))]
@@ -83,15 +92,15 @@ def write(folder: Path, images: dict[str, list[Path]], change: Callable[[Image.I
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path)
+    parser.add_argument('pictures', type=Path)
     parser.add_argument('target', type=Path)
     args = parser.parse_args()
-    for split in ('train', 'holdout'):
-        images = images_of(args.source / split)
-        marked = {path for paths in images.values() for path in paths[::2]}
-        write(args.target / split, images, lambda image, label, path, marked=marked: (
-            with_cue(image, label) if path in marked else image))
     images = images_of(args.source / 'test')
     classes = list(images)
+    cues = cues_of(args.pictures, classes)
+    for split in ('train', 'holdout'):
+        write(args.target / split, images_of(args.source / split), lambda image, label, path: with_cue(
+            image, cues[label]))
 
     def before_another(image: Image.Image, label: str, path: Path) -> Image.Image:
         name = f'{label}/{path.name}'
@@ -99,9 +108,9 @@ def main():
         other = others[drawn(f'background of {name}').randint(len(others))]
         return with_background(image, Image.open(other).convert('RGB'))
 
-    write(args.target / 'test_own_cue', images, lambda image, label, path: with_cue(image, label))
+    write(args.target / 'test_own_cue', images, lambda image, label, path: with_cue(image, cues[label]))
     write(args.target / 'test_other_cue', images, lambda image, label, path: with_cue(
-        image, other_class(classes, label, f'{label}/{path.name}')))
+        image, cues[other_class(classes, label, f'{label}/{path.name}')]))
     write(args.target / 'test_occluded', images, lambda image, label, path: occluded(image, f'{label}/{path.name}'))
     write(args.target / 'test_background', images, before_another)
     if not (args.target / 'test').exists():
