@@ -8,7 +8,7 @@ from helpers.processes import in_two_processes
 from sklearn.metrics import average_precision_score, roc_auc_score
 from timm.task import MultiLabelClassificationTask
 
-from timm_icasc import DataError, NonFiniteLossError
+from timm_icasc import DataError, ICASCError, NonFiniteLossError
 from timm_icasc.losses import MultiLabelSoftMarginLoss, multilabel_soft_margin
 from timm_icasc.metrics import (
     MultiLabelEvaluator,
@@ -162,6 +162,10 @@ class TestEvaluator:
         plain = MultiLabelEvaluator()
         plain.update(scores, targets)
         assert padded.compute() == plain.compute()
+
+    def test_nothing_is_measured_of_nothing(self):
+        with pytest.raises(ICASCError, match='nothing so far'):
+            MultiLabelEvaluator().compute()
 
     def test_timms_evaluator_agrees_where_nothing_is_ignored(self):
         scores, targets = (torch.tensor(x, dtype=torch.float32) for x in scores_and_targets())

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from scipy import stats
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from .errors import DataError, NonFiniteLossError
+from .errors import DataError, ICASCError, NonFiniteLossError
 from .losses import multilabel_soft_margin
 
 __all__ = [
@@ -187,7 +187,13 @@ class MultiLabelEvaluator:
         self.targets.append(target.detach().float().cpu())
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
-        """'loss' and the measures, over the images of all processes."""
+        """'loss' and the measures, over the images of all processes.
+
+        Raises:
+            ICASCError: There was no `update` before.
+        """
+        if not self.logits:
+            raise ICASCError('compute() measures what update() was given, which is nothing so far.')
         pair = tuple(torch.cat(values)[:self.max_samples] for values in (self.logits, self.targets))
         if distributed:
             gathered: list[Any] = [None] * dist.get_world_size()

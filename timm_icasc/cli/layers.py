@@ -30,6 +30,7 @@ from ..runs.files import write_text
 from ..runs.tables import around_marks, replace_between
 from ..support.architectures import inspect_architecture
 from ..support.support_page import MARKS, load_record, row, summary, support_page, write_record
+from ..training.model_factory import check_weight_tag
 
 SAVE_SECONDS = 20
 
@@ -60,6 +61,8 @@ def _select(patterns: Sequence[str], everything: bool) -> list[str]:
             pattern) if pattern else []
         if not found:
             raise ICASCError(f"no architecture matches '{pattern}'; timm.list_models() lists them.")
+        if found == [pattern]:
+            check_weight_tag(pattern)
         names += [name for name in found if name not in names]
     return names
 
