@@ -179,6 +179,16 @@ def test_average_precision_and_auc_of_voc(method, extra, values, tmp_path):
     assert (classes['cow'][own], classes['dog'][own], classes['cat'][own]) == ('50.00', '60.00', None)
 
 
+def test_classes_of_one_setting_alone(tmp_path):
+    """Two readings of the paper are no seeds of one run."""
+    for maps in ('per_class', 'joint'):
+        run_of(
+            tmp_path / maps, 'voc2012_resnet18.yaml', '--icasc-multilabel-maps', maps,
+            method='ICASC ach, order 1, multi-label soft margin')
+    with pytest.warns(UserWarning, match=f"'{tmp_path}/joint/run' and '{tmp_path}/per_class/run' are"):
+        class_rows(collect_runs([tmp_path]), CONTENT)
+
+
 def test_the_ks_chart_comes_from_the_evaluation(tmp_path):
     rows = run_of(
         tmp_path, 'cub200_resnet50.yaml', method='ICASC ach, order 1',

@@ -249,10 +249,15 @@ def class_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, A
         own = {}
         for row in experiment['rows']:
             options, _ = recipe_options(experiment, content['methods'][row['method']], row)
-            fitting = (
+            fitting = [
                 group for group in groups if is_rows(group, row)
-                and not misfits_of(group[0], options, experiment))
-            own[row['id']] = next(fitting, ())
+                and not misfits_of(group[0], options, experiment)]
+            if len(fitting) > 1:
+                found = ' and '.join(f"'{group[0].folder}'" for group in fitting)
+                warnings.warn(
+                    f"{experiment['classes']}: {found} are runs of different options, each of which is a reading "
+                    f'of the paper; the table has those of the first.', stacklevel=2)
+            own[row['id']] = fitting[0] if fitting else ()
         metrics = [name for name in experiment['rows'][0]['values'] if name.startswith('AP_')]
         for metric in (*metrics, 'mAP'):
             line = {'table': experiment['classes'], 'class': metric.removeprefix('AP_')}
