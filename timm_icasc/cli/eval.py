@@ -98,9 +98,9 @@ def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.run is None or not file.name.endswith(CHECKPOINT):
         return {}
     given = [getattr(args, name, None) for name in ('img_size', 'crop_pct', 'crop_mode')]
-    checkpoint = read_checkpoint(file)
+    content = read_checkpoint(file)
     return {
-        'epochs': checkpoint['epoch'] + 1, 'saved': (checkpoint.get('saver') or {}).get(SAVED),
+        'epochs': content['epoch'] + 1, 'saved': (content.get('saver') or {}).get(SAVED),
         'other_pixels': any(value is not None for value in given)}
 
 

@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from ..errors import TargetError
 from ..features.owner import owners
 
-__all__ = ['class_names_of', 'fill_up', 'find_classes']
+__all__ = ['class_names_of', 'fill_up', 'find_classes', 'parts_of']
 
 MOST = 8  # names that a message lists
 
@@ -65,12 +65,16 @@ def class_names_of(
     return [str(c) for c in range(num_classes)]
 
 
+def parts_of(name: str) -> set[str]:
+    """The names of a class that has several ('tabby, tabby cat'), as they are compared: case does not count."""
+    return {part.strip().casefold() for part in name.split(',')}
+
+
 def _matches(wanted: str, names: Sequence[str]) -> list[int]:
     """The classes of that name; else those of which it is one of several names, as in 'tabby, tabby cat'."""
     wanted = wanted.strip().casefold()
     whole = [c for c, name in enumerate(names) if name.strip().casefold() == wanted]
-    return whole or [
-        c for c, name in enumerate(names) if wanted in [part.strip().casefold() for part in name.split(',')]]
+    return whole or [c for c, name in enumerate(names) if wanted in parts_of(name)]
 
 
 def _find(wanted: int | str, names: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from ..data.geometry import Geometry
 from ..data.image_files import ImageFile
 from ..data.read_image import read_image
 from ..errors import DataError, ICASCError
+from ..explanation.class_names import parts_of
 from ..explanation.explainer import Classes, Explainer
 from ..explanation.pictures import Explanation, draw, shrink
 from ..explanation.pixels import Item
@@ -211,8 +212,7 @@ def _check_classes(
         called = {
             printable(explainer.label): printable(explainer.class_names[c])
             for explainer, c in zip(explainers, same, strict=True)}
-        parts = [{part.strip().casefold() for part in name.split(',')} for name in called.values()]
-        if not set.intersection(*parts):
+        if not set.intersection(*map(parts_of, called.values())):
             said = ', '.join(f"'{name}' of {label}" for label, name in called.items())
             warnings.warn(f'`classes`: one of them is {said}.', stacklevel=3)
 
