@@ -43,8 +43,8 @@ from ..runs.folder import (
     IMAGES,
     PAIRS,
     RECORDS,
-    SAVED,
     SUMMARY,
+    noted_time,
     read_checkpoint,
 )
 from ..runs.provenance import provenance
@@ -98,9 +98,8 @@ def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.run is None or not file.name.endswith(CHECKPOINT):
         return {}
     given = [getattr(args, name, None) for name in ('img_size', 'crop_pct', 'crop_mode')]
-    content = read_checkpoint(file)
     return {
-        'epochs': content['epoch'] + 1, 'saved': (content.get('saver') or {}).get(SAVED),
+        'epochs': read_checkpoint(file)['epoch'] + 1, 'saved': noted_time(file),
         'other_pixels': any(value is not None for value in given)}
 
 

@@ -21,7 +21,7 @@ __all__ = [
     'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PLACES', 'PUBLISHING_OPTIONS',
     'RECORDS',
     'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'TENSORBOARD', 'WANDB_ID',
-    'open_run', 'read_checkpoint', 'read_mapping', 'saved_at',
+    'noted_time', 'open_run', 'read_checkpoint', 'read_mapping', 'saved_at',
 ]
 
 ARGUMENTS = 'args.yaml'
@@ -107,7 +107,7 @@ class Run:
         same = all(Path(content.get(name) or '').name == Path(value or '').name for name, value in expected.items())
         same &= content.get('epochs') == self.results.get('epochs')  # it may have gone on since
         told = (  # trained anew from an earlier epoch; images that have come or gone
-            (content.get('saved'), _noted_time(self.checkpoint)),
+            (content.get('saved'), noted_time(self.checkpoint)),
             (content.get('images'), self.results.get('model', {}).get('val_images')))
         same &= all(None in pair or pair[0] == pair[1] for pair in told)
         if not same or not content.get('whole_split') or content.get('other_pixels'):
@@ -222,7 +222,7 @@ def _load_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _noted_time(file: Path) -> float | None:
+def noted_time(file: Path) -> float | None:
     """When a checkpoint was written, in seconds, as it says itself; None where it does not, or is not there."""
     try:
         return _load_checkpoint(file)['saver'][SAVED]
@@ -232,7 +232,7 @@ def _noted_time(file: Path) -> float | None:
 
 def saved_at(file: Path) -> float:
     """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
-    noted = _noted_time(file)
+    noted = noted_time(file)
     return file.stat().st_mtime if noted is None else noted
 
 
