@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 from ..benchmark.cost import count_operations, measure_memory, measure_time
@@ -32,7 +31,7 @@ from ..runs.find import refuse_file_of_run
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
 from ..training.device import device_fault
-from ..training.model_factory import check_weight_tag
+from ..training.model_factory import check_model_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,9 +122,7 @@ def _check_scaling(path: Path) -> None:
 
 def _check(args: argparse.Namespace) -> BenchmarkSetting:
     for name in args.models:
-        if not timm.is_model(name):
-            raise ICASCError(f"unknown architecture '{name}'; timm.list_models() lists them.")
-        check_weight_tag(name)
+        check_model_name(name)
     for option in ('batch_size', 'repeats', 'threads', 'topk'):
         values = getattr(args, option)
         if min(values if isinstance(values, list) else [values]) < 1:

@@ -30,7 +30,7 @@ from ..runs.files import write_text
 from ..runs.tables import around_marks, replace_between
 from ..support.architectures import inspect_architecture
 from ..support.support_page import MARKS, load_record, row, summary, support_page, write_record
-from ..training.model_factory import check_weight_tag
+from ..training.model_factory import check_model_name
 
 SAVE_SECONDS = 20
 
@@ -62,7 +62,7 @@ def _select(patterns: Sequence[str], everything: bool) -> list[str]:
         if not found:
             raise ICASCError(f"no architecture matches '{pattern}'; timm.list_models() lists them.")
         if found == [pattern]:
-            check_weight_tag(pattern)
+            check_model_name(pattern)
         names += [name for name in found if name not in names]
     return names
 

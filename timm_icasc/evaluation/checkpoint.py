@@ -24,8 +24,9 @@ from ..runs.find import find_runs, find_weights
 from ..runs.folder import Run
 from ..training.device import device_fault
 from ..training.loaders import set_up_data_config
+from ..training.model_factory import UNREGISTERED
 from .image_records import ImageRecords
-from .restore import HUB, is_name, restore, run_arguments, run_beside
+from .restore import is_name, restore, run_arguments, run_beside
 
 __all__ = [
     'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'name_apart',
@@ -188,7 +189,7 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     """Each source once, however its path is written; the folder of --icasc-compare stands for its two runs."""
     expanded: dict[str, str] = {}
     for source in sources:
-        is_path = not source.startswith(HUB) and Path(source).exists()
+        is_path = not source.startswith(UNREGISTERED) and Path(source).exists()
         runs = find_runs(Path(source)) if is_path else []
         for one in [str(run) for run in runs] or [source]:
             expanded.setdefault(os.path.realpath(one) if is_path else one, one)

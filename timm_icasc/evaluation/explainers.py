@@ -12,8 +12,9 @@ from ..explanation.class_names import class_names_of, fill_up
 from ..foreign_files import read_json
 from ..hub.model_folder import CONFIG, METADATA_KEY
 from ..labels import MULTI
+from ..training.model_factory import HUB_NAMES
 from .checkpoint import Checkpoint, load_checkpoint, name_apart
-from .restore import HUB, run_beside
+from .restore import run_beside
 
 __all__ = ['load_explainer', 'load_explainers']
 
@@ -25,7 +26,7 @@ def _published_run(source: str) -> dict[str, Any]:
     """What the configuration of a published model notes down of its run; nothing where it is not of this package."""
     kind, _, place = source.partition(':')
     file: Any = Path(place) / CONFIG
-    if source.startswith(HUB) and kind != 'local-dir':
+    if source.startswith(HUB_NAMES):
         repo, _, revision = place.partition('@')
         file = try_to_load_from_cache(repo, CONFIG, revision=revision or None)  # timm has fetched it
     try:

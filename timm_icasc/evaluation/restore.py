@@ -16,12 +16,10 @@ from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
-from ..training.model_factory import check_weight_tag, set_up_model
+from ..training.model_factory import UNREGISTERED, check_model_name, set_up_model
 from ..training.option_groups import usable_cores
 
-__all__ = ['HUB', 'is_name', 'restore', 'run_arguments', 'run_beside']
-
-HUB = ('hf-hub:', 'hf_hub:', 'local-dir:')
+__all__ = ['is_name', 'restore', 'run_arguments', 'run_beside']
 
 # Options of the command that replace those of the run, where given.
 OVERRIDES = (
@@ -31,7 +29,7 @@ OVERRIDES = (
 
 def is_name(source: str) -> bool:
     """Whether it is a model's name, on the Hub or among timm's, and not a file or folder."""
-    return source.startswith(HUB) or not Path(source).exists() and timm.is_model(source)
+    return source.startswith(UNREGISTERED) or not Path(source).exists() and timm.is_model(source)
 
 
 def run_arguments(
@@ -141,7 +139,7 @@ def restore(
         ICASCError: The file is no checkpoint, or its weights do not fit the model.
         DataError: The data set is missing, or cannot be indexed.
     """
-    check_weight_tag(args.model)
+    check_model_name(args.model)
     args.grad_checkpointing, args.initial_checkpoint = False, ''
     args.pretrained_path, args.rank = pretrained_path, 0
     args.pretrained = weights is None

@@ -32,7 +32,7 @@ from .cuda_graph import CudaRecorder, RecordedStep
 from .device import device_fault
 from .fine_tune import freeze_until, parameter_groups, scale_constant_rates
 from .loaders import mixes, set_up_class_weights, set_up_data, set_up_data_config, set_up_loaders
-from .model_factory import set_up_model
+from .model_factory import check_model_name, set_up_model
 from .step import Scaler, TrainingStep
 
 
@@ -199,6 +199,7 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     Raises:
         ICASCError: An option does not fit the data, the model, or another option.
     """
+    check_model_name(args.model)
     train_set, val_set, names = set_up_data(args)
     seed_epoch(args, -1)
     model = set_up_model(args)

@@ -17,17 +17,22 @@ from .console import log
 from .fine_tune import initialise_head
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 
-__all__ = ['check_weight_tag', 'set_up_model']
+__all__ = ['HUB_NAMES', 'UNREGISTERED', 'check_model_name', 'set_up_model']
 
 HUB_NAMES = ('hf-hub:', 'hf_hub:')  # timm's spellings of a model on the Hub
 
-LOCAL_NAMES = (*HUB_NAMES, 'local-dir:')
+UNREGISTERED = (*HUB_NAMES, 'local-dir:')  # names that timm looks up elsewhere than in its registry
 
 
-def check_weight_tag(name: str) -> None:
-    """Raise ICASCError where an architecture of timm has no weights of the tag that is named with it."""
-    if name.startswith(LOCAL_NAMES):
+def check_model_name(name: str) -> None:
+    """Raise ICASCError where timm has no such architecture, or no weights of the tag that is named with it."""
+    if name.startswith(UNREGISTERED):
         return
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), 3)
+        raise ICASCError(
+            f"`model`: unknown architecture '{name}'"
+            f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
     try:
         timm.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError as e:
@@ -93,13 +98,7 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
 
 
 def set_up_model(args: argparse.Namespace) -> nn.Module:
-    """The timm model; what timm says of unknown names, weights and arguments is passed on in one line."""
-    if not args.model.startswith(LOCAL_NAMES) and not timm.is_model(args.model):
-        close = difflib.get_close_matches(args.model, timm.list_models(), 3)
-        raise ICASCError(
-            f"--model: unknown architecture '{args.model}'"
-            f"{'; close: ' + ', '.join(close) if close else '; timm.list_models() lists them'}.")
-    check_weight_tag(args.model)
+    """The timm model, its name checked; what timm says of weights and arguments is passed on in one line."""
     kwargs = dict(args.model_kwargs)
     for option in ('pretrained_path', 'initial_checkpoint'):
         file = getattr(args, option)
@@ -110,7 +109,7 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
                 check_intact(Path(file))
             except ICASCError as e:
                 raise ICASCError(f"--{option.replace('_', '-')}: {e}") from e
-    config = None if args.model.startswith(LOCAL_NAMES) else timm.get_pretrained_cfg(
+    config = None if args.model.startswith(UNREGISTERED) else timm.get_pretrained_cfg(
         args.model, allow_unregistered=True)
     if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
         # Position embeddings are made for one size.
