@@ -20,6 +20,8 @@ OPEN = (
     'grad_checkpointing', 'grad_accum_steps', 'sync_bn', 'dist_bn', 'resident_data', 'dataset', 'num_classes',
     'class_map', 'config', 'run_dir', 'resume', 'icasc')
 
+NAMED = ('icasc', 'icasc_order', 'icasc_attention')  # options that the name of the method tells
+
 # What settings of a segmentation may be averaged over seeds; the first is the model, the others are told in the note.
 SETTINGS = (
     'network', 'classifier', 'classifier_model', 'classifier_icasc', 'year', 'train_split', 'train_images',
@@ -70,8 +72,8 @@ def misfits_of(run: Run, options: dict[str, Any], experiment: dict[str, Any]) ->
 def departures(run: Run, options: dict[str, Any]) -> str:
     """Options of a run that differ from `options`."""
     return ', '.join(
-        f'{k}={v}' for k, v in sorted(run.options.items())
-        if _counts(run, k) and k in options and v != options[k])
+        f'{k}={v}' for k, v in sorted(run.common_options(run.is_baseline).items())
+        if k not in (*NAMED, *PLACES) and k in options and v != options[k])
 
 
 def distinguish(
@@ -82,16 +84,13 @@ def distinguish(
     notes = []
     for i, group in enumerate(groups):
         own = group[0]
-        rivals = [g[0] for g in groups if g is not group and g[0].options.get('model') == own.options.get('model')]
+        options = own.common_options(own.is_baseline)
+        rivals = [g[0].common_options(own.is_baseline) for g in groups if g is not group]
         keys = {
-            k for rival in rivals for k in {*rival.options, *own.options}
-            if rival.options.get(k) != own.options.get(k)}
+            k for rival in rivals if rival.get('model') == options.get('model')
+            for k in {*rival, *options} if rival.get(k) != options.get(k)}
         keys |= set(misfits[i]) - {'model'} if misfits else set()
-        places = {
-            name: own.places.get(name) for name in PLACES
-            if any(rival.places.get(name) != own.places.get(name) for rival in rivals)}
-        told = {k: own.options.get(k) for k in sorted(keys) if _counts(own, k)}
-        notes.append(', '.join(f'{k}={value}' for k, value in {**told, **places}.items()))
+        notes.append(', '.join(f'{k}={options.get(k)}' for k in sorted(keys.difference(NAMED))))
     return notes
 
 
@@ -122,9 +121,3 @@ def recipe_options(
 
 def is_rows(group: Sequence[Run], row: dict[str, Any]) -> bool:
     return row['method'] in ('baseline' if group[0].is_baseline else group[0].method.split(',')[0])
-
-
-def _counts(run: Run, key: str) -> bool:
-    """Whether an option tells runs apart; those of ICASC do not matter to a baseline, and a method's name tells two."""
-    return key not in (*INCIDENTAL, 'icasc', 'icasc_order', 'icasc_attention') and not (
-        run.is_baseline and key.startswith('icasc'))

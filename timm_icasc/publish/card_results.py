@@ -47,7 +47,7 @@ def _check_rows(runs: list[Run]) -> None:
     for run in runs:
         row = rows.setdefault(run.method, {})
         first = next(iter(row.values()), run)
-        own, other = (json.loads(each.signature(each.is_baseline)) for each in (run, first))
+        own, other = (each.common_options(each.is_baseline) for each in (run, first))
         differ = sorted(
             name for name in own.keys() & other.keys() - {*COMPUTED} if own[name] != other[name])
         if differ or run.seed in row:

@@ -155,12 +155,16 @@ class Run:
         """The names of the data's folder and of the files of initial weights, wherever they lie."""
         return {name: Path(self.options[name]).name for name in PLACES if self.options.get(name)}
 
-    def signature(self, without_icasc: bool = False) -> str:
+    def common_options(self, without_icasc: bool = False) -> dict[str, Any]:
         """What runs that may be averaged have in common."""
         options = {
             k: v for k, v in self.options.items()
             if k not in INCIDENTAL and not (without_icasc and k.startswith('icasc'))}
-        return json.dumps({**options, **self.places}, default=str, sort_keys=True)
+        return {**options, **self.places}
+
+    def signature(self, without_icasc: bool = False) -> str:
+        """`common_options` as text, to sort runs by it."""
+        return json.dumps(self.common_options(without_icasc), default=str, sort_keys=True)
 
     def load_weights(self, file: Path | None = None) -> dict[str, torch.Tensor]:
         """The weights that the run's own evaluation measures: the averaged ones where it keeps an average.
