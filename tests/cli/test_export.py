@@ -64,7 +64,9 @@ class TestTheFolder:
         assert json.loads((tmp_path / 'x' / 'config.json').read_text())['timm_icasc']['icasc']
 
     def test_an_empty_folder_is_filled(self, averaged, tmp_path):
-        assert export(averaged, tmp_path) == 0 and (tmp_path / 'config.json').is_file()
+        (tmp_path / 'empty').mkdir()
+        (tmp_path / 'link').symlink_to(tmp_path / 'empty')
+        assert export(averaged, tmp_path / 'link') == 0 and (tmp_path / 'empty' / 'config.json').is_file()
 
     @pytest.mark.parametrize('kind', ['full', 'hidden', 'file', 'link'])
     def test_what_is_there_stays(self, kind, averaged, tmp_path, capsys):

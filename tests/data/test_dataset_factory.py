@@ -51,7 +51,7 @@ class TestDigits:
         assert target == load_digits().target[dataset.indices[5]]
 
     def test_unknown_split(self):
-        with pytest.raises(ValueError, match="'train' or 'validation', got 'test'"):
+        with pytest.raises(DataError, match=r"the splits train and validation \(val\), no 'test'"):
             DigitsDataset('test')
 
 

@@ -21,7 +21,7 @@ from ..foreign_text import printable
 from ..hub.model_folder import CONFIG, FILES, METADATA_KEY, WEIGHTS
 from ..hub.pull import pull
 from ..publish.onnx_file import ONNX
-from ..runs.files import replacing, replacing_folder
+from ..runs.files import is_free, replacing, replacing_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +43,7 @@ def _is_ours(folder: Path) -> bool:
 
 def _check_target(target: Path) -> None:
     """Raise HubError where a folder holds files of somebody else, whose names may be those of a model's."""
-    there = target.exists() or target.is_symlink()
-    if there and (not target.is_dir() or any(target.iterdir())) and not _is_ours(target):
+    if not is_free(target) and not _is_ours(target):
         raise HubError(f"--to: '{target}' is there already, with files of its own: name a new or an empty folder.")
 
 

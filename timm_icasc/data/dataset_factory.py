@@ -92,8 +92,6 @@ def create_dataset(
                 f"`image_endings` are of image folders and lists ({', '.join(LISTS)}); data set '{name}' knows its "
                 f'files: leave them out.')
     if name == 'digits':
-        if split not in DigitsDataset.SPLITS:
-            raise DataError(f"data set 'digits' has the splits train and validation (val), no '{split}'.")
         return DigitsDataset(split, kwargs.get('transform'), kwargs.get('input_img_mode', 'RGB'))
     if name in NAMES:
         dataset = _create_own(name, root, split, image_endings, kwargs)

@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import DataError
+
 __all__ = ['DigitsDataset']
 
 TEST_FRACTION = 0.25
@@ -25,7 +27,7 @@ class DigitsDataset(torch.utils.data.Dataset):
 
     def __init__(self, split: str = 'train', transform: Callable | None = None, mode: str = 'RGB'):
         if split not in self.SPLITS:
-            raise ValueError(f"split must be 'train' or 'validation', got '{split}'.")
+            raise DataError(f"data set 'digits' has the splits train and validation (val), no '{split}'.")
         # They take a second to load, which every command would wait for.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

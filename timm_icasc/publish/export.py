@@ -24,7 +24,7 @@ from ..hub.model_folder import (
     write_weights,
 )
 from ..runs.epochs import of_best_epoch
-from ..runs.files import replacing, replacing_folder, write_text
+from ..runs.files import is_free, replacing, replacing_folder, write_text
 from ..runs.find import open_runs
 from ..runs.folder import (
     ARGUMENTS,
@@ -226,15 +226,14 @@ def export_run(
         WriteError: The folder cannot be written.
     """
     folder = Path(folder).absolute()
-    there = folder.is_symlink() or folder.exists()
-    if there and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise HubError(f"`folder`: '{folder}' is there already, and not an empty folder: name a new one.")
     if onnx:
         check_onnx_packages()
     run = open_measured_runs(source, best)[-1]
     if class_names is None:
         class_names = is_public(run.arguments.get('dataset'))
-    with replacing_folder(folder) as partial:
+    with replacing_folder(folder.resolve()) as partial:  # a link to an empty folder stays one
         config = export(run, partial, weight_tag(run), license, class_names=class_names)
         if onnx:
             write_onnx(partial)

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and what a kill leaves stays
     fcntl = None
 
-__all__ = ['replacing', 'replacing_folder', 'together', 'write_text']
+__all__ = ['is_free', 'replacing', 'replacing_folder', 'together', 'write_text']
 
 PARTIAL = '.part'
 
@@ -234,6 +234,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
     except OSError as e:
         raise e if isinstance(e, ICASCError) else _failure(path, e) from e
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not os.path.lexists(folder) or folder.is_dir() and not any(folder.iterdir())
 
 
 def write_text(path: Path, text: str) -> None:
