@@ -38,7 +38,7 @@ def test_the_terms_of_an_empty_inner_map():
 def test_it_is_told_once(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': 1., 'loss': 1., 'zero_maps': 0.75})
     code, out, err = train_in_process(
-        monkeypatch, capsys, *TINY, '--dataset', 'digits', '--train-num-samples', 12, '--epochs', 2,
+        monkeypatch, capsys, *TINY, '--dataset', 'digits', '--limit-train', 12, '--epochs', 2,
         '--output', tmp_path, '--experiment', 'x')
     assert code == 0, err
     assert (out + err).count(TOLD) == 1 and '75% of the images' in out + err

@@ -24,6 +24,7 @@ from timm_icasc.training import run as training_run
 from timm_icasc.training.arguments import build_parser, parse_args
 from timm_icasc.training.epoch import make_batch
 from timm_icasc.training.job import create_criterion
+from timm_icasc.training.loaders import set_up_data
 
 ROOT = Path(__file__).parents[2]
 TIMM = [
@@ -130,6 +131,12 @@ def test_momentum_of_batch_norm(images, monkeypatch):
 def test_what_does_not_fit_is_said(options, said, images, monkeypatch):
     with pytest.raises(ICASCError, match=said):
         set_up(monkeypatch, images, *options.split())
+
+
+@pytest.mark.parametrize('option', ['--data-dir', '--train-num-samples', '--val-num-samples'])
+def test_what_the_digits_have_no_use_for_is_refused(option):
+    with pytest.raises(ICASCError, match=f'{option} has no part in the embedded digits: leave it out'):
+        set_up_data(parse_args(['--dataset', 'digits', option, '3']))
 
 
 class TestIntervalOfValidation:

@@ -62,6 +62,13 @@ def _check_sizes(args: argparse.Namespace) -> None:
         raise ICASCError(f'--img-size {args.img_size} contradicts {given}: leave one of them out.')
 
 
+def _check_digits(args: argparse.Namespace) -> None:
+    """Refuse options that the embedded digits, which are whole and in no folder, have no use for."""
+    for name in ('data_dir', 'train_num_samples', 'val_num_samples'):
+        if args.dataset == 'digits' and getattr(args, name):
+            raise ICASCError(f"--{name.replace('_', '-')} has no part in the embedded digits: leave it out.")
+
+
 def _match_classes(
         args: argparse.Namespace,
         names: list[str],
@@ -82,6 +89,7 @@ def _match_classes(
 
 def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] | None]:
     """The two data sets and the class names; the number of classes is settled here."""
+    _check_digits(args)
     _check_sizes(args)
     channels = args.input_size[0] if args.input_size else args.in_chans or 3
     if channels not in (1, 3):
