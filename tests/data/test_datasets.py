@@ -167,6 +167,9 @@ class TestPackedVOC:
             (root / 'annotations.json').write_text(json.dumps(broken))
             with pytest.raises(DataError, match=f'not in the packed VOC format: .*{message}'):
                 create_dataset('voc2007-packed', str(root), 'train')
+        (root / 'annotations.json').write_text(json.dumps({**content, 'classes': [*content['classes'][1:], 7]}))
+        with pytest.raises(DataError, match="not in the packed VOC format: TypeError 'classes' are no names"):
+            create_dataset('voc2007-packed', str(root), 'train')
         (root / 'annotations.json').write_text('{"images": []}')
         with pytest.raises(DataError, match="not in the packed VOC format: KeyError 'classes'"):
             create_dataset('voc2007-packed', str(root), 'val')

@@ -147,6 +147,8 @@ class PackedVOC(MultiLabelImages):
         try:
             content = read_json(path)
             names, known = content['classes'], sorted({image['split'] for image in content['images']})
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("'classes' are no names")
             split = {'validation': 'val'}.get(split, split)
             wanted = {'trainval': ('train', 'val')}.get(split, (split,))
             chosen = [image for image in content['images'] if image['split'] in wanted]
