@@ -209,6 +209,31 @@ def test_memory_does_not_grow_with_the_number_of_images(photos, tmp_path, monkey
     assert page.count('<section') == 5 and 'The first 5 of 20 images.' in page
 
 
+def test_an_earlier_result_is_replaced(photos, tmp_path):
+    """Pictures of another model stayed beside the new ones."""
+    def left():
+        return sorted(path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file())
+
+    out, predictions = tmp_path / 'out', ['predictions.csv', 'predictions.json']
+    explain_bright(photos, out, BrightNet(), raw='grid')
+    explain_bright(photos / 'a', out, BrightNet())
+    assert left() == ['index.html', 'overlays/x.png.png', *predictions]
+    explain_bright(photos / 'a', out, BrightNet(), sheets=False, page=0)
+    assert left() == predictions == sorted(path.name for path in out.iterdir())
+
+
+@pytest.mark.parametrize('name, told', [('overlays/mine.png', False), ('maps/mine.txt', True)])
+def test_what_is_no_earlier_result_stays(name, told, photos, tmp_path):
+    file = tmp_path / 'out' / name
+    file.parent.mkdir(parents=True)
+    file.write_text('mine')
+    if told:
+        (tmp_path / 'out' / 'predictions.json').write_text('[]')
+    with pytest.raises(ICASCError, match=f"`output`: '{file.parent}' holds other files .*: name another folder"):
+        explain_bright(photos, tmp_path / 'out', BrightNet())
+    assert file.read_text() == 'mine'
+
+
 def test_an_interruption_leaves_what_is_done(photos, tmp_path, monkeypatch):
     done = []
 

@@ -4,9 +4,9 @@
     timm-icasc explain a.jpg b/ --model output/RUN --compare RUN_2 --classes cat dog --raw full
 
 DIR/predictions.csv and .json tell file, class and score; DIR/overlays/ has a picture of each image with its maps,
-DIR/maps/ the maps themselves (--raw), DIR/index.html is a page to browse. One forward pass of a model gives an image's
-scores and maps. Images are turned as their EXIF orientation says. A file that cannot be read is named and skipped.
-The exit code is 0, or 1 where files were skipped.
+DIR/maps/ the maps themselves (--raw), DIR/index.html is a page to browse. An earlier result in DIR is replaced.
+One forward pass of a model gives an image's scores and maps. Images are turned as their EXIF orientation says. A file
+that cannot be read is named and skipped. The exit code is 0, or 1 where files were skipped.
 """
 import argparse
 import sys

@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from ..explanation.explainer import Classes, Explainer
 from ..explanation.pictures import Explanation, draw, shrink
 from ..explanation.pixels import Item
 from ..foreign_text import csv_cell, printable
-from ..runs.files import replacing
+from ..runs.files import replacing, replacing_folder
 from ..training.interrupt import answer_for_batches
 from .html import explained_section, open_page
 
 __all__ = ['Outputs', 'Summary', 'explain_files']
 
 CSV, JSON, PAGE = 'predictions.csv', 'predictions.json', 'index.html'
+
+OVERLAYS, MAPS = 'overlays', 'maps'
 
 RAW = ('grid', 'full')
 
@@ -150,6 +152,35 @@ class _Predictions:
             self.between = ','
 
 
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of the one that is there; none where nothing is written to it."""
+    with replacing_folder(path) as partial:
+        yield partial
+    with suppress(OSError):
+        path.rmdir()
+
+
+def _open_pictures(stack: ExitStack, outputs: Outputs) -> list[Path]:
+    """Folders of overlays and maps that replace those of an earlier result, of which no page stays either.
+
+    Raises:
+        ICASCError: Files are there that no earlier result, which JSON tells of, has left.
+    """
+    told = (outputs.folder / JSON).is_file()
+    places = outputs.folder / OVERLAYS, outputs.folder / MAPS
+    for path, ending in zip(places, ('.png', '.npy'), strict=True):
+        files = (file for file in path.rglob('*') if file.is_file())
+        foreign = any(not told or file.suffix != ending for file in files)
+        if path.is_symlink() or path.is_file() or foreign:
+            raise ICASCError(
+                f"`output`: '{path}' holds other files than an earlier result, and would be replaced: name another "
+                f'folder.')
+    if told and not outputs.page:
+        (outputs.folder / PAGE).unlink(missing_ok=True)
+    return [stack.enter_context(_replacing(path)) for path in places]
+
+
 def _file_part(text: str) -> str:
     """A model's label as a part of the name of a file."""
     return re.sub(r'[^\w.+-]+', '_', text)[:40]
@@ -157,6 +188,8 @@ def _file_part(text: str) -> str:
 
 def _write_pictures(
         outputs: Outputs,
+        overlays: Path,
+        maps: Path,
         loaded: _Loaded,
         found: Sequence[Explanation],
         labels: Sequence[str],
@@ -166,16 +199,16 @@ def _write_pictures(
     parts = [f'.{n + 1}-{_file_part(label)}' if several else '' for n, label in enumerate(labels)]
     if outputs.sheets:
         page = draw(found, labels if several else ())
-        page.save(outputs.folder / 'overlays' / f'{stem}.png')
+        page.save(overlays / f'{stem}.png')
     for part, one in zip(parts, found, strict=True):
         if outputs.singles:
             for k, index in enumerate(one.classes):
-                with replacing(outputs.folder / 'overlays' / f'{stem}{part}.{index}.png') as partial:
+                with replacing(overlays / f'{stem}{part}.{index}.png') as partial:
                     one.overlay(k).save(partial, 'PNG')
         if outputs.raw is not None:
-            maps = one.grid_maps if outputs.raw == 'grid' else one.maps_at(loaded.size)
-            with replacing(outputs.folder / 'maps' / f'{stem}{part}.npy') as partial:
-                np.save(partial, maps.numpy())  # its name ends in .npy, too
+            values = one.grid_maps if outputs.raw == 'grid' else one.maps_at(loaded.size)
+            with replacing(maps / f'{stem}{part}.npy') as partial:
+                np.save(partial, values.numpy())  # its name ends in .npy, too
 
 
 def _batches(
@@ -193,7 +226,7 @@ def _batches(
         worker_init_fn=answer_for_batches)
 
 
-def _about(labels: Sequence[str], method: str, layer: str, count: int, shown: int) -> str:
+def _about(method: str, layer: str, count: int, shown: int) -> str:
     """What the page says of itself."""
     first = f'The first {shown} of {count} images. ' * (count > shown)
     return (
@@ -247,7 +280,7 @@ def explain_files(
 
     Raises:
         ICASCError: An argument is out of range.
-        WriteError: A file cannot be written.
+        WriteError: A file cannot be written; an earlier result in the folder, which this one replaces, is as it was.
     """
     if method not in METHODS:
         raise ICASCError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -260,8 +293,9 @@ def explain_files(
         predictions, add_to_page = _Predictions(stack, outputs.folder, labels), None
         if outputs.page:
             summary.files.append(outputs.folder / PAGE)
-            about = _about(labels, method, layer, len(files), outputs.page)
+            about = _about(method, layer, len(files), outputs.page)
             add_to_page = stack.enter_context(open_page(summary.files[-1], labels, about, False))
+        pictures = _open_pictures(stack, outputs)
         try:
             for batch in _batches(files, explainers, batch_size, workers, side, max_image_pixels):
                 readable = [loaded for loaded in batch if not loaded.error]
@@ -271,7 +305,7 @@ def explain_files(
                     for n, explainer in enumerate(explainers if readable else ())]
                 for loaded, *found in zip(readable, *columns, strict=True):
                     predictions.write(loaded, found)
-                    _write_pictures(outputs, loaded, found, labels)
+                    _write_pictures(outputs, *pictures, loaded, found, labels)
                     if summary.explained < outputs.page:
                         add_to_page(explained_section(loaded.file.name, found, labels, names))
                     summary.explained += 1
