@@ -20,7 +20,7 @@ from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
 from ..figures.explained import RAW, Outputs, explain_files
 from ..foreign_text import printable
-from ..training.option_groups import usable_cores
+from ..training.device import usable_cores
 
 FEW = 64  # images that are not worth the start of processes
 

@@ -16,8 +16,8 @@ from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
+from ..training.device import usable_cores
 from ..training.model_factory import UNREGISTERED, check_model_name, set_up_model
-from ..training.option_groups import usable_cores
 
 __all__ = ['is_name', 'restore', 'run_arguments', 'run_beside']
 

@@ -15,7 +15,7 @@ from ..foreign_text import printable
 from ..runs.find import has_begun
 from ..runs.folder import RESULTS
 from ..runs.lock import alone_in, try_lock
-from ..training.option_groups import usable_cores
+from ..training.device import usable_cores
 from .run_record import make_record, record_path
 from .study import PlannedRun, Study
 

@@ -1,6 +1,5 @@
 """The options of the training, group by group: timm's names where timm has the option."""
 import argparse
-import os
 from collections.abc import Sequence
 
 from timm.utils import ParseKwargs
@@ -11,8 +10,9 @@ from ..labels import MULTI, RIVALS, SINGLE
 from ..losses import MASK_SCALES
 from ..objective.config import MULTILABEL_MAPS, TERMS
 from ..task.public_approach import DEFECTS
+from .device import usable_cores
 
-__all__ = ['GROUPS', 'usable_cores']
+__all__ = ['GROUPS']
 
 
 class KeyValues(ParseKwargs):
@@ -29,11 +29,6 @@ class KeyValues(ParseKwargs):
             if value.count('=') != 1:
                 raise argparse.ArgumentError(self, f"'{value}' is not of the form KEY=VALUE")
         super().__call__(parser, namespace, values, option_string)
-
-
-def usable_cores() -> int:
-    """Cores of this process. Torch warns of more data loading processes than that."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
