@@ -22,6 +22,7 @@ from timm_icasc.data import evenly_spaced
 from timm_icasc.data.geometry import transform_geometry
 from timm_icasc.evaluation import collect
 from timm_icasc.evaluation.batches import Numbered, SizedTransform, make_loader, transformed_by
+from timm_icasc.evaluation.boxes import boxes_by_class, localise_batch
 from timm_icasc.evaluation.checkpoint import load_checkpoints
 from timm_icasc.evaluation.faithfulness import Subject, map_values, random_values
 from timm_icasc.evaluation.options import add_checkpoint_arguments
@@ -104,10 +105,10 @@ def measure(table, row, subject, maps, drawn, weights, asked_for, curves):
 
 
 def measure_boxes(table, row, checkpoint, maps, sizes, present, indices):
-    boxes = [collect._boxes_by_class(checkpoint.dataset, index) for index in indices]
+    boxes = [boxes_by_class(checkpoint.dataset, index) for index in indices]
     transform = checkpoint.dataset.transform.transform  # that of `_Sized`
     geometries = [transform_geometry(transform, size) for size in sizes]
-    for pair in collect._localise_batch(maps, present, boxes, geometries, indices, SIGMA, 0.):
+    for pair in localise_batch(maps, present, boxes, geometries, indices, SIGMA, 0.):
         for column in ('pointing', 'energy'):
             table.add(row, column, pair[column])
 

@@ -4,11 +4,16 @@ Coordinates are continuous: pixel `i` covers `[i, i + 1]`, so an image of width 
 """
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
+from torch.utils.data import Dataset
 from torchvision.ops import box_iou
 
+from ..data.geometry import Geometry
+
 __all__ = [
-    'box_mask', 'energy_in_boxes', 'largest_component_box', 'localise', 'pointing_game',
+    'box_mask', 'boxes_by_class', 'energy_in_boxes', 'largest_component_box', 'localise', 'localise_batch',
+    'pointing_game',
 ]
 
 EQUAL = 1e-5  # relative difference that rounding makes between equal values
@@ -97,3 +102,46 @@ def localise(
     return {
         'pointing': pointing_game(heat, boxes, tolerance), 'energy': energy_in_boxes(heat, mask),
         'iou': iou, 'iou50': float(iou >= 0.5), 'no_map': float(not heat.any()), 'box_area': float(mask.mean())}
+
+
+def localise_batch(
+        maps: torch.Tensor,
+        present: list[list[int]],
+        boxes: list[dict[int, np.ndarray]],
+        geometries: list[Geometry],
+        rows: list[int],
+        sigma: float,
+        tolerance: float,
+) -> list[dict[str, float]]:
+    """`localise` of each class of a batch that has boxes, with the number of its image and its own.
+
+    Args:
+        maps: Attention maps of the present classes, `[B, K, h, w]`.
+        present: These classes, of each image.
+        boxes: Of `boxes_by_class`, of each image.
+        geometries: From the pixels of each image to those of the input.
+        rows: Numbers of the images.
+        sigma, tolerance: As of `localise`.
+    """
+    results = []
+    for i, classes in enumerate(present):
+        wanted = [(k, c) for k, c in enumerate(classes) if c in boxes[i]]
+        heats = None
+        for k, index in wanted:
+            mapped = geometries[i].boxes(boxes[i][index])
+            if not len(mapped):  # cropped away
+                continue
+            if heats is None:
+                size = (geometries[i].height, geometries[i].width)
+                heats = F.interpolate(maps[i][None], size=size, mode='bilinear', align_corners=False)[0].cpu().numpy()
+            results.append({'image': rows[i], 'class': index, **localise(heats[k], mapped, sigma, tolerance)})
+    return results
+
+
+def boxes_by_class(dataset: Dataset, index: int) -> dict[int, np.ndarray]:
+    """Boxes of each class, objects marked difficult left out, as VOC's protocols do."""
+    grouped: dict[int, list] = {}
+    for box in dataset.boxes(index):
+        if not box.difficult:
+            grouped.setdefault(box.class_index, []).append((box.xmin, box.ymin, box.xmax, box.ymax))
+    return {c: np.array(rows, dtype=np.float64) for c, rows in grouped.items()}

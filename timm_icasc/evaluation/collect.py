@@ -9,9 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm import utils
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data import evenly_spaced, image_name
@@ -23,7 +21,7 @@ from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
 from ..objective.separability import separability
 from .batches import Numbered, SizedTransform, make_loader, transformed_by
-from .boxes import localise
+from .boxes import boxes_by_class, localise_batch
 from .checkpoint import Checkpoint
 from .faithfulness import map_faithfulness
 from .image_records import ImageRecords
@@ -90,39 +88,6 @@ def _mean_over_present(
         name: torch.stack([
             row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
         for name, value in values.items()}
-
-
-def _localise_batch(
-        maps: torch.Tensor,
-        present: list[list[int]],
-        boxes: list[dict[int, np.ndarray]],
-        geometries: list[Geometry],
-        rows: list[int],
-        sigma: float,
-        tolerance: float,
-) -> list[dict[str, float]]:
-    results = []
-    for i, classes in enumerate(present):
-        wanted = [(k, c) for k, c in enumerate(classes) if c in boxes[i]]
-        heats = None
-        for k, index in wanted:
-            mapped = geometries[i].boxes(boxes[i][index])
-            if not len(mapped):  # cropped away
-                continue
-            if heats is None:
-                size = (geometries[i].height, geometries[i].width)
-                heats = F.interpolate(maps[i][None], size=size, mode='bilinear', align_corners=False)[0].cpu().numpy()
-            results.append({'image': rows[i], 'class': index, **localise(heats[k], mapped, sigma, tolerance)})
-    return results
-
-
-def _boxes_by_class(dataset: Dataset, index: int) -> dict[int, np.ndarray]:
-    """Boxes of each class, objects marked difficult left out, as VOC's protocols do."""
-    grouped: dict[int, list] = {}
-    for box in dataset.boxes(index):
-        if not box.difficult:
-            grouped.setdefault(box.class_index, []).append((box.xmin, box.ymin, box.xmax, box.ymax))
-    return {c: np.array(rows, dtype=np.float64) for c, rows in grouped.items()}
 
 
 class _Collector:
@@ -211,9 +176,9 @@ class _Collector:
         if several:
             values['overlap_cooccurring'] = _cooccurring_overlap(maps, present)
         if self.has_boxes:
-            boxes = [_boxes_by_class(checkpoint.dataset, self.indices[row]) for row in rows]
+            boxes = [boxes_by_class(checkpoint.dataset, self.indices[row]) for row in rows]
             self._note_outside(boxes, sizes, rows)
-            self.pairs += _localise_batch(
+            self.pairs += localise_batch(
                 maps, present, boxes, self._geometries_of(sizes), rows, config.sigma,
                 self.tolerance)
         return values
