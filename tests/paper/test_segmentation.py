@@ -18,16 +18,10 @@ from timm_icasc.cli import main
 from timm_icasc.data import VOC_CLASSES
 from timm_icasc.paper.segmentation.crf import CRFParameters, mean_field
 from timm_icasc.paper.segmentation.cues import background_saliency, make_cues, seed_cues
+from timm_icasc.paper.segmentation.deeplab import create_network, score_grid
+from timm_icasc.paper.segmentation.mean_iou import count_pixels, intersection_over_union
 from timm_icasc.paper.segmentation.sec import boundary_loss, expansion_loss, seeding_loss
-from timm_icasc.paper.segmentation.train import (
-    SegmentationConfig,
-    count_pixels,
-    create_network,
-    intersection_over_union,
-    score_grid,
-    sec_losses,
-    train,
-)
+from timm_icasc.paper.segmentation.train import SegmentationConfig, sec_losses, train
 from timm_icasc.paper.segmentation.voc_masks import VOCSegmentation
 
 TINY = {'network': 'deeplabv3_mobilenet_v3_large', 'image_size': 32, 'batch_size': 2, 'lr': 0.01, 'iterations': 4}

@@ -33,16 +33,9 @@ from ..foreign_text import printable
 from ..hub.model_folder import file_sha256, tensors_sha256
 from ..labels import check_same_classes
 from ..paper.segmentation.cues import BACKGROUND, FOREGROUND, make_cues
-from ..paper.segmentation.train import (
-    SegmentationConfig,
-    count_pixels,
-    create_network,
-    evaluate,
-    intersection_over_union,
-    read_checkpoint,
-    score_grid,
-    train,
-)
+from ..paper.segmentation.deeplab import create_network, score_grid
+from ..paper.segmentation.mean_iou import count_pixels, evaluate, intersection_over_union
+from ..paper.segmentation.train import SegmentationConfig, read_checkpoint, train
 from ..paper.segmentation.voc_masks import VOCSegmentation
 from ..runs.files import replacing_folder, together
 from ..runs.folder import CHECKPOINT, SEGMENTATION

@@ -1,4 +1,4 @@
-"""A DeepLabV3 of torchvision, trained on cues with SEC's three losses and measured by mean IoU.
+"""The training of a segmentation network on cues, with SEC's three losses.
 
 Shapes: `B` batch, `C` classes with the background first, `h w` grid of the network's scores.
 """
@@ -11,10 +11,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from sklearn.metrics import confusion_matrix
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision.models import segmentation
-from torchvision.transforms.functional import pil_to_tensor, resize
 from tqdm import tqdm
 
 from ...errors import ICASCError, NonFiniteLossError, one_line
@@ -22,13 +18,11 @@ from ...features.module_state import evaluation_mode
 from ...runs.files import replacing
 from ...runs.intact import check_intact
 from .crf import CRFParameters, mean_field
+from .deeplab import grid_scores, network_input
 from .sec import boundary_loss, expansion_loss, seeding_loss
-from .voc_masks import IGNORED, VOCSegmentation
+from .voc_masks import VOCSegmentation
 
-__all__ = [
-    'SegmentationConfig', 'count_pixels', 'create_network', 'evaluate', 'intersection_over_union', 'network_input',
-    'predict', 'read_checkpoint', 'score_grid', 'train',
-]
+__all__ = ['SegmentationConfig', 'read_checkpoint', 'train']
 
 SAVE_EVERY = 200
 
@@ -61,70 +55,6 @@ class SegmentationConfig:
     weight_expand: float = 1.
     weight_boundary: float = 1.
     seed: int = 0
-
-
-def create_network(name: str, num_classes: int, backbone_weights: Path | None = None) -> nn.Module:
-    """A DeepLabV3 with random weights, or with those of a torchvision classifier or segmenter in its backbone.
-
-    Args:
-        name: Name of the torchvision network.
-        num_classes: Classes, background included.
-        backbone_weights: state_dict of torchvision's ResNet or MobileNet, or of a DeepLabV3.
-
-    Raises:
-        ICASCError: No such network, or weights that do not fit.
-    """
-    factory = getattr(segmentation, name, None)
-    if not name.startswith('deeplabv3_') or factory is None:
-        raise ICASCError(
-            f"`network`: torchvision has no '{name}'; it has deeplabv3_resnet50, deeplabv3_resnet101 and "
-            f'deeplabv3_mobilenet_v3_large.')
-    network = factory(weights=None, weights_backbone=None, num_classes=num_classes)
-    if backbone_weights is not None:
-        try:
-            check_intact(backbone_weights)
-            state = torch.load(backbone_weights, map_location='cpu', weights_only=True)
-        except Exception as e:  # whatever a foreign file makes the unpickler say
-            raise ICASCError(f"`backbone_weights`: cannot read '{backbone_weights}': {one_line(e)}.") from e
-        if not isinstance(state, dict):
-            raise ICASCError(f"`backbone_weights`: '{backbone_weights}' holds no state dict.")
-        # The blocks of a MobileNet classifier are below 'features', those of a segmenter below 'backbone'.
-        state = {key.removeprefix('backbone.').removeprefix('features.'): value for key, value in state.items()}
-        own = network.backbone.state_dict()
-        missing = [key for key in own if key not in state and not key.endswith('num_batches_tracked')]
-        if missing:
-            raise ICASCError(
-                f"`backbone_weights`: '{backbone_weights}' lacks {missing[0]} and {len(missing) - 1} more "
-                f'of {name}.')
-        try:
-            network.backbone.load_state_dict({key: state.get(key, own[key]) for key in own})
-        except (RuntimeError, TypeError) as e:
-            raise ICASCError(f"`backbone_weights`: '{backbone_weights}' does not fit {name}: {one_line(e)}") from e
-    return network
-
-
-def network_input(image, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image squashed to a square: normalised for the network, and its colours 0 to 255; `[3, size, size]` both."""
-    colors = pil_to_tensor(resize(image, [size, size])).float()
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return (colors / 255 - mean) / std, colors
-
-
-def _scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Scores on the network's own grid, `[B, C, h, w]`, before it enlarges them."""
-    return network.classifier(network.backbone(images)['out'])
-
-
-@torch.no_grad()
-def score_grid(network: nn.Module, image_size: int) -> tuple[int, int]:
-    """Rows and columns of the scores of an image of `image_size`."""
-    training = network.training
-    device = next(network.parameters()).device
-    shape = _scores(network.eval(), torch.zeros(1, 3, image_size, image_size, device=device)).shape[
-        -2:]
-    network.train(training)
-    return tuple(shape)
 
 
 def _batch_indices(count: int, config: SegmentationConfig, iteration: int) -> list[int]:
@@ -257,7 +187,7 @@ def _save_checkpoint(
 ) -> None:
     """Save, unless the scores of the last inputs say that the last update, or one before, has broken the network."""
     with torch.no_grad(), evaluation_mode(network):
-        if not _scores(network, inputs).isfinite().all():
+        if not grid_scores(network, inputs).isfinite().all():
             raise _not_finite('scores became NaN or infinite', iteration)
     with replacing(checkpoint) as partial:
         torch.save({
@@ -311,7 +241,7 @@ def train(
         inputs, colors, seeds, labels = (
             x.to(device) for x in _make_batch(dataset, cues, config, iteration))
         torch.manual_seed(config.seed * 1_000_003 + iteration)  # dropout
-        scores = _scores(network, inputs)
+        scores = grid_scores(network, inputs)
         small = F.interpolate(colors, size=scores.shape[-2:], mode='area')
         losses = sec_losses(scores, seeds.to(scores), labels, small, config, crf or CRFParameters())
         values = {name: float(value.detach()) for name, value in losses.items()}
@@ -327,40 +257,3 @@ def train(
                 checkpoint, config, origin, network, optimizer, iteration + 1, history, inputs)
     names = history[0] if history else ()
     return {name: float(np.mean([values[name] for values in history])) for name in names}
-
-
-@torch.no_grad()
-def predict(network: nn.Module, image, image_size: int) -> np.ndarray:
-    """Label map of an image at its own size, uint8 `[height, width]`; the network in the mode it is in."""
-    device = next(network.parameters()).device
-    x, _ = network_input(image, image_size)
-    probabilities = F.softmax(_scores(network, x[None].to(device)), 1)
-    size = (image.height, image.width)
-    enlarged = F.interpolate(probabilities, size=size, mode='bilinear', align_corners=False)
-    return enlarged[0].argmax(0).to(torch.uint8).cpu().numpy()
-
-
-def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of label maps `[h, w]` by true and by predicted class, `[C, C]`; where the truth is 255 none counts."""
-    counted = truth != IGNORED
-    if not counted.any():
-        return np.zeros((num_classes, num_classes), dtype=int)
-    return confusion_matrix(truth[counted], predicted[counted], labels=range(num_classes))
-
-
-def intersection_over_union(counts: np.ndarray) -> np.ndarray:
-    """`[C]` from pixels counted over all images, VOC's definition; NaN for a class neither true nor predicted."""
-    both = np.diag(counts)
-    with np.errstate(invalid='ignore'):
-        return both / (counts.sum(0) + counts.sum(1) - both)
-
-
-def evaluate(network: nn.Module, dataset: VOCSegmentation, image_size: int) -> np.ndarray:
-    """The pixels of the images of a split with masks, as `count_pixels` has them."""
-    counts, num_classes = 0, len(dataset.class_names) + 1
-    network.eval()
-    for index in tqdm(range(len(dataset)), desc='mIoU', leave=False, disable=None):
-        item = dataset[index]
-        counts = counts + count_pixels(
-            predict(network, item.image, image_size), item.mask, num_classes)
-    return counts
