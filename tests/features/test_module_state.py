@@ -14,8 +14,8 @@ from timm_icasc.features.module_state import (
     one_survey,
     one_thread,
     survey,
-    unwrap_model,
 )
+from timm_icasc.features.wrappers import unwrap_model
 
 
 def test_unwrap():

@@ -15,9 +15,10 @@ from ..attention import METHODS
 from ..data.geometry import Geometry, transform_geometry
 from ..errors import ICASCError
 from ..features.layout import FeatureLayer, ICASCLayers
-from ..features.module_state import evaluation_mode, unwrap_model
+from ..features.module_state import evaluation_mode
 from ..features.outputs import class_scores
 from ..features.owner import own_value, owners
+from ..features.wrappers import unwrap_model
 from ..labels import KINDS
 from ..objective.maps import scored_maps
 from .class_names import class_names_of, find_classes

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from .module_state import paths_around
+from .wrappers import paths_around
 
 __all__ = ['ancestor_with', 'described_features', 'owners', 'own_value']
 

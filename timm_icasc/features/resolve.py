@@ -12,10 +12,11 @@ import torch.nn as nn
 from ..errors import LayerResolutionError
 from .layout import FeatureLayer, ICASCLayers, Layout
 from .meta import RememberShapes
-from .module_state import check_shards, one_thread, paths_around, survey, unwrap_model
+from .module_state import check_shards, one_thread, survey
 from .owner import own_value, owners
 from .probe import Probe
 from .rules import LayerRules, is_finer
+from .wrappers import paths_around, unwrap_model
 
 __all__ = ['check_layers', 'find_layers', 'resolve_layer', 'resolve_layers']
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch.nn as nn
 
 from .layout import FeatureLayer, ICASCLayers, Layout
-from .module_state import is_inside_shard, paths_around
+from .module_state import is_inside_shard
 from .owner import described_features
 from .probe import Probe
+from .wrappers import paths_around
 
 __all__ = ['ISOTROPIC_INNER_DEPTH', 'LayerRules', 'is_finer']
 

@@ -11,8 +11,9 @@ from ..errors import LayerResolutionError, one_line
 from .graph import graph_nodes, read_through_views
 from .layout import FeatureLayer
 from .meta import Materialize, random_tensor
-from .module_state import evaluation_mode, run_eagerly
+from .module_state import evaluation_mode
 from .outputs import find_class_scores
+from .wrappers import run_eagerly
 
 __all__ = ['Call', 'Tail', 'run_model']
 

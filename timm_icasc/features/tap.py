@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from ..double_backward.mode import TwiceDifferentiable
 from ..errors import ICASCError, LayerResolutionError
 from .layout import FeatureLayer
-from .module_state import compiled_around, is_checkpointing, one_thread, run_eagerly, unwrap_model
+from .module_state import is_checkpointing, one_thread
+from .wrappers import compiled_around, run_eagerly, unwrap_model
 
 __all__ = ['capture_features']
 

@@ -15,7 +15,8 @@ import torch.nn as nn
 
 from ..errors import one_line
 from .layout import FeatureLayer
-from .module_state import is_checkpointing, is_sharded, paths_around
+from .module_state import is_checkpointing, is_sharded
+from .wrappers import paths_around
 
 __all__ = ['compile_modules', 'why_eager', 'watch_trunk']
 

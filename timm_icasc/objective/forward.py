@@ -18,15 +18,10 @@ from ..features.layout import (
     image_size_of,
     recordable,
 )
-from ..features.module_state import (
-    check_shards,
-    check_wrappers,
-    hold_batch_norm_statistics,
-    is_sharded,
-    survey,
-)
+from ..features.module_state import check_shards, hold_batch_norm_statistics, is_sharded, survey
 from ..features.outputs import class_scores
 from ..features.tap import capture_features
+from ..features.wrappers import check_wrappers
 from ..labels import KINDS, ClassPair
 from ..losses import resize_mask, target_mask
 from .config import TERMS, ICASCConfig, Term

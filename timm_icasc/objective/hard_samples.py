@@ -14,14 +14,10 @@ from .._precision import at_least_float32
 from ..errors import ICASCError
 from ..features.graph import graph_nodes, read_through_views
 from ..features.layout import FeatureLayer, Images
-from ..features.module_state import (
-    hold_batch_norm_statistics,
-    is_checkpointing,
-    survey,
-    unwrap_model,
-)
+from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, survey
 from ..features.outputs import class_scores
 from ..features.tap import capture_features
+from ..features.wrappers import unwrap_model
 from ..labels import ClassPair, LabelKind
 
 __all__ = ['HardSamples', 'forward_most_confused', 'most_confused']

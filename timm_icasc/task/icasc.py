@@ -14,16 +14,11 @@ from timm.task import ClassificationTask
 from ..errors import ICASCError, check_version
 from ..features.graph import graph_nodes
 from ..features.layout import ICASCLayers, Images, input_size
-from ..features.module_state import (
-    DATA_PARALLEL,
-    STATIC_GRAPH,
-    is_compiled,
-    one_survey,
-    unwrap_model,
-)
+from ..features.module_state import one_survey
 from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers
 from ..features.trunk import compile_modules, watch_trunk, why_eager
+from ..features.wrappers import DATA_PARALLEL, STATIC_GRAPH, is_compiled, unwrap_model
 from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig

@@ -10,8 +10,9 @@ from timm import utils
 from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteLossError
-from ..features.module_state import evaluation_mode, run_eagerly, unwrap_model
+from ..features.module_state import evaluation_mode
 from ..features.outputs import without_order
+from ..features.wrappers import run_eagerly, unwrap_model
 from ..objective.separability import evaluate_attention
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config

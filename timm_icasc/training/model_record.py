@@ -3,7 +3,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..features.module_state import unwrap_model
+from ..features.wrappers import unwrap_model
 from .job import TrainingJob, icasc_config
 
 __all__ = ['model_record']
