@@ -99,10 +99,9 @@ class TestWeights:
             assert "a pickle that asks for 'posix.mkdir', which could run any code, and is not opened" in said
 
     @pytest.mark.parametrize('name', WEIGHTS)
-    def test_eval(self, name, corpus, command, noise_options):
-        data = noise_options[noise_options.index('--data-dir') + 1]
+    def test_eval(self, name, corpus, command, noise):
         file = corpus / 'weights' / name
-        self.check(name, command('eval', file, '--model', 'resnet20_cifar', '--data-dir', data))
+        self.check(name, command('eval', file, '--model', 'resnet20_cifar', '--data-dir', noise))
 
     @pytest.mark.parametrize('option', ['--pretrained-path', '--initial-checkpoint', '--resume'])
     @pytest.mark.parametrize('name', WEIGHTS)
@@ -152,7 +151,7 @@ class TestWeights:
         assert 'model.safetensors' in command('push', folder, 'me/x')
 
 
-    def test_a_flipped_byte(self, command, run, voc, classifier, noise_options, tmp_path):
+    def test_a_flipped_byte(self, command, run, voc, classifier, noise, noise_options, tmp_path):
         """torch loads it in silence. Wherever a checkpoint is opened, its checksums are looked at."""
         folder = shutil.copytree(run, tmp_path / 'run')
         file = folder / 'last.pth.tar'
@@ -161,13 +160,12 @@ class TestWeights:
         file.unlink()
         file.write_bytes(content)
         torch.load(file, weights_only=False)
-        data = noise_options[noise_options.index('--data-dir') + 1]
         segment = ['segment', classifier, '--data-dir', voc, '--output', tmp_path / 'out', *TINY]
         for words in (
                 *(['train', *noise_options[1:], option, file]
                   for option in ('--pretrained-path', '--initial-checkpoint', '--resume')),
                 ['train', '--resume', 'auto', '--output', tmp_path, '--experiment', 'run', '--epochs', 2],
-                ['eval', folder], ['eval', file, '--model', 'resnet20_cifar', '--data-dir', data],
+                ['eval', folder], ['eval', file, '--model', 'resnet20_cifar', '--data-dir', noise],
                 ['figure', 'ks', folder], [*segment, '--backbone-weights', file]):
             said = command(*words)
             assert f"the checkpoint '{file}' is damaged: the checksum of '" in said, said

@@ -29,14 +29,14 @@ def are_of(folder, checkpoint):
 
 class TestTheFolder:
 
-    def test_timm_and_eval_load_it(self, averaged, noise_options, tmp_path, capsys):
+    def test_timm_and_eval_load_it(self, averaged, noise, tmp_path, capsys):
         """What eval measures of it is what it measures of the run."""
         folder = tmp_path / 'of' / 'mine'
         assert export(averaged, folder) == 0
         assert f"timm.create_model('local-dir:{folder}', pretrained=True)" in capsys.readouterr().out
         assert sorted(path.name for path in folder.iterdir()) == ['args.yaml', 'config.json', 'model.safetensors']
         assert are_of(folder, averaged / 'last.pth.tar')
-        data = ['--data-dir', noise_options[noise_options.index('--data-dir') + 1], '-j', '0']
+        data = ['--data-dir', str(noise), '-j', '0']
         assert main(['eval', str(averaged), '--output', str(tmp_path / 'run'), *data]) == 0
         assert main(['eval', f'local-dir:{folder}', '--val-split', 'validation', '--output', str(tmp_path / 'x'),
                      *data]) == 0
@@ -54,10 +54,9 @@ class TestTheFolder:
             config = json.loads((tmp_path / str(number) / 'config.json').read_text())
             assert config.get('label_names') == (['ant', 'bat', 'cat'] if named else None)
 
-    def test_local_paths_stay_here(self, averaged, noise_options, tmp_path):
-        data = noise_options[noise_options.index('--data-dir') + 1]
+    def test_local_paths_stay_here(self, averaged, noise, tmp_path):
         assert export(averaged, tmp_path / 'x') == 0
-        assert not [path for path in (tmp_path / 'x').iterdir() if data.encode() in path.read_bytes()]
+        assert not [path for path in (tmp_path / 'x').iterdir() if str(noise).encode() in path.read_bytes()]
 
     def test_of_a_comparison_it_is_the_run_with_icasc(self, compared, tmp_path):
         assert export(compared, tmp_path / 'x') == 0

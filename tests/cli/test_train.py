@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.hub_fixtures import save_noise
 
 from timm_icasc import cli
 from timm_icasc.training.argument_files import RECIPES, find_config, list_recipes
@@ -19,17 +18,12 @@ TINY = ['--model', 'resnet20_cifar', '--batch-size', '4', '--epochs', '1', '--wa
         '--icasc-eval-images', '3']
 
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return save_noise(tmp_path_factory.mktemp('images'), train=4, val=2)
-
-
 def train(*options):
     return cli.main(['train', *map(str, options)])
 
 
-def test_a_run(images, tmp_path, monkeypatch, capsys):
-    words = ['train', '--data-dir', str(images), *TINY, '--output', str(tmp_path), '--experiment', 'x']
+def test_a_run(noise, tmp_path, monkeypatch, capsys):
+    words = ['train', '--data-dir', str(noise), *TINY, '--output', str(tmp_path), '--experiment', 'x']
     monkeypatch.setattr(sys, 'argv', ['/x/bin/timm-icasc', *words])
     assert cli.main() == 0
     assert 'Results after the last epoch' in capsys.readouterr().out
@@ -90,10 +84,10 @@ class TestRecipes:
         assert len(list_recipes()) > 10 and all(list_recipes().values())
 
 
-def test_ctrl_c_prints_the_command_that_was_used(images, tmp_path):
+def test_ctrl_c_prints_the_command_that_was_used(noise, tmp_path):
     """Of a new interpreter, which is called as a module and has processes that load data."""
     process = subprocess.Popen(
-        [sys.executable, '-m', 'timm_icasc.cli', 'train', '--data-dir', str(images), *TINY, '-j', '2',
+        [sys.executable, '-m', 'timm_icasc.cli', 'train', '--data-dir', str(noise), *TINY, '-j', '2',
          '--epochs', '500', '--output', str(tmp_path), '--experiment', 'x'],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])})

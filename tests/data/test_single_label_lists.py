@@ -2,7 +2,6 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -88,9 +87,8 @@ class TestTheList:
 
 
 @pytest.fixture(scope='module')
-def listed(noise_options, tmp_path_factory):
+def listed(noise, tmp_path_factory):
     """The folder of noise, with lists; that of the validation begins with the last class."""
-    noise = Path(noise_options[noise_options.index('--data-dir') + 1])
     root = tmp_path_factory.mktemp('listed')
     for split in ('train', 'val'):
         shutil.copytree(noise / split, root / split)

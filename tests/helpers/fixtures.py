@@ -12,6 +12,7 @@ from helpers.hub_fixtures import (  # noqa: F401
     hub,
     hub_of_the_session,
     multilabel,
+    noise,
     noise_options,
     nowhere,
     train_on_noise,

@@ -62,11 +62,16 @@ def save_noise(root, **counts):
 
 
 @pytest.fixture(scope='session')
-def noise_options(tmp_path_factory):
-    """Arguments of train_timm.py: one epoch, three classes, 12 training and 6 validation images."""
-    root = save_noise(tmp_path_factory.mktemp('noise'), train=4, val=2)
+def noise(tmp_path_factory):
+    """The folder of three classes, 12 training and 6 validation images."""
+    return save_noise(tmp_path_factory.mktemp('noise'), train=4, val=2)
+
+
+@pytest.fixture(scope='session')
+def noise_options(noise):
+    """Arguments of train_timm.py: one epoch on `noise`."""
     return [
-        'train_timm.py', '--data-dir', str(root), '--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--lr', '0.1',
+        'train_timm.py', '--data-dir', str(noise), '--epochs', '1', '--warmup-epochs', '0', '-j', '0', '--lr', '0.1',
         '--batch-size', '4', '--icasc-eval-images', '4', '--icasc-order', '1', '--seed', '7']
 
 
@@ -86,14 +91,13 @@ def train_on_noise(noise_options, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def multilabel(train_on_noise, noise_options, tmp_path_factory):
+def multilabel(train_on_noise, noise, tmp_path_factory):
     """A run on images of several classes each."""
     root, labels = tmp_path_factory.mktemp('multilabel'), ('1,0,1', '0,1,0', '1,1,0', '0,0,1')
-    noise = Path(noise_options[noise_options.index('--data-dir') + 1])
     for split in ('train', 'val'):
         shutil.copytree(noise / split, root / split)
-        images = sorted((root / split).rglob('*.png'))
-        rows = [f'{image.relative_to(root)},{labels[i % 4]}' for i, image in enumerate(images)]
+        files = sorted((root / split).rglob('*.png'))
+        rows = [f'{file.relative_to(root)},{labels[i % 4]}' for i, file in enumerate(files)]
         (root / f'{split}.csv').write_text('\n'.join(['image,ant,bat,cat', *rows]))
     return train_on_noise('--data-dir', root, '--dataset', 'multilabel', '--val-split', 'val', '--smoothing', 0)
 

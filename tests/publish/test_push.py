@@ -284,16 +284,15 @@ class TestWhatLeavesTheMachine:
         (tmp_path / 'newest').symlink_to(run)
         assert push(tmp_path / 'newest', 'me/newest').code == 0
 
-    def test_local_paths_stay_here(self, run, noise_options, hub, push):
-        data = Path(noise_options[noise_options.index('--data-dir') + 1])
-        assert str(data) in (run / 'icasc' / 'results.json').read_text()
+    def test_local_paths_stay_here(self, run, noise, hub, push):
+        assert str(noise) in (run / 'icasc' / 'results.json').read_text()
         assert push(run, 'me/paths', '--figure').code == 0
         for name in self.published(hub, 'me/paths'):
-            assert str(data.parent).encode() not in hub.read('me/paths', name), name
+            assert str(noise.parent).encode() not in hub.read('me/paths', name), name
         config = json.loads(hub.read('me/paths', 'config.json'))
-        assert f'--data-dir {data.name} ' in config['timm_icasc']['command']
-        assert f'data_dir: {data.name}\n' in hub.read('me/paths', 'args.yaml').decode()
-        assert f'--data-dir {data.name} ' in hub.read('me/paths', 'README.md').decode()
+        assert f'--data-dir {noise.name} ' in config['timm_icasc']['command']
+        assert f'data_dir: {noise.name}\n' in hub.read('me/paths', 'args.yaml').decode()
+        assert f'--data-dir {noise.name} ' in hub.read('me/paths', 'README.md').decode()
 
     @pytest.mark.parametrize('name', ['args.yaml', 'config.json'])
     def test_an_exported_folder_with_local_paths(self, name, hub, push, card):

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.hub_fixtures import save_noise
 from helpers.processes import in_two_processes
 from helpers.runs import TINY, train_in_process
 
@@ -16,17 +15,12 @@ from timm_icasc.training import epoch as training_epoch
 UPDATES = 3  # an epoch: twelve images in batches of four
 
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return save_noise(tmp_path_factory.mktemp('images'), train=4, val=2)
-
-
 @pytest.fixture
-def run(images, tmp_path, monkeypatch, capsys):
+def run(noise, tmp_path, monkeypatch, capsys):
     """Train; returns (exit code, stderr)."""
     def call(*options):
         code, _, err = train_in_process(
-            monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, '--experiment', 'x', *TINY,
+            monkeypatch, capsys, '--data-dir', noise, '--output', tmp_path, '--experiment', 'x', *TINY,
             '--batch-size', 4, *options)
         return code, err
     return call

@@ -6,7 +6,6 @@ import signal
 import pytest
 import timm
 import torch
-from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY, sigterm_in_the_second_epoch, train_in_process
 
 from timm_icasc import ICASCError
@@ -18,13 +17,8 @@ from timm_icasc.training.job import set_up, set_up_device, set_up_optimizer
 from timm_icasc.training.model_factory import set_up_model
 
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return save_noise(tmp_path_factory.mktemp('images'), train=4, val=2)
-
-
-def job_of(images, *options):
-    args = parse_args(['--data-dir', str(images), *TINY, *map(str, options)])
+def job_of(noise, *options):
+    args = parse_args(['--data-dir', str(noise), *TINY, *map(str, options)])
     return set_up(args, set_up_device(args))
 
 
@@ -72,8 +66,8 @@ def test_a_model_without_a_head(monkeypatch):
 class TestFreezing:
 
     @pytest.mark.parametrize('order', [1, 2])
-    def test_what_stands_before_keeps_parameters_and_statistics(self, order, images):
-        job = job_of(images, '--freeze-until', 'layer3', '--icasc-order', order)
+    def test_what_stands_before_keeps_parameters_and_statistics(self, order, noise):
+        job = job_of(noise, '--freeze-until', 'layer3', '--icasc-order', order)
         before = state_of(job.model)
         training_epoch.train_one_epoch(0, job, StopSignal())
         for name, value in job.model.state_dict().items():
@@ -81,22 +75,22 @@ class TestFreezing:
             assert torch.equal(value, before[name]) == frozen, name
         assert {'bn1.num_batches_tracked', 'layer3.0.bn1.running_mean', 'fc.weight'} <= before.keys()
 
-    def test_without_it_everything_moves(self, images):
-        job = job_of(images)
+    def test_without_it_everything_moves(self, noise):
+        job = job_of(noise)
         before = state_of(job.model)
         training_epoch.train_one_epoch(0, job, StopSignal())
         assert job.frozen == []
         assert not any(torch.equal(value, before[name]) for name, value in job.model.state_dict().items())
 
-    def test_the_head_alone(self, images):
-        job = job_of(images, '--freeze-until', 'fc')
+    def test_the_head_alone(self, noise):
+        job = job_of(noise, '--freeze-until', 'fc')
         before = state_of(job.model)
         training_epoch.train_one_epoch(0, job, StopSignal())
         changed = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
         assert changed == {'fc.weight', 'fc.bias'}
 
-    def test_an_average_of_the_weights_has_the_frozen_ones(self, images):
-        job = job_of(images, '--freeze-until', 'layer3', '--model-ema')
+    def test_an_average_of_the_weights_has_the_frozen_ones(self, noise):
+        job = job_of(noise, '--freeze-until', 'layer3', '--model-ema')
         job.task.setup_ema(decay=0.5)
         before = state_of(job.model)
         training_epoch.train_one_epoch(0, job, StopSignal())
@@ -210,8 +204,8 @@ class TestRates:
             parse_args(['--dataset', 'digits', *options])
 
 
-def test_a_run_that_was_interrupted_goes_on_with_all_of_it(images, tmp_path, monkeypatch, capsys):
-    options = ['--data-dir', images, '--output', tmp_path, *TINY, '--epochs', 2, '--freeze-until', 'layer2',
+def test_a_run_that_was_interrupted_goes_on_with_all_of_it(noise, tmp_path, monkeypatch, capsys):
+    options = ['--data-dir', noise, '--output', tmp_path, *TINY, '--epochs', 2, '--freeze-until', 'layer2',
                '--head-lr-scale', 5, '--layer-decay', 0.8, '--head-init-scale', 0]
     assert train_in_process(monkeypatch, capsys, *options, '--experiment', 'whole')[0] == 0
     with sigterm_in_the_second_epoch(monkeypatch):

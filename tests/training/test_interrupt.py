@@ -126,8 +126,8 @@ def test_training_with_a_full_shared_memory(options, full_shared_memory, noise_o
     assert 'is full. -j 0 loads the images in the main process.' in said[1] and not multiprocessing.active_children()
 
 
-def test_evaluation_with_a_full_shared_memory(full_shared_memory, noise_options, capfd, tmp_path):
-    run = make_run(tmp_path / 'run', num_classes=3, data_dir=noise_options[2], dataset='')
+def test_evaluation_with_a_full_shared_memory(full_shared_memory, noise, capfd, tmp_path):
+    run = make_run(tmp_path / 'run', num_classes=3, data_dir=str(noise), dataset='')
     assert main(['eval', str(run), '-j', '1']) == 2
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 2 and 'is full. -j 0 loads the images in the main process.' in said[1], said

@@ -12,7 +12,6 @@ import pytest
 import timm.data
 import timm.loss
 import torch
-from helpers.hub_fixtures import save_noise
 from helpers.runs import train_in_process
 
 from timm_icasc import ICASCError
@@ -33,11 +32,6 @@ TIMM = [
 TINY = ['--model', 'resnet8_cifar', '--batch-size', '4', '--warmup-epochs', '0', '-j', '0', '--icasc-eval-images', '3']
 
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return save_noise(tmp_path_factory.mktemp('images'), train=4, val=2)
-
-
 def left_out():
     """Option -> reason, of the table in docs/training.md."""
     page = (ROOT / 'docs' / 'training.md').read_text()
@@ -54,7 +48,7 @@ def test_every_option_of_timm_is_here_or_left_out_for_a_reason():
     assert all(reasons.values())
 
 
-def set_up(monkeypatch, images, *options):
+def set_up(monkeypatch, noise, *options):
     """The job of these options, and the keywords with which timm's functions were called."""
     seen = {}
 
@@ -71,7 +65,7 @@ def set_up(monkeypatch, images, *options):
             (job_module, 'create_scheduler_v2'), (timm.loss, 'create_classification_loss'),
             (timm.data, 'create_dataset')):
         watch(module, name)
-    args = parse_args(['--data-dir', str(images), *TINY, *options])
+    args = parse_args(['--data-dir', str(noise), *TINY, *options])
     return job_module.set_up(args, job_module.set_up_device(args)), seen
 
 
@@ -97,21 +91,21 @@ PASSED_ON = {
 
 
 @pytest.mark.parametrize('options', PASSED_ON)
-def test_timm_gets_what_it_is_about(options, images, monkeypatch):
+def test_timm_gets_what_it_is_about(options, noise, monkeypatch):
     function, name, value = PASSED_ON[options]
-    _, seen = set_up(monkeypatch, images, *options.split())
+    _, seen = set_up(monkeypatch, noise, *options.split())
     assert seen[function][name] == value
 
 
-def test_the_rate_grows_with_the_root_of_the_batch(images, monkeypatch):
-    job, _ = set_up(monkeypatch, images, '--lr-base', '0.1', '--lr-base-scale', 'sqrt', '--lr-base-size', '16')
+def test_the_rate_grows_with_the_root_of_the_batch(noise, monkeypatch):
+    job, _ = set_up(monkeypatch, noise, '--lr-base', '0.1', '--lr-base-scale', 'sqrt', '--lr-base-size', '16')
     assert job.args.lr == pytest.approx(0.1 * (4 / 16) ** 0.5)
-    job, _ = set_up(monkeypatch, images, '--lr-base', '0.1', '--lr-base-size', '16')
+    job, _ = set_up(monkeypatch, noise, '--lr-base', '0.1', '--lr-base-size', '16')
     assert job.args.lr == pytest.approx(0.1 * 4 / 16)
 
 
-def test_momentum_of_batch_norm(images, monkeypatch):
-    job, _ = set_up(monkeypatch, images, '--model', 'efficientnet_lite0', '--bn-momentum', '0.3', '--bn-eps', '0.02')
+def test_momentum_of_batch_norm(noise, monkeypatch):
+    job, _ = set_up(monkeypatch, noise, '--model', 'efficientnet_lite0', '--bn-momentum', '0.3', '--bn-eps', '0.02')
     norms = [m for m in job.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and all((m.momentum, m.eps) == (0.3, 0.02) for m in norms)
 
@@ -128,9 +122,9 @@ def test_momentum_of_batch_norm(images, monkeypatch):
     ('--model resnet18.a1_inlk', "`model`: resnet18 has no weights 'a1_inlk'; it has resnet18.a1_in1k"),
     ('--drop-block 0.1', '--model resnet8_cifar: .*drop_block_rate'),
     ('--grayscale-prob 1 --resident-data --no-aug', '--resident-data pads, .*: --grayscale-prob')])
-def test_what_does_not_fit_is_said(options, said, images, monkeypatch):
+def test_what_does_not_fit_is_said(options, said, noise, monkeypatch):
     with pytest.raises(ICASCError, match=said):
-        set_up(monkeypatch, images, *options.split())
+        set_up(monkeypatch, noise, *options.split())
 
 
 @pytest.mark.parametrize('option', ['--data-dir', '--train-num-samples', '--val-num-samples'])
@@ -142,9 +136,9 @@ def test_what_the_digits_have_no_use_for_is_refused(option):
 class TestIntervalOfValidation:
 
     @pytest.fixture
-    def run(self, images, tmp_path, monkeypatch, capsys):
+    def run(self, noise, tmp_path, monkeypatch, capsys):
         return lambda *options: train_in_process(
-            monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, *TINY, *options)
+            monkeypatch, capsys, '--data-dir', noise, '--output', tmp_path, *TINY, *options)
 
     def test_only_these_epochs_are_measured(self, run, tmp_path):
         code, out, err = run('--epochs', 4, '--val-interval', 2, '--experiment', 'x', '--checkpoint-hist', 9)
@@ -191,9 +185,9 @@ def test_results_are_of_an_epoch_that_was_measured(measured, monkeypatch, tmp_pa
     assert training_run.last_record(job, tmp_path, 1, None)['eval_top1'] == (40. if measured else 50.)
 
 
-def test_names_that_are_not_utf_8(images, monkeypatch, capsys, tmp_path):
+def test_names_that_are_not_utf_8(noise, monkeypatch, capsys, tmp_path):
     """A class and its images under bytes of another encoding: trained, measured and drawn."""
-    root = shutil.copytree(images, tmp_path / 'images')
+    root = shutil.copytree(noise, tmp_path / 'images')
     for split in ('train', 'val'):
         folder = min((root / split).iterdir())
         for number, file in enumerate(sorted(folder.iterdir())):

@@ -5,21 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY, train_in_process
 
 from timm_icasc.cli import train as cli_train
 
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return save_noise(tmp_path_factory.mktemp('images'), train=4, val=2)
-
-
 @pytest.fixture
-def run(images, tmp_path, monkeypatch, capsys):
+def run(noise, tmp_path, monkeypatch, capsys):
     return lambda *options, **kwargs: train_in_process(
-        monkeypatch, capsys, '--data-dir', images, '--output', tmp_path, *TINY, '--experiment', 'x', *options, **kwargs)
+        monkeypatch, capsys, '--data-dir', noise, '--output', tmp_path, *TINY, '--experiment', 'x', *options, **kwargs)
 
 
 @pytest.fixture
@@ -122,10 +116,10 @@ def test_what_the_package_refuses_is_one_line(run, wandb, monkeypatch):
     assert code == 2 and '--log-wandb: api_key not configured' in err and 'Traceback' not in err
 
 
-def test_paths_of_the_machine_stay_there(run, wandb, images):
+def test_paths_of_the_machine_stay_there(run, wandb, noise):
     assert run('--epochs', 1, '--log-wandb')[0] == 0
     config = wandb.init[0]['config']
-    assert config['data_dir'] == images.name and str(images.parent) not in str(config)
+    assert config['data_dir'] == noise.name and str(noise.parent) not in str(config)
 
 
 def test_the_training_outlives_its_tracker(run, wandb, monkeypatch, tmp_path):
