@@ -32,6 +32,7 @@ from ..runs.provenance import installed_versions
 from ..runs.tables import text
 from ..training.device import device_fault
 from ..training.model_factory import check_model_name
+from ..training.option_names import check_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,14 +124,9 @@ def _check_scaling(path: Path) -> None:
 def _check(args: argparse.Namespace) -> BenchmarkSetting:
     for name in args.models:
         check_model_name(name)
-    for option in ('batch_size', 'repeats', 'threads', 'topk'):
-        values = getattr(args, option)
-        if min(values if isinstance(values, list) else [values]) < 1:
-            raise ICASCError(f"--{option.replace('_', '-')} must be at least 1.")
+    check_least(args, batch_size=1, repeats=1, threads=1, topk=1, img_size=1)
     if not 0 < args.share <= 1:
         raise ICASCError(f'--share must be above 0 and at most 1, got {args.share:g}.')
-    if args.img_size is not None and args.img_size < 1:
-        raise ICASCError('--img-size must be at least 1.')
     if fault := device_fault(args.device):
         raise ICASCError(f"--device: cannot use '{args.device}': {fault}")
     other = '--maps' if args.maps else '--compile' if args.compile else None

@@ -49,6 +49,7 @@ from ..runs.folder import (
 )
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
+from ..training.option_names import check_least
 
 __all__ = ['add_arguments', 'run']
 
@@ -61,10 +62,7 @@ def _check(args: argparse.Namespace) -> None:
     for source in args.compare or ():
         if len(runs := find_runs(Path(source))) > 1:
             raise ICASCError(f"--compare: '{source}' holds {len(runs)} runs, name one: {', '.join(map(str, runs))}.")
-    for name, least in (('resamples', 1), ('images', 1), ('batch_size', 1), ('tolerance', 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ICASCError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    check_least(args, resamples=1, images=1, batch_size=1, tolerance=0)
     if not 0 <= args.sigma <= 1:
         raise ICASCError(f'--sigma is a fraction of the maximum, 0 to 1, got {args.sigma}.')
     if args.output:

@@ -15,12 +15,12 @@ from pathlib import Path
 from ..attention import METHODS
 from ..data.image_endings import ENDINGS, check_endings
 from ..data.image_files import find_images
-from ..errors import ICASCError
 from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
 from ..figures.explained import RAW, Outputs, explain_files
 from ..foreign_text import printable
 from ..training.device import usable_cores
+from ..training.option_names import check_least
 
 FEW = 64  # images that are not worth the start of processes
 
@@ -56,16 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_explained_model_arguments(parser, '--model', required=True)
 
 
-def _check(args: argparse.Namespace) -> None:
-    least = {'topk': 1, 'side': 0, 'page': 0, 'batch_size': 1, 'workers': 0, 'img_size': 1}
-    for name, minimum in least.items():
-        value = getattr(args, name)
-        if value is not None and value < minimum:
-            raise ICASCError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}.")
-
-
 def run(args: argparse.Namespace) -> int:
-    _check(args)
+    check_least(args, topk=1, side=0, page=0, batch_size=1, workers=0, img_size=1)
     files = find_images(args.images, args.output, check_endings(args.image_endings))
     sources = [source for source in (args.model, args.compare) if source is not None]
     explainers = load_explainers(sources, args)

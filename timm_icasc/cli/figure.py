@@ -29,6 +29,7 @@ from ..figures.inner_last import layers_figure
 from ..figures.ks import ks_figure
 from ..foreign_text import printable
 from ..runs.find import refuse_file_of_run
+from ..training.option_names import check_least
 
 # Kind -> default file and number of images.
 KINDS = {
@@ -78,10 +79,7 @@ def _check_parts(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, path: Path) -> None:
-    for name in ('images', 'topk', 'batch_size'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    check_least(args, images=1, topk=1, batch_size=1)
     _check_parts(args)
     if args.kind == 'html' and len(args.attention or ()) > 1:
         raise ICASCError('--attention: the page has one method; classes and layers draw several.')

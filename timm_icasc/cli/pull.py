@@ -41,12 +41,6 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(config, dict) and METADATA_KEY in config
 
 
-def _check_target(target: Path) -> None:
-    """Raise HubError where a folder holds files of somebody else, whose names may be those of a model's."""
-    if not is_free(target) and not _is_ours(target):
-        raise HubError(f"--to: '{target}' is there already, with files of its own: name a new or an empty folder.")
-
-
 def _same_weights(source: Path, target: Path) -> bool:
     files = source / WEIGHTS, target / WEIGHTS
     return files[1].is_file() and filecmp.cmp(*files, shallow=False)
@@ -78,8 +72,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
-    if args.to is not None:
-        _check_target(args.to)  # before the way to the Hub
+    if args.to is not None and not is_free(args.to) and not _is_ours(args.to):  # known before the way to the Hub
+        raise HubError(f"--to: '{args.to}' is there already, with files of its own: name a new or an empty folder.")
     folder, where, config, sha256 = pull(args.source)
     ours, pretrained = config.get(METADATA_KEY, {}), config.get('pretrained_cfg', {})
     print(f'{printable(where)}: verified, sha256 {sha256}')

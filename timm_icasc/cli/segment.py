@@ -41,6 +41,7 @@ from ..runs.files import replacing_folder, together
 from ..runs.folder import CHECKPOINT, SEGMENTATION
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
+from ..training.option_names import check_least
 
 DEFAULTS = SegmentationConfig()
 
@@ -85,9 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> SegmentationConfig:
-    for name in ('image_size', 'iterations', 'lr_step'):
-        if getattr(args, name) < 1:
-            raise ICASCError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    check_least(args, image_size=1, iterations=1, lr_step=1)
     if args.train_batch_size < 2:
         raise ICASCError('--train-batch-size must be at least 2: BatchNorm needs two images.')
     for name in ('foreground', 'background'):

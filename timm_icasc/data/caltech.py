@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import DataError, WriteError
 from ..foreign_files import path_inside, read_json
 from ..runs.files import write_text
-from .labelled_images import LabelledImages
+from .labelled_images import LabelledImages, check_listed
 
 __all__ = ['Caltech256', 'TEST_IMAGES']
 
@@ -98,8 +98,6 @@ class Caltech256(LabelledImages):
         else:
             chosen = {name: order[name][:TEST_IMAGES] for name in names}
         images = [folder / name / image for name in names for image in chosen[name]]
-        missing = next((path for path in images if not path.is_file()), None)
-        if missing is not None:
-            raise DataError(f"No image '{missing}', which '{file}' lists.")
+        check_listed(images, f"'{file}'")
         targets = [index for index, name in enumerate(names) for _ in chosen[name]]
         super().__init__(images, targets, [name.split('.', 1)[1] for name in names], transform, mode)

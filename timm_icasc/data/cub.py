@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..foreign_files import path_inside
-from .labelled_images import Box, LabelledImages, check_box
+from .labelled_images import Box, LabelledImages, check_box, check_listed
 
 __all__ = ['CUB200']
 
@@ -55,8 +55,6 @@ class CUB200(LabelledImages):
         except (KeyError, ValueError) as e:
             raise DataError(f"The lists in '{folder}' do not fit each other: {type(e).__name__} {e}.") from e
         images = [path_inside(folder / 'images', paths[i], through_links=True) for i in chosen]
-        missing = next((path for path in images if not path.is_file()), None)
-        if missing is not None:
-            raise DataError(f"No image '{missing}', which images.txt lists.")
+        check_listed(images, 'images.txt')
         names = [name.split('.', 1)[-1] for name in classes.values()]
         super().__init__(images, targets, names, transform, mode, boxes)

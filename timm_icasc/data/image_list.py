@@ -10,7 +10,7 @@ import torch
 from ..errors import DataError, ICASCError, one_line
 from ..foreign_files import path_inside, read_json
 from .image_endings import ending_of, tell_left_out
-from .labelled_images import Box, LabelledImages, MultiLabelImages, check_box
+from .labelled_images import Box, LabelledImages, MultiLabelImages, check_box, check_listed
 
 __all__ = ['BROKEN', 'MultiLabelList', 'SingleLabelList', 'read_csv']
 
@@ -92,9 +92,7 @@ def _find_images(folder: Path, path: Path, files: list[str]) -> list[Path]:
         images = [path_inside(folder, file) for file in files]
     except ICASCError as e:
         raise DataError(f"'{path}': {e}") from e
-    missing = next((image for image in images if not image.is_file()), None)
-    if missing is not None:
-        raise DataError(f"No image '{missing}', which '{path}' lists.")
+    check_listed(images, f"'{path}'")
     return images
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import DataError
 from ..labels import MULTI, SINGLE, LabelKind
 from .read_image import read_image
 
-__all__ = ['Box', 'LabelledImages', 'MultiLabelImages', 'check_box']
+__all__ = ['Box', 'LabelledImages', 'MultiLabelImages', 'check_box', 'check_listed']
 
 
 class Box(NamedTuple):
@@ -49,6 +50,13 @@ def check_box(box: Box, class_name: str, edges: Sequence[float], place: str = ''
     raise ValueError(
         f"{place}the box ({', '.join(f'{edge:g}' for edge in edges)}) of '{class_name}' has no area; boxes are xmin, "
         f'ymin, xmax, ymax, the first two below the last two')
+
+
+def check_listed(images: Sequence[Path], where: str) -> None:
+    """Raise DataError where an image that `where` lists is not there."""
+    missing = next((image for image in images if not image.is_file()), None)
+    if missing is not None:
+        raise DataError(f"No image '{missing}', which {where} lists.")
 
 
 class LabelledImages(torch.utils.data.Dataset):

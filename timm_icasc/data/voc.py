@@ -12,7 +12,7 @@ import torch
 
 from ..errors import DataError
 from ..foreign_files import path_inside, read_json
-from .labelled_images import Box, MultiLabelImages, check_box
+from .labelled_images import Box, MultiLabelImages, check_box, check_listed
 
 __all__ = ['PackedVOC', 'VOCDevkit', 'VOC_CLASSES', 'find_devkit', 'read_boxes', 'targets_of']
 
@@ -114,9 +114,7 @@ class VOCDevkit(MultiLabelImages):
                 f"No split '{split}': '{lists / split}.txt' is missing (there are: "
                 f"{', '.join(known) or 'none'}).") from e
         images = [path_inside(self.folder / 'JPEGImages', f'{name}.jpg', through_links=True) for name in self.ids]
-        missing = next((path for path in images if not path.is_file()), None)
-        if missing is not None:
-            raise DataError(f"No image '{missing}', which split '{split}' lists.")
+        check_listed(images, f"split '{split}'")
         boxes = [read_boxes(self.folder / 'Annotations' / f'{name}.xml', VOC_CLASSES) for name in self.ids]
         super().__init__(
             images, targets_of(boxes, len(VOC_CLASSES)), VOC_CLASSES, transform, mode, boxes)
@@ -167,9 +165,7 @@ class PackedVOC(MultiLabelImages):
         if not chosen:
             raise DataError(f"No split '{split}' in '{path}'; it has {', '.join([*known, 'trainval'])}.")
         images = [path_inside(Path(root) / 'images', f'{name}.webp', through_links=True) for name in self.ids]
-        missing = next((path for path in images if not path.is_file()), None)
-        if missing is not None:
-            raise DataError(f"No image '{missing}', which annotations.json lists.")
+        check_listed(images, 'annotations.json')
         super().__init__(images, targets, names, transform, mode, boxes)
 
     @staticmethod

@@ -50,17 +50,14 @@ def classes_figure(
     columns = [(checkpoint, name) for checkpoint in checkpoints for name in methods]
     images, targets = load_items(first, indices)
     colors = colors_of(first, images)
-    topk = min(topk, *(c.num_classes for c in checkpoints)) if len(checkpoints) > 1 else min(
-        topk, first.num_classes)
+    topk = min(topk, *(c.num_classes for c in checkpoints))
     caption = [line.format(score=first.labels.score) for line in CAPTION]
     grid = Grid(
         colors.shape[1:3], len(indices), len(columns), topk * CELL + (topk - 1) * PAIR_GAP,
         heading_lines=1, title_lines=2, caption=caption)
     for row, (index, truth) in enumerate(zip(indices, first.labels.present(targets), strict=True)):
         grid.page.text(
-            image_name(first.dataset, index), MARGIN + CELL / 2, grid.tops[row] - LINE - DESCENT,
-            CELL,
-            style='italic')
+            image_name(first.dataset, index), MARGIN + CELL / 2, grid.tops[row] - LINE - DESCENT, CELL, style='italic')
         grid.titles([', '.join(map(first.class_name, truth))], row, MARGIN)
         grid.picture(colors[row], row, MARGIN)
     for column, (checkpoint, name) in enumerate(columns):

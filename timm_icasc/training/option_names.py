@@ -1,8 +1,10 @@
-"""Messages of the library in the words of a command line. Light to import: every command needs it first."""
+"""Messages in the words of a command line. Light to import: every command needs it first."""
 import argparse
 import re
 
-__all__ = ['FLAGS', 'name_options']
+from ..errors import ICASCError
+
+__all__ = ['FLAGS', 'check_least', 'name_options']
 
 # The options that mean an argument of the library, where they are not its name with dashes.
 FLAGS = {
@@ -19,6 +21,15 @@ FLAGS = {
     'share': ('--icasc-share',),
     'split': ('--train-split', '--val-split'),
 }
+
+
+def check_least(args: argparse.Namespace, **least: float) -> None:
+    """Raise ICASCError where a number that was given for an option is below the least that makes sense."""
+    for name, minimum in least.items():
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [] if value is None else [value]:
+            if number < minimum:
+                raise ICASCError(f"--{name.replace('_', '-')} must be at least {minimum}, got {number}.")
 
 
 def name_options(message: str, parser: argparse.ArgumentParser) -> str:
