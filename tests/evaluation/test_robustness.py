@@ -4,12 +4,7 @@ import torch
 from helpers.models import create
 
 from timm_icasc import attention_maps, resolve_layers
-from timm_icasc.evaluation.robustness import (
-    across_images,
-    central_crop,
-    map_robustness,
-    region_iou,
-)
+from timm_icasc.evaluation.robustness import across_images, central_crop, map_robustness, region_iou
 
 
 def test_region_iou_equals_a_loop():

@@ -12,9 +12,7 @@ from ..errors import ICASCError
 from .cost import interleaved_seconds
 from .steps import PLAIN, STEPS, BenchmarkSetting, create_model, make_step
 
-__all__ = [
-    'Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_lines', 'scaling_rows',
-]
+__all__ = ['Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_lines', 'scaling_rows']
 
 # Multiples of the batch size, and of the area of the model's own images.
 BATCHES = (0.5, 1, 1.5, 2, 3)

@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str = '') -> int:
 def _run(chosen: argparse.Namespace, prog: str) -> int:
     module = importlib.import_module(f'{__package__}.{chosen.command}')
     parser = getattr(module, 'Parser', argparse.ArgumentParser)(
-        prog=prog, description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
     set_up_messages(parser)
     try:

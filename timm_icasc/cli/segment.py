@@ -100,10 +100,8 @@ def _check(args: argparse.Namespace) -> SegmentationConfig:
     seed, expand, boundary = args.weights
     return SegmentationConfig(
         network=args.network, image_size=args.image_size, iterations=args.iterations,
-        batch_size=args.train_batch_size,
-        lr=args.lr, lr_step=args.lr_step, weight_seed=seed, weight_expand=expand,
-        weight_boundary=boundary,
-        seed=args.seed)
+        batch_size=args.train_batch_size, lr=args.lr, lr_step=args.lr_step, weight_seed=seed,
+        weight_expand=expand, weight_boundary=boundary, seed=args.seed)
 
 
 def _make_all_cues(
@@ -125,8 +123,7 @@ def _make_all_cues(
             batch = torch.stack([transform(item.image) for item in items]).to(classifier.device)
             cues = make_cues(
                 classifier.model, batch, labels.to(classifier.device), grid, args.attention,
-                classifier.layers,
-                args.foreground, args.background).cpu()
+                classifier.layers, args.foreground, args.background).cpu()
             # The network classes of a head that has more than VOC's twenty are never present.
             index = torch.where(cues.any(1), cues.argmax(1), 255).to(torch.uint8).numpy()
             for item, cue in zip(items, index, strict=True):

@@ -26,8 +26,7 @@ class BalancedImages(FewImages):
     def __init__(self, dataset: Any, targets: np.ndarray, seed: int, class_names: list[str] | None):
         super().__init__(dataset, [], class_names)
         self.seed = seed
-        self.by_class = [
-            np.flatnonzero(targets == target) for target in np.unique(targets)]
+        self.by_class = [np.flatnonzero(targets == target) for target in np.unique(targets)]
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:

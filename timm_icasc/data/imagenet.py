@@ -58,8 +58,7 @@ class ILSVRC2012(LabelledImages):
         self.annotations = base / '..' / '..' / 'Annotations' / 'CLS-LOC' / split
         super().__init__(
             [path for path, _ in samples], [target for _, target in samples], names, transform,
-            mode,
-            boxes=() if self.annotations.is_dir() else None)
+            mode, boxes=() if self.annotations.is_dir() else None)
 
     @staticmethod
     def _flat(folder: Path, places: list[Path], class_to_idx: dict) -> list:

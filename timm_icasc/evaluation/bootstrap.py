@@ -106,8 +106,8 @@ def compare(
         drawn = np.array([(f(r), g(r)) for r in tqdm(rows, desc=f'bootstrap of {name}', leave=False, disable=None)])
         result[name] = _interval(f(everything), drawn[:, 0], g(everything), drawn[:, 1])
     means_a, means_b = (
-        {**mean_measures(own), **_where_both_have_maps(own, other)} for own,
-        other in ((a, b), (b, a)))
+        {**mean_measures(own), **_where_both_have_maps(own, other)}
+        for own, other in ((a, b), (b, a)))
     counts = np.stack([np.bincount(r, minlength=count) for r in rows]).astype(np.float64)
     for name in [name for name in means_a if name in means_b and (only is None or name in only)]:
         if name == 'box_area':  # of the data, not of a model

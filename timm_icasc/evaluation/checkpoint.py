@@ -178,10 +178,8 @@ def load_checkpoint(
         warnings.warn(f'attention is not measured: {e}', stacklevel=2)
     return Checkpoint(
         label=printable(label or _whole_path(str(run.folder) if run else source).name),
-        source=str(weights or source), run=run,
-        model=model, dataset=dataset, names=names, num_classes=model.num_classes,
-        data_config=config,
-        layers=layers,
+        source=str(weights or source), run=run, model=model, dataset=dataset, names=names,
+        num_classes=model.num_classes, data_config=config, layers=layers,
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
 
 

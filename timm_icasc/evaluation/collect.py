@@ -46,11 +46,7 @@ def _asked_for(present: list[list[int]], drawn: torch.Tensor) -> torch.Tensor:
     return torch.arange(drawn.shape[1], device=drawn.device) < counts[:, None]
 
 
-def _told_from(
-        present: list[list[int]],
-        drawn: torch.Tensor,
-        logits: torch.Tensor,
-) -> torch.Tensor:
+def _told_from(present: list[list[int]], drawn: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Which classes each drawn one is to be told from, as weights `[B, K, C]` that add up to 1.
 
     The other present ones; a class that is alone has none.

@@ -283,8 +283,7 @@ def random_values(
         'own_drop', 'other_drop', 'class_specificity', `[B, K]` each.
     """
     drops = region_drops(subject, highest(random_maps(rows, subject.images), subject.size))
-    columns = [
-        own_and_other(drops, classes[:, k], others[:, k]) for k in range(classes.shape[1])]
+    columns = [own_and_other(drops, classes[:, k], others[:, k]) for k in range(classes.shape[1])]
     values = {name: torch.stack([column[name] for column in columns], 1) for name in columns[0]}
     return values if valid is None else {
         name: torch.where(valid, value, torch.nan) for name, value in values.items()}

@@ -40,11 +40,7 @@ def _names_in(config: dict[str, Any], num_classes: int) -> list[str] | None:
     return fill_up(names, num_classes)
 
 
-def class_names_of(
-        model: nn.Module,
-        num_classes: int,
-        by_number: bool = True,
-) -> list[str]:
+def class_names_of(model: nn.Module, num_classes: int, by_number: bool = True) -> list[str]:
     """Names in the order of the class scores.
 
     Those of the model's own configuration (`pretrained_cfg`); where it names none, and both it and the model have as

@@ -57,11 +57,7 @@ def _of_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(255 * array.astype(np.float64)).astype(np.uint8))
 
 
-def open_image(
-        image: Any,
-        mode: str = 'RGB',
-        max_image_pixels: int | None = None,
-) -> Image.Image:
+def open_image(image: Any, mode: str = 'RGB', max_image_pixels: int | None = None) -> Image.Image:
     """A file, PIL image or array as an upright PIL image; one that is so already, as it is.
 
     Args:

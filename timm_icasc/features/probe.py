@@ -10,12 +10,7 @@ import torch.nn as nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import LayerResolutionError
-from .graph import (
-    graph_nodes,
-    made_by,
-    nodes_on_every_path,
-    read_through_views,
-)
+from .graph import graph_nodes, made_by, nodes_on_every_path, read_through_views
 from .layout import FeatureLayer, Layout, read_layout
 from .meta import random_tensor
 from .module_state import activation_or_norm, check_reentrant, evaluation_mode, is_sharded

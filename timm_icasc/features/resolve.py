@@ -29,10 +29,7 @@ _logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode(False)  # the probe takes gradients, wherever it is called from
-def find_layers(
-        model: nn.Module,
-        input_size: tuple[int, int, int],
-) -> tuple[ICASCLayers, Probe]:
+def find_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICASCLayers, Probe]:
     """What the rules give, and the probe that it was read from.
 
     Raises:
@@ -104,12 +101,7 @@ def _first_path(model: nn.Module, path: str) -> str:
     return next(name for name, other in model.named_modules() if other is module)
 
 
-def _named(
-        model: nn.Module,
-        probe: Probe,
-        path: str,
-        stated: Layout | None,
-) -> list[FeatureLayer]:
+def _named(model: nn.Module, probe: Probe, path: str, stated: Layout | None) -> list[FeatureLayer]:
     """What the output of a module that the user names may be read as, the likeliest first."""
     rules = LayerRules(model, probe)
     found = rules.named(path, stated)
@@ -156,11 +148,7 @@ def _resolve_explicit(
 
 
 @torch.inference_mode(False)
-def _resolve_one(
-        model: nn.Module,
-        path: str,
-        input_size: tuple[int, int, int],
-) -> FeatureLayer:
+def _resolve_one(model: nn.Module, path: str, input_size: tuple[int, int, int]) -> FeatureLayer:
     path, stated = Layout.split(path)
     _check_paths(model, [path])
     probe = Probe(model, input_size)
@@ -232,8 +220,7 @@ def resolve_layers(
     check_shards(model)
     if _are_layers(layers):
         check_layers(model, layers)
-        layers = layers if isinstance(layers, ICASCLayers) else ICASCLayers(*layers)
-        return layers
+        return layers if isinstance(layers, ICASCLayers) else ICASCLayers(*layers)
 
     def find(size: tuple[int, int, int]) -> ICASCLayers:
         if layers is not None:

@@ -234,10 +234,7 @@ def _about(method: str, layer: str, count: int, shown: int) -> str:
         f'from 0 %s to its own maximum. Dark: cut off before the model saw the image. #: rank of the score.')
 
 
-def _check_classes(
-        explainers: Sequence[Explainer],
-        classes: Classes | None,
-) -> None:
+def _check_classes(explainers: Sequence[Explainer], classes: Classes | None) -> None:
     """Every model has the classes; warns of a number that stands for another class in each of them."""
     indices = [
         explainer.find_classes(classes, explainer.num_classes()) or [] for explainer in explainers]

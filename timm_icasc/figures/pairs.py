@@ -127,8 +127,7 @@ def _titles(
     probabilities = labels.probabilities(output.logits.cpu())
     predicted = labels.predicted(probabilities)
     titles = {which: [] for which in WHICH}
-    for which, chosen in zip(
-        WHICH, (present, MULTI.present(output.classes.confused)), strict=True):
+    for which, chosen in zip(WHICH, (present, MULTI.present(output.classes.confused)), strict=True):
         for row, classes in enumerate(chosen):
             hit = bool(predicted[row, classes].any())
             mark = '\u2717 ' if hit and which == 'confused' else ''
@@ -211,8 +210,8 @@ def attention_figure(
     config = (config or ICASCConfig()).with_weights(1.)
     labels = kind_of(targets)
     outputs = {
-        label: _run(model, images, targets, config, layers, labels) for label,
-        model in models.items()}
+        label: _run(model, images, targets, config, layers, labels)
+        for label, model in models.items()}
     names = _names(outputs, class_names)
     colors = displayed(images, mean, std)
     greys = grey(colors)

@@ -101,8 +101,7 @@ def view_classes(
         chosen.append(sorted(shown + others, key=row.index))
     maps = attention_maps(
         checkpoint.model, images, torch.tensor(chosen, device=images.device), method=method,
-        layer=layer,
-        layers=checkpoint.layers).cpu()
+        layer=layer, layers=checkpoint.layers).cpu()
     heats = _own_scale(maps, tuple(images.shape[-2:]))
     views = []
     for n, (classes, truth) in enumerate(zip(chosen, truths, strict=True)):
@@ -116,8 +115,7 @@ def view_classes(
                     maps[n, [k] * len(others)], maps[n, others]).max().item()
             rows.append(ClassView(
                 c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1,
-                c in truth,
-                heats[n, k], overlap))
+                c in truth, heats[n, k], overlap))
         views.append(rows)
     return views
 

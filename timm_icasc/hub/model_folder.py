@@ -250,9 +250,8 @@ def check_folder(
     except HubError as e:
         raise DamagedError(f'{where}: {e}; fetch it again.') from e
     try:
-        wanted = {
-            name: tuple(tensor.shape) for name,
-            tensor in build_model(Path(folder)).state_dict().items()}
+        state = build_model(Path(folder)).state_dict()
+        wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     except Exception as e:  # whatever an architecture says to arguments that are not its own
         raise HubError(
             f"{where}: timm {timm.__version__} cannot build '{config['architecture']}' as {CONFIG} asks "

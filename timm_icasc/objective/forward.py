@@ -143,8 +143,7 @@ def _check_processes(model: nn.Module, order: int, per_class: bool) -> None:
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[None]:
     """Gradients are recorded whatever the caller has switched off; recomputed BatchNorm updates nothing."""
-    with torch.inference_mode(False), torch.enable_grad(), (
-            hold_batch_norm_statistics(model)):
+    with torch.inference_mode(False), torch.enable_grad(), hold_batch_norm_statistics(model):
         yield
 
 

@@ -12,12 +12,7 @@ from ..errors import HubError, one_line
 from ..evaluation.measures import Measure, measure_of
 from ..foreign_files import read_json, read_yaml
 from ..foreign_text import code_span, fenced, markdown_text
-from ..hub.model_folder import (
-    FIGURE,
-    METADATA_KEY,
-    build_model,
-    read_config,
-)
+from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config
 from ..hub.tags import CARDS, TEMPLATE
 from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
@@ -184,8 +179,7 @@ def render(
     model = build_model(folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True)
+        lstrip_blocks=True, keep_trailing_newline=True)
     # Of what no author has written as Markdown: names of folders, what a run and its config.json say.
     environment.filters.update(text=markdown_text, code=code_span, fenced=fenced, quoted=repr)
     try:

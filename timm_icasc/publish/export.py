@@ -68,8 +68,7 @@ def open_measured_runs(folder: Path, best: bool = False) -> list[Run]:
     """
     compared = [Path(folder) / name for name in COMPARED]
     read = (ARGUMENTS, RESULTS, LAST, FIGURE, *([BEST, SUMMARY] if best else []))
-    refuse_links(
-        *compared, *(place / name for place in (Path(folder), *compared) for name in read))
+    refuse_links(*compared, *(place / name for place in (Path(folder), *compared) for name in read))
     runs = [of_best_epoch(run) if best else run for run in open_runs(folder)]
     for run in runs:
         try:

@@ -109,9 +109,7 @@ def map_check(
     for number, name in enumerate(CHECKED):
         rows = drops[number * sample.classes:][:sample.classes]
         heard = maps[name].flatten(1).any(1)
-        own = [
-            _share_below(by_chance[:, c], rows[c, c])
-            for c in range(sample.classes) if heard[c]]
+        own = [_share_below(by_chance[:, c], rows[c, c]) for c in range(sample.classes) if heard[c]]
         others = [
             _share_below(torch.cat([rows[c, :c], rows[c, c + 1:]]), rows[c, c])
             for c in range(sample.classes) if heard[c]]

@@ -12,9 +12,7 @@ from ..runs.files import write_text
 from ..runs.provenance import installed_versions
 from ..runs.tables import markdown
 
-__all__ = [
-    'MARKS', 'load_record', 'row', 'summary', 'support_page', 'write_record',
-]
+__all__ = ['MARKS', 'load_record', 'row', 'summary', 'support_page', 'write_record']
 
 MARKS = 'support'  # the name of the two lines around the summary
 

@@ -138,8 +138,7 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
         style = {'color': 'black' if plain else f'C{i % 10}', 'linestyle': ('-', '--', ':')[i // 10 % 3]}
         axis.plot(
             epochs, [statistics.fmean(c) for c in columns], label=variant,
-            linewidth=2.4 if plain else 1.3,
-            **style)
+            linewidth=2.4 if plain else 1.3, **style)
         axis.fill_between(
             epochs, [min(c) for c in columns], [max(c) for c in columns], color=style['color'],
             alpha=0.12, linewidth=0)

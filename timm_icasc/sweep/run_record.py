@@ -18,9 +18,7 @@ from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, open_run
 from ..runs.tables import write_json
 from .study import PlannedRun, Study, changed_options
 
-__all__ = [
-    'check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path',
-]
+__all__ = ['check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path']
 
 # What the tables and the check of changes read.
 NEEDED = {

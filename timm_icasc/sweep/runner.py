@@ -88,8 +88,7 @@ class _Work:
         # A session of its own: Ctrl-C is the sweep's to answer, which then stops its runs.
         self.process = subprocess.Popen(
             [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=self.file, stderr=self.file,
-            env=self.environment,
-            start_new_session=True, pass_fds=[self.lock])
+            env=self.environment, start_new_session=True, pass_fds=[self.lock])
 
     def close(self) -> None:
         self.file.close()

@@ -25,8 +25,7 @@ RESERVED = ('seed', 'output', 'experiment', 'resume', 'push_to_hub', 'icasc_comp
 RESERVED_EVALUATION = ('checkpoints', 'compare', 'output', 'robustness')
 
 # Options that say where and how a run is computed, not what.
-MACHINE = (
-    *RESERVED, 'config', 'run_dir', 'data_dir', 'workers', 'device', 'pin_mem', 'icasc_fast')
+MACHINE = (*RESERVED, 'config', 'run_dir', 'data_dir', 'workers', 'device', 'pin_mem', 'icasc_fast')
 
 
 @dataclass(frozen=True)

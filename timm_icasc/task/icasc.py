@@ -222,8 +222,7 @@ class ICASCTask(ClassificationTask):
         """Logits and per-sample terms of one batch (`objective.icasc_forward`)."""
         return icasc_forward(
             self.trainable_module, input, target, self.resolve_layers(input_size(input)),
-            self.config,
-            multilabel=self.multi_label)
+            self.config, multilabel=self.multi_label)
 
     # Trainers of other libraries compile what they are given. In pieces between its gradients that takes minutes, and
     # gains nothing; what `compile` has compiled runs so in here too.

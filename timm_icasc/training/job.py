@@ -67,11 +67,9 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
     try:
         return ICASCConfig(
             attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta,
-            sigma=args.icasc_sigma,
-            omega=args.icasc_omega, mask_scale=args.icasc_mask_scale,
-            mask_grad=args.icasc_mask_grad,
-            multilabel_maps=args.icasc_multilabel_maps, share=args.icasc_share,
-            rival=args.icasc_rival,
+            sigma=args.icasc_sigma, omega=args.icasc_omega, mask_scale=args.icasc_mask_scale,
+            mask_grad=args.icasc_mask_grad, multilabel_maps=args.icasc_multilabel_maps,
+            share=args.icasc_share, rival=args.icasc_rival,
         ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
     except ValueError as e:
         raise ICASCError(f'--icasc-*: {e}') from e
@@ -123,8 +121,7 @@ def set_up_task(
         icasc_class = partial(PublicApproachTask, defects=args.icasc_defects)
     return icasc_class(
         model, **criterion, config=icasc_config(args), layers=args.icasc_layers,
-        input_size=input_size,
-        start_steps=round(args.icasc_start_epoch * steps_per_epoch),
+        input_size=input_size, start_steps=round(args.icasc_start_epoch * steps_per_epoch),
         ramp_steps=round(args.icasc_ramp_epochs * steps_per_epoch), device=device, verbose=False)
 
 
@@ -236,10 +233,8 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
         step = TrainingStep(task, autocast, scaler)
     return TrainingJob(
         args=args, device=device, model=model, task=task, optimizer=optimizer, scheduler=scheduler,
-        scaler=scaler,
-        autocast=autocast, step=step, epochs=epochs, updates_per_epoch=updates_per_epoch,
-        loader_train=loader_train,
-        loader_val=loader_val, attention_loader=attention_loader, mixup=mixup,
-        data_config=data_config,
+        scaler=scaler, autocast=autocast, step=step, epochs=epochs,
+        updates_per_epoch=updates_per_epoch, loader_train=loader_train, loader_val=loader_val,
+        attention_loader=attention_loader, mixup=mixup, data_config=data_config,
         train_set=train_set, val_set=val_set, names=names, labels=labels_of(train_set),
         layers=layers, frozen=frozen)
