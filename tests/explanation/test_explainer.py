@@ -260,6 +260,17 @@ class TestModels:
         torch.testing.assert_close(
             several.probabilities.logit().softmax(0), single.probabilities, rtol=1e-4, atol=1e-6)
 
+    def test_scores_near_one_keep_their_order(self):
+        """Sigmoids of scores above 17 are all 1 in single precision."""
+        model = create('resnet18').eval()
+        with torch.no_grad():
+            model.fc.weight.zero_()
+            model.fc.bias.copy_(20. + torch.arange(len(model.fc.bias)))
+            model.fc.bias[3:] = 0.
+        found = explain(
+            model, square_image((64, 64), (8, 8, 30, 30)), multilabel=True, data_config={'input_size': (3, 64, 64)})
+        assert found.classes == found.ranking[:3] == [2, 1, 0] and found.scores == [1., 1., 1.]
+
     def test_half_precision(self):
         model = create('resnet18').to(torch.bfloat16)
         found = explain(

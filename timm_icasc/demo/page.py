@@ -90,10 +90,7 @@ def explain_upload(
         pictures = [
             (found.overlay(k, SIDE), f'{names[c]} {score:.1%}{silent[k]}')
             for k, (c, score) in enumerate(zip(found.classes, found.scores, strict=True))]
-        best = found.probabilities.topk(min(HIGHEST, len(found.probabilities)))
-        scores = {
-            names[c]: value
-            for c, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)}
+        scores = {names[c]: found.probabilities[c].item() for c in found.ranking[:HIGHEST]}
         shown.append((pictures, scores, _overlaps(found, names)))
     return shown
 

@@ -153,11 +153,13 @@ class Explainer:
         self.find_classes(None, found.logits.shape[1])
         probabilities = self.labels.probabilities(found.logits).cpu()
         shown, maps = found.classes.tolist(), found.maps.float().cpu()
+        # By the scores: sigmoids of those above 17 are all 1 in single precision.
+        rankings = found.logits.cpu().argsort(dim=1, descending=True, stable=True).tolist()
         return [
             Explanation(
                 item.picture, item.name, shown[n], [self.class_names[c] for c in shown[n]],
                 probabilities[n, shown[n]].tolist(), probabilities[n], maps[n], item.geometry,
-                method, layer.path if isinstance(layer, FeatureLayer) else layer, self.labels)
+                method, layer.path if isinstance(layer, FeatureLayer) else layer, self.labels, rankings[n])
             for n, item in enumerate(items)]
 
     def explain_all(

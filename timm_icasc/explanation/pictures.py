@@ -67,6 +67,7 @@ class Explanation:
         method: Of `attention.METHODS`.
         layer: Where the maps were taken: 'inner', 'last' or a module path.
         labels: Whether an image can have several classes.
+        ranking: All classes, that of highest score first.
     """
     image: Image.Image = field(repr=False)
     name: str
@@ -79,6 +80,7 @@ class Explanation:
     method: str
     layer: str
     labels: LabelKind = field(repr=False)
+    ranking: list[int] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -134,7 +134,7 @@ class _Predictions:
 
     def write(self, loaded: _Loaded, found: Sequence[Explanation]) -> None:
         for label, one in zip(self.labels, found, strict=True):
-            order = one.probabilities.argsort(descending=True, stable=True).tolist()
+            order = one.ranking
             shown = zip(one.classes, one.class_names, one.scores, strict=True)
             rows = [
                 {'rank': order.index(index) + 1, 'class': name, 'index': index, 'score': round(score, 6)}

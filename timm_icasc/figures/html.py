@@ -144,7 +144,7 @@ def explained_section(
     picture = np.asarray(shrink(explanations[0].image, THUMBNAIL)) / 255
     parts, highest = [f'<div>{_figure(_picture(picture), [name])}</div>'], []
     for label, one in zip(labels, explanations, strict=True):
-        order = one.probabilities.argsort(descending=True, stable=True).tolist()
+        order = one.ranking
         highest.append(order[0])
         figures = []
         for k, (index, title, score) in enumerate(zip(
