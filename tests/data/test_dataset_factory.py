@@ -13,6 +13,7 @@ from timm_icasc.data import (
     class_names,
     create_dataset,
     evenly_spaced,
+    image_name,
     is_public,
     labels_of,
     use_pad_crop,
@@ -113,6 +114,16 @@ def test_evenly_spaced_reaches_every_class_of_a_sorted_set():
     subset = evenly_spaced(torch.utils.data.TensorDataset(labels), 200)
     assert len({int(x) for x, in subset}) == 100
     assert len(evenly_spaced(torch.utils.data.TensorDataset(labels), 5000)) == 1000
+
+
+@pytest.mark.parametrize('path, name', [('a/0.png', '0.png'), (None, 'image 1')])
+def test_an_image_of_a_table_may_have_no_name(path, name):
+    """timm's reader of hfds/ data sets hands on what the table says, which is None where it holds the pixels alone."""
+    class OfATable(torch.utils.data.Dataset):
+        def filename(self, index):
+            return path
+
+    assert image_name(OfATable(), 1) == name
 
 
 class TestPadCrop:

@@ -217,7 +217,7 @@ def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
         return Path(files[index]).name
     try:
         return Path(dataset.filename(index)).name  # timm's own data sets
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError, TypeError):  # TypeError: an image of a table may have no name
         return f'image {index}'
 
 

@@ -113,9 +113,10 @@ class FileImages(ImageDataset):
 
     def _name(self, index: int) -> str:
         try:
-            return str(self.filename(index, absolute=True))
+            name = self.filename(index, absolute=True)
         except Exception:  # readers of tables need not have file names
-            return f'number {index}'
+            name = None
+        return f'number {index}' if name is None else str(name)
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
         try:
