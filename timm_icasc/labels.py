@@ -189,10 +189,12 @@ class _SingleLabel(LabelKind):
         # On other devices the comparison would wait for the device at every step; the criterion checks there.
         if indices and target.device.type == 'cpu' and target.numel():
             low, high = int(target.min()), int(target.max())
-            if low < 0 or high >= num_classes:
+            if low < 0:
+                raise TargetError(f'target holds class {low}, as of images without a label: take those that have one.')
+            if high >= num_classes:
                 raise TargetError(
-                    f'target holds class {low if low < 0 else high}, but the model has classes 0 to '
-                    f"{num_classes - 1}: set `num_classes` to the data set's number.")
+                    f'target holds class {high}, but the model has classes 0 to {num_classes - 1}: set `num_classes` '
+                    f"to the data set's number.")
 
     def sides(
             self,

@@ -21,10 +21,18 @@ __all__ = ['check_targets', 'checked_scores', 'make_records', 'score_images', 't
 
 
 def check_targets(targets: torch.Tensor, checkpoint: Checkpoint) -> None:
-    if checkpoint.labels is SINGLE and int(targets.max()) >= checkpoint.num_classes:
+    """Raise TargetError where an image is of no class of the model, or of none at all."""
+    if checkpoint.labels is not SINGLE:
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0:  # would be taken for the last class
         raise TargetError(
-            f'the data set has class {int(targets.max())}, the model of {checkpoint.source} classes 0 '
-            f'to {checkpoint.num_classes - 1}.')
+            f'the data set has images without a label (class {low}), as test images often are: `val_split` names '
+            f'others.')
+    if high >= checkpoint.num_classes:
+        raise TargetError(
+            f'the data set has class {high}, the model of {checkpoint.source} classes 0 to '
+            f'{checkpoint.num_classes - 1}.')
 
 
 def checked_scores(checkpoint: Checkpoint, logits: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,23 @@
+"""Images that are of no class of the model."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from timm_icasc.errors import TargetError
+from timm_icasc.evaluation.scores import check_targets
+from timm_icasc.labels import MULTI, SINGLE
+
+
+def test_an_image_without_a_label_is_not_taken_for_the_last_class():
+    """Where labels are kept secret, as in the test splits of many public data sets, -1 stands in their place."""
+    checkpoint = SimpleNamespace(labels=SINGLE, num_classes=3, source='run')
+    check_targets(torch.tensor([0, 2]), checkpoint)
+    with pytest.raises(TargetError, match=r'images without a label \(class -1\).*`val_split`'):
+        check_targets(torch.tensor([0, -1]), checkpoint)
+    with pytest.raises(TargetError, match='class 3, the model of run classes 0 to 2'):
+        check_targets(torch.tensor([0, 3]), checkpoint)
+
+
+def test_of_several_classes_it_is_a_class_that_is_ignored():
+    check_targets(torch.tensor([[1., -1.]]), SimpleNamespace(labels=MULTI, num_classes=2, source='run'))
