@@ -120,6 +120,8 @@ def test_momentum_of_batch_norm(noise, monkeypatch):
     ('--val-interval 2 --sched plateau', '--sched plateau asks for a measure after every epoch'),
     ('--val-interval 0', '--val-interval must be at least 1'),
     ('--model resnet18.a1_inlk', "`model`: resnet18 has no weights 'a1_inlk'; it has resnet18.a1_in1k"),
+    ('--opt adahessian', '--opt adahessian takes second derivatives of the whole loss'),
+    ('--opt lookahead_adahessian', '--opt lookahead_adahessian takes second derivatives'),
     ('--drop-block 0.1', '--model resnet8_cifar: .*drop_block_rate'),
     ('--grayscale-prob 1 --resident-data --no-aug', '--resident-data pads, .*: --grayscale-prob')])
 def test_what_does_not_fit_is_said(options, said, noise, monkeypatch):

@@ -146,6 +146,10 @@ def set_up_optimizer(
         raise ICASCError(f'--opt-betas {given}: --opt {args.opt} needs more of them, as most do two.') from e
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
         raise ICASCError(f"--opt {args.opt}: {e or type(e).__name__}") from e
+    if getattr(optimizer, 'is_second_order', False):
+        raise ICASCError(
+            f'--opt {args.opt} takes second derivatives of the whole loss, which the training does not make: take '
+            f'another one.')
     try:
         scheduler, epochs = create_scheduler_v2(
             optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
