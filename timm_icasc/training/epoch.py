@@ -199,6 +199,7 @@ def validate(
             images = images.contiguous(memory_format=torch.channels_last)
         with job.autocast():
             output = model(images)
+        job.labels.check(output, target)
         ordered &= ~without_order(output).any()  # nothing waits for it here
         evaluator.update(output, target)
     check_scores(job, ordered, averaged)
