@@ -5,11 +5,33 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn as nn
+from helpers.processes import in_two_processes
 from timm.task import ClassificationTask
 
 from timm_icasc.errors import TargetError
 from timm_icasc.labels import SINGLE
 from timm_icasc.training import epoch as training_epoch
+
+
+def evaluate_average(rank, folder):
+    """Statistics that differ between the processes, as each sees other images, and what is left of the difference."""
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
+    task = ClassificationTask(model, verbose=False)
+    task.setup_ema(decay=0.5)
+    average = task.get_trainable_module(ema=True).module
+    model[0].running_mean.fill_(rank), average[0].running_mean.fill_(10 * rank)
+    args = SimpleNamespace(distributed=True, dist_bn='reduce', world_size=2, rank=rank)
+    job = SimpleNamespace(args=args, model=model, task=task, attention_loader=None)
+    training_epoch.evaluate(job, None)
+    torch.save([m[0].running_mean for m in (model, average)], folder / f'{rank}.pt')
+
+
+def test_processes_measure_the_same_average_of_the_weights(monkeypatch, tmp_path):
+    """With --model-ema it is the average that is measured, and saved by the first process."""
+    monkeypatch.setattr(training_epoch, 'validate', lambda *args, **kwargs: {})
+    in_two_processes(evaluate_average, tmp_path)
+    for rank in range(2):
+        assert [mean.tolist() for mean in torch.load(tmp_path / f'{rank}.pt')] == [[0.5, 0.5], [5., 5.]]
 
 
 @pytest.mark.parametrize('target, said', [(-1, 'class -1, as of images without a label'), (3, 'holds class 3')])

@@ -210,7 +210,8 @@ def evaluate(job: TrainingJob, flag: StopSignal) -> dict[str, float]:
     """Accuracy, and how well the attention maps tell classes apart; of the averaged weights where there are any."""
     args, ema = job.args, job.task.has_ema()
     if args.distributed and args.dist_bn:
-        utils.distribute_bn(job.model, args.world_size, args.dist_bn == 'reduce')
+        for model in dict.fromkeys([job.model, evaluated_model(job)]):  # averaged weights have statistics of their own
+            utils.distribute_bn(model, args.world_size, args.dist_bn == 'reduce')
     metrics = validate(job.task.get_eval_model(ema=ema), job, flag, averaged=ema)
     if job.attention_loader is not None and utils.is_primary(args):
         batches = flag.batches(progress(job, job.attention_loader, 'attention'))
