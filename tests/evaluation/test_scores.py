@@ -6,6 +6,7 @@ import torch
 
 from timm_icasc.errors import TargetError
 from timm_icasc.evaluation.scores import check_targets
+from timm_icasc.figures.views import load_items
 from timm_icasc.labels import MULTI, SINGLE
 
 
@@ -17,6 +18,12 @@ def test_an_image_without_a_label_is_not_taken_for_the_last_class():
         check_targets(torch.tensor([0, -1]), checkpoint)
     with pytest.raises(TargetError, match='class 3, the model of run classes 0 to 2'):
         check_targets(torch.tensor([0, 3]), checkpoint)
+
+
+def test_nor_is_it_drawn_as_one():
+    checkpoint = SimpleNamespace(labels=SINGLE, num_classes=3, dataset=[(torch.zeros(3, 8, 8), -1)], device='cpu')
+    with pytest.raises(TargetError, match='images without a label'):
+        load_items(checkpoint, [0])
 
 
 def test_of_several_classes_it_is_a_class_that_is_ignored():

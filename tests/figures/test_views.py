@@ -48,6 +48,7 @@ def of_known_scores():
         return SimpleNamespace(
             dataset=[(torch.randn(3, 16, 16), torch.tensor(target))], device=torch.device('cpu'), model=model,
             labels=labels, layers=resolve_layers(model, input_size=(3, 16, 16)), class_name=str, label='model',
+            num_classes=4, source='run',
             data_config={'mean': (0.5,) * 3, 'std': (0.5,) * 3})
     return make
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..evaluation.checkpoint import Checkpoint
+from ..evaluation.scores import check_targets
 from ..explanation.canvas import displayed, to_size
 from ..features.outputs import class_scores
 from ..labels import MULTI
@@ -61,9 +62,9 @@ class LayerView:
 def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Images `[N, channels, h, w]` on the model's device, and their targets."""
     items = [checkpoint.dataset[i] for i in indices]
-    return (
-        torch.stack([image for image, _ in items]).to(checkpoint.device),
-        torch.stack([torch.as_tensor(target) for _, target in items]))
+    targets = torch.stack([torch.as_tensor(target) for _, target in items])
+    check_targets(targets, checkpoint)
+    return torch.stack([image for image, _ in items]).to(checkpoint.device), targets
 
 
 def colors_of(checkpoint: Checkpoint, images: torch.Tensor) -> np.ndarray:
