@@ -260,6 +260,14 @@ class TestModels:
         torch.testing.assert_close(
             several.probabilities.logit().softmax(0), single.probabilities, rtol=1e-4, atol=1e-6)
 
+    def test_a_head_put_in_by_hand(self):
+        """It leaves the model's `num_classes` as it was."""
+        model, image = create('resnet18').eval(), square_image((64, 64), (8, 8, 30, 30))
+        model.fc = torch.nn.Linear(512, 2)
+        found = explain(
+            model, image, classes='dog', class_names=['cat', 'dog'], data_config={'input_size': (3, 64, 64)})
+        assert found.classes == [1] and found.probabilities.sum() == pytest.approx(1)
+
     def test_scores_near_one_keep_their_order(self):
         """Sigmoids of scores above 17 are all 1 in single precision."""
         model = create('resnet18').eval()

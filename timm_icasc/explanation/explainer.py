@@ -116,9 +116,13 @@ class Explainer:
         return find_classes(classes, self.class_names)
 
     def num_classes(self) -> int:
-        """Number of class scores: as the model says, else as a pass over an empty image shows."""
-        count = next((n for _, n in owners(unwrap_model(self.model), 'num_classes') if isinstance(n, int)), 0)
-        if count > 0:
+        """Number of class scores: as its classifier or the model says, else as a pass over an empty image shows."""
+        model = unwrap_model(self.model)
+        heads = [get() for _, get in owners(model, 'get_classifier') if callable(get)]
+        # The head first: one put in by hand leaves `num_classes` as it was.
+        told = [*(getattr(head, 'out_features', 0) for head in heads), *(n for _, n in owners(model, 'num_classes'))]
+        count = next((n for n in told if isinstance(n, int) and n > 0), 0)
+        if count:
             return count
         empty = self._batch([torch.zeros(*self.data_config['input_size'])])
         with evaluation_mode(self.model), torch.inference_mode():
