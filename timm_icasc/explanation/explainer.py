@@ -163,7 +163,8 @@ class Explainer:
             Explanation(
                 item.picture, item.name, shown[n], [self.class_names[c] for c in shown[n]],
                 probabilities[n, shown[n]].tolist(), probabilities[n], maps[n], item.geometry,
-                method, layer.path if isinstance(layer, FeatureLayer) else layer, self.labels, rankings[n])
+                method, layer.path if isinstance(layer, FeatureLayer) else layer, self.labels,
+                rankings[n])
             for n, item in enumerate(items)]
 
     def explain_all(
