@@ -1,6 +1,7 @@
 """Messages of the library name arguments; the commands put their options in the place of these."""
 import argparse
 import ast
+import logging
 import re
 import sys
 import warnings
@@ -94,3 +95,13 @@ def test_a_command_prints_its_options(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         'warning: --device is slow\n'
         'timm-icasc bench: error: --img-size 8 does not fit; `layers` are missing.\n')
+
+
+def test_a_program_has_its_own_formats_back_behind_a_command(monkeypatch, caplog):
+    """The formats of its log and its warnings, which named options of the command from then on."""
+    before = warnings.formatwarning
+    monkeypatch.setattr(cli.importlib.import_module('timm_icasc.cli.bench'), 'run', lambda args: 0)
+    assert cli.main(['bench', 'resnet18']) == 0
+    logging.getLogger('mine').warning('use `device`')
+    assert 'use `device`' in caplog.text and 'test_errors.py' in caplog.text
+    assert warnings.formatwarning is before

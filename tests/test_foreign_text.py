@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +119,14 @@ def hostile_run(tmp_path_factory):
             folder.mkdir(parents=True)
             for i in range(2):
                 Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{i}.png')
-    argv, formatter = sys.argv, warnings.formatwarning
+    argv = sys.argv
     sys.argv = [
         'train_timm.py', '--data-dir', str(root), '--epochs', '1', '--warmup-epochs', '0', '-j', '0', '-b', '8',
         '--icasc-eval-images', '4', '--output', str(root.parent), '--experiment', 'run\x1b[2K\nx']
     try:
         assert train_timm.main() == 0
     finally:
-        sys.argv, warnings.formatwarning = argv, formatter
+        sys.argv = argv
     return root.parent / 'run\x1b[2K\nx'
 
 
@@ -152,11 +151,7 @@ class TestEndToEnd:
     @pytest.fixture
     def command(self, capfd):
         def call(*words):
-            formatter = warnings.formatwarning
-            try:
-                code = cli.main(list(map(str, words)))
-            finally:
-                warnings.formatwarning = formatter
+            code = cli.main(list(map(str, words)))
             said = capfd.readouterr()
             check_terminal(said)
             assert code == 0, said.err

@@ -68,16 +68,12 @@ def command(corpus, capfd, monkeypatch, tmp_path):
 
     def call(name, *arguments):
         words = list(map(str, arguments))
-        formatter = warnings.formatwarning
         capfd.readouterr()
-        try:
-            if name == 'train':
-                monkeypatch.setattr(sys, 'argv', ['train_timm.py', *words])
-                code = train_timm.main()
-            else:
-                code = cli.main([name, *words])
-        finally:
-            warnings.formatwarning = formatter
+        if name == 'train':
+            monkeypatch.setattr(sys, 'argv', ['train_timm.py', *words])
+            code = train_timm.main()
+        else:
+            code = cli.main([name, *words])
         said = capfd.readouterr()
         assert code == 2, said
         error = [line for line in said.err.split('\n') if line and not line.startswith(('warning: ', 'cues'))]
@@ -489,14 +485,10 @@ class TestLargeImages:
 
     def test_the_option(self, run, capsys, tmp_path):
         """On the images of the run, of 32 x 32 pixels."""
-        formatter = warnings.formatwarning
-        try:
-            assert cli.main(['eval', str(run), '--output', str(tmp_path), '-j', '0']) == 2
-            assert 'allow its size with --max-image-pixels' in capsys.readouterr().err
-            assert cli.main([
-                'eval', str(run), '--output', str(tmp_path), '-j', '0', '--max-image-pixels', '1024']) == 0
-        finally:
-            warnings.formatwarning = formatter
+        assert cli.main(['eval', str(run), '--output', str(tmp_path), '-j', '0']) == 2
+        assert 'allow its size with --max-image-pixels' in capsys.readouterr().err
+        assert cli.main([
+            'eval', str(run), '--output', str(tmp_path), '-j', '0', '--max-image-pixels', '1024']) == 0
 
 
 class _Killed(torch.utils.data.Dataset):

@@ -142,7 +142,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(options, message, run):
 
 
 def test_a_measure_of_multi_label_data_on_others(run):
-    code, _, err = run('--dataset', 'digits', '--eval-metric', 'mAP')
+    code, _, err = run('--dataset', 'digits', '--data-dir', '', '--eval-metric', 'mAP')
     assert code == 2 and '--eval-metric mAP does not fit single-label data: it is top1, top5 or loss' in err
 
 

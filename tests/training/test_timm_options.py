@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_said(options, said, noise, monkeypatch):
 
 @pytest.mark.parametrize('option', ['--data-dir', '--train-num-samples', '--val-num-samples'])
 def test_what_the_digits_have_no_use_for_is_refused(option):
-    with pytest.raises(ICASCError, match=f'{option} has no part in the embedded digits: leave it out'):
+    with pytest.raises(ICASCError, match=f'{option} has no effect on the embedded digits: leave it out'):
         set_up_data(parse_args(['--dataset', 'digits', option, '3']))
 
 

@@ -8,7 +8,7 @@ import timm
 
 from ..errors import ICASCError, VersionError, check_version
 from ..training.interrupt import stopping_loaders
-from ..training.messages import report_error, set_up_messages
+from ..training.messages import messages_of, report_error
 from ..version import TIMM_FOR_TRAINING, __version__
 from .commands import COMMANDS, NEED_TRAINING, build_parser
 
@@ -45,11 +45,11 @@ def _run(chosen: argparse.Namespace, prog: str) -> int:
     parser = getattr(module, 'Parser', argparse.ArgumentParser)(
         prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
-    set_up_messages(parser)
-    try:
-        with stopping_loaders():
-            code = module.run(parser.parse_args(chosen.arguments))
-            sys.stdout.flush()
-            return code
-    except (ICASCError, OSError, RuntimeError) as e:
-        return report_error(e, parser)
+    with messages_of(parser):
+        try:
+            with stopping_loaders():
+                code = module.run(parser.parse_args(chosen.arguments))
+                sys.stdout.flush()
+                return code
+        except (ICASCError, OSError, RuntimeError) as e:
+            return report_error(e, parser)

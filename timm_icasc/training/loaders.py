@@ -66,7 +66,7 @@ def _check_digits(args: argparse.Namespace) -> None:
     """Refuse options that the embedded digits, which are whole and in no folder, have no use for."""
     for name in ('data_dir', 'train_num_samples', 'val_num_samples'):
         if args.dataset == 'digits' and getattr(args, name):
-            raise ICASCError(f"--{name.replace('_', '-')} has no part in the embedded digits: leave it out.")
+            raise ICASCError(f"--{name.replace('_', '-')} has no effect on the embedded digits: leave it out.")
 
 
 def _match_classes(

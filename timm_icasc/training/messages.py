@@ -5,12 +5,14 @@ import os
 import select
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import explain
 from ..foreign_text import printable
 from .option_names import name_options
 
-__all__ = ['report_error', 'set_up_messages']
+__all__ = ['messages_of', 'report_error']
 
 
 def _plain(text: str) -> str:
@@ -28,20 +30,31 @@ class _Formatter(logging.Formatter):
         return name_options(_plain(super().formatMessage(record)), self.parser)
 
 
-def set_up_messages(parser: argparse.ArgumentParser) -> None:
+@contextmanager
+def messages_of(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Let warnings and messages of all libraries be one line each, and no name be too odd to be printed.
+
+    A program that calls a command has its own formats back behind it.
 
     Args:
         parser: Whose options stand for the arguments that messages name.
     """
     logging.basicConfig(level=logging.WARNING)
-    for name in (None, 'huggingface_hub'):  # the Hub's client has a handler of its own
-        for handler in logging.getLogger(name).handlers:
-            handler.setFormatter(_Formatter(parser))
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(_plain(str(message)), parser)}\n'
+    loggers = logging.getLogger(), logging.getLogger('huggingface_hub')  # the Hub's client has a handler of its own
+    before = {handler: handler.formatter for logger in loggers for handler in logger.handlers}
+    warning_before = warnings.formatwarning
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
+    try:
+        for handler in before:
+            handler.setFormatter(_Formatter(parser))
+        warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(_plain(str(message)), parser)}\n'
+        yield
+    finally:
+        for handler, formatter in before.items():
+            handler.setFormatter(formatter)
+        warnings.formatwarning = warning_before
 
 
 def _nobody_reads() -> bool:
