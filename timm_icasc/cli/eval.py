@@ -96,8 +96,9 @@ def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.run is None or not file.name.endswith(CHECKPOINT):
         return {}
     given = [getattr(args, name, None) for name in ('img_size', 'crop_pct', 'crop_mode')]
+    content = read_checkpoint(file)
     return {
-        'epochs': read_checkpoint(file)['epoch'] + 1, 'saved': noted_time(file),
+        'epochs': content['epoch'] + 1, 'saved': noted_time(content),
         'other_pixels': any(value is not None for value in given)}
 
 

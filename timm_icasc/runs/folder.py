@@ -107,7 +107,7 @@ class Run:
         same = all(Path(content.get(name) or '').name == Path(value or '').name for name, value in expected.items())
         same &= content.get('epochs') == self.results.get('epochs')  # it may have gone on since
         told = (  # trained anew from an earlier epoch; images that have come or gone
-            (content.get('saved'), noted_time(self.checkpoint)),
+            (content.get('saved'), _noted_time_of(self.checkpoint)),
             (content.get('images'), self.results.get('model', {}).get('val_images')))
         same &= all(None in pair or pair[0] == pair[1] for pair in told)
         if not same or not content.get('whole_split') or content.get('other_pixels'):
@@ -226,17 +226,25 @@ def _load_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def noted_time(file: Path) -> float | None:
-    """When a checkpoint was written, in seconds, as it says itself; None where it does not, or is not there."""
+def noted_time(checkpoint: dict[str, Any]) -> float | None:
+    """When a checkpoint was written, in seconds, as it says itself; None where it does not."""
     try:
-        return _load_checkpoint(file)['saver'][SAVED]
-    except (ICASCError, KeyError, TypeError):
+        return checkpoint['saver'][SAVED]
+    except (KeyError, TypeError):
+        return None
+
+
+def _noted_time_of(file: Path) -> float | None:
+    """`noted_time` of a file; None also where it is not there."""
+    try:
+        return noted_time(_load_checkpoint(file))
+    except ICASCError:
         return None
 
 
 def saved_at(file: Path) -> float:
     """When a file of a run was written, in seconds: as a checkpoint says, since copies have other times."""
-    noted = noted_time(file)
+    noted = _noted_time_of(file)
     return file.stat().st_mtime if noted is None else noted
 
 
