@@ -256,6 +256,16 @@ def test_an_error_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
     assert not list((tmp_path / 'out').iterdir())
 
 
+def test_an_error_leaves_an_earlier_result(photos, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    explain_bright(photos, out, BrightNet())
+    before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
+    monkeypatch.setattr(explained, '_write_pictures', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        explain_bright(photos, out, BrightNet(), page=0)
+    assert {path: path.read_bytes() for path in out.rglob('*') if path.is_file()} == before
+
+
 class TestModels:
     @pytest.mark.parametrize('measures, dataset, kind', [
         ({'eval_mAP': 50.}, 'digits', 'sigmoid'), ({'eval_top1': 50.}, 'multilabel', 'softmax'),

@@ -161,6 +161,13 @@ def _replacing(path: Path) -> Iterator[Path]:
         path.rmdir()
 
 
+@contextmanager
+def _removing(path: Path) -> Iterator[None]:
+    """Remove a file at the end of the block, which an error leaves as it was."""
+    yield
+    path.unlink(missing_ok=True)
+
+
 def _open_pictures(stack: ExitStack, outputs: Outputs) -> list[Path]:
     """Folders of overlays and maps that replace those of an earlier result, of which no page stays either.
 
@@ -177,7 +184,7 @@ def _open_pictures(stack: ExitStack, outputs: Outputs) -> list[Path]:
                 f"`output`: '{path}' holds other files than an earlier result, and would be replaced: name another "
                 f'folder.')
     if told and not outputs.page:
-        (outputs.folder / PAGE).unlink(missing_ok=True)
+        stack.enter_context(_removing(outputs.folder / PAGE))
     return [stack.enter_context(_replacing(path)) for path in places]
 
 
