@@ -288,6 +288,23 @@ class TestReport:
         assert sweep(recorded[0].file, '--report') == 0
         assert '| order-1 | 0.500, 1 of 2 seeds (+0.000) |' in (tmp_path / 'page.md').read_text()
 
+    def test_against_another_variant(self, recorded, tmp_path, capsys):
+        study, correct = recorded
+        assert sweep(study.file, '--report', '--baseline', 'order-1') == 0
+        printed = capsys.readouterr().out
+        difference = statistics.fmean(
+            100 * (sum(correct[f'plain-seed{seed}']) - sum(correct[f'order-1-seed{seed}'])) / IMAGES for seed in (0, 1))
+        assert f'  {difference:+.2f} ± ' in re.search('^plain .*', printed, re.MULTILINE)[0]
+        assert re.search(r'^order-1 +0 1 .*  -  +-  +-  +3$', printed, re.MULTILINE)
+        assert (tmp_path / 'page.md').read_text() == PAGE and 'written' not in printed
+
+    @pytest.mark.parametrize('options, message', [
+        (['--report', '--baseline', 'order-2'], "the baseline 'order-2' is not among the variants: plain, order-1."),
+        (['--baseline', 'order-1'], '--baseline is of the tables: add --report.')])
+    def test_a_baseline_that_is_none(self, options, message, recorded, capsys):
+        assert sweep(recorded[0].file, *options) == 2
+        assert message in capsys.readouterr().err
+
     def test_a_page_that_cannot_be_written(self, recorded, tmp_path, capsys):
         (tmp_path / 'records' / 's.png').mkdir()
         assert sweep(recorded[0].file, '--report') == 2

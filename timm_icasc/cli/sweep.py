@@ -4,6 +4,7 @@
     timm-icasc sweep FILE.yaml --jobs 2 --minutes 50    two runs at a time; stop after 50 minutes, go on next time
     timm-icasc sweep FILE.yaml --part 2/8               the second of eight shares, each a job of a cluster
     timm-icasc sweep FILE.yaml --report                 run nothing; tables and curves of the records, into the page
+    timm-icasc sweep FILE.yaml --report --baseline NAME tables against another variant than the file's, page as it is
     timm-icasc sweep *.yaml --report                    of several studies
 
 Runs that have a record are skipped, half-done ones resumed; stop with Ctrl-C or SIGTERM at any time. A run that fails
@@ -70,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--report', action='store_true',
         help='run nothing: print the tables, and write tables and curves into the page')
+    parser.add_argument(
+        '--baseline', metavar='NAME',
+        help="with --report: print the differences to this variant instead of the file's, and write nothing")
 
 
 def _part(value: str | None) -> tuple[int, int] | None:
@@ -87,23 +91,25 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ICASCError(f'--{name} must be more than 0, got {value}.')
-    if len(args.files) > 1 and not (
-        args.report and args.data_dir is args.output is args.records is args.part is None):
+    own = (args.data_dir, args.output, args.records, args.part, args.baseline)
+    if len(args.files) > 1 and not (args.report and own == (None,) * len(own)):
         raise ICASCError('several studies take --report and no other option: their data and folders differ.')
     part = _part(args.part)
     if part and args.report:
         raise ICASCError('--report is of the whole study: leave out --part.')
+    if args.baseline is not None and not args.report:
+        raise ICASCError('--baseline is of the tables: add --report.')
     for file in args.files:
-        study = load_study(file, args.data_dir, args.records)
+        study = load_study(file, args.data_dir, args.records, args.baseline)
         output = args.output or Path('output') / study.name
         records = read_records(study)
         check_unchanged(study, records, output)
         if args.report:
-            _report(study, records, alone=len(args.files) == 1)
+            _report(study, records, alone=len(args.files) == 1, written=args.baseline is None)
     return 0 if args.report else _carry_out(args, study, part, records, output)
 
 
-def _report(study: Study, records: dict[str, dict[str, Any]], alone: bool) -> None:
+def _report(study: Study, records: dict[str, dict[str, Any]], alone: bool, written: bool) -> None:
     """Tables of one study; where it is not `alone`, what it lacks does not keep the others from theirs."""
     if not records:
         if not alone:
@@ -111,6 +117,8 @@ def _report(study: Study, records: dict[str, dict[str, Any]], alone: bool) -> No
             return
         raise ICASCError(f"no record in '{study.records}': run the study first, without --report.")
     _print_tables(study, records)
+    if not written:
+        return
     if study.report is None and not alone:
         print(f"\n'{printable(study.file)}' names no page: its tables are not written")
         return

@@ -198,13 +198,19 @@ def _list_of_runs(
         for i, seed in enumerate(seeds) for name, (settled, arguments) in by_variant.items()]
 
 
-def load_study(file: Path, data_dir: str | None = None, records: Path | None = None) -> Study:
+def load_study(
+        file: Path,
+        data_dir: str | None = None,
+        records: Path | None = None,
+        baseline: str | None = None,
+) -> Study:
     """Read and check a study.
 
     Args:
         file: The YAML file; its paths are relative to its folder, but for those in `common`, which are the trainer's.
         data_dir: Folder of the data set on this machine, instead of the file's.
         records: Folder of the records, instead of the file's.
+        baseline: Variant that the others are compared with, instead of the file's.
 
     Raises:
         ICASCError: The file, a name in it or an option of a variant is at fault.
@@ -213,7 +219,8 @@ def load_study(file: Path, data_dir: str | None = None, records: Path | None = N
     variants = _mapping(content, 'variants', where)
     if not variants:
         raise ICASCError(f"{where} has no variants: name them below 'variants', each with options of timm-icasc train.")
-    names, baseline = [str(name) for name in variants], str(content.get('baseline', ''))
+    names = [str(name) for name in variants]
+    baseline = str(content.get('baseline', '')) if baseline is None else baseline
     if baseline not in names:
         raise ICASCError(f"{where}: the baseline '{baseline}' is not among the variants: {', '.join(names)}.")
     seeds = content.get('seeds')
