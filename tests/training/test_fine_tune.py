@@ -218,4 +218,4 @@ def test_a_run_that_was_interrupted_goes_on_with_all_of_it(noise, tmp_path, monk
     groups = [group['lr_scale'] for group in cut['optimizer']['param_groups']]
     assert len(groups) > 3 and max(groups) == 5 and min(groups) < 0.8
     with open(tmp_path / 'cut' / 'summary.csv') as file:
-        assert [float(row['lr']) for row in csv.DictReader(file)] == pytest.approx([0.025, 0.])
+        assert [float(row['lr']) for row in csv.DictReader(file)] == pytest.approx([0.05, 0.025])

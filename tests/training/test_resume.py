@@ -21,7 +21,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def run(images, tmp_path, monkeypatch, capsys):
-    """Train with accuracies of a list, epoch by epoch; returns (learning rate of each epoch's end, stdout)."""
+    """Train with accuracies of a list, epoch by epoch; returns (learning rate of each epoch, stdout)."""
     def call(accuracies, *options):
         out = train_with_accuracies(
             monkeypatch, capsys, list(accuracies), '--data-dir', images, '--output', tmp_path, '--experiment', 'x',

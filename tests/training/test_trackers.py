@@ -8,6 +8,7 @@ import pytest
 from helpers.runs import TINY, train_in_process
 
 from timm_icasc.cli import train as cli_train
+from timm_icasc.training import run as training_run
 
 
 @pytest.fixture
@@ -59,6 +60,22 @@ def test_weights_and_biases(run, wandb, tmp_path):
     assert run('--epochs', 3, '--resume', 'auto')[0] == 0
     assert wandb.init[1]['id'] == 'made-up' and wandb.init[1]['resume'] == 'allow', 'the same run there'
     assert [step for step, _ in wandb.log] == [1, 2, 3] and wandb.finished == 2
+
+
+@pytest.mark.parametrize('options', [[], ['--sched-on-updates'], ['--sched', 'none']])
+def test_the_rate_of_an_epoch_is_what_it_begins_with(options, run, wandb, tmp_path, monkeypatch):
+    """It was that of the next epoch."""
+    begun, original = [], training_run.train_one_epoch
+
+    def train_one_epoch(epoch, job, flag):
+        begun.append(job.optimizer.param_groups[0]['lr'])
+        return original(epoch, job, flag)
+
+    monkeypatch.setattr(training_run, 'train_one_epoch', train_one_epoch)
+    assert run('--epochs', 2, '--log-wandb', *options)[0] == 0
+    assert len(begun) == 2 and begun[0] == 0.05
+    assert [float(row['lr']) for row in rows_of(tmp_path / 'x')] == begun
+    assert [told['lr'] for _, told in wandb.log] == begun
 
 
 def test_a_run_there_that_is_named(run, wandb):

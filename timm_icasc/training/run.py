@@ -142,7 +142,7 @@ def run_epoch(
     Raises:
         NonFiniteLossError: The loss or class scores became NaN or infinite; this epoch is not saved.
     """
-    args, started = job.args, time.monotonic()
+    args, started, rate = job.args, time.monotonic(), base_lr(job.optimizer)
     seed_epoch(args, epoch)
     begin_epoch(job.train_set, epoch)
     if args.distributed and hasattr(job.loader_train.sampler, 'set_epoch'):
@@ -166,7 +166,7 @@ def run_epoch(
         if not run_dir.is_dir():  # a new one would lack the files of the epochs before
             raise ICASCError(f"'{run_dir}': the folder of the run is not there any more.")
         add_epoch(run_dir, epoch, {
-            **measured, SECONDS: round(record['time'], 2), 'lr': base_lr(job.optimizer)})
+            **measured, SECONDS: round(record['time'], 2), 'lr': rate})
         saver.save_checkpoint(epoch, metric=metric)
     return record
 
@@ -230,6 +230,7 @@ def run_epochs(
     tracked = tracking(args, run_dir, start_epoch, options) if saver is not None else nullcontext()
     with tracked as track:
         while epoch < job.epochs and not out_of_patience(job, saver, epoch - 1):
+            rate = base_lr(job.optimizer)
             record = run_epoch(epoch, job, saver, run_dir, flag)
             log(args, format_epoch(epoch, record, job.labels))
             if epoch == start_epoch and record['waiting'] > SLOW_IMAGES:
@@ -241,7 +242,7 @@ def run_epochs(
                 warned = True
             if track is not None:
                 numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
-                track(epoch, {**numbers, 'lr': base_lr(job.optimizer)}, drawn(job, draw))
+                track(epoch, {**numbers, 'lr': rate}, drawn(job, draw))
             epoch += 1
             flag.raise_if_set()
     return epoch, record
