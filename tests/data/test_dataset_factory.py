@@ -92,8 +92,20 @@ class TestClearErrors:
         def create(*_, **__):
             raise KeyError('train')
         monkeypatch.setattr(timm.data, 'create_dataset', create)
-        with pytest.raises(DataError, match="Cannot read split 'x' of data set 'torch/cifar100': KeyError: 'train'"):
-            create_dataset('torch/cifar100', str(tmp_path), 'x')
+        with pytest.raises(DataError, match="Cannot read split 'test' of data set 'torch/cifar100': KeyError: 'train'"):
+            create_dataset('torch/cifar100', str(tmp_path), 'test')
+
+    @pytest.mark.parametrize('name', ['', 'torch/image_folder'])
+    def test_a_part_of_a_folder(self, name, image_folder):
+        """timm reads all of it, so that training and validation were of the same images."""
+        with pytest.raises(DataError, match=r"`split`: 'train\[:80%\]' asks for a part of a folder"):
+            create_dataset(name, str(image_folder), 'train[:80%]')
+
+    @pytest.mark.parametrize('name', ['torch/cifar10', 'torch/CIFAR100', 'torch/qmnist'])
+    def test_a_split_that_torchvision_does_not_have(self, name, tmp_path):
+        """timm takes it for the test images."""
+        with pytest.raises(DataError, match=rf"'{name}' has the splits train and test \(validation\), no 'training-'"):
+            create_dataset(name, str(tmp_path), 'training-')
 
     def test_unknown_type(self, tmp_path):
         with pytest.raises(DataError, match='Cannot read split'):

@@ -51,6 +51,12 @@ PUBLIC_OF_TORCHVISION = tuple(f'torch/{name}' for name in (
     'imagenet'))
 
 
+# Of the torch/ data sets those that timm takes for the test images unless it knows the split's name as the training's.
+TRAIN_OR_TEST = tuple(f'torch/{name}' for name in ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist'))
+
+TRAIN_OR_TEST_SPLITS = ('train', 'training', 'test', 'val', 'valid', 'validation', 'eval', 'evaluation')
+
+
 def is_public(name: str | None) -> bool:
     """Whether the images of a data set are everybody's; those of a user's own folder, list or stream are not."""
     name = name or ''
@@ -103,9 +109,10 @@ def create_dataset(
             f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
             f"{', '.join(TYPES)}.")
     check_package(name)
+    _check_split(name, split)
     endings = image_endings or get_img_extensions()
     if not name:
-        check_folder(Path(root), split.split('[')[0], endings, bool(kwargs.get('class_map')))
+        check_folder(Path(root), split, endings, bool(kwargs.get('class_map')))
     try:
         with timm_reading(endings):
             dataset = timm.data.create_dataset(
@@ -119,6 +126,16 @@ def create_dataset(
     if hasattr(dataset, '__len__') and not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
     return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)
+
+
+def _check_split(name: str, split: str) -> None:
+    """Raise DataError where timm would read another split than is named, without a word."""
+    if name.lower() in ('', 'torch/folder', 'torch/image_folder') and '[' in split:
+        raise DataError(
+            f"`split`: '{split}' asks for a part of a folder, which is read whole: give each split a folder of its "
+            f'own, or list the images (`name=singlelabel`).')
+    if name.lower() in TRAIN_OR_TEST and split not in TRAIN_OR_TEST_SPLITS:
+        raise DataError(f"`split`: data set '{name}' has the splits train and test (validation), no '{split}'.")
 
 
 def _create_own(
