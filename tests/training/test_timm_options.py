@@ -179,6 +179,14 @@ def test_binary_cross_entropy_is_smoothed(options, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('measured', [True, False])
+@pytest.mark.parametrize('loss', ['asl', 'poly'])
+def test_other_losses_are_smoothed_as_timm_does_it(loss):
+    logits, target = torch.randn(2, 3), torch.tensor([2, 0])
+    args = parse_args(['--data-dir', 'x', '--loss', loss, '--smoothing', '0.3'])
+    smoothed, plain = (timm.loss.create_classification_loss(loss, smoothing=s)(logits, target) for s in (0.3, 0.))
+    assert create_criterion(args, None)(logits, target) == smoothed != plain
+
+
 def test_results_are_of_an_epoch_that_was_measured(measured, monkeypatch, tmp_path):
     """A run may end, by a kill or by fewer --epochs, with an epoch that --val-interval left out."""
     add_epoch(tmp_path, 0, {'train_loss': 1., 'eval_top1': 40. if measured else None, 'eval_seconds': 2.})

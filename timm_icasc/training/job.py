@@ -78,8 +78,8 @@ def icasc_config(args: argparse.Namespace) -> ICASCConfig:
 def create_criterion(args: argparse.Namespace, weights: torch.Tensor | None) -> nn.Module:
     """timm's loss for one class per image, with the weights of the classes."""
     criterion = timm.loss.create_classification_loss(
-        args.loss, smoothing=0. if args.loss in ('asl', 'poly') else args.smoothing,
-        soft_targets=mixes(args), bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum,
+        args.loss, smoothing=args.smoothing, soft_targets=mixes(args),
+        bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum,
         pos_weight=args.bce_pos_weight)
     return criterion if weights is None else ClassWeightedLoss(
         criterion, weights, args.smoothing if mixes(args) else 0.)
