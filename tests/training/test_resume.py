@@ -3,6 +3,7 @@ import csv
 import json
 
 import pytest
+import torch
 from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY, train_in_process, train_with_accuracies
 
@@ -83,6 +84,23 @@ def test_an_evaluation_of_weights_that_are_gone_is_none_of_the_run(train, tmp_pa
         assert 'ks' not in open_run(folder).measures
     assert main(['eval', str(folder), '-j', '0']) == 0
     assert 'ks' in open_run(folder).measures
+
+
+def test_numbers_of_the_optimiser_are_those_of_now(train, tmp_path):
+    """Those of the checkpoint were taken, and args.yaml told the new ones."""
+    assert train('--epochs', 1, '--opt', 'momentum', '--head-lr-scale', 2, '--opt-kwargs', 'dampening=0.1')[0] == 0
+    assert train('--resume', 'auto', '--epochs', 2, '--weight-decay', 0.3, '--momentum', 0.5, '--head-lr-scale', 5,
+                 '--opt-kwargs', 'dampening=0.2')[0] == 0
+    groups = torch.load(tmp_path / 'x' / 'last.pth.tar', weights_only=False)['optimizer']['param_groups']
+    values = {name: {group[name] for group in groups} for name in ('weight_decay', 'momentum', 'lr_scale', 'dampening')}
+    assert values == {'weight_decay': {0., 0.3}, 'momentum': {0.5}, 'lr_scale': {1., 5.}, 'dampening': {0.2}}
+
+
+def test_another_optimiser_is_refused(train):
+    """What its first step makes of the state of the one before is an error of torch."""
+    assert train('--epochs', 1)[0] == 0
+    code, _, err = train('--resume', 'auto', '--epochs', 2, '--opt', 'lion')
+    assert code == 2 and '--opt was sgd so far' in err and err.count('\n') == 1
 
 
 def test_terms_set_in_at_their_epoch_where_the_batches_have_changed(train, tmp_path):

@@ -19,6 +19,9 @@ from .processes import check_alike
 
 __all__ = ['resume', 'resumed_checkpoint']
 
+# What options say of a group of parameters; what else is there is the optimiser's own, as a count of its steps.
+OF_OPTIONS = ('weight_decay', 'momentum', 'nesterov', 'betas', 'eps', 'lr_scale')
+
 RANKED_BY = ('eval_metric', 'val_split')  # what makes an epoch the best, and of which images
 
 
@@ -64,6 +67,10 @@ def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
     names = saver.get(CLASS_NAMES)
     check_same_classes(job.names, names, 'the data set', f"the run of '{checkpoint}'")
     was = state.get('args')
+    if (before := getattr(was, 'opt', args.opt)) != args.opt:
+        raise ICASCError(
+            f'--opt was {before} so far, and the state of the run is of that: leave --opt {args.opt} '
+            f'out, or begin a new run with --initial-checkpoint.')
     check_ranking(args, was, saver)
     processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)
     if processes != args.world_size and processes * batch != args.world_size * args.batch_size:
@@ -119,6 +126,9 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
     except ICASCError as e:
         raise ICASCError(f'--resume: {e}') from e
     rates = [group['lr'] for group in job.optimizer.param_groups]
+    given = [
+        {name: group[name] for name in (*OF_OPTIONS, *args.opt_kwargs) if name in group}
+        for group in job.optimizer.param_groups]
     try:
         start_epoch = timm.task.resume_task_checkpoint(
             job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
@@ -128,6 +138,8 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
         raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
     check_alike(args, start_epoch, 'epoch to go on from')
     count_steps(job, start_epoch)
+    for group, options in zip(job.optimizer.param_groups, given, strict=True):
+        group.update(options)
     if job.scheduler is None or start_epoch == 0:  # the rates of now, not the checkpoint's
         for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
             group['lr'] = rate
