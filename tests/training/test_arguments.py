@@ -138,6 +138,15 @@ class TestResume:
             parse_args(['--resume', str(folder)])
 
     def test_auto_takes_the_newest_run(self, tmp_path):
+    def test_one_run_does_not_become_two(self, tmp_path):
+        """A comparison was begun in its folder, and its args.yaml was that of the comparison."""
+        folder = self.run(tmp_path / 'a')
+        with pytest.raises(ICASCError, match=f"--icasc-compare: '{folder}' is one run"):
+            parse_args(['--resume', 'auto', '--output', str(tmp_path), '--icasc-compare'])
+        (folder / 'icasc').mkdir()
+        (folder / 'last.pth.tar').rename(folder / 'icasc' / 'last.pth.tar')
+        assert parse_args(['--resume', 'auto', '--output', str(tmp_path), '--icasc-compare']).run_dir == str(folder)
+
         import os
         old, new = self.run(tmp_path / 'old', epochs=1), self.run(tmp_path / 'new', epochs=2)
         os.utime(old / 'last.pth.tar', (1, 1))

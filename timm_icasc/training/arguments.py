@@ -11,7 +11,7 @@ from ..errors import ICASCError
 from ..foreign_files import refuse_links_out_of
 from ..foreign_text import shell_command
 from ..runs.find import latest_run
-from ..runs.folder import ARGUMENTS, COMPARED
+from ..runs.folder import ARGUMENTS, COMPARED, LAST
 from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .loaders import mixes
 from .option_groups import GROUPS
@@ -212,6 +212,10 @@ class TrainingParser(argparse.ArgumentParser):
         args.run_dir = str(run_dir) if run_dir is not None else None
         return args
 
+        if args.icasc_compare and run_dir is not None and (run_dir / LAST).is_file():
+            raise ICASCError(
+                f"--icasc-compare: '{run_dir}' is one run, and goes on as such: leave it out, or begin two new runs "
+                f'without --resume.')
 
 def build_parser() -> TrainingParser:
     """The parser of the options, for those who read options and train nothing."""
