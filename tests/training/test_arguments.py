@@ -81,6 +81,7 @@ def test_missing_file_lists_the_recipes(tmp_path):
     (['--momentum', '2'], '--momentum must be between 0 and 1'),
     (['--batch-size', '15', '--mixup', '0.2'], '--batch-size must be even'),
     (['--loss', 'asl', '--cutmix', '1'], '--loss asl'),
+    (['--pretrained-path', 'a.pth', '--initial-checkpoint', 'b.pth'], '--initial-checkpoint both name the first'),
     (['--dataset', 'torch/cifar100'], '--data-dir is missing'),
     (['--config', 'x.yaml', '--dataset', 'digits'], "cannot read 'x.yaml'"),
     (['--resume', 'nothing.pth.tar'], "--resume: no checkpoint 'nothing.pth.tar'"),

@@ -126,6 +126,9 @@ def _check_together(args: argparse.Namespace) -> None:
     for option, given in (('--input-key', args.input_key), ('--target-key', args.target_key)):
         if given and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
             raise ICASCError(f"{option} names a column of hfds/, hfids/ or wds/ data, not of '{args.dataset}'.")
+    if args.pretrained_path and args.initial_checkpoint:
+        raise ICASCError(
+            '--pretrained-path and --initial-checkpoint both name the first weights: leave one of them out.')
     if args.balanced_sampling and args.class_weights == BALANCED:
         raise ICASCError('--balanced-sampling and --class-weights balanced balance twice: leave one of them out.')
     if args.cutmix_minmax and args.cutmix_minmax[0] > args.cutmix_minmax[1]:
@@ -209,13 +212,13 @@ class TrainingParser(argparse.ArgumentParser):
             self.set_defaults(**_without_publishing(load_config(file, self), file))
         args = super().parse_args(argv)
         _check(args)
-        args.run_dir = str(run_dir) if run_dir is not None else None
-        return args
-
         if args.icasc_compare and run_dir is not None and (run_dir / LAST).is_file():
             raise ICASCError(
                 f"--icasc-compare: '{run_dir}' is one run, and goes on as such: leave it out, or begin two new runs "
                 f'without --resume.')
+        args.run_dir = str(run_dir) if run_dir is not None else None
+        return args
+
 
 def build_parser() -> TrainingParser:
     """The parser of the options, for those who read options and train nothing."""
