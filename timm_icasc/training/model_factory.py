@@ -121,7 +121,8 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
     initialise_head(args, model)
     if args.grad_checkpointing:
-        if not hasattr(model, 'set_grad_checkpointing'):
-            raise ICASCError(f'--grad-checkpointing: {args.model} does not support it.')
-        model.set_grad_checkpointing(True)
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as e:  # timm has a method for those that cannot, too
+            raise ICASCError(f'--grad-checkpointing: {args.model} does not support it.') from e
     return model
