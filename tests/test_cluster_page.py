@@ -41,7 +41,7 @@ def job(tmp_path):
 def test_a_training_ends_before_its_time_and_is_queued_again(begun, job, tmp_path):
     if begun:
         (tmp_path / 'output' / 'big').mkdir(parents=True)
-        (tmp_path / 'output' / 'big' / 'last.pth.tar').touch()
+        (tmp_path / 'output' / 'big' / 'args.yaml').touch()  # all that a run may have when it is killed
     process = job(0, SLURM_NNODES='2', SLURM_JOB_NODELIST='node-[a-b]')
     started = process.stdout.readline()
     assert started.startswith(
