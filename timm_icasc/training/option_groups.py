@@ -332,8 +332,7 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--icasc-fast', action=argparse.BooleanOptionalAction, default=False,
         help='record the forward and backward pass as a CUDA graph after some steps, and replay it: for '
-             'small networks, which wait for the launch of their kernels; one GPU. Tested by a stand-in '
-             'on a CPU, never yet run or measured on a GPU (default: do not)')
+             'small networks, which wait for the launch of their kernels; one GPU (default: do not)')
     group.add_argument(
         '--icasc-eval-images', type=int, default=500, metavar='N',
         help='validation images whose attention is measured after each epoch; 0: none (default: %(default)s)')
