@@ -264,7 +264,7 @@ def test_weights_that_training_has_broken_are_not_measured(make, tmp_path, capsy
         said = capsys.readouterr().err
         assert "last.pth.tar' gives class scores that are NaN or infinite, for" in said and 'too high a rate' in said
     assert not (run / 'eval').exists()
-    for command in (['ks'], ['classes', '--choose', 'wrong']):
+    for command in (['ks'], ['classes'], ['layers'], ['classes', '--choose', 'wrong']):
         assert main(['figure', *command, str(run), '--output', str(tmp_path / 'figure.png')]) == 2
         assert 'gives class scores that are NaN or infinite' in capsys.readouterr().err
     checkpoint['state_dict']['fc.bias'][1] = -torch.inf

@@ -308,6 +308,15 @@ class TestModels:
         assert sum(isinstance(o, torch.Tensor) for o in gc.get_objects()) <= before
 
 
+def test_weights_that_training_has_broken_explain_nothing(toy):
+    """A class of score NaN came first, with a map of NaN."""
+    image = torch.rand(3, 16, 16)
+    assert explain(toy, image, normalised=True)
+    toy.fc.bias.data[2] = torch.nan
+    with pytest.raises(ICASCError, match='the model gives class scores that are NaN or infinite'):
+        explain(toy, image, normalised=True)
+
+
 class TestOverlay:
     def test_pixel_by_pixel(self):
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))

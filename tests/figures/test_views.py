@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers.models import ToyNet
 from helpers.several_outputs import load_run, tapped  # noqa: F401
 
-from timm_icasc import ICASCTask, attention_maps
+from timm_icasc import ICASCError, ICASCTask, attention_maps
 from timm_icasc.features.resolve import resolve_layers
 from timm_icasc.figures import attention_figure
 from timm_icasc.figures.html import browsing_page
@@ -69,6 +69,19 @@ def test_of_more_present_classes_than_there_is_room_for_the_highest_are_shown(ta
 def test_the_page_files_images_as_right_by_their_scores(target, labels, correct, topk, of_known_scores, tmp_path):
     page = browsing_page([of_known_scores(target, labels)], [0], tmp_path / 'page.html', topk).read_text()
     assert [unescape(found) for found in re.findall('data-correct="([^"]*)"', page)] == [f'[{correct}]']
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+@pytest.mark.parametrize('draw', [
+    lambda broken, path: view_classes(broken, [0]), lambda broken, path: view_layers(broken, [0], 'ach'),
+    lambda broken, path: attention_figure(
+        {'run': broken.model}, broken.dataset[0][0][None], torch.tensor([1]), None, (0.5,) * 3, (0.5,) * 3, path)])
+def test_weights_that_training_has_broken_are_not_drawn(draw, value, of_known_scores, tmp_path):
+    broken = of_known_scores(1, SINGLE)
+    broken.model.fc.bias.data[2] = value
+    with pytest.raises(ICASCError, match="'run' gives class scores that are NaN or infinite, for 1 of the 1 images"):
+        draw(broken, tmp_path / 'figure.png')
+    assert not (tmp_path / 'figure.png').exists()
 
 
 def test_the_figure_takes_layers_as_they_are(checkpoint, tapped, tmp_path):  # noqa: F811

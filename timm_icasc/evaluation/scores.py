@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from .._precision import at_least_float32
 from ..data import image_name
-from ..errors import ICASCError, TargetError
-from ..features.outputs import class_scores, without_order
+from ..errors import TargetError
+from ..features.outputs import check_order, class_scores
 from ..labels import SINGLE
 from .batches import TenCropTransform, make_loader, transformed_by
 from .checkpoint import Checkpoint
@@ -42,11 +42,7 @@ def checked_scores(checkpoint: Checkpoint, logits: torch.Tensor) -> torch.Tensor
         ICASCError: A score is NaN or infinite, or an image has none above -infinity: no class is the highest.
     """
     logits = at_least_float32(logits).cpu()
-    broken = without_order(logits)
-    if broken.any():
-        raise ICASCError(
-            f"'{checkpoint.source}' gives class scores that are NaN or infinite, for {int(broken.sum())} of "
-            f'the {len(logits)} images of a batch: its weights are broken, as after training with too high a rate.')
+    check_order(logits, f"'{checkpoint.source}'")
     return logits.clamp(min=torch.finfo(logits.dtype).min)
 
 

@@ -16,7 +16,7 @@ from ..data.geometry import Geometry, transform_geometry
 from ..errors import ICASCError
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import evaluation_mode
-from ..features.outputs import class_scores
+from ..features.outputs import check_order, class_scores
 from ..features.owner import own_value, owners
 from ..features.wrappers import unwrap_model
 from ..labels import KINDS
@@ -154,6 +154,7 @@ class Explainer:
             found = scored_maps(
                 self.model, self._batch([item.tensor for item in items]), indices, topk, method,
                 layer, self.layers)
+        check_order(found.logits, f"'{self.label}'" if self.label else 'the model')
         self.find_classes(None, found.logits.shape[1])
         probabilities = self.labels.probabilities(found.logits).cpu()
         shown, maps = found.classes.tolist(), found.maps.float().cpu()

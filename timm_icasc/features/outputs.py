@@ -6,7 +6,7 @@ import torch
 
 from ..errors import ICASCError
 
-__all__ = ['class_scores', 'find_class_scores', 'without_order']
+__all__ = ['check_order', 'class_scores', 'find_class_scores', 'without_order']
 
 
 def find_class_scores(output: Any) -> torch.Tensor | None:
@@ -52,3 +52,17 @@ def without_order(scores: torch.Tensor) -> torch.Tensor:
     They hold NaN or +infinity, or nothing above -infinity, which a class that is switched off may have.
     """
     return (scores.isnan() | scores.isposinf()).any(1) | scores.isneginf().all(1)
+
+
+def check_order(scores: torch.Tensor, whose: str = 'the model') -> None:
+    """Raise ICASCError where class scores `[B, C]` are `without_order`: no class is the highest.
+
+    Args:
+        scores: Of a batch.
+        whose: Name of the model in the message.
+    """
+    broken = without_order(scores)
+    if broken.any():
+        raise ICASCError(
+            f'{whose} gives class scores that are NaN or infinite, for {int(broken.sum())} of the {len(scores)} images '
+            f'of a batch: its weights are broken, as after training with too high a rate.')

@@ -23,6 +23,7 @@ from ..explanation.canvas import (
 from ..explanation.overlay import blend, grey
 from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
+from ..features.outputs import check_order
 from ..features.resolve import resolve_layers
 from ..labels import MULTI, SINGLE, LabelKind, kind_of
 from ..losses import attention_overlap
@@ -49,6 +50,7 @@ CAPTION = {SINGLE: (
 
 
 def _run(
+        label: str,
         model: nn.Module,
         images: torch.Tensor,
         targets: torch.Tensor,
@@ -61,9 +63,11 @@ def _run(
     images = images.to(next(model.parameters()))
     with evaluation_mode(model):
         resolved = resolve_layers(model, layers, tuple(images.shape[1:]))
-        return icasc_forward(
+        output = icasc_forward(
             model, images, targets.to(images.device), resolved, config, inference=True,
             multilabel=labels is MULTI)
+    check_order(output.logits, f"'{label}'")
+    return output
 
 
 def _shared_scale(
@@ -210,7 +214,7 @@ def attention_figure(
     config = (config or ICASCConfig()).with_weights(1.)
     labels = kind_of(targets)
     outputs = {
-        label: _run(model, images, targets, config, layers, labels)
+        label: _run(label, model, images, targets, config, layers, labels)
         for label, model in models.items()}
     names = _names(outputs, class_names)
     colors = displayed(images, mean, std)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..evaluation.checkpoint import Checkpoint
-from ..evaluation.scores import check_targets
+from ..evaluation.scores import check_targets, checked_scores
 from ..explanation.canvas import displayed, to_size
 from ..features.outputs import class_scores
 from ..labels import MULTI
@@ -91,7 +91,7 @@ def view_classes(
     """
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
-        logits = class_scores(checkpoint.model(images)).float().cpu()
+        logits = checked_scores(checkpoint, class_scores(checkpoint.model(images)))
     scores = checkpoint.labels.probabilities(logits)
     topk = min(topk, logits.shape[1])
     order = logits.sort(dim=1, descending=True, stable=True).indices
@@ -134,7 +134,7 @@ def view_layers(
     """
     images, targets = load_items(checkpoint, indices)
     with torch.inference_mode():
-        logits = class_scores(checkpoint.model(images)).float().cpu()
+        logits = checked_scores(checkpoint, class_scores(checkpoint.model(images)))
     scores = checkpoint.labels.probabilities(logits)
     classes = [
         max(truth or range(len(row)), key=lambda c, row=row: row[c])
