@@ -9,6 +9,7 @@ from helpers.hub_fixtures import save_noise
 
 from timm_icasc import DataError
 from timm_icasc.data import (
+    Box,
     LabelledImages,
     MultiLabelImages,
     create_dataset,
@@ -51,6 +52,13 @@ def test_a_transform_reaches_the_images(labelled):
     few.transform = lambda image: torch.tensor(np.asarray(image)[0, 0, 0])
     assert [few[n][0].item() for n in range(3)] == few.indices
     assert labelled.transform is few.transform
+
+
+def test_boxes_are_those_of_the_images_that_were_drawn(labelled):
+    assert not hasattr(few_of_each_class(labelled, 2, seed=0), 'boxes')
+    labelled._boxes = [[Box(target, n, 0, n + 1, 1)] for n, target in enumerate(labelled.targets)]
+    few = few_of_each_class(labelled, 2, seed=0)
+    assert [few.boxes(n)[0].xmin for n in range(len(few))] == few.indices != list(range(len(few)))
 
 
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])

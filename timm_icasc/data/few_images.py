@@ -33,6 +33,12 @@ class FewImages(torch.utils.data.Subset):
     def transform(self, transform: Callable | None) -> None:
         self.dataset.transform = transform
 
+    @property
+    def boxes(self) -> Callable[[int], list]:
+        """As of the whole data set, which has such an attribute where it has boxes."""
+        whole = self.dataset.boxes
+        return lambda index: whole(self.indices[index])
+
     def filename(self, index: int, *args, **kwargs) -> str:
         return self.dataset.filename(self.indices[index], *args, **kwargs)
 
