@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from helpers.runs import make_cub, make_packed_voc, make_run
 from PIL import Image
 
@@ -330,6 +331,20 @@ def test_the_split_that_a_run_was_trained_on_is_the_images_that_it_drew(tmp_path
     capsys.readouterr()
     assert evaluate('--compare', *runs, '--val-split', 'train') == 2
     assert "'run0' and 'run1' were trained on different images" in capsys.readouterr().err
+
+
+def test_maps_of_other_layers_of_one_network_are_not_compared(tmp_path, capsys):
+    """A run whose options name its layers, and a baseline without ICASC, which names none."""
+    runs = [voc_run(tmp_path / f'run{i}', seed=i) for i in range(2)]
+    options = yaml.safe_load((runs[1] / 'args.yaml').read_text())
+    (runs[1] / 'args.yaml').write_text(yaml.safe_dump({**options, 'icasc_layers': ['layer1', 'layer2']}))
+    assert evaluate('--compare', *runs) == 2
+    said = capsys.readouterr().err
+    assert "'run0' and 'run1' have different maps: --layers layer2 layer3 and layer1 layer2. Evaluate both" in said
+    assert not (runs[0] / 'eval').exists() and not (runs[1] / 'eval').exists()
+    assert evaluate(*runs) == 0 and evaluate('--compare', *[run / 'eval' for run in runs]) == 2
+    assert 'have different maps: --layers layer2 layer3' in capsys.readouterr().err
+    assert evaluate('--compare', *runs, '--layers', 'layer1', 'layer3', '--resamples', 5) == 0
 
 
 @pytest.mark.parametrize('names, message', [

@@ -249,13 +249,15 @@ def test_records_are_read_as_they_were_written(tmp_path):
 
 
 @pytest.mark.parametrize('name, value', [
-    ('attention', 'grad_cam'), ('sigma', 0.2), ('layer', 'inner'), ('tolerance', 5.)])
+    ('attention', 'grad_cam'), ('sigma', 0.2), ('layer', 'inner'), ('tolerance', 5.), ('layers', 'a b')])
 def test_different_maps_are_not_compared(name, value):
-    settings = {'attention': 'ach', 'sigma': 0.55, 'layer': 'last', 'tolerance': 0.}
+    settings = {
+        'attention': 'ach', 'sigma': 0.55, 'layer': 'last', 'tolerance': 0., 'architecture': 'toy', 'layers': 'c d'}
     a, b = replace(records(), settings=settings), replace(records(1, label='b'), settings={**settings, name: value})
-    with pytest.raises(DataError, match=f'were measured with different maps: `{name}` {settings[name]} and'):
+    with pytest.raises(DataError, match=f'have different maps: `{name}` {settings[name]} and'):
         compare(a, b, 5)
     assert compare(a, replace(b, settings=settings), 5)
+    assert compare(a, replace(b, settings={**settings, 'architecture': 'other', 'layers': 'e f'}), 5)
 
 
 def test_boxes_that_one_of_two_crops_has_lost_are_compared_where_both_have_them():

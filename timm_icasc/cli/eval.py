@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ICASCError
-from ..evaluation.bootstrap import compare
+from ..evaluation.bootstrap import check_same_maps, compare
 from ..evaluation.checkpoint import (
     Checkpoint,
     check_same_data,
@@ -194,6 +194,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoints = load_checkpoints(_sources(args), args)
     if args.compare:
         check_same_data(checkpoints[-2:])
+        a, b = checkpoints[-2:]
+        check_same_maps(a.map_settings, b.map_settings, a.label, b.label)
     records, folders = [], _folders(args, checkpoints)
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         records.append(_evaluate(args, checkpoint, folder))

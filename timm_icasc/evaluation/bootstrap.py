@@ -4,6 +4,7 @@ Shapes: `N` images, `R` resamples.
 """
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -13,7 +14,7 @@ from ..labels import check_same_classes
 from .image_records import ImageRecords
 from .measures import ORDER, curve_measures, mean_measures
 
-__all__ = ['compare']
+__all__ = ['check_same_maps', 'compare']
 
 SEED = 0
 
@@ -27,20 +28,37 @@ def _mean(counts: np.ndarray, numerator: np.ndarray, weight: np.ndarray) -> np.n
     return np.divide(counts @ numerator, total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
+def check_same_maps(
+        settings: dict[str, Any],
+        others: dict[str, Any],
+        where: str,
+        elsewhere: str,
+) -> None:
+    """Raise DataError where maps were, or will be, made in another way; other networks have other layers.
+
+    Args:
+        settings: Of `ImageRecords`, or a part of them.
+        others: Likewise.
+        where: Whose the settings are.
+        elsewhere: Whose the others are.
+    """
+    differ = [name for name, value in settings.items() if name in others and others[name] != value]
+    if 'architecture' in differ:
+        differ = [name for name in differ if name not in ('architecture', 'layers')]
+    if differ:
+        raise DataError(
+            f"'{where}' and '{elsewhere}' have different maps: "
+            f"{', '.join(f'`{name}` {settings[name]} and {others[name]}' for name in differ)}. Evaluate both with the "
+            'same.')
+
+
 def _check_comparable(a: ImageRecords, b: ImageRecords) -> None:
     same_images = a.files == b.files and np.array_equal(a.indices, b.indices)
     if not same_images or not np.array_equal(a.targets, b.targets):
         raise DataError(
             f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared in pairs.")
     check_same_classes(a.names[:a.known], b.names[:b.known], f"'{a.label}'", f"'{b.label}'")
-    differ = [
-        name for name, value in a.settings.items()
-        if name in b.settings and b.settings[name] != value]
-    if differ:
-        raise DataError(
-            f"'{a.label}' and '{b.label}' were measured with different maps: "
-            f"{', '.join(f'`{name}` {a.settings[name]} and {b.settings[name]}' for name in differ)}. Evaluate both "
-            'with the same.')
+    check_same_maps(a.settings, b.settings, a.label, b.label)
 
 
 def _with_common_pairs(own: ImageRecords, other: ImageRecords) -> ImageRecords:

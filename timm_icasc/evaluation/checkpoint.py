@@ -75,6 +75,15 @@ class Checkpoint:
         """The classes in the order of the logits, as the run, or the published model, has noted them down."""
         return _noted_names(self.run, Path(self.source), self.model)
 
+    @property
+    def map_settings(self) -> dict[str, str]:
+        """The network and its two layers; nothing where it has none."""
+        if self.layers is None:
+            return {}
+        return {
+            'architecture': self.model.pretrained_cfg.get('architecture'),
+            'layers': ' '.join(layer.path for layer in self.layers)}
+
     def class_name(self, index: int) -> str:
         # A head may have more outputs than the data set has classes.
         return self.names[index] if self.names and index < len(self.names) else str(index)

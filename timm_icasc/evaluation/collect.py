@@ -218,7 +218,7 @@ class _Collector:
         names = self.pairs[0] if self.pairs else ()
         settings = {
             'attention': self.config.attention, 'sigma': self.config.sigma, 'layer': self.layer,
-            'tolerance': self.tolerance}
+            'tolerance': self.tolerance, **self.checkpoint.map_settings}
         return replace(
             make_records(self.checkpoint, self.indices, self.scores, self.targets),
             images={name: torch.cat(parts).numpy() for name, parts in self.columns.items()},
