@@ -347,6 +347,12 @@ def test_maps_of_other_layers_of_one_network_are_not_compared(tmp_path, capsys):
     assert evaluate('--compare', *runs, '--layers', 'layer1', 'layer3', '--resamples', 5) == 0
 
 
+def test_ten_crops_without_a_crop_are_refused_before_the_work(run, monkeypatch, capsys):
+    monkeypatch.setattr('timm_icasc.evaluation.collect.make_loader', lambda *_: pytest.fail('images are measured'))
+    assert evaluate(run, '--ten-crop', '--crop-mode', 'border') == 2
+    assert '--ten-crop needs the crop mode center or squash' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('names, message', [
     (['red', 'blue', 'green'], "class 1 is 'green' in 'run0', and 'blue' in 'run1'"),
     (['red', 'lime', 'blue'], "class 1 is 'green' in 'run0', and 'lime' in 'run1'")])

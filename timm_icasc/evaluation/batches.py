@@ -54,7 +54,7 @@ class TenCropTransform:
         steps = list(transform.transforms)
         places = [i for i, step in enumerate(steps) if isinstance(step, transforms.CenterCrop)]
         if len(places) != 1:
-            raise DataError('`ten_crop` needs the crop mode center.')
+            raise DataError('`ten_crop` needs the crop mode center or squash.')
         self.before = transforms.Compose(
             [*steps[:places[0]], transforms.TenCrop(steps[places[0]].size)])
         self.after = transforms.Compose(steps[places[0] + 1:])

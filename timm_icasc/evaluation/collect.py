@@ -20,7 +20,7 @@ from ..losses import attention_overlap
 from ..objective.config import ICASCConfig
 from ..objective.maps import attention_maps
 from ..objective.separability import separability
-from .batches import Numbered, SizedTransform, make_loader, transformed_by
+from .batches import Numbered, SizedTransform, TenCropTransform, make_loader, transformed_by
 from .boxes import boxes_by_class, localise_batch
 from .checkpoint import Checkpoint
 from .faithfulness import map_faithfulness
@@ -252,12 +252,17 @@ def collect_records(
         robustness: Also hold the present classes' maps against those of the flipped and of the cropped image, and
             against those of all other images.
         faithfulness: Also blur and mask the images by the present classes' maps (`faithfulness.map_faithfulness`).
+
+    Raises:
+        DataError: Ten crops of images that are prepared without a crop.
     """
     utils.random_seed(SEED)
     device, dataset = checkpoint.device, checkpoint.dataset
     if device.type == 'cuda':
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     indices = list(range(len(dataset))) if indices is None else list(indices)
+    if ten_crop:
+        TenCropTransform(dataset.transform)  # what it refuses is refused before the work
     collector = _Collector(
         checkpoint, config or ICASCConfig(), indices, tolerance, layer, robustness, faithfulness)
     with transformed_by(dataset, SizedTransform(dataset.transform)):
