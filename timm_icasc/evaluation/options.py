@@ -40,7 +40,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"attention maps: {', '.join(method.title for method in METHODS.values())} (default: %(default)s)")
     group.add_argument(
         '--layer', default='last', choices=('last', 'inner'),
-        help='whose maps are held against boxes, co-occurring classes and blurred images (default: %(default)s)')
+        help='whose maps are held against boxes, co-occurring classes, flipped, cropped and blurred images '
+             '(default: %(default)s)')
     group.add_argument(
         '--sigma', type=float, default=0.55,
         help='mask threshold, fraction of the maximum, Eq. 4; also of the box (default: %(default)s)')
