@@ -107,6 +107,12 @@ class TestClearErrors:
         with pytest.raises(DataError, match=rf"'{name}' has the splits train and test \(validation\), no 'training-'"):
             create_dataset(name, str(tmp_path), 'training-')
 
+    @pytest.mark.parametrize('name', ['digits', 'cub200', 'torch/image_folder'])
+    def test_a_class_map_that_would_not_be_read(self, name, image_folder):
+        """`eval` takes the classes for those of the map."""
+        with pytest.raises(DataError, match=f"`class_map`: data set '{name}' has classes of its own"):
+            create_dataset(name, str(image_folder), 'train', class_map='map.txt')
+
     def test_unknown_type(self, tmp_path):
         with pytest.raises(DataError, match='Cannot read split'):
             create_dataset('torch/nothing', str(tmp_path), 'train', is_training=True)

@@ -130,10 +130,18 @@ def test_what_does_not_fit_is_said(options, said, noise, monkeypatch):
         set_up(monkeypatch, noise, *options.split())
 
 
-@pytest.mark.parametrize('option', ['--data-dir', '--train-num-samples', '--val-num-samples'])
-def test_what_the_digits_have_no_use_for_is_refused(option):
-    with pytest.raises(ICASCError, match=f'{option} has no effect on the embedded digits: leave it out'):
-        set_up_data(parse_args(['--dataset', 'digits', option, '3']))
+def test_the_digits_are_in_no_folder():
+    with pytest.raises(ICASCError, match='--data-dir has no effect on the embedded digits: leave it out'):
+        set_up_data(parse_args(['--dataset', 'digits', '--data-dir', '3']))
+
+
+@pytest.mark.parametrize('data', [['--dataset', 'digits'], ['--data-dir', 'x'], ['--dataset', 'hfds/x']])
+@pytest.mark.parametrize('option', ['--train-num-samples', '--val-num-samples'])
+def test_the_number_of_images_is_of_a_stream(option, data):
+    """Of other data it had no effect: all images were trained on."""
+    with pytest.raises(ICASCError, match=f'{option} is the number of images of a stream .*--limit-train'):
+        parse_args([*data, option, '3'])
+    assert parse_args(['--data-dir', 'x', '--dataset', 'wds/x', option, '3']).dataset == 'wds/x'
 
 
 class TestIntervalOfValidation:

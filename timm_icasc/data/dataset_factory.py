@@ -97,6 +97,7 @@ def create_dataset(
             raise DataError(
                 f"`image_endings` are of image folders and lists ({', '.join(LISTS)}); data set '{name}' knows its "
                 f'files: leave them out.')
+    _check_read(name, split, kwargs.get('class_map'))
     if name == 'digits':
         return DigitsDataset(split, kwargs.get('transform'), kwargs.get('input_img_mode', 'RGB'))
     if name in NAMES:
@@ -109,7 +110,6 @@ def create_dataset(
             f"`name`: unknown type '{name}'; it is 'digits', {', '.join(NAMES)}, or begins with "
             f"{', '.join(TYPES)}.")
     check_package(name)
-    _check_split(name, split)
     endings = image_endings or get_img_extensions()
     if not name:
         check_folder(Path(root), split, endings, bool(kwargs.get('class_map')))
@@ -128,8 +128,11 @@ def create_dataset(
     return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)
 
 
-def _check_split(name: str, split: str) -> None:
-    """Raise DataError where timm would read another split than is named, without a word."""
+def _check_read(name: str, split: str, class_map: Any) -> None:
+    """Raise DataError where another split than is named would be read, or other classes, without a word."""
+    own_order = name == 'digits' or name.startswith('torch/') or name in NAMES and name not in LISTS
+    if class_map and own_order:
+        raise DataError(f"`class_map`: data set '{name}' has classes of its own, in their order: leave it out.")
     if name.lower() in ('', 'torch/folder', 'torch/image_folder') and '[' in split:
         raise DataError(
             f"`split`: '{split}' asks for a part of a folder, which is read whole: give each split a folder of its "

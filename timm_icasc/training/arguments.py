@@ -126,6 +126,12 @@ def _check_together(args: argparse.Namespace) -> None:
     for option, given in (('--input-key', args.input_key), ('--target-key', args.target_key)):
         if given and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
             raise ICASCError(f"{option} names a column of hfds/, hfids/ or wds/ data, not of '{args.dataset}'.")
+    for option, given in (
+            ('--train-num-samples', args.train_num_samples), ('--val-num-samples', args.val_num_samples)):
+        if given and not args.dataset.startswith(('hfids/', 'tfds/', 'wds/')):
+            raise ICASCError(
+                f'{option} is the number of images of a stream (hfids/, tfds/, wds/): leave it out; --limit-train N '
+                f'takes a part of other training images.')
     if args.pretrained_path and args.initial_checkpoint:
         raise ICASCError(
             '--pretrained-path and --initial-checkpoint both name the first weights: leave one of them out.')

@@ -63,10 +63,9 @@ def _check_sizes(args: argparse.Namespace) -> None:
 
 
 def _check_digits(args: argparse.Namespace) -> None:
-    """Refuse options that the embedded digits, which are whole and in no folder, have no use for."""
-    for name in ('data_dir', 'train_num_samples', 'val_num_samples'):
-        if args.dataset == 'digits' and getattr(args, name):
-            raise ICASCError(f"--{name.replace('_', '-')} has no effect on the embedded digits: leave it out.")
+    """Refuse a folder for the embedded digits, which are in none."""
+    if args.dataset == 'digits' and args.data_dir:
+        raise ICASCError('--data-dir has no effect on the embedded digits: leave it out.')
 
 
 def _match_classes(
