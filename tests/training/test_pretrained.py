@@ -7,6 +7,8 @@ import torch
 from timm.utils import ModelEmaV3
 
 from timm_icasc.errors import ICASCError
+from timm_icasc.hub.tags import CARDS
+from timm_icasc.training import model_factory
 from timm_icasc.training.arguments import parse_args
 from timm_icasc.training.model_factory import set_up_model
 from timm_icasc.training.pretrained import rename_to_timm
@@ -202,3 +204,20 @@ def test_an_initial_checkpoint_with_another_head_names_the_other_option(tmp_path
     args.in_chans, args.rank = 3, 0
     with pytest.raises(ICASCError, match='--initial-checkpoint: .* 3 classes; .*--pretrained-path'):
         set_up_model(args)
+
+
+@pytest.mark.parametrize('size', [['--img-size', '64'], ['--input-size', '3', '64', '32'], []])
+def test_a_network_of_one_size_that_its_files_alone_tell_of(size, monkeypatch):
+    """It was made for the images of its files, and could not run on those that were asked for."""
+    monkeypatch.setattr(model_factory, 'go_offline_unless_the_hub_answers', lambda: '')
+    folder = CARDS / 'vit_tiny_patch16_224.icasc_cifar20'
+    args = parse_args([
+        '--data-dir', 'x', '--model', f'local-dir:{folder}', '--pretrained', '--num-classes', '20', *size])
+    args.in_chans, args.rank = 3, 0
+    model = set_up_model(args)
+    asked = tuple(map(int, size[-2:])) if len(size) > 2 else (64, 64) if size else (32, 32)
+    assert model.patch_embed.img_size == asked
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(1, 3, *asked)).shape == (1, 20)
+    original = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    assert torch.equal(model.head.weight, original.head.weight)

@@ -109,15 +109,18 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
                 check_intact(Path(file))
             except ICASCError as e:
                 raise ICASCError(f"--{option.replace('_', '-')}: {e}") from e
-    config = None if args.model.startswith(UNREGISTERED) else timm.get_pretrained_cfg(
-        args.model, allow_unregistered=True)
-    if (args.img_size or args.input_size) and config is not None and config.fixed_input_size:
-        # Position embeddings are made for one size.
-        kwargs.setdefault('img_size', tuple(args.input_size[1:]) if args.input_size else args.img_size)
+    registered = not args.model.startswith(UNREGISTERED)
+    config = timm.get_pretrained_cfg(args.model, allow_unregistered=True) if registered else None
+    size = tuple(args.input_size[1:]) if args.input_size else args.img_size
+    sized = {'img_size': size, **kwargs} if size else kwargs  # position embeddings are made for one size
+    if config is not None and config.fixed_input_size:
+        kwargs = sized
     unreachable = ''
     if args.pretrained and args.model not in WEIGHT_TAGS or args.model.startswith(HUB_NAMES):
         unreachable = go_offline_unless_the_hub_answers()
     model = _create_model(args, kwargs, unreachable)
+    if not registered and sized != kwargs and model.pretrained_cfg.get('fixed_input_size'):
+        model = _create_model(args, sized, unreachable)  # only its files tell that it has one size
     getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # else copies of the model would carry it along
     initialise_head(args, model)
     if args.grad_checkpointing:
