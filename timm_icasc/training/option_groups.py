@@ -358,7 +358,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help='stop when --eval-metric has not become better for N epochs (default: do not)')
     group.add_argument(
         '--val-interval', type=int, default=1, metavar='N',
-        help='validate every N-th epoch, and the last one (default: %(default)s)')
+        help='validate the first epoch, every N-th after it, and the last one (default: %(default)s)')
     group.add_argument(
         '--eval-metric', choices=(*SINGLE.eval_metrics, *MULTI.eval_metrics, 'loss'),
         help='what makes a checkpoint the best (default: top1, of multi-label data mAP)')
