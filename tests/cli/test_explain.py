@@ -23,6 +23,7 @@ from timm_icasc.evaluation.explainers import load_explainer, load_explainers
 from timm_icasc.explanation import Explainer
 from timm_icasc.figures import explained
 from timm_icasc.figures.explained import Outputs, explain_files
+from timm_icasc.hub.tags import CARDS
 
 
 @pytest.fixture(scope='module')
@@ -278,6 +279,12 @@ class TestModels:
             (run / 'results.json').write_text(json.dumps({'method': 'cross-entropy', 'last': measures}))
         assert load_explainer(str(run), load_options()).labels.score == kind
         assert load_explainer(str(run), load_options(), multilabel=True).labels.score == 'sigmoid'
+
+    @pytest.mark.parametrize('tag, kind', [
+        ('tf_efficientnet_lite0.icasc_voc2007', 'sigmoid'), ('resnet20_cifar.icasc_digits', 'softmax')])
+    def test_a_weight_tag_and_its_folder_are_of_one_kind(self, tag, kind):
+        for source in (tag, f'local-dir:{CARDS / tag}'):
+            assert load_explainer(source, load_options()).labels.score == kind
 
     def test_runs_of_one_name_are_told_apart(self, tmp_path):
         """By the folder above; where that has the same name too, by a number."""

@@ -11,6 +11,7 @@ from ..explanation import Explainer
 from ..explanation.class_names import class_names_of, fill_up
 from ..foreign_files import read_json
 from ..hub.model_folder import CONFIG, METADATA_KEY
+from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI
 from ..training.model_factory import HUB_NAMES
 from .checkpoint import Checkpoint, load_checkpoint, name_apart
@@ -24,7 +25,9 @@ MULTI_LABEL_NAMES = ('voc2007', 'voc2012', 'voc2007-packed', 'multilabel')
 
 def _published_run(source: str) -> dict[str, Any]:
     """What the configuration of a published model notes down of its run; nothing where it is not of this package."""
-    kind, _, place = source.partition(':')
+    if source in WEIGHT_TAGS:
+        return WEIGHT_TAGS[source].noted
+    _, _, place = source.partition(':')
     file: Any = Path(place) / CONFIG
     if source.startswith(HUB_NAMES):
         repo, _, revision = place.partition('@')

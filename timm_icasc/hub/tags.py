@@ -46,6 +46,7 @@ class WeightTag:
         model_args: What the architecture is built with, as in its folder's config.json.
         shipped: Folder that holds the weights, or None.
         hub: 'repo_id' and 'revision' (a commit) where they are published, or None.
+        noted: What its config.json notes down of the run.
     """
     name: str
     sha256: str
@@ -53,6 +54,7 @@ class WeightTag:
     shipped: Path | None = None
     hub: dict[str, str] | None = None
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    noted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def folder(self, cache_dir: Path | None = None) -> tuple[Path, str]:
         """Folder with the verified weights, and the name of the source; fetched where they are not shipped.
@@ -116,7 +118,8 @@ def find_tags(cards: Path = CARDS) -> dict[str, WeightTag]:
         entries = _with_tuples({**config['pretrained_cfg'], 'label_names': config.get('label_names')})
         sha256 = config['timm_icasc']['sha256'] if shipped else hub['sha256']
         found[folder.name] = WeightTag(
-            folder.name, sha256, entries, shipped, hub, _with_tuples(config.get('model_args') or {}))
+            folder.name, sha256, entries, shipped, hub, _with_tuples(config.get('model_args') or {}),
+            config['timm_icasc'])
     return found
 
 
