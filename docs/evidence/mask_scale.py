@@ -27,7 +27,7 @@ def target_maps(name: str, weights: str, dataset, batch_size: int) -> torch.Tens
     num_classes = len(dataset.reader.class_to_idx)
     create = partial(timm.create_model, name, num_classes=num_classes)
     if weights:
-        model, _ = create_from_file(
+        model, *_ = create_from_file(
             weights, lambda overlay: create(pretrained=True, pretrained_cfg_overlay=overlay), num_classes)
     else:
         model = create()

@@ -45,6 +45,17 @@ def test_zero_gives_equal_scores():
     assert torch.equal(scores, torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize('option', ['--initial-checkpoint', '--pretrained-path'])
+def test_a_trained_head_is_not_scaled_in_silence(option, tmp_path, recwarn):
+    torch.save(model_of('--model', 'resnet8_cifar').state_dict(), tmp_path / 'trained.pth')
+    options = ('--model', 'resnet8_cifar', option, str(tmp_path / 'trained.pth'))
+    assert model_of(*options, '--head-init-scale', '1').get_classifier().weight.any() and not len(recwarn)
+    model_of(*options, '--num-classes', '5', '--head-init-scale', '0') if option == '--pretrained-path' else None
+    assert not len(recwarn), 'the head is new'
+    with pytest.warns(UserWarning, match='--head-init-scale 0 also scales the head of .*; --head-init-scale 1 keeps'):
+        assert not model_of(*options, '--head-init-scale', '0').get_classifier().weight.any()
+
+
 def test_the_bias():
     model = model_of('--model', 'resnet8_cifar', '--head-init-bias', '-2')
     assert (model.get_classifier().bias == -2).all() and model.get_classifier().weight.any()

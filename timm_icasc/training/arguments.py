@@ -116,8 +116,8 @@ def _check_resident(args: argparse.Namespace) -> None:
         raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
 
 
-def _check_together(args: argparse.Namespace) -> None:
-    """Options that mean nothing without another one, or against it."""
+def _check_of_others(args: argparse.Namespace) -> None:
+    """Options that mean nothing without another one."""
     for option, given in (
             ('--bce-target-thresh', args.bce_target_thresh is not None), ('--bce-sum', args.bce_sum),
             ('--bce-pos-weight', args.bce_pos_weight is not None)):
@@ -132,6 +132,20 @@ def _check_together(args: argparse.Namespace) -> None:
             raise ICASCError(
                 f'{option} is the number of images of a stream (hfids/, tfds/, wds/): leave it out; --limit-train N '
                 f'takes a part of other training images.')
+    for option, needed, alone in (
+            ('--clip-mode', '--clip-grad', args.clip_mode != 'norm' and args.clip_grad is None),
+            ('--amp-dtype bfloat16', '--amp', args.amp_dtype != 'float16' and not args.amp),
+            ('--model-ema-warmup', '--model-ema', args.model_ema_warmup and not args.model_ema),
+            ('--torchcompile-mode', '--torchcompile', args.torchcompile_mode and not args.torchcompile)):
+        if alone:
+            raise ICASCError(f'{option} does nothing without {needed}: give that too, or leave it out.')
+    for name in ('num_classes', 'in_chans'):
+        if name in args.model_kwargs:
+            raise ICASCError(f"--model-kwargs: '{name}' has an option of its own, --{name.replace('_', '-')}.")
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Options that go against another one."""
     if args.pretrained_path and args.initial_checkpoint:
         raise ICASCError(
             '--pretrained-path and --initial-checkpoint both name the first weights: leave one of them out.')
@@ -158,6 +172,7 @@ def _check(args: argparse.Namespace) -> None:
             f'got {args.batch_size}.')
     if args.loss == 'asl' and mixes(args):
         raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
+    _check_of_others(args)
     _check_together(args)
     if args.icasc_fast:
         _check_fast(args)

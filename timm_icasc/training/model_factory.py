@@ -1,6 +1,7 @@
 """The model that a training begins with: timm's factory, with every misfit as one clear line."""
 import argparse
 import difflib
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
 from ..errors import HubError, ICASCError, one_line
+from ..foreign_text import printable
 from ..hub.failures import one_line_errors, repo_at
 from ..hub.tags import WEIGHT_TAGS
 from ..runs.intact import check_intact
@@ -59,6 +61,14 @@ def _explain_hub(name: str, unreachable: str, error: Exception) -> None:
         raise ICASCError(f'--model {name}: {one_line(e)}') from e
 
 
+def _warn_of_scaled_head(args: argparse.Namespace, file: str) -> None:
+    """Where a trained head is scaled too: the recipe may have been written for a new one."""
+    if args.head_init_scale not in (None, 1):
+        warnings.warn(
+            f"--head-init-scale {args.head_init_scale:g} also scales the head of '{printable(file)}'; "
+            f'--head-init-scale 1 keeps it as it is.', stacklevel=2)
+
+
 def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable: str) -> nn.Module:
     """The model; `unreachable` says why the Hub does not answer, where it does not."""
     create = partial(
@@ -67,12 +77,16 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
         drop_block_rate=args.drop_block, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps)
     try:
         if args.pretrained_path:
-            model, loaded = create_from_file(
+            model, loaded, has_head = create_from_file(
                 args.pretrained_path,
                 lambda overlay: create(pretrained=True, pretrained_cfg_overlay=overlay, **kwargs),
                 args.num_classes)
             log(args, f"weights of '{args.pretrained_path}': {loaded}")
+            if has_head:
+                _warn_of_scaled_head(args, args.pretrained_path)
             return model
+        if args.initial_checkpoint:
+            _warn_of_scaled_head(args, args.initial_checkpoint)
         return create(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
     except ICASCError:  # says cause and remedy already
         raise

@@ -128,11 +128,16 @@ class _Loading:
         """The model's tensors that were not loaded, but for those of its head and of the norm of its pooling."""
         return [name for name in self.missing if not name.startswith((*_heads(self.model), 'fc_norm.'))]
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the file had the whole head of the model."""
+        return not any(name.startswith(_heads(self.model)) for name in self.missing)
+
     def describe(self) -> str:
         """In numbers, for the log."""
         total, classes = len(self.model.state_dict()), self.model.num_classes
         head = 'head loaded'
-        if any(name.startswith(_heads(self.model)) for name in self.missing):
+        if not self.has_head:
             head = f"head new ({f'{self.head_size} -> ' if self.head_size else ''}{classes} classes)"
         unused = f', {self.unused} of the file not used' if self.unused else ''
         return f'{total - len(self.missing)} of {total} tensors loaded, {head}{unused}'
@@ -203,7 +208,7 @@ def create_from_file(
         path: str | Path,
         create: Callable[[dict[str, Any]], nn.Module],
         num_classes: int,
-) -> tuple[nn.Module, str]:
+) -> tuple[nn.Module, str, bool]:
     """A model with the weights of a file: all but those of its head, and the head's where the classes are as many.
 
     Args:
@@ -212,13 +217,13 @@ def create_from_file(
         num_classes: Number of classes of the model.
 
     Returns:
-        The model, and in numbers what was loaded.
+        The model, in numbers what was loaded, and whether the head was (False where the model's own code reads).
 
     Raises:
         ICASCError: The file cannot be read, or the model has tensors, other than its head's, that are not in it.
     """
     if Path(path).suffix.lower() in ('.npz', '.npy'):
-        return create({'file': str(path), 'num_classes': -1}), "read by the model's own code"
+        return create({'file': str(path), 'num_classes': -1}), "read by the model's own code", False
     weights, random_state = read_weights(path), torch.get_rng_state()
 
     def load(state_dict: dict[str, torch.Tensor]) -> _Loading:
@@ -237,4 +242,4 @@ def create_from_file(
         raise ICASCError(
             f"--pretrained-path: '{path}' does not fit --model: {why}; it has {', '.join(list(weights)[:3])}. Name "
             f'the architecture that the file is of, or rename its tensors.')
-    return loading.model, loading.describe()
+    return loading.model, loading.describe(), loading.has_head
