@@ -124,6 +124,7 @@ def test_momentum_of_batch_norm(noise, monkeypatch):
     ('--opt lookahead_adahessian', '--opt lookahead_adahessian takes second derivatives'),
     ('--model dla46_c --grad-checkpointing', '--grad-checkpointing: dla46_c does not support it'),
     ('--drop-block 0.1', '--model resnet8_cifar: .*drop_block_rate'),
+    ('--train-crop-mode rkrr --resident-data --no-aug', '--resident-data pads, .*: --train-crop-mode'),
     ('--grayscale-prob 1 --resident-data --no-aug', '--resident-data pads, .*: --grayscale-prob')])
 def test_what_does_not_fit_is_said(options, said, noise, monkeypatch):
     with pytest.raises(ICASCError, match=said):

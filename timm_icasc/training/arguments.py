@@ -109,6 +109,7 @@ def _check_resident(args: argparse.Namespace) -> None:
     cropped = args.crop_padding is not None or args.no_aug
     others = {
         '--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,
+        '--train-crop-mode': args.train_crop_mode,
         '--color-jitter (give 0)': args.color_jitter and not args.no_aug, '--vflip': args.vflip,
         '--mixup': args.mixup, '--cutmix': args.cutmix or args.cutmix_minmax, '--aug-repeats': args.aug_repeats,
         '--grayscale-prob': args.grayscale_prob, '--gaussian-blur-prob': args.gaussian_blur_prob}
