@@ -1,8 +1,10 @@
 """`timm-icasc eval` from the command line to the files, on small models with random weights."""
 import csv
 import json
+import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,6 +234,18 @@ def test_the_folder_that_one_is_in_has_its_name(run, tmp_path, capsys, monkeypat
     labels = [one.label for one in load_checkpoints(['.', '../other/run'], default_options())]
     assert labels == [f'{tmp_path.name}-run', 'other-run'], str(other)
     assert load_checkpoint('last.pth.tar', default_options()).label == 'run'
+
+
+@pytest.mark.parametrize('written_before', [False, True])
+def test_a_run_that_cannot_be_written_to_is_refused_before_the_work(written_before, run, tmp_path, capsys, monkeypatch):
+    if written_before:
+        (run / 'eval').mkdir()
+    place = run / 'eval' if written_before else run
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != place)
+    assert evaluate(run, '--images', 5) == 2
+    printed = capsys.readouterr()
+    assert f"'{place}' is read only; name another folder, --output DIR." in printed.err and not printed.out
+    assert evaluate(run, '--images', 5, '--output', tmp_path / 'other') == 0
 
 
 def test_checkpoints_of_one_folder_do_not_overwrite_each_other(run, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ data set has bounding boxes, pairs.csv (per image and class) to eval/ in the run
 The same checkpoint on the same images gives the same numbers; all checkpoints are measured with the same maps.
 """
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,14 @@ def _folders(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> lis
         folders.append(path_inside(run_folder, inside))  # the run may be somebody else's
         refuse_links_out_of(folders[-1], [EVALUATED, CLASSES, IMAGES, PAIRS, RECORDS])
     return folders
+
+
+def _check_writable(folders: Sequence[Path]) -> None:
+    """Refuse, before the work and not after it, folders of runs that are another's or on a disk that is read only."""
+    for folder in folders:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(there, os.W_OK):
+            raise ICASCError(f"cannot write to '{folder}': '{there}' is read only; name another folder, --output DIR.")
 
 
 def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -197,6 +206,7 @@ def run(args: argparse.Namespace) -> int:
         a, b = checkpoints[-2:]
         check_same_maps(a.map_settings, b.map_settings, a.label, b.label)
     records, folders = [], _folders(args, checkpoints)
+    _check_writable(folders)
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         records.append(_evaluate(args, checkpoint, folder))
         checkpoint.model.cpu()  # one model on the device at a time
