@@ -288,6 +288,18 @@ class TestReport:
         assert sweep(recorded[0].file, '--report') == 0
         assert '| order-1 | 0.500, 1 of 2 seeds (+0.000) |' in (tmp_path / 'page.md').read_text()
 
+    def test_studies_that_share_their_records_have_a_figure_each(self, recorded, tmp_path):
+        study, _ = recorded
+        other = tmp_path / 'other.yaml'
+        other.write_text(yaml.safe_dump({
+            **STUDY, 'variants': {'plain': {'icasc': False}}, 'records': 'records/s', 'report': 'other.md'}))
+        (tmp_path / 'other.md').write_text(PAGE.replace('study s', 'study other'))
+        assert sweep(study.file, '--report') == 0
+        figure = (tmp_path / 'records' / 's.png').read_bytes()
+        assert sweep(other, '--report') == 0
+        assert (tmp_path / 'records' / 's.png').read_bytes() == figure
+        assert '](records/other.png)' in (tmp_path / 'other.md').read_text()
+
     def test_against_another_variant(self, recorded, tmp_path, capsys):
         study, correct = recorded
         assert sweep(study.file, '--report', '--baseline', 'order-1') == 0

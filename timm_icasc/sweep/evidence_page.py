@@ -166,7 +166,7 @@ def write_page(
         raise ICASCError(f"'{study.file}' names no page: add 'report: FILE.md'.")
     name = f'study {study.name}'
     around_marks(study.report, name)  # before the figure is drawn
-    figure = curves_figure(study, records, study.records.parent / f'{study.records.name}.png')
+    figure = curves_figure(study, records, study.records.parent / f'{study.name}.png')
     body = _body(study, records, summaries, Path(os.path.relpath(figure, study.report.parent)))
     replace_between(study.report, name, body)
     return study.report
