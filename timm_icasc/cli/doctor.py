@@ -25,7 +25,7 @@ from ..foreign_text import printable
 from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_errors, request_timeout
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
-from ..runs.files import write_text
+from ..runs.files import existing_part, write_text
 from ..runs.find import refuse_file_of_run
 from ..runs.provenance import installed_versions
 from ..version import TIMM_FOR_TRAINING
@@ -102,7 +102,7 @@ def _check_versions() -> tuple[bool | None, str]:
 
 def _check_cache() -> tuple[bool | None, str]:
     cache = Path(constants.HF_HUB_CACHE)
-    place = next(p for p in (cache, *cache.absolute().parents) if p.exists())  # the rest is made when it is needed
+    place = existing_part(cache)  # the rest is made when it is needed
     try:
         with tempfile.TemporaryFile(dir=place):
             return True, f'{cache} can be written to'

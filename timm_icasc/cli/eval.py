@@ -33,7 +33,7 @@ from ..evaluation.options import default_options
 from ..evaluation.report import print_measures, write_evaluation
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
-from ..runs.files import together
+from ..runs.files import existing_part, together
 from ..runs.find import find_runs, refuse_folder_of_run
 from ..runs.folder import (
     CHECKPOINT,
@@ -94,7 +94,7 @@ def _folders(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> lis
 def _check_writable(folders: Sequence[Path]) -> None:
     """Refuse, before the work and not after it, folders of runs that are another's or on a disk that is read only."""
     for folder in folders:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        there = existing_part(folder)
         if not os.access(there, os.W_OK):
             raise ICASCError(f"cannot write to '{folder}': '{there}' is read only; name another folder, --output DIR.")
 

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and what a kill leaves stays
     fcntl = None
 
-__all__ = ['is_free', 'replacing', 'replacing_folder', 'together', 'write_text']
+__all__ = ['existing_part', 'is_free', 'replacing', 'replacing_folder', 'together', 'write_text']
 
 PARTIAL = '.part'
 
@@ -234,6 +234,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
     except OSError as e:
         raise e if isinstance(e, ICASCError) else _failure(path, e) from e
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself, or the folder above it that is there, in which the rest would be made."""
+    return next(part for part in (path, *path.absolute().parents) if part.exists())
 
 
 def is_free(folder: Path) -> bool:
