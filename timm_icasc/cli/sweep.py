@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and not value > 0:
             raise ICASCError(f'--{name} must be more than 0, got {value}.')
     own = (args.data_dir, args.output, args.records, args.part, args.baseline)
-    if len(args.files) > 1 and not (args.report and own == (None,) * len(own)):
+    if len(args.files) > 1 and (not args.report or any(value is not None for value in own)):
         raise ICASCError('several studies take --report and no other option: their data and folders differ.')
     part = _part(args.part)
     if part and args.report:
