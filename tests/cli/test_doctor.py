@@ -53,7 +53,7 @@ def test_a_cache_that_cannot_be_written(examine, tmp_path):
     (tmp_path / 'home').write_text('a file, where a folder should be')
     code, lines, record = examine()
     assert code == 1 and not record['in_order'] and lines[-1] == 'to be mended: Hub cache'
-    assert found(record, 'Hub cache')[1].startswith(f"cannot write to '{tmp_path / 'home'}'")
+    assert found(record, 'Hub cache')[1].startswith(f"cannot write to '{tmp_path / 'home' / 'hub'}'")
 
 
 def test_a_step_that_fails(examine, monkeypatch):

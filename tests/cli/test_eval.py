@@ -1,8 +1,10 @@
 """`timm-icasc eval` from the command line to the files, on small models with random weights."""
 import csv
+import errno
 import json
 import os
 import pickle
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,15 +238,28 @@ def test_the_folder_that_one_is_in_has_its_name(run, tmp_path, capsys, monkeypat
     assert load_checkpoint('last.pth.tar', default_options()).label == 'run'
 
 
+def read_only(path, monkeypatch):
+    """From now on no file without a name can be made in the folder, as on a disk that is read only."""
+    original = tempfile.TemporaryFile
+
+    def make(*args, dir=None, **kwargs):
+        if dir is not None and Path(dir) == path:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return original(*args, dir=dir, **kwargs)
+
+    monkeypatch.setattr(tempfile, 'TemporaryFile', make)
+
+
 @pytest.mark.parametrize('written_before', [False, True])
 def test_a_run_that_cannot_be_written_to_is_refused_before_the_work(written_before, run, tmp_path, capsys, monkeypatch):
     if written_before:
         (run / 'eval').mkdir()
     place = run / 'eval' if written_before else run
-    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != place)
+    read_only(place, monkeypatch)
     assert evaluate(run, '--images', 5) == 2
     printed = capsys.readouterr()
-    assert f"'{place}' is read only; name another folder, --output DIR." in printed.err and not printed.out
+    assert f"'{run / 'eval'}': Read-only file system; name another folder, --output DIR." in printed.err
+    assert not printed.out
     assert evaluate(run, '--images', 5, '--output', tmp_path / 'other') == 0
 
 

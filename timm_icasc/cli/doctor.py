@@ -7,7 +7,6 @@ Nothing is downloaded. Without a network the token is not checked, which is no f
 import argparse
 import json
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from ..foreign_text import printable
 from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_errors, request_timeout
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
-from ..runs.files import existing_part, write_text
+from ..runs.files import check_writable, write_text
 from ..runs.find import refuse_file_of_run
 from ..runs.provenance import installed_versions
 from ..version import TIMM_FOR_TRAINING
@@ -102,12 +101,11 @@ def _check_versions() -> tuple[bool | None, str]:
 
 def _check_cache() -> tuple[bool | None, str]:
     cache = Path(constants.HF_HUB_CACHE)
-    place = existing_part(cache)  # the rest is made when it is needed
     try:
-        with tempfile.TemporaryFile(dir=place):
-            return True, f'{cache} can be written to'
+        check_writable(cache)
+        return True, f'{cache} can be written to'
     except OSError as e:
-        return False, f"cannot write to '{place}' ({e.strerror}): set HF_HOME or HF_HUB_CACHE to a folder of yours"
+        return False, f"cannot write to '{cache}' ({e.strerror}): set HF_HOME or HF_HUB_CACHE to a folder of yours"
 
 
 def _check_step(device: str, order: int) -> tuple[bool | None, str]:

@@ -11,7 +11,6 @@ data set has bounding boxes, pairs.csv (per image and class) to eval/ in the run
 The same checkpoint on the same images gives the same numbers; all checkpoints are measured with the same maps.
 """
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from ..evaluation.options import default_options
 from ..evaluation.report import print_measures, write_evaluation
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
-from ..runs.files import existing_part, together
+from ..runs.files import check_writable, together
 from ..runs.find import find_runs, refuse_folder_of_run
 from ..runs.folder import (
     CHECKPOINT,
@@ -94,9 +93,11 @@ def _folders(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> lis
 def _check_writable(folders: Sequence[Path]) -> None:
     """Refuse, before the work and not after it, folders of runs that are another's or on a disk that is read only."""
     for folder in folders:
-        there = existing_part(folder)
-        if not os.access(there, os.W_OK):
-            raise ICASCError(f"cannot write to '{folder}': '{there}' is read only; name another folder, --output DIR.")
+        try:
+            check_writable(folder)
+        except OSError as e:
+            raise ICASCError(
+                f"cannot write to '{folder}': {e.strerror}; name another folder, --output DIR.") from e
 
 
 def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and what a kill leaves stays
     fcntl = None
 
-__all__ = ['existing_part', 'is_free', 'replacing', 'replacing_folder', 'together', 'write_text']
+__all__ = ['check_writable', 'is_free', 'replacing', 'replacing_folder', 'together', 'write_text']
 
 PARTIAL = '.part'
 
@@ -236,9 +237,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise e if isinstance(e, ICASCError) else _failure(path, e) from e
 
 
-def existing_part(path: Path) -> Path:
-    """The path itself, or the folder above it that is there, in which the rest would be made."""
-    return next(part for part in (path, *path.absolute().parents) if part.exists())
+def check_writable(folder: Path) -> None:
+    """Make a file without a name in the folder, or in the one above it that is there; nothing stays.
+
+    Raises:
+        OSError: Nothing can be written there, with the reason of the system.
+    """
+    place = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    with tempfile.TemporaryFile(dir=place):
+        pass
 
 
 def is_free(folder: Path) -> bool:
