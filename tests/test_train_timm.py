@@ -518,6 +518,13 @@ def test_plain_loss_on_a_model_without_features(run, featureless):
     assert code == 0 and 'Results' in out
 
 
+@pytest.mark.parametrize('icasc', [True, False])
+def test_images_of_a_size_that_the_model_cannot_take(icasc, run):
+    """ConvNeXt halves them five times."""
+    code, _, err = run('--icasc' if icasc else '--no-icasc', '--model', 'convnext_atto', '--img-size', 8)
+    assert code == 2 and 'ConvNeXt cannot run on 3 x 8 x 8 images' in err and 'Traceback' not in err
+
+
 def test_images_that_cannot_be_read(run, tmp_path):
     for split in ('train', 'val'):
         for name in ('ant', 'bat'):

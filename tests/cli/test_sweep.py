@@ -288,6 +288,40 @@ class TestReport:
         assert sweep(recorded[0].file, '--report') == 0
         assert '| order-1 | 0.500, 1 of 2 seeds (+0.000) |' in (tmp_path / 'page.md').read_text()
 
+    @pytest.mark.parametrize('noted', [True, False], ids=['by the record', 'by the options'])
+    def test_maps_of_other_layers_have_no_differences(self, noted, recorded, tmp_path, capsys):
+        """Maps of two layers overlap by other amounts, whatever the training did."""
+        study, _ = recorded
+        for run in study.runs[:-1]:
+            file = record_path(study, run)
+            record = json.loads(file.read_text())
+            layers = ['layer2', 'layer4'] if run.variant == 'order-1' else ['layer3', 'layer4']
+            (record['evaluated'] if noted else record['options'])['layers' if noted else 'icasc_layers'] = layers
+            file.write_text(json.dumps(record))
+        note = "Maps of order-1 are from layer2 and layer4, the baseline's from other layers"
+        summaries = summarise(study, read_records(study))
+        assert not summaries[0].differences and set(summaries[1].differences) == {
+            'top1', 'ks', 'last_top1', 'last_seconds', 'seconds'}
+        assert (sweep(study.file, '--report') == 0) == noted  # the options are no longer those of the study
+        if noted:
+            page = (tmp_path / 'page.md').read_text()
+            assert note in capsys.readouterr().out and note in page.replace('`', '')
+            assert '| order-1 | 0.500 ± 0.000 | 0.350 ± 0.071 (+0.300) |' in page
+            assert '(records/s.png)\n' in page
+
+    @pytest.mark.parametrize('change', [
+        {'model': 'other'}, {'arguments': ['--layers', 'layer2', 'layer4']}, {'icasc_layers': None}],
+        ids=['another network', 'one choice for all', 'layers unknown'])
+    def test_where_layers_do_not_differ_or_have_to(self, change, recorded):
+        study, _ = recorded
+        records = read_records(study)
+        for name, record in records.items():
+            record['options']['icasc_layers'] = ['layer2' if name.startswith('order') else 'layer3:NCHW', 'layer4']
+            if name.startswith('plain'):
+                record['options'].update({k: v for k, v in change.items() if k != 'arguments'})
+            record['evaluated']['arguments'] = change.get('arguments', [])
+        assert 'overlap_last' in summarise(study, records)[1].differences
+
     def test_studies_that_share_their_records_have_a_figure_each(self, recorded, tmp_path):
         study, _ = recorded
         other = tmp_path / 'other.yaml'

@@ -46,7 +46,7 @@ from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
 from ..sweep.run_record import check_unchanged, read_records
 from ..sweep.runner import Outcome, carry_out
 from ..sweep.study import Study, load_study
-from ..sweep.summary import missing_seeds, summarise
+from ..sweep.summary import layers_note, missing_seeds, summarise
 from ..training.interrupt import interruptible
 
 MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is done
@@ -174,5 +174,7 @@ def _print_tables(study: Study, records: dict[str, dict[str, Any]]) -> None:
     summaries = summarise(study, records)
     for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
         print(f'\n{text(rows)}')
+    if note := layers_note(summaries):
+        print(f'\n{note}')
     if missing := missing_seeds(study, records):
         print(f'\nno record yet, with these seeds: {missing}')

@@ -22,7 +22,7 @@ from ..objective.config import TERMS
 from .image_records import ImageRecords
 
 __all__ = [
-    'MEASURES', 'Measure', 'ORDER', 'class_table', 'confused_classes', 'correct_predictions',
+    'MEASURES', 'Measure', 'OF_MAPS', 'ORDER', 'class_table', 'confused_classes', 'correct_predictions',
     'curve_measures', 'ks_of', 'mean_measures', 'measure_of', 'summarise',
 ]
 
@@ -34,6 +34,8 @@ ORDER = (
     'across_images', 'own_drop', 'other_drop', 'class_specificity', 'own_drop_random', 'other_drop_random',
     'class_specificity_random', 'deletion', 'insertion', 'average_drop', 'average_increase', 'silent_maps', 'pointing',
     'energy', 'iou', 'iou50', 'no_map', 'box_area', 'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
+
+OF_MAPS = frozenset(ORDER[ORDER.index('overlap_inner'):]) - {'box_area'}  # of the others, scores and boxes are enough
 
 PAIR_MEASURES = ('pointing', 'energy', 'iou', 'iou50', 'no_map', 'box_area')
 

@@ -88,7 +88,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
                 'threads': environment['OMP_NUM_THREADS'], 'system': platform.platform()},
             'wall_time': sum(row[SECONDS] for row in curve),  # of all epochs, interrupted or not
             'evaluated': {
-                **{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention')},
+                **{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention', 'layers')},
                 'sha256': images.sha256, 'arguments': list(study.evaluation)},
             'final': evaluation['measures'], 'curve': curve, 'options': run.options,
         }

@@ -12,13 +12,14 @@ import numpy as np
 from scipy.stats import t
 
 from ..errors import ICASCError
+from ..evaluation.measures import OF_MAPS
 from ..runs.tables import mean_and_deviation, paired_difference
 from .run_record import correct_of
 from .study import Study
 
 __all__ = [
     'Difference', 'VariantSummary', 'difference', 'interval_over_seeds',
-    'interval_over_seeds_and_images', 'missing_seeds', 'summarise',
+    'interval_over_seeds_and_images', 'layers_note', 'missing_seeds', 'summarise',
 ]
 
 LEVEL = 0.95
@@ -52,13 +53,16 @@ class Difference:
 class VariantSummary:
     """One variant over its finished seeds: measure -> mean and deviation, and -> difference to the baseline.
 
-    `counts` says of how many seeds each mean is: a run has no overlap where all of its maps are empty.
+    `counts` says of how many seeds each mean is: a run has no overlap where all of its maps are empty. `other_layers`
+    are those of its maps where the baseline, of the same network, has its maps from others: maps of two layers do not
+    compare, and have no differences.
     """
     variant: str
     seeds: list[int]
     means: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
+    other_layers: tuple[str, ...] = ()
 
 
 def _quantiles(drawn: np.ndarray) -> tuple[float, float]:
@@ -145,6 +149,39 @@ def missing_seeds(study: Study, records: dict[str, dict[str, Any]], quote: str =
     return ', '.join(f"{quote}{variant}{quote} {' '.join(seeds)}" for variant, seeds in missing.items())
 
 
+def layers_note(summaries: list[VariantSummary], quote: str = '') -> str:
+    """Which variants have maps from other layers than the baseline's, and what that means; empty where none has.
+
+    Args:
+        summaries: Of all variants.
+        quote: What stands on both sides of a name.
+    """
+    return ' '.join(
+        f"Maps of {quote}{s.variant}{quote} are from "
+        f"{' and '.join(f'{quote}{layer}{quote}' for layer in s.other_layers)}, the baseline's from other layers: "
+        f'their measures do not compare.' for s in summaries if s.other_layers)
+
+
+def _network_and_layers(record: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """What the maps were made with; earlier records have layers where the options name them, else none."""
+    evaluated, options = record['evaluated'], record['options']
+    named = () if '--layers' in evaluated['arguments'] else options.get('icasc_layers') or ()
+    layers = evaluated.get('layers') or [layer.partition(':')[0] for layer in named]  # without the layout
+    return options.get('model', ''), tuple(layers)
+
+
+def _other_layers(
+        own: dict[int, dict[str, Any]],
+        baseline: dict[int, dict[str, Any]],
+) -> tuple[str, ...]:
+    """Layers of the variant's maps where they are not those of the baseline's, of the same network; else none."""
+    if not baseline:
+        return ()
+    network, layers = _network_and_layers(next(iter(own.values())))
+    other, others = _network_and_layers(next(iter(baseline.values())))
+    return layers if network == other and others and layers != others else ()
+
+
 def _digest(evaluated: dict[str, Any]) -> str | None:
     return evaluated.get('sha256')  # earlier records have none
 
@@ -153,12 +190,7 @@ def _name(evaluated: dict[str, Any]) -> str:
     return Path(str(evaluated.get('dataset') or '')).name
 
 
-def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantSummary]:
-    """The variants that have a record, in the study's order.
-
-    Raises:
-        ICASCError: Records are of different images.
-    """
+def _check_same_images(records: dict[str, dict[str, Any]]) -> None:
     images = {name: record['evaluated']['images'] for name, record in records.items()}
     if len(set(images.values())) > 1:
         few, many = min(images, key=images.get), max(images, key=images.get)
@@ -173,6 +205,15 @@ def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantS
             raise ICASCError(
                 f"'{first}' and '{other}' were evaluated on different images: runs are compared on the same ones; "
                 f'remove the records of the wrong ones, and look at `data_dir`.')
+
+
+def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantSummary]:
+    """The variants that have a record, in the study's order.
+
+    Raises:
+        ICASCError: Records are of different images.
+    """
+    _check_same_images(records)
     by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     for run in study.runs:
         if run.name in records:
@@ -189,8 +230,12 @@ def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantS
         summary.means = {name: mean_and_deviation(values) for name, values in columns.items()}
         summary.counts = {name: len(values) for name, values in columns.items()}
         if variant != study.baseline:
+            baseline = by_variant.get(study.baseline, {})
+            summary.other_layers = _other_layers(own, baseline)
             for name in columns:
-                found = difference(own, by_variant.get(study.baseline, {}), name)
+                if summary.other_layers and name in OF_MAPS:
+                    continue
+                found = difference(own, baseline, name)
                 if found is not None:
                     summary.differences[name] = found
         summaries.append(summary)

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import labels_of
 from ..errors import ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
+from ..features.module_state import evaluation_mode
 from ..features.resolve import resolve_layers
 from ..labels import MULTI, LabelKind
 from ..losses import ClassWeightedLoss, MultiLabelSoftMarginLoss
@@ -160,6 +161,17 @@ def set_up_optimizer(
     return optimizer, scheduler, epochs
 
 
+def runs_on(model: torch.nn.Module, input_size: tuple[int, int, int]) -> bool:
+    """Whether the model takes images of this size at all, whatever layers it has."""
+    parameter = next(model.parameters())
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            model(torch.zeros(2, *input_size, device=parameter.device, dtype=parameter.dtype))
+        except Exception:  # whatever 1,400 architectures say of an image that they cannot take
+            return False
+    return True
+
+
 @dataclass
 class TrainingJob:
     """Everything that one training run works with."""
@@ -220,7 +232,7 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     try:
         layers = resolve_layers(model, args.icasc_layers, data_config['input_size'])
     except LayerResolutionError as e:
-        if args.icasc:
+        if args.icasc or not runs_on(model, data_config['input_size']):
             raise
         layers = attention_loader = None
         warnings.warn(f'Attention is not measured: {e}', stacklevel=2)
