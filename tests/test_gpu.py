@@ -135,6 +135,18 @@ def test_recorded_and_eager_training_end_alike_after_twenty_steps(order):
     assert (models['recorded'] - models['eager']).norm() < 1e-3 * moved
 
 
+def test_a_run_tells_the_memory_of_its_own(tmp_path, monkeypatch, capsys):
+    """Not the peak of those before it in the process, nor their models, which are still there."""
+    images = save_noise(tmp_path / 'images', train=8, val=3)
+    options = ('--data-dir', images, *TINY, '--epochs', 1, '--output', tmp_path)
+    for name, method in (('both', '--icasc-compare'), ('icasc', '--icasc'), ('plain', '--no-icasc')):
+        assert train_in_process(monkeypatch, capsys, *options, method, '--experiment', name)[0] == 0
+    second, alone, plain = (
+        json.loads((tmp_path / run / 'results.json').read_text())['peak_memory_mib']
+        for run in ('both/icasc', 'icasc', 'plain'))
+    assert second == pytest.approx(alone, rel=0.05) and plain < alone
+
+
 def test_the_bench_measures_memory_where_torch_counts_it():
     setting = BenchmarkSetting(batch_size=8, device='cuda')
     peaks = cost.measure_memory('resnet20_cifar', setting)

@@ -69,6 +69,14 @@ def set_up(monkeypatch, noise, *options):
     return job_module.set_up(args, job_module.set_up_device(args)), seen
 
 
+def test_without_augmentation_training_images_are_resized_as_those_of_validation(noise, monkeypatch):
+    job, _ = set_up(monkeypatch, noise, '--no-aug', '--interpolation', 'bicubic')
+    train, val = (
+        [t.interpolation for t in loader.dataset.transform.transforms if hasattr(t, 'interpolation')]
+        for loader in (job.loader_train, job.loader_val))
+    assert set(map(str, train)) == set(map(str, val)) == {'InterpolationMode.BICUBIC'}
+
+
 PASSED_ON = {
     '--color-jitter-prob 0.5': ('create_loader', 'color_jitter_prob', 0.5),
     '--grayscale-prob 0.25': ('create_loader', 'grayscale_prob', 0.25),

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from tqdm import tqdm
 
 from ..features.meta import RememberShapes
+from ..training.device import PeakMemory
 from .steps import BenchmarkSetting, make_step
 
 __all__ = ['count_operations', 'interleaved_seconds', 'measure_memory', 'measure_time']
@@ -67,11 +68,10 @@ def _peak_memory(name: str, variant: str, setting: BenchmarkSetting, threads: in
     torch.set_num_threads(threads)
     step = make_step(name, variant, setting)
     if setting.device.startswith('cuda'):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        memory = PeakMemory(torch.device(setting.device))
         for _ in range(setting.warm_up + 1):  # a recording takes its memory while it is made
             step()
-        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+        return memory.mib()
     if setting.device != 'cpu':
         return None
     step()  # what is allocated once, by the layer probe or by the kernels, does not count

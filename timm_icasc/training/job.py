@@ -30,7 +30,7 @@ from ..objective.config import ICASCConfig
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
 from .cuda_graph import CudaRecorder, RecordedStep
-from .device import device_fault
+from .device import PeakMemory, device_fault
 from .fine_tune import freeze_until, parameter_groups, scale_constant_rates
 from .loaders import mixes, set_up_class_weights, set_up_data, set_up_data_config, set_up_loaders
 from .model_factory import check_model_name, set_up_model
@@ -197,6 +197,7 @@ class TrainingJob:
     labels: LabelKind
     layers: ICASCLayers | None  # None: the plain loss on a model without usable layers
     frozen: list[nn.Module]  # stay in evaluation mode
+    memory: PeakMemory  # since before the model was made
 
     def create_evaluator(self) -> Any:
         """What collects the predictions on the validation images: timm's, or that of several classes per image."""
@@ -213,6 +214,7 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
         ICASCError: An option does not fit the data, the model, or another option.
     """
     check_model_name(args.model)
+    memory = PeakMemory(device)
     train_set, val_set, names = set_up_data(args)
     seed_epoch(args, -1)
     model = set_up_model(args)
@@ -253,4 +255,4 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
         updates_per_epoch=updates_per_epoch, loader_train=loader_train, loader_val=loader_val,
         attention_loader=attention_loader, mixup=mixup, data_config=data_config,
         train_set=train_set, val_set=val_set, names=names, labels=labels_of(train_set),
-        layers=layers, frozen=frozen)
+        layers=layers, frozen=frozen, memory=memory)

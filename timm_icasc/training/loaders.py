@@ -151,15 +151,16 @@ def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, 
     return config
 
 
-def _augmentation(args: argparse.Namespace) -> dict[str, Any]:
-    """What timm's loader does with training images."""
+def _augmentation(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
+    """What timm's loader does with training images; without augmentation they are resized as those of validation."""
     return {
         'no_aug': args.no_aug, 'train_crop_mode': args.train_crop_mode, 'scale': args.scale, 'ratio': args.ratio,
         'hflip': args.hflip, 'vflip': args.vflip, 'color_jitter': args.color_jitter,
         'color_jitter_prob': args.color_jitter_prob, 'grayscale_prob': args.grayscale_prob or 0.,
         'gaussian_blur_prob': args.gaussian_blur_prob or 0., 'auto_augment': args.aa,
-        'interpolation': args.train_interpolation, 're_prob': args.reprob, 're_mode': args.remode,
-        're_count': args.recount, 'num_aug_repeats': args.aug_repeats}
+        'interpolation': data_config['interpolation'] if args.no_aug else args.train_interpolation,
+        're_prob': args.reprob, 're_mode': args.remode, 're_count': args.recount,
+        'num_aug_repeats': args.aug_repeats}
 
 
 def set_up_loaders(
@@ -190,7 +191,7 @@ def set_up_loaders(
     try:
         loader_train = create_loader(
             train, batch_size=args.batch_size, is_training=True, distributed=args.distributed,
-            collate_fn=collate, **_augmentation(args), **shared)
+            collate_fn=collate, **_augmentation(args, data_config), **shared)
         loader_val = create_loader(val, distributed=args.distributed, **evaluation, **shared)
     except (AssertionError, ValueError, KeyError) as e:
         raise ICASCError(f'The augmentation options do not fit: {one_line(e)}') from e

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from timm import utils
 
@@ -269,7 +268,7 @@ def train(
     Returns:
         The 'result' (results.json), the 'model' and the 'job'.
     """
-    args, device, started = job.args, job.device, time.monotonic()
+    args, started = job.args, time.monotonic()
     checkpoint = resumed_checkpoint(args, run_dir)
     start_epoch = resume(job, checkpoint)
     result = said_by_first(args, finished_before(job, run_dir, start_epoch))
@@ -294,8 +293,8 @@ def train(
         'ended_by_patience': args.patience if epochs < job.epochs else None, 'last': record,
         'wall_time': time.monotonic() - started, **provenance(args, command),
         'model': model_record(job)}
-    if device.type == 'cuda':
-        result['peak_memory_mib'] = torch.cuda.max_memory_allocated() / 2 ** 20
+    if (peak := job.memory.mib()) is not None:
+        result['peak_memory_mib'] = peak
     if saver is not None:
         result['best'] = {args.eval_metric: saver.best_metric, 'epoch': saver.best_epoch}
         write_json(run_dir / RESULTS, result)  # without NaN, which is no JSON
