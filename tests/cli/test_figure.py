@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
@@ -152,6 +153,21 @@ def test_layers_by_method(runs, tmp_path):
         note = f'in mask {inside:.2f}, overlap {overlap:.2f}' if overlap == overlap else 'a map is zero'
         assert title in texts and note in texts
         assert overlap == overlap or method == 'grad_cam', 'the others have no negative weights'
+
+
+def test_maps_of_other_layers_are_told_apart(runs, tmp_path):
+    """Both commands draw and measure each run at its own layers; of one architecture, that alone makes a difference."""
+    other, drawn = make_run(tmp_path / 'other', icasc_layers=['layer1', 'layer2']), ('--output', tmp_path / 'f.svg')
+    note = "'baseline' are from layer2 and layer3, those of 'other' from layer1 and layer2: they do not compare"
+    with pytest.warns(UserWarning, match=note):
+        assert figure('classes', runs[0], other, '--indices', 3, *drawn) == 0
+    with pytest.warns(UserWarning, match=note):
+        assert main(['eval', str(runs[0]), str(other), '--images', '4', '--output', str(tmp_path / 'eval')]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert figure('classes', runs[0], other, '--indices', 3, '--layers', 'layer1', 'layer2', *drawn) == 0
+        assert figure('classes', *runs, '--indices', 3, *drawn) == 0
+        assert figure('ks', runs[0], other, '--images', 4, *drawn) == 0
 
 
 def test_ks_chart(runs, tmp_path, capsys):

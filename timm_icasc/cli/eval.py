@@ -23,6 +23,7 @@ from ..evaluation.checkpoint import (
     expand_sources,
     load_checkpoints,
     name_apart,
+    warn_of_other_layers,
 )
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.image_records import ImageRecords, load_records
@@ -206,6 +207,7 @@ def run(args: argparse.Namespace) -> int:
         check_same_data(checkpoints[-2:])
         a, b = checkpoints[-2:]
         check_same_maps(a.map_settings, b.map_settings, a.label, b.label)
+    warn_of_other_layers(checkpoints)
     records, folders = [], _folders(args, checkpoints)
     _check_writable(folders)
     for checkpoint, folder in zip(checkpoints, folders, strict=True):

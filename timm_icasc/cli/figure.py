@@ -18,7 +18,12 @@ import numpy as np
 from ..attention import METHODS
 from ..data import evenly_spaced
 from ..errors import ICASCError
-from ..evaluation.checkpoint import Checkpoint, check_same_data, load_checkpoints
+from ..evaluation.checkpoint import (
+    Checkpoint,
+    check_same_data,
+    load_checkpoints,
+    warn_of_other_layers,
+)
 from ..evaluation.measures import ks_of
 from ..evaluation.options import add_checkpoint_arguments
 from ..evaluation.scores import score_images
@@ -129,6 +134,8 @@ def _draw(args: argparse.Namespace, checkpoints: Sequence[Checkpoint], path: Pat
         if checkpoint.layers is None and args.kind != 'ks':
             raise ICASCError(f"no attention maps of '{checkpoint.label}': name its layers, --layers INNER LAST.")
     check_same_data(checkpoints)
+    if args.kind != 'ks':
+        warn_of_other_layers(checkpoints)
     indices, methods = _choose(args, checkpoints), args.attention or ['grad_cam']
     if args.kind == 'ks':
         charts = {}

@@ -30,6 +30,7 @@ from .restore import is_name, restore, run_arguments, run_beside
 
 __all__ = [
     'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'name_apart',
+    'warn_of_other_layers',
 ]
 
 
@@ -246,3 +247,17 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
                 f"'{first.label}' and '{other.label}' were trained on different images, which `limit_train` drew by "
                 f'their seeds: give another `val_split`, or evaluate each by itself.')
         check_same_classes(first.names, other.names, f"'{first.label}'", f"'{other.label}'")
+
+
+def warn_of_other_layers(checkpoints: Sequence[Checkpoint]) -> None:
+    """Say where maps of one architecture are from different layers, which differ whatever the networks are."""
+    seen: dict[str, Checkpoint] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.layers is None:
+            continue
+        first = seen.setdefault(checkpoint.map_settings['architecture'], checkpoint)
+        own, others = (c.map_settings['layers'].replace(' ', ' and ') for c in (checkpoint, first))
+        if own != others:
+            warnings.warn(
+                f"the maps of '{first.label}' are from {others}, those of '{checkpoint.label}' from {own}: they do not "
+                f'compare (`layers` takes the same for all)', stacklevel=2)
