@@ -1,4 +1,5 @@
 """Running a model for a moment leaves nothing behind."""
+import copy
 import threading
 
 import pytest
@@ -134,6 +135,37 @@ def test_containers_stay_the_objects_that_others_hold():
         config['scale'] = 5.
     assert module.seen is seen and module.shapes is shapes and module.config is config
     assert (seen, shapes, config.scale) == ([1], {2}, 2.) and isinstance(config, Config)
+
+
+class MergingLinear(torch.nn.Linear):
+    """A LoRA layer as loralib's: `eval()` adds the product of two factors to the weight, `train()` takes it off."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.factor, self.merged = torch.nn.Parameter(torch.ones(2, 1)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1) ** mode * (self.factor @ self.factor.T)
+            self.merged = not mode
+        return self
+
+
+@pytest.mark.parametrize('flags', [(True, True, True), (True, False, True), (False, False, False)])
+def test_weights_that_are_merged_at_evaluation_come_back(flags):
+    """They stayed merged, called unmerged, so that the next evaluation added the product once more."""
+    model = torch.nn.Sequential(MergingLinear(), MergingLinear()).double()
+    for module, flag in zip(model, flags[1:], strict=True):
+        module.train(flag)
+    model.training = flags[0]
+    before = copy.deepcopy(model)
+    with evaluation_mode(model):
+        assert all(module.merged for module in model)
+    assert [m.training for m in model.modules()] == list(flags)
+    for module, other in zip(model, before, strict=True):
+        assert module.merged == other.merged
+        torch.testing.assert_close(module.weight, other.weight)
 
 
 @pytest.fixture

@@ -231,9 +231,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode; on leaving, each module gets its own flag and attributes back.
 
     Some modules (LeViT's attention) cache values at evaluation that would outlive the parameters they were made of.
+    Some (LoRA layers) change their weights in a `train()` of their own: it is called on leaving too.
     """
     with one_thread(unwrap_model(model)):
         before = {module: _own_attributes(module) for module in model.modules()}
+        told = [(m, m.training) for m in before if getattr(m.train, '__func__', None) is not nn.Module.train]
         containers = [
             (value, _content(value))
             for attributes in before.values() for value in attributes.values()
@@ -242,6 +244,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             model.eval()
             yield
         finally:
+            for module, was_training in told:
+                module.train(was_training)
             for module, attributes in before.items():
                 for name in [name for name in vars(module) if not name.startswith('_') and name not in attributes]:
                     delattr(module, name)
