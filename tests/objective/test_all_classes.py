@@ -96,6 +96,18 @@ def test_a_wrapped_model(used):
     torch.testing.assert_close(found, attention_maps(model[1], images, topk=3))
 
 
+def test_a_model_that_names_no_classifier_and_has_norms(used):
+    """The head is looked for among all modules, and the weight of a norm has one axis."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 6, 3), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)).eval()
+    images, layers = torch.randn(2, 3, 16, 16), ('1', '2')
+    found = attention_maps(model, images, classes=[0, 2], layers=layers)
+    assert used == [None]
+    torch.testing.assert_close(found, one_by_one(model, images, [0, 2], layers=layers))
+
+
 def test_the_trunk_runs_once_and_nothing_runs_for_a_class():
     model, calls = create('resnet20_cifar').eval(), []
     attention_maps(model, torch.randn(2, 3, 32, 32))  # finds the layers

@@ -22,7 +22,8 @@ def _head_weights(model: nn.Module, classes: int, channels: int) -> Iterator[tor
     told = [get() for _, get in owners(model, 'get_classifier') if callable(get)]
     for module in told or list(model.modules())[::-1]:
         weight = getattr(module, 'weight', None)
-        if isinstance(weight, torch.Tensor) and weight.flatten(1).shape == (classes, channels):
+        is_matrix = isinstance(weight, torch.Tensor) and weight.ndim > 1  # those of norms are vectors
+        if is_matrix and weight.flatten(1).shape == (classes, channels):
             yield weight.detach().flatten(1)
 
 
