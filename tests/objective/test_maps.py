@@ -129,6 +129,34 @@ class TestAttentionMaps:
         assert maps.requires_grad and all(values.requires_grad for of in terms for values in of.values())
 
 
+class InParts(torch.nn.Module):
+    """Runs a network on parts of the batch, which takes less memory."""
+
+    def __init__(self, net, size):
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, x):
+        return torch.cat([self.net(part) for part in x.split(self.size)])
+
+
+@pytest.mark.parametrize('number', [3, 4])
+def test_a_network_that_runs_on_parts_of_the_batch(number, toy):
+    """The maps of the last part were taken for those of all images; of one image, they were repeated."""
+    model, images = InParts(toy, 2), torch.randn(number, 3, 16, 16)
+    target, message = torch.zeros(number, dtype=torch.long), f'features of {number - 2} images.* scores of {number}'
+    layers = layers_of(model, images)
+    assert torch.equal(attention_maps(model, images[:2]), attention_maps(toy, images[:2]))
+    for classes in (1, [0, 1]):
+        with pytest.raises(LayerResolutionError, match=message):
+            attention_maps(model, images, classes=classes)
+    for kwargs in ({}, {'inference': True}):
+        with pytest.raises(LayerResolutionError, match=message):
+            icasc_forward(model, images, target, layers, ICASCConfig(), **kwargs)
+    with pytest.raises(LayerResolutionError, match=message):
+        icasc_forward(model, images, target, layers, ICASCConfig(share=0.5))
+
+
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'convnext_atto', 'resnet20_cifar'])
 def test_the_score_scale_of_float16_is_divided_out(name):
     """Also where features stay float32 behind half-precision layers: residual streams, LayerNorm."""

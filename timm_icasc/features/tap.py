@@ -3,7 +3,7 @@
 Nothing outlives the context: no hook, no changed module, no global setting.
 """
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
@@ -16,7 +16,7 @@ from .layout import FeatureLayer
 from .module_state import is_checkpointing, one_thread
 from .wrappers import compiled_around, run_eagerly, unwrap_model
 
-__all__ = ['capture_features']
+__all__ = ['capture_features', 'check_batch']
 
 
 def _check_called(
@@ -42,6 +42,16 @@ def _check_intact(
             raise LayerResolutionError(
                 f"{type(model).__name__} overwrites the output of '{path}' in place, and not so in evaluation mode "
                 f'(Dropout(inplace=True)?), so a map would be of something else: leave inplace out there.')
+
+
+def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
+    """Raise LayerResolutionError where features are not of the images that the class scores `[B, C]` are of."""
+    for path, feature in features.items():
+        if len(feature) != len(logits):
+            raise LayerResolutionError(
+                f"'{path}' gave features of {len(feature)} images, and `model` class scores of {len(logits)}: where it "
+                f'runs its network on parts of the batch, one after the other, maps would be of the last part alone. '
+                f'Give it no more images than a part has, or take the network inside.')
 
 
 def _refuse_compiled(model: nn.Module, layers: Sequence[FeatureLayer]) -> None:

@@ -20,7 +20,7 @@ from ..features.layout import (
 )
 from ..features.module_state import check_shards, hold_batch_norm_statistics, is_sharded, survey
 from ..features.outputs import class_scores
-from ..features.tap import capture_features
+from ..features.tap import capture_features, check_batch
 from ..features.wrappers import check_wrappers
 from ..labels import KINDS, ClassPair
 from ..losses import resize_mask, target_mask
@@ -195,6 +195,7 @@ def icasc_forward(
         with capture_features(model, tapped, order, inference, run_plain=inference) as features:
             all_logits = logits = class_scores(model(images))
             classes = labels.select(logits, target, 'confused' if inference else config.rival)
+        check_batch(features, logits)
 
     with _recording(model):
         targets = classes.one_by_one() if per_class else [classes.target]

@@ -27,7 +27,7 @@ from ..features.layout import (
 from ..features.module_state import check_reentrant, hold_batch_norm_statistics
 from ..features.outputs import class_scores
 from ..features.resolve import resolve_layer
-from ..features.tap import capture_features
+from ..features.tap import capture_features, check_batch
 from ..labels import class_indices
 from .all_classes import pooled_gradients
 
@@ -129,6 +129,7 @@ def scored_maps(
         model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
         run_plain=True) as features:
         logits = class_scores(model(recordable(images) if create_graph else images))
+    check_batch(features, logits)
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):
         indices = class_indices(classes, topk, logits)
