@@ -44,6 +44,16 @@ def test_a_forward_pass_of_another_thread_is_not_captured(toy):
         torch.testing.assert_close(feature, expected[path])
 
 
+@pytest.mark.parametrize('kwargs', [{}, {'run_plain': True}])
+def test_layers_of_another_model(kwargs, toy):
+    """As of the module around it; torch knows no attribute of that name."""
+    layers = resolved(torch.nn.Sequential(toy), 8)
+    with pytest.raises(LayerResolutionError, match="ToyNet has no layer '0.stem', which was found in another model"), (
+            capture_features(toy, layers, **kwargs)):
+        pass
+    assert not any(module._forward_hooks for module in toy.modules())
+
+
 def test_the_forward_values_do_not_change(family):
     model, images, _ = family
     layers = resolve_layers(model, input_size=tuple(images.shape[1:]))

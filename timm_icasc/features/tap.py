@@ -54,8 +54,17 @@ def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> N
                 f'Give it no more images than a part has, or take the network inside.')
 
 
-def _refuse_compiled(model: nn.Module, layers: Sequence[FeatureLayer]) -> None:
-    if any(compiled_around(model, layer.path) for layer in layers):
+def _check_layers(model: nn.Module, layers: Sequence[FeatureLayer], run_plain: bool) -> None:
+    """Raise where a layer is none of this model, or in something compiled, unless that is run as the plain model."""
+    inner = unwrap_model(model)
+    for layer in layers:
+        try:
+            inner.get_submodule(layer.path)
+        except AttributeError as e:
+            raise LayerResolutionError(
+                f"{type(inner).__name__} has no layer '{layer.path}', which was found in another model, or in a module "
+                f'around this one: find the layers of the model that is run (resolve_layers).') from e
+    if not run_plain and any(compiled_around(model, layer.path) for layer in layers):
         raise ICASCError(
             '`model` is compiled, and so gives no gradients of inner features: train the plain model (of another '
             "library's trainer, leave `torch_compile` out), and compile what may be (`ICASCTask.compile`).")
@@ -95,11 +104,11 @@ def capture_features(
         Dictionary from module path to feature, in the layer's own layout, filled by the forward pass.
 
     Raises:
-        LayerResolutionError: The forward pass did not call the module of a layer, or has overwritten what it put out.
+        LayerResolutionError: The model has no such layer; or its forward pass did not call the module, called them in
+            another order, or has overwritten what it put out.
         ICASCError: A layer is in a compiled model, unless `run_plain`.
     """
-    if not run_plain:
-        _refuse_compiled(model, layers)
+    _check_layers(model, layers, run_plain)
     called, model, thread = model, unwrap_model(model), threading.get_ident()
     features: dict[str, torch.Tensor] = {}
     versions: dict[str, int] = {}
