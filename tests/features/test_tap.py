@@ -44,6 +44,14 @@ def test_a_forward_pass_of_another_thread_is_not_captured(toy):
         torch.testing.assert_close(feature, expected[path])
 
 
+def test_layers_in_the_wrong_order(toy):
+    """Paths are refused when they are resolved; what is resolved is put together by hand."""
+    images, target, layers = torch.randn(2, 3, 8, 8), torch.arange(2), resolved(toy, 8)
+    with pytest.raises(LayerResolutionError, match="'stage' must come before 'stem'"):
+        ICASCTask(toy, layers=layers[::-1])(images, target)
+    assert ICASCTask(toy, layers=list(layers))(images, target)['loss'].isfinite()
+
+
 @pytest.mark.parametrize('kwargs', [{}, {'run_plain': True}])
 def test_layers_of_another_model(kwargs, toy):
     """As of the module around it; torch knows no attribute of that name."""

@@ -30,6 +30,9 @@ def _check_called(
                 f"{type(model).__name__} did not call '{layer.path}': gradient checkpointing calls other modules, so "
                 f'find the layers (resolve_layers) after it is switched on or off; where layers are left out at random '
                 f'(layer drop), name one that is always called with `layers`.')
+    paths = [layer.path for layer in layers]
+    if list(features) != paths:
+        raise LayerResolutionError(f"layers are (inner, last): '{paths[0]}' must come before '{paths[-1]}'.")
 
 
 def _check_intact(
@@ -104,8 +107,7 @@ def capture_features(
         Dictionary from module path to feature, in the layer's own layout, filled by the forward pass.
 
     Raises:
-        LayerResolutionError: The model has no such layer; or its forward pass did not call the module, called them in
-            another order, or has overwritten what it put out.
+        LayerResolutionError: The model has no such layer, did not call it, or not in its turn, or has overwritten it.
         ICASCError: A layer is in a compiled model, unless `run_plain`.
     """
     _check_layers(model, layers, run_plain)
@@ -128,6 +130,7 @@ def capture_features(
                 if layer is layers[0] and first_feature is not None and (
                         feature.shape[1:] == first_feature.shape[1:]):
                     feature = first_feature
+                features.pop(layer.path, None)  # they stand in the order of their last calls
                 features[layer.path], handed_on = _captured(feature, layer.modified_in_place)
                 versions[layer.path] = features[layer.path]._version
                 return layer.replace(output, handed_on)

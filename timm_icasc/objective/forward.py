@@ -176,13 +176,12 @@ def icasc_forward(
         Logits, terms and maps, with their graph unless `inference`.
     """
     _check_arguments(images, layers, config)
-    labels = KINDS[multilabel]
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
         return ICASCOutput(logits=class_scores(model(images)))
     if not inference:
         config.check_trainable()
-    order = 1 if inference else config.order
+    labels, order = KINDS[multilabel], 1 if inference else config.order
     per_class = multilabel and config.multilabel_maps == 'per_class' and not inference
     _check_processes(model, order, per_class)
     images, target = images if inference else recordable(images), recordable(target)
