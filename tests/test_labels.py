@@ -43,6 +43,8 @@ class TestSelectClasses:
         (torch.zeros(2, 3), r'torch.float32 \(2, 3\)'),
         (torch.zeros(2, 4, dtype=torch.long), r'torch.int64 \(2, 4\)'),
         (torch.tensor([True, False]), r'torch.bool \(2,\)'),
+        (torch.tensor([[1., 0., 1., 0.], [0., 1., 0., 0.]]), 'several of 1 for one image.*`multilabel=True`'),
+        (torch.tensor([[1., 0., -1., 0.], [0., 1., 0., 0.]]), 'values below 0'),
         ([0, 1], 'must be a tensor, got list'),
     ])
     def test_bad_targets_are_named(self, target, message):

@@ -187,7 +187,14 @@ class _SingleLabel(LabelKind):
                 f'target must be class indices [B] or class probabilities [B, C] for logits {tuple(logits.shape)}, '
                 f'got {target.dtype} {tuple(target.shape)}.')
         # On other devices the comparison would wait for the device at every step; the criterion checks there.
-        if indices and target.device.type == 'cpu' and target.numel():
+        if target.device.type != 'cpu' or not target.numel():
+            return
+        if not indices:
+            if (target < 0).any() or ((target >= 1).sum(1) > 1).any():
+                raise TargetError(
+                    'target must be class probabilities, and has values below 0 or several of 1 for one image: where '
+                    'images have several classes, take MultiLabelICASCTask (`multilabel=True`).')
+        else:
             low, high = int(target.min()), int(target.max())
             if low < 0:
                 raise TargetError(f'target holds class {low}, as of images without a label: take those that have one.')

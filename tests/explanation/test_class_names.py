@@ -48,6 +48,7 @@ def test_classes_by_name_and_number(classes, expected):
 @pytest.mark.parametrize('classes, said', [
     ('crane', "'crane' is the name of the classes 1, 2: give the number"), ('cat', "no class 'cat': .*tabby"),
     ('horse', "no class 'horse': there are tabby"), (5, '0 to 4, got 5'), (-1, '0 to 4, got -1'),
+    ([1.7], r'got 1\.7'), ([[1], [2]], r'got \[1\]'), (torch.tensor([1.7]), 'got tensor'),
     ([], 'is empty'), ([3, 'dog'], r"class 3 \('dog'\) is named twice")])
 def test_what_is_no_class(classes, said):
     with pytest.raises(TargetError, match=said):

@@ -171,6 +171,7 @@ class TestImages:
         (torch.zeros(8, 8, 3), r'\[channels, height, width\]'),
         (torch.zeros(3, 8, 8, dtype=torch.int64), 'uint8 or floating point'),
         (torch.full((1, 8, 8), -1.), 'takes 3 channels, the tensor has 1'),
+        (Image.new('RGB', (0, 8)), 'no pixels: it is of 0 x 8'),
         (7, 'a path, a PIL image'), (None, 'a path, a PIL image')])
     def test_what_is_no_image(self, image, said):
         with pytest.raises(ICASCError, match=said):

@@ -1,4 +1,5 @@
 """What the classes of a model are called, and which of them a user means."""
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -81,7 +82,9 @@ def _find(wanted: int | str, names: Sequence[str]) -> int:
         raise TargetError(
             f"`classes`: '{wanted}' is the name of the classes {', '.join(map(str, found[:MOST]))}: give the number.")
     try:
-        index = int(wanted)
+        index = int(wanted) if isinstance(wanted, str) else operator.index(wanted)
+    except TypeError as e:
+        raise TargetError(f'`classes` must be numbers or names of classes, got {wanted!r}.') from e
     except ValueError:
         near = [name for name in names if wanted.casefold() in name.casefold()][:MOST]
         said = f"these names have it in them: {'; '.join(near)}" if near else (

@@ -78,6 +78,8 @@ def open_image(image: Any, mode: str = 'RGB', max_image_pixels: int | None = Non
         raise ICASCError(
             f'`image` must be a path, a PIL image, an array or a tensor, or a list of these, got '
             f'{type(image).__name__}.')
+    if 0 in image.size:
+        raise ICASCError(f"`image` has no pixels: it is of {' x '.join(map(str, image.size))}.")
     try:
         image.load()
         if image.mode == mode and not image.getexif():
