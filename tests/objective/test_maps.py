@@ -1,14 +1,17 @@
 """Attention maps at inference and their gradients, whatever the precision."""
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.models import ToyNet, create
+from helpers.models import FAMILIES, ToyNet, create
 from helpers.objective import double_batch, layers_of
 
 from timm_icasc import (
     ICASCConfig,
     ICASCError,
+    ICASCTask,
     LayerResolutionError,
     TargetError,
     attention_maps,
@@ -127,6 +130,22 @@ class TestAttentionMaps:
         expected = attention_maps(toy, images.clone(), classes=1)
         torch.testing.assert_close(maps.detach(), expected)
         assert maps.requires_grad and all(values.requires_grad for of in terms for values in of.values())
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'resnet20_cifar'])
+def test_another_default_device(name):
+    """Everything is made where the model is; 'meta' stands for a GPU."""
+    images, target = torch.randn(2, *FAMILIES[name][1]), torch.tensor([0, 1])
+
+    def results(model):
+        maps = [attention_maps(model, images, topk=k) for k in (1, 2)]
+        return *maps, ICASCTask(model, verbose=False)(images, target)['loss']
+
+    model = create(name).eval()
+    expected, unresolved = results(model), copy.deepcopy(model)
+    with torch.device('meta'):
+        found = results(unresolved)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 class InParts(torch.nn.Module):

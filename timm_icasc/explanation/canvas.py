@@ -234,9 +234,9 @@ def check_format(path: Path) -> None:
 
 def displayed(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Undo the normalisation of images `[N, 1 or 3, h, w]`: `[N, h, w, 3]` in [0, 1]."""
-    mean, std = (
-        torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-    return (images.detach().float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1).permute(
+    images = images.detach().float().cpu()
+    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (images * std + mean).clamp(0, 1).expand(-1, 3, -1, -1).permute(
         0, 2, 3, 1).numpy()
 
 

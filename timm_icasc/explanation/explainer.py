@@ -124,7 +124,7 @@ class Explainer:
         count = next((n for n in told if isinstance(n, int) and n > 0), 0)
         if count:
             return count
-        empty = self._batch([torch.zeros(*self.data_config['input_size'])])
+        empty = self._batch([torch.zeros(*self.data_config['input_size'], device='cpu')])
         with evaluation_mode(self.model), torch.inference_mode():
             return class_scores(self.model(empty)).shape[1]
 

@@ -52,11 +52,11 @@ def _axis(
         scale, offset: From the image to the model's input.
         seen: Pixels of the model's input.
     """
-    place = (torch.arange(length, dtype=torch.float64) + 0.5) * whole / length * scale + offset
+    place = (torch.arange(length, dtype=torch.float64, device='cpu') + 0.5) * whole / length * scale + offset
     cell = (place / seen * cells - 0.5).clamp(0, cells - 1)
     low = cell.floor().long()
     high = (low + 1).clamp(max=cells - 1)
-    rows, weights = torch.arange(length), torch.zeros(length, cells, dtype=torch.float64)
+    rows, weights = torch.arange(length, device='cpu'), place.new_zeros(length, cells)
     weights[rows, low] += 1 - (cell - low)
     weights[rows, high] += cell - low
     weights[(place < 0) | (place > seen)] = 0

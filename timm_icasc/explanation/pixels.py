@@ -153,7 +153,7 @@ def _prepare_tensor(
         return _of_array(image.permute(1, 2, 0).numpy())
     if image.shape[0] != channels:
         raise ICASCError(f'`image`: the model takes {channels} channels, the tensor has {image.shape[0]}.')
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
     pixels = (image * std + mean).clamp(0, 1).expand(3, -1, -1)
     height, width = image.shape[1:]
     return Item(

@@ -13,8 +13,8 @@ __all__ = ['Materialize', 'RememberShapes', 'random_tensor']
 
 
 def random_tensor(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Normal numbers that leave the global random state alone."""
-    return torch.randn(shape, generator=generator)
+    """Normal numbers of the CPU, whatever the default device, that leave the global random state alone."""
+    return torch.randn(shape, generator=generator, device='cpu')
 
 
 @lru_cache(1)
@@ -132,7 +132,7 @@ class Materialize(TorchDispatchMode):
         if not isinstance(x, torch.Tensor) or x.device.type != 'meta':
             return x
         if not x.is_floating_point():
-            return torch.zeros(x.shape, dtype=x.dtype)
+            return torch.zeros(x.shape, dtype=x.dtype, device='cpu')
         key = x.untyped_storage()._cdata, x.dtype
         if key not in self._values:
             # The tensor is kept as well: a storage that is gone may leave its number to another one.

@@ -56,7 +56,7 @@ class Probe:
         self.stops: list[str] = []  # modules that took a gradient's path in and put out none, innermost first
         if isinstance(model, torch.jit.ScriptModule):  # cannot be run with other weights
             raise LayerResolutionError(f'{type(model).__name__} shows no layers: {self.obstacle()}.')
-        parameter = next(model.parameters(), torch.empty(0))
+        parameter = next(model.parameters(), torch.empty(0, device='cpu'))
         self.on_meta = parameter.device.type == 'meta'
         generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
         self._images = random_tensor((2, *input_size), generator).to(
@@ -207,7 +207,7 @@ class Probe:
             (re.fullmatch(r'blocks\.(\d+)', path[len(prefix):].strip('.')), block)
             for path, block in self.calls.items() if path.startswith(prefix)]
         blocks = {int(number[1]): block for number, block in numbers if number}
-        numbered = torch.arange(call.outputs[layer.output_index].shape[1])[None, :, None]
+        numbered = torch.arange(call.outputs[layer.output_index].shape[1], device='cpu')[None, :, None]
         # Inside a block, tokens are in the order of the block before until it pools them; after it, in its own.
         for number in (
                 max((n for n, block in blocks.items() if block.ended <= call.ended), default=0),

@@ -9,6 +9,7 @@ import torch.nn as nn
 
 from ..attention import METHODS, class_score
 from ..features.layout import FeatureLayer, ImageSize, PatchGrid
+from ..features.meta import random_tensor
 from ..features.owner import owners
 
 __all__ = ['pooled_gradients']
@@ -39,7 +40,7 @@ def _is_linear_in_pool(
     One backward pass, of scores mixed differently in each image.
     """
     generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(logits.shape, generator=generator).to(logits)
+    mix = random_tensor(logits.shape, generator).to(logits)
     gradient, = torch.autograd.grad(logits, feature, mix, retain_graph=True)
     found = layer.to_nchw(gradient, image_size)
     expected = (mix.to(weight) @ weight)[:, :, None, None] / found[0, 0].numel()
