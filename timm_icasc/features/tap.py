@@ -57,12 +57,16 @@ def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> N
                 f'Give it no more images than a part has, or take the network inside.')
 
 
-def _check_layers(model: nn.Module, layers: Sequence[FeatureLayer], run_plain: bool) -> None:
-    """Raise where a layer is none of this model, or in something compiled, unless that is run as the plain model."""
-    inner = unwrap_model(model)
+def _modules_of(
+        model: nn.Module,
+        layers: Sequence[FeatureLayer],
+        run_plain: bool,
+) -> list[nn.Module]:
+    """The modules to tap; of this model, and not in something compiled, unless that is run as the plain model."""
+    inner, modules = unwrap_model(model), []
     for layer in layers:
         try:
-            inner.get_submodule(layer.path)
+            modules.append(inner.get_submodule(layer.path))
         except AttributeError as e:
             raise LayerResolutionError(
                 f"{type(inner).__name__} has no layer '{layer.path}', which was found in another model, or in a module "
@@ -71,6 +75,7 @@ def _check_layers(model: nn.Module, layers: Sequence[FeatureLayer], run_plain: b
         raise ICASCError(
             '`model` is compiled, and so gives no gradients of inner features: train the plain model (of another '
             "library's trainer, leave `torch_compile` out), and compile what may be (`ICASCTask.compile`).")
+    return modules
 
 
 def _captured(feature: torch.Tensor, modified_in_place: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +115,7 @@ def capture_features(
         LayerResolutionError: The model has no such layer, did not call it, or not in its turn, or has overwritten it.
         ICASCError: A layer is in a compiled model, unless `run_plain`.
     """
-    _check_layers(model, layers, run_plain)
+    modules = _modules_of(model, layers, run_plain)
     called, model, thread = model, unwrap_model(model), threading.get_ident()
     features: dict[str, torch.Tensor] = {}
     versions: dict[str, int] = {}
@@ -140,8 +145,8 @@ def capture_features(
         stack.enter_context(run_eagerly(called) if run_plain else nullcontext())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(not inference and first_feature is None))
-        for layer in layers:
-            handle = model.get_submodule(layer.path).register_forward_hook(tap(layer))
+        for layer, module in zip(layers, modules, strict=True):
+            handle = module.register_forward_hook(tap(layer))
             stack.callback(handle.remove)
         yield features
     _check_called(model, layers, features)
