@@ -137,11 +137,11 @@ def test_the_contradictions_stand_in_one_place():
 
 
 def test_what_the_paper_gives_is_told_from_what_it_leaves_open():
-    """Given are the constants, which are the defaults here, and Eq. 6's weights, from the first step."""
+    """Given are the constants, which are the defaults here, Eq. 6's weights from the first step, layers and maps."""
     rows = {row['choice']: row for row in TABLES['What the paper gives, and what it leaves open']}
     given = {choice for choice, row in rows.items() if row['the paper'].startswith('given')}
     assert given == {'theta of Eq. 5', 'sigma of Eq. 4', 'omega of Eq. 4', 'weights of the terms',
-                     'when the terms begin'}
+                     'when the terms begin', 'other layers', 'kind of map'}
     for name in ('theta', 'sigma', 'omega'):
         row, = [row for choice, row in rows.items() if choice.startswith(name)]
         assert float(row['here (default)']) == getattr(ICASCConfig(), name)

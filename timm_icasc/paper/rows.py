@@ -99,11 +99,13 @@ def segmentation_rows(
                 f'seed; the second counts', stacklevel=2)
         group[result['seed']] = result
     rows = []
-    for paper in content['rows']:
+    for n, paper in enumerate(content['rows']):
+        command = content['command'].format(method=paper['method'])
+        if n == 0:  # one classifier, for the maps of all
+            command = f"{content['classifier']} && {command}"
         row = _row(
             table, 'mIoU', method=paper['method'], paper=paper['values']['mIoU'], ours='not run',
-            needs=content['needs'],
-            command=f"{content['classifier']} && {content['command'].format(method=paper['method'])}")
+            needs=content['needs'], command=command)
         own = [group for (method, _), group in groups.items() if method == paper['method']]
         found = []
         for group in own:
