@@ -228,8 +228,9 @@ def test_segmentations_of_another_classifier_or_of_fewer_images_are_not_the_pape
         (tmp_path / name).mkdir()
         (tmp_path / name / 'segmentation.json').write_text(json.dumps({**result, **own}))
     rows = segmentation_rows(collect_segmentations([tmp_path]), CONTENT['segmentation'])
-    found = {row['paper']: row['note'] for row in rows if row['method'] == 'ach'}
-    assert set(found) == {None, 57.97} and told in found[None]
+    found = {row['paper']: row for row in rows if row['method'] == 'ach'}
+    assert {paper: row['ours'] for paper, row in found.items()} == {None: '50.00', 57.97: '50.00'}
+    assert told in found[None]['note']
 
 
 def write_segmentations(folder, *results):
