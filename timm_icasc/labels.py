@@ -348,6 +348,7 @@ def class_indices(
         raise TargetError(
             f'classes must be a class index, indices [K] for every image or [B, K] per image (B = {batch}), '
             f'got {classes.dtype} {tuple(classes.shape)}.')
+    classes = classes.long()  # the smallest of unsigned integers is not implemented for all of their types
     if not 0 <= classes.min() <= classes.max() < num_classes:
         raise TargetError(f'classes must lie in 0 to {num_classes - 1}, got {classes.tolist()}.')
-    return classes.long() if classes.ndim == 2 else classes.long().reshape(1, -1).expand(batch, -1)
+    return classes if classes.ndim == 2 else classes.reshape(1, -1).expand(batch, -1)

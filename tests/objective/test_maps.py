@@ -37,6 +37,15 @@ class TestAttentionMaps:
         assert torch.equal(attention_maps(toy, images, classes=2), per_image[:, 1:])
         assert attention_maps(toy, images, topk=99).shape[1] == 4
 
+    @pytest.mark.parametrize('dtype', [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+    def test_classes_of_any_integer_type(self, dtype, toy):
+        images = torch.randn(2, 3, 16, 16)
+        classes = torch.tensor([[0, 2], [3, 1]])
+        assert torch.equal(
+            attention_maps(toy, images, classes=classes.to(dtype)), attention_maps(toy, images, classes=classes))
+        with pytest.raises(TargetError, match='classes must lie in 0 to 3'):
+            attention_maps(toy, images, classes=torch.tensor([0, 4]).to(dtype))
+
     @pytest.mark.parametrize('classes', [[], torch.tensor([True, False]), torch.tensor([0.])])
     def test_what_are_no_classes(self, classes, toy):
         with pytest.raises(TargetError, match='classes must be a class index'):

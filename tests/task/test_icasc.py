@@ -393,7 +393,7 @@ class TestClearErrors:
         with pytest.raises(ICASCError, match=r'call task.compile\(\)'):
             make_task(torch.compile(toy, backend='eager'))
 
-    @pytest.mark.parametrize('dtype', [torch.uint8, torch.int16, torch.int32])
+    @pytest.mark.parametrize('dtype', [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint64])
     @pytest.mark.parametrize('smoothing', [0., 0.1])
     def test_class_indices_of_any_integer_type(self, dtype, smoothing, toy):
         images, target = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
