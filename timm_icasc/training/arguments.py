@@ -117,6 +117,14 @@ def _check_resident(args: argparse.Namespace) -> None:
         raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
 
 
+def _check_no_aug(args: argparse.Namespace) -> None:
+    others = {
+        '--aa': args.aa, '--reprob': args.reprob, '--vflip': args.vflip, '--train-crop-mode': args.train_crop_mode,
+        '--grayscale-prob': args.grayscale_prob, '--gaussian-blur-prob': args.gaussian_blur_prob}
+    for option in (option for option, given in others.items() if given):
+        raise ICASCError(f'--no-aug takes all images as they are, and {option} changes them: leave one of them out.')
+
+
 def _check_of_others(args: argparse.Namespace) -> None:
     """Options that mean nothing without another one."""
     for option, given in (
@@ -137,7 +145,12 @@ def _check_of_others(args: argparse.Namespace) -> None:
             ('--clip-mode', '--clip-grad', args.clip_mode != 'norm' and args.clip_grad is None),
             ('--amp-dtype bfloat16', '--amp', args.amp_dtype != 'float16' and not args.amp),
             ('--model-ema-warmup', '--model-ema', args.model_ema_warmup and not args.model_ema),
-            ('--torchcompile-mode', '--torchcompile', args.torchcompile_mode and not args.torchcompile)):
+            ('--torchcompile-mode', '--torchcompile', args.torchcompile_mode and not args.torchcompile),
+            ('--remode', '--reprob', args.remode != 'pixel' and not args.reprob),
+            ('--recount', '--reprob', args.recount != 1 and not args.reprob),
+            ('--mixup-mode', '--mixup or --cutmix', args.mixup_mode != 'batch' and not mixes(args)),
+            ('--mixup-prob', '--mixup or --cutmix', args.mixup_prob != 1 and not mixes(args)),
+            ('--mixup-off-epoch', '--mixup or --cutmix', args.mixup_off_epoch and not mixes(args))):
         if alone:
             raise ICASCError(f'{option} does nothing without {needed}: give that too, or leave it out.')
     for name in ('num_classes', 'in_chans'):
@@ -179,6 +192,8 @@ def _check(args: argparse.Namespace) -> None:
         _check_fast(args)
     if args.resident_data:
         _check_resident(args)
+    if args.no_aug:
+        _check_no_aug(args)
     if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/')):
         raise ICASCError(
             '--data-dir is missing: the folder of the images, DIR/train/CLASS/IMAGE '
