@@ -105,23 +105,25 @@ def _check_fast(args: argparse.Namespace) -> None:
         raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')
 
 
+def _changes_of_images(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that change training images and are off unless asked for."""
+    return {
+        '--aa': args.aa, '--reprob': args.reprob, '--train-crop-mode': args.train_crop_mode, '--vflip': args.vflip,
+        '--grayscale-prob': args.grayscale_prob, '--gaussian-blur-prob': args.gaussian_blur_prob}
+
+
 def _check_resident(args: argparse.Namespace) -> None:
     cropped = args.crop_padding is not None or args.no_aug
     others = {
-        '--crop-padding N or --no-aug is missing': not cropped, '--aa': args.aa, '--reprob': args.reprob,
-        '--train-crop-mode': args.train_crop_mode,
-        '--color-jitter (give 0)': args.color_jitter and not args.no_aug, '--vflip': args.vflip,
-        '--mixup': args.mixup, '--cutmix': args.cutmix or args.cutmix_minmax, '--aug-repeats': args.aug_repeats,
-        '--grayscale-prob': args.grayscale_prob, '--gaussian-blur-prob': args.gaussian_blur_prob}
+        '--crop-padding N or --no-aug is missing': not cropped, **_changes_of_images(args),
+        '--color-jitter (give 0)': args.color_jitter and not args.no_aug,
+        '--mixup': args.mixup, '--cutmix': args.cutmix or args.cutmix_minmax, '--aug-repeats': args.aug_repeats}
     for option in (option for option, given in others.items() if given):
         raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
 
 
 def _check_no_aug(args: argparse.Namespace) -> None:
-    others = {
-        '--aa': args.aa, '--reprob': args.reprob, '--vflip': args.vflip, '--train-crop-mode': args.train_crop_mode,
-        '--grayscale-prob': args.grayscale_prob, '--gaussian-blur-prob': args.gaussian_blur_prob}
-    for option in (option for option, given in others.items() if given):
+    for option in (option for option, given in _changes_of_images(args).items() if given):
         raise ICASCError(f'--no-aug takes all images as they are, and {option} changes them: leave one of them out.')
 
 
