@@ -346,6 +346,14 @@ class TestResultsFromRuns:
         with pytest.raises(HubError, match=f'are both ICASC ach, order 1, {said}; one table cannot hold both'):
             card_results.evaluate_runs([*open_runs(compared), *open_runs(other)])
 
+    def test_runs_of_other_layers_do_not_share_a_table(self, compared, tmp_path):
+        """A run whose options name its layers, and a baseline that names none, were held against each other."""
+        other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
+        options = yaml.safe_load((other / 'args.yaml').read_text())
+        (other / 'args.yaml').write_text(yaml.safe_dump({**options, 'icasc_layers': ['layer1', 'layer2']}))
+        with pytest.raises(HubError, match=r'different maps \(.*layer2 layer3 and .*layer1 layer2\); one table cannot'):
+            card_results.evaluate_runs([*open_runs(compared / 'baseline'), *open_runs(other)])
+
     def test_runs_of_other_images_do_not_share_a_table(self, compared, tmp_path):
         other = shutil.copytree(compared / 'icasc', tmp_path / 'other')
         options = yaml.safe_load((other / 'args.yaml').read_text())

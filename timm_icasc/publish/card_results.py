@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError
-from ..evaluation.checkpoint import load_checkpoint
+from ..evaluation.checkpoint import Checkpoint, load_checkpoint
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.measures import summarise
 from ..evaluation.options import default_options
@@ -21,9 +21,13 @@ __all__ = ['evaluate_runs', 'write_results']
 COMPUTED = ('icasc_fast',)  # options that say how a run is computed, not what
 
 
-def _evaluate(run: Run, options: argparse.Namespace, half: bool) -> dict[str, Any]:
+def _evaluate(
+        run: Run,
+        checkpoint: Checkpoint,
+        options: argparse.Namespace,
+        half: bool,
+) -> dict[str, Any]:
     """One run's part of NAME.json, and what it says of the images: what `timm-icasc eval` measures of the run."""
-    checkpoint = load_checkpoint(str(run.folder), options)
     weights = checkpoint.model.state_dict()
     if half:
         weights = half_precision(weights)
@@ -58,6 +62,18 @@ def _check_rows(runs: list[Run]) -> None:
         row[run.seed] = run
 
 
+def _check_maps(runs: list[Run], checkpoints: list[Checkpoint]) -> None:
+    """Raise HubError where maps are of other networks or layers, and differ whatever was trained."""
+    first = checkpoints[0].map_settings
+    for run, checkpoint in zip(runs, checkpoints, strict=True):
+        own = checkpoint.map_settings
+        if own != first:
+            told = (', '.join(settings.values()) or 'no layers' for settings in (first, own))
+            raise HubError(
+                f"'{runs[0].folder}' and '{run.folder}' have different maps ({' and '.join(told)}); one table cannot "
+                f'hold both. Train both with the same `icasc_layers`.')
+
+
 def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False) -> dict[str, Any]:
     """Evaluate the last weights of runs on the same images.
 
@@ -71,8 +87,8 @@ def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False)
         command, commit, versions, hash of the weights, and the metrics.
 
     Raises:
-        HubError: A run is incomplete, two were not evaluated on the same images, or two of one method have other
-            options, or the same seed.
+        HubError: A run is incomplete, two were not evaluated on the same images or at the same layers, or two of one
+            method have other options, or the same seed.
         ICASCError: A checkpoint or its data set cannot be read.
     """
     for run in runs:
@@ -82,7 +98,11 @@ def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False)
     _check_rows(runs)
     options = default_options()
     options.val_split = split
-    evaluated = [_evaluate(run, options, half) for run in runs]
+    checkpoints = [load_checkpoint(str(run.folder), options) for run in runs]
+    _check_maps(runs, checkpoints)
+    evaluated = [
+        _evaluate(run, checkpoint, options, half)
+        for run, checkpoint in zip(runs, checkpoints, strict=True)]
     shared = [{name: value for name, value in result.items() if name != 'run'} for result in evaluated]
     for run, values in zip(runs, shared, strict=True):
         if values != shared[0]:
