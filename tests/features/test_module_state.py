@@ -120,6 +120,26 @@ def test_attributes_come_back():
     assert module.cache == {'a': 1} and module.name == 'before' and not hasattr(module, 'new')
 
 
+class AlwaysTraining(torch.nn.Sequential):
+    """Measures by the statistics of the batch, whatever it is told."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+def test_statistics_of_a_norm_that_stays_in_training_do_not_move():
+    """Those of two random images, that the layers are found with, were counted."""
+    model = AlwaysTraining(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3),
+        torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(4, 3))
+    before = copy.deepcopy(model.state_dict())
+    resolve_layers(model, ('1', '4'), (3, 16, 16))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert model[1].momentum == 0.1
+
+
 class Config(dict):
     __getattr__ = dict.__getitem__
 

@@ -231,7 +231,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode; on leaving, each module gets its own flag and attributes back.
 
     Some modules (LeViT's attention) cache values at evaluation that would outlive the parameters they were made of.
-    Some (LoRA layers) change their weights in a `train()` of their own: it is called on leaving too.
+    Some (LoRA layers) change their weights in a `train()` of their own: it is called on leaving too. A BatchNorm that
+    a `train()` leaves in training does not count what the model is run on.
     """
     with one_thread(unwrap_model(model)):
         before = {module: _own_attributes(module) for module in model.modules()}
@@ -242,7 +243,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             if isinstance(value, (dict, list, set))]
         try:
             model.eval()
-            yield
+            with hold_batch_norm_statistics(model):
+                yield
         finally:
             for module, was_training in told:
                 module.train(was_training)
