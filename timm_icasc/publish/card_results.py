@@ -21,28 +21,31 @@ __all__ = ['evaluate_runs', 'write_results']
 COMPUTED = ('icasc_fast',)  # options that say how a run is computed, not what
 
 
+def _measured_images(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What NAME.json says of the images that a run is evaluated on."""
+    images = len(checkpoint.dataset)
+    return {
+        'dataset': run.model['dataset'], 'split': checkpoint.args.val_split, 'images': images,
+        'attention_images': images if checkpoint.layers else 0}
+
+
 def _evaluate(
         run: Run,
         checkpoint: Checkpoint,
         options: argparse.Namespace,
         half: bool,
 ) -> dict[str, Any]:
-    """One run's part of NAME.json, and what it says of the images: what `timm-icasc eval` measures of the run."""
+    """One run's part of NAME.json: what `timm-icasc eval` measures of the run."""
     weights = checkpoint.model.state_dict()
     if half:
         weights = half_precision(weights)
         checkpoint.model.load_state_dict(weights)
     values = summarise(evaluate_checkpoint(checkpoint, options))
-    results, images = run.results, len(checkpoint.dataset)
     return {
-        'dataset': run.model['dataset'], 'split': checkpoint.args.val_split, 'images': images,
-        'attention_images': images if checkpoint.layers else 0,
-        'run': {
-            'method': run.method, 'icasc': run.model['icasc'],
-            **{name: results[name] for name in ('seed', 'epochs', 'command', 'commit', 'versions', 'device')},
-            'tensors_sha256': tensors_sha256(weights),
-            'metrics': {name: round(value, 6) for name, value in sorted(values.items()) if math.isfinite(value)}},
-    }
+        'method': run.method, 'icasc': run.model['icasc'],
+        **{name: run.results[name] for name in ('seed', 'epochs', 'command', 'commit', 'versions', 'device')},
+        'tensors_sha256': tensors_sha256(weights),
+        'metrics': {name: round(value, 6) for name, value in sorted(values.items()) if math.isfinite(value)}}
 
 
 def _check_rows(runs: list[Run]) -> None:
@@ -62,16 +65,24 @@ def _check_rows(runs: list[Run]) -> None:
         row[run.seed] = run
 
 
-def _check_maps(runs: list[Run], checkpoints: list[Checkpoint]) -> None:
-    """Raise HubError where maps are of other networks or layers, and differ whatever was trained."""
-    first = checkpoints[0].map_settings
-    for run, checkpoint in zip(runs, checkpoints, strict=True):
-        own = checkpoint.map_settings
-        if own != first:
-            told = (', '.join(settings.values()) or 'no layers' for settings in (first, own))
+def _check_table(
+        runs: list[Run],
+        checkpoints: list[Checkpoint],
+        images: list[dict[str, Any]],
+) -> None:
+    """Raise HubError where runs are of other images, or their maps of other networks or layers."""
+    first = runs[0].folder
+    for run, checkpoint, own in zip(runs, checkpoints, images, strict=True):
+        maps = [one.map_settings for one in (checkpoints[0], checkpoint)]
+        if maps[0] != maps[1]:
+            told = ' and '.join(', '.join(settings.values()) or 'no layers' for settings in maps)
             raise HubError(
-                f"'{runs[0].folder}' and '{run.folder}' have different maps ({' and '.join(told)}); one table cannot "
-                f'hold both. Train both with the same `icasc_layers`.')
+                f"'{first}' and '{run.folder}' have different maps ({told}); one table cannot hold both. Train both "
+                f'with the same `icasc_layers`.')
+        if own != images[0]:
+            raise HubError(
+                f"'{run.folder}' and '{first}' have other validation images ({own} and {images[0]}); one table cannot "
+                f'hold both.')
 
 
 def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False) -> dict[str, Any]:
@@ -99,17 +110,10 @@ def evaluate_runs(runs: list[Run], split: str | None = None, half: bool = False)
     options = default_options()
     options.val_split = split
     checkpoints = [load_checkpoint(str(run.folder), options) for run in runs]
-    _check_maps(runs, checkpoints)
-    evaluated = [
-        _evaluate(run, checkpoint, options, half)
-        for run, checkpoint in zip(runs, checkpoints, strict=True)]
-    shared = [{name: value for name, value in result.items() if name != 'run'} for result in evaluated]
-    for run, values in zip(runs, shared, strict=True):
-        if values != shared[0]:
-            raise HubError(
-                f"'{run.folder}' and '{runs[0].folder}' have other validation images ({values} and "
-                f'{shared[0]}); one table cannot hold both.')
-    return {**shared[0], 'runs': [result['run'] for result in evaluated]}
+    pairs = list(zip(runs, checkpoints, strict=True))
+    images = [_measured_images(*pair) for pair in pairs]
+    _check_table(runs, checkpoints, images)
+    return {**images[0], 'runs': [_evaluate(*pair, options, half) for pair in pairs]}
 
 
 def _shipped(
