@@ -239,9 +239,16 @@ def test_settings(setting):
     assert size[1] == (setting.img_size or timm.get_pretrained_cfg('resnet18').input_size[1])
 
 
+def test_an_architecture_whose_weights_have_no_head_gets_one():
+    name = next(name for name in timm.list_models('vit_small*') if not timm.get_pretrained_cfg(name).num_classes)
+    assert create_model(name, replace(SMALL, img_size=None, device='meta'))[0].num_classes == 1000
+
+
 @pytest.mark.parametrize('argv, message', [
     (['nonet'], "unknown architecture 'nonet'"),
     (['resnet18.a1_inlk'], "resnet18 has no weights 'a1_inlk'; it has resnet18.a1_in1k"),
+    (['hf-hub:timm/resnet18.a1_in1k'], "MODEL: name an architecture of timm, not 'hf-hub:timm/resnet18.a1_in1k'"),
+    (['resnet20_cifar', '--maps', '--topk', '2', '101'], '--topk: resnet20_cifar has 100 classes, got 101'),
     (['resnet18', '--repeats', '0'], '--repeats must be at least 1'),
     (['resnet18', '--share', '0'], '--share must be above 0 and at most 1, got 0'),
     (['resnet18', '--img-size', '0'], '--img-size must be at least 1'),

@@ -97,6 +97,16 @@ class TestDefinition:
         assert study.runs[0].arguments[-3:] == ('--no-icasc', '--seed', '0')
         assert study.runs[1].options['batch_size'] == 8 and 'data_dir' not in study.runs[1].options
 
+    def test_the_options_of_a_run_make_a_study(self, tmp_path):
+        """Its seed and folder are not the study's, and nothing of it is published."""
+        (tmp_path / 'args.yaml').write_text(
+            'lr: 0.5\nseed: 7\noutput: there\nexperiment: mine\nicasc_compare: true\n'
+            'push_to_hub: me/mine\nlicense: mit\n')
+        file = write_study(tmp_path, common={'config': 'args.yaml'}, variants={'plain': {}, 'b': {'lr': 0.1}})
+        with pytest.warns(UserWarning, match="args.yaml' asks to publish as 'me/mine'"):
+            runs = load_study(file).runs
+        assert runs[0].arguments == ('--lr', '0.5', '--seed', '0')
+
     def test_each_seed_goes_on_from_its_own_network(self, tmp_path):
         study = load_study(write_study(
             tmp_path, common={'initial_checkpoint': 'base-seed{seed}/last.pth.tar'}, seeds=[3, 5]))

@@ -41,6 +41,7 @@ def test_a_run(noise, tmp_path, monkeypatch, capsys):
     (['--lr', 'x'], "argument --lr: invalid float value: 'x' (--help lists the options)"),
     (['--mixup', '-1', '--dataset', 'digits'], '--mixup must be at least 0, got -1.0.'),
     (['--dataset', 'digits', '--output', 'x', '--resume', 'y'], "--resume: no checkpoint 'y'."),
+    (['--dataset', 'digits', '--output', 'x', '--num-classes', '1'], '--num-classes 1 is fewer than the 10 classes'),
     (['--config', 'nowhere'], "--config: cannot read 'nowhere': No such file or directory; recipes: ")])
 def test_bad_input_is_one_line(options, said, capsys):
     try:

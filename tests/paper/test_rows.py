@@ -74,6 +74,17 @@ def test_another_protocol_is_not_the_papers(tmp_path):
     assert row['ours'] == 'not run'
 
 
+def test_an_option_that_args_yaml_lacks_has_its_default(tmp_path):
+    """It had that of the recipe of the digits, which clips gradients and lets the terms set in late."""
+    write_run(tmp_path / 'run', 'ICASC ach, order 1', top1=73.)
+    file = tmp_path / 'run' / 'args.yaml'
+    options = yaml.safe_load(file.read_text())
+    del options['clip_grad'], options['icasc_start_epoch']
+    file.write_text(yaml.safe_dump(options))
+    row, = rows_of(tmp_path, table='Table 4, CIFAR-100', method='ICASC ach, order 1')
+    assert row['ours'] == '73.00'
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
     write_run(tmp_path / 'a', lr=0.1)
     write_run(tmp_path / 'b', lr=0.2, seed=1, top1=80.)

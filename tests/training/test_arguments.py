@@ -168,7 +168,7 @@ class TestResume:
         chosen = parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'old'])
         assert chosen.run_dir == str(old) and chosen.epochs == 1
 
-    @pytest.mark.parametrize('options', [[], ['--dataset', 'digits'], ['--data-dir', 'x'], ['-c', 'x.yaml']])
+    @pytest.mark.parametrize('options', [[], ['--dataset', 'digits'], ['--data-dir', 'x'], ['-c', 'finetune']])
     def test_auto_that_finds_nothing_stops(self, options, tmp_path):
         """Also where it is said what to train: a name that is mistyped would train it anew."""
         with pytest.raises(ICASCError) as e:
@@ -178,6 +178,62 @@ class TestResume:
         self.run(tmp_path / 'a')
         with pytest.raises(ICASCError, match="has no run 'b' to go on with; it has a: leave --resume out to begin"):
             parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'b', *options])
+
+    def test_auto_looks_where_a_file_of_options_says(self, tmp_path):
+        """It went on with another run, or found none."""
+        folder = self.run(tmp_path / 'of_file' / 'a', epochs=4)
+        self.run(tmp_path / 'of_file' / 'b')
+        file = write(tmp_path / 'c.yaml', f'dataset: digits\nlr: 0.5\noutput: {tmp_path / "of_file"}\nexperiment: a\n')
+        args = parse_args(['-c', file, '--resume', 'auto'])
+        assert (args.run_dir, args.epochs, args.lr) == (str(folder), 4, 0.5)
+        with pytest.raises(ICASCError, match=f"'{tmp_path}' has no run 'a' to go on with"):
+            parse_args(['-c', file, '--resume', 'auto', '--output', str(tmp_path)])
+
+    def test_a_file_of_options_may_resume(self, tmp_path):
+        """It said that 'None' goes on, and began anew each time."""
+        file = write(tmp_path / 'c.yaml', f'dataset: digits\nresume: auto\noutput: {tmp_path / "runs"}\n')
+        with pytest.raises(ICASCError, match=f"'{tmp_path / 'runs'}' has no run to go on with"):
+            parse_args(['-c', file])
+        folder = self.run(tmp_path / 'runs' / 'a')
+        args = parse_args(['-c', file])
+        assert (args.resume, args.run_dir) == ('auto', str(folder))
+
+    @pytest.mark.parametrize('options, place', [
+        (['--experiment', 'b'], 'b'), (['--output', 'new'], 'new/a'),
+        (['--output', 'new', '--experiment', 'b'], 'new/b'),
+        (['--output', '.', '--experiment', 'a'], None), (['--output', '../here'], None)])
+    def test_a_checkpoint_goes_on_in_the_folder_that_is_named(self, options, place, tmp_path, monkeypatch):
+        """The finished run was written over, whatever folder was named."""
+        (tmp_path / 'here').mkdir()
+        monkeypatch.chdir(tmp_path / 'here')
+        self.run(Path('a'), epochs=9, output='elsewhere')
+        args = parse_args(['--resume', 'a/last.pth.tar', *options])
+        assert args.epochs == 9
+        if place is None:
+            assert args.run_dir == 'a'
+        else:
+            assert args.run_dir is None and Path(args.output) / args.experiment == Path(place)
+
+    def test_a_run_in_the_current_folder_has_a_name(self, tmp_path, monkeypatch):
+        """How to go on after Ctrl-C was told without one."""
+        folder = self.run(tmp_path / 'a')
+        monkeypatch.chdir(folder)
+        assert parse_args(['--resume', 'last.pth.tar']).run_dir == str(folder)
+
+
+def test_the_current_folder_is_data_with_a_name(tmp_path, monkeypatch):
+    (tmp_path / 'birds').mkdir()
+    monkeypatch.chdir(tmp_path / 'birds')
+    assert parse_args(['--data-dir', '.']).data_dir == str(tmp_path / 'birds')
+    assert parse_args(['--data-dir', '../birds']).data_dir == '../birds'
+
+
+@pytest.mark.parametrize('name', ['mixup', 'hflip', 'seed', 'opt', 'epochs', 'model-kwargs', 'output'])
+def test_a_key_without_a_value_is_named(name, tmp_path):
+    """It was compared with numbers deep in the training; where an option may be without a value, it stays so."""
+    file = write(tmp_path / 'a.yaml', f'dataset: digits\nclip_grad:\n{name}:\n')
+    with pytest.raises(ICASCError, match=f"'{name.replace('-', '_')}' has no value: write one, or leave the line out"):
+        parse_args(['-c', file])
 
 
 class TestPublishing:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from ..errors import ICASCError
 from ..features.resolve import resolve_layers
 from ..objective.maps import attention_maps
 from .cost import interleaved_seconds
@@ -56,9 +57,14 @@ def measure_maps(
 
     Returns:
         Seconds of `FORWARD` and, with layer and number of classes after the name, of this package and of the others.
+
+    Raises:
+        ICASCError: The model has fewer classes than `topk`.
     """
     model, size = create_model(name, setting)
     model.eval()
+    if max(topk) > model.num_classes:
+        raise ICASCError(f'`topk`: {name} has {model.num_classes} classes, got {max(topk)}.')
     images = torch.randn(setting.batch_size, *size, device=setting.device)
     layers = resolve_layers(model, input_size=size)
 

@@ -23,6 +23,8 @@ STEPS = (PLAIN, 'ICASC order 1', 'ICASC order 2')
 
 VARIANTS = (*STEPS, 'public approach')
 
+CLASSES = 1000  # of a head, where the architecture's own weights have none
+
 COMPILED = ', compiled'  # behind the name of a step
 
 
@@ -66,10 +68,13 @@ def create_model(name: str, setting: BenchmarkSetting) -> tuple[nn.Module, tuple
     """The model in training mode with seeded weights, and its images' channels, height and width."""
     torch.manual_seed(0)
     size = setting.img_size
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    config = timm.get_pretrained_cfg(name)
+    options = {'img_size': size} if size and config.fixed_input_size else {}
+    if not config.num_classes:  # weights without a head: a step needs one
+        options['num_classes'] = CLASSES
     try:
         with torch.device('meta') if setting.device == 'meta' else nullcontext():
-            model = timm.create_model(name, **({'img_size': size} if size and fixed else {}))
+            model = timm.create_model(name, **options)
     except (AssertionError, ValueError) as e:
         raise ICASCError(f'`img_size={size}` does not fit {name}: {one_line(e)}') from e
     channels, height, width = model.pretrained_cfg['input_size']

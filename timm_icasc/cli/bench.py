@@ -31,7 +31,7 @@ from ..runs.find import refuse_file_of_run
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
 from ..training.device import device_fault
-from ..training.model_factory import check_model_name
+from ..training.model_factory import UNREGISTERED, check_model_name
 from ..training.option_names import check_least
 
 
@@ -124,6 +124,8 @@ def _check_scaling(path: Path) -> None:
 def _check(args: argparse.Namespace) -> BenchmarkSetting:
     for name in args.models:
         check_model_name(name)
+        if name.startswith(UNREGISTERED):
+            raise ICASCError(f"MODEL: name an architecture of timm, not '{name}': its weights do not change the cost.")
     check_least(args, batch_size=1, repeats=1, threads=1, topk=1, img_size=1)
     if not 0 < args.share <= 1:
         raise ICASCError(f'--share must be above 0 and at most 1, got {args.share:g}.')

@@ -51,7 +51,7 @@ def run_arguments(
     if with_data and run is None and not given.data_dir and not getattr(given, 'dataset', None):
         raise ICASCError(f"'{source}' tells no data set: name it with `data_dir` (and `dataset`).")
     if run is None and not with_data:
-        argv += ['--data-dir', '.']  # never opened; without any, the recipe of the digits would prepare the images
+        argv += ['--data-dir', 'unused']  # never opened; without any, the recipe of the digits would prepare the images
     for name in OVERRIDES:
         if (value := getattr(given, name, None)) is not None:
             argv += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]

@@ -1,4 +1,5 @@
 """Which row of the paper a finished run stands in: by its options, those aside that the paper leaves open."""
+import argparse
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -7,7 +8,7 @@ from ..labels import MULTI, SINGLE, LabelKind
 from ..runs.folder import INCIDENTAL, PLACES, Run
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..training.argument_files import RECIPES
-from ..training.arguments import build_parser, parse_args
+from ..training.arguments import add_arguments, parse_args
 
 __all__ = ['architecture', 'recipe_options']
 
@@ -97,7 +98,9 @@ def distinguish(
 @cache
 def _defaults() -> dict[str, Any]:
     """What an option means that an args.yaml lacks."""
-    return vars(build_parser().parse_args([]))
+    parser = argparse.ArgumentParser()  # the training's own would read the recipe of the digits
+    add_arguments(parser)
+    return vars(parser.parse_args([]))
 
 
 @cache

@@ -13,7 +13,7 @@ from ..evaluation.options import add_evaluation_arguments
 from ..foreign_files import read_yaml
 from ..runs.folder import BEST, LAST
 from ..training.argument_files import check_options, find_config, load_config
-from ..training.arguments import build_parser, parse_args
+from ..training.arguments import build_parser, parse_args, without_publishing
 
 __all__ = ['PlannedRun', 'Study', 'changed_options', 'load_study', 'settled_options']
 
@@ -152,11 +152,15 @@ def _options(
         folder: Path,
         where: str,
 ) -> dict[str, Any]:
-    """Options of one mapping of the study, those of its 'config' before its own."""
+    """Options of one mapping of the study, those of its 'config', a run's args.yaml too, before its own."""
     own = _without(given, RESERVED, where)
     recipe = _path(own, 'config', where)
     own.pop('config', None)
-    options = load_config(find_config(recipe, folder), parser) if recipe else {}
+    options = {}
+    if recipe:
+        file = find_config(recipe, folder)
+        found = without_publishing(load_config(file, parser), file)
+        options = {name: value for name, value in found.items() if name not in RESERVED}
     return {**options, **check_options(own, parser, where)}
 
 
@@ -191,7 +195,9 @@ def _list_of_runs(
             raise ICASCError(f'{here}: {e}') from e
         same = next((other for other, (o, _) in by_variant.items() if o == settled), None)
         if same is not None:
-            raise ICASCError(f"{here} has the same options as variant '{same}': leave one of them out.")
+            raise ICASCError(
+                f"{here} has the same options as variant '{same}', but for where and on what it runs: leave one of "
+                f'them out (two data sets are two studies).')
         by_variant[str(name)] = settled, arguments
     return [
         PlannedRun(name, seed, settled[i], (*arguments[i], '--seed', str(seed)))

@@ -30,6 +30,8 @@ def find_config(name: str, folder: Path = Path()) -> Path:
 
 def _checked(action: argparse.Action, value: Any, where: str) -> Any:
     """A YAML value as the command line would have parsed it."""
+    if value is None and action.default is not None:
+        raise ICASCError(f"{where}: '{action.dest}' has no value: write one, or leave the line out.")
     if value is None or isinstance(action, ParseKwargs) and isinstance(value, dict):
         return value
     if isinstance(action, ParseKwargs):

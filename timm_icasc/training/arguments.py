@@ -16,9 +16,11 @@ from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .loaders import mixes
 from .option_groups import GROUPS
 
-__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
+__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args', 'without_publishing']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
+
+WHERE = ('resume', 'output', 'experiment')  # which run is gone on with, and in which folder
 
 INFINITY = math.inf
 
@@ -63,23 +65,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'recipes (-c NAME):\n' + '\n'.join(f'  {name:<36}{text}' for name, text in list_recipes().items())
 
 
-def _find_run(args: argparse.Namespace) -> Path | None:
-    """The folder whose args.yaml a resumed run goes on with; None where the checkpoint lies beside no args.yaml."""
-    if args.resume != 'auto':
-        if Path(args.resume).is_dir():
-            folder = Path(args.resume).absolute()
-            raise ICASCError(
-                f"--resume: '{args.resume}' is a folder: name a checkpoint in it, or say --resume auto --output "
-                f"'{folder.parent}' --experiment '{folder.name}'.")
-        if not Path(args.resume).is_file():
-            raise ICASCError(f"--resume: no checkpoint '{args.resume}'.")
-        folder = Path(args.resume).parent
-        return folder if (folder / ARGUMENTS).is_file() else None
-    found = latest_run(Path(args.output), args.experiment)
-    if found is None:
-        others = sorted(path.parent.name for path in Path(args.output).glob(f'*/{ARGUMENTS}'))
+def _run_beside(checkpoint: str) -> Path | None:
+    """The folder of a checkpoint whose args.yaml lies beside it; None where there is none."""
+    if Path(checkpoint).is_dir():
+        folder = Path(checkpoint).absolute()
         raise ICASCError(
-            f"--resume auto: '{args.output}' has no run{f' {args.experiment!r}' * bool(args.experiment)} to go on with"
+            f"--resume: '{checkpoint}' is a folder: name a checkpoint in it, or say --resume auto --output "
+            f"'{folder.parent}' --experiment '{folder.name}'.")
+    if not Path(checkpoint).is_file():
+        raise ICASCError(f"--resume: no checkpoint '{checkpoint}'.")
+    folder = Path(checkpoint).parent
+    if folder.name in ('', '..'):  # '.' has no name to call the run by
+        folder = folder.resolve()
+    return folder if (folder / ARGUMENTS).is_file() else None
+
+
+def _newest_run(output: str, experiment: str) -> Path:
+    """The folder that --resume auto means."""
+    found = latest_run(Path(output), experiment)
+    if found is None:
+        others = sorted(path.parent.name for path in Path(output).glob(f'*/{ARGUMENTS}'))
+        raise ICASCError(
+            f"--resume auto: '{output}' has no run{f' {experiment!r}' * bool(experiment)} to go on with"
             f"{'; it has ' + ', '.join(others[:8]) if others else ''}: leave --resume out to begin a new run.")
     return found
 
@@ -202,7 +209,7 @@ def _check(args: argparse.Namespace) -> None:
             '(or --dataset digits).')
 
 
-def _without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
+def without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
     """The options of a file, which may be somebody else's, without its wish to publish what comes of them."""
     repo_id, license = options.pop('push_to_hub', ''), options.pop('license', None)
     if repo_id:
@@ -211,6 +218,11 @@ def _without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
             f"'{file}' asks to publish as '{repo_id}', which the command line alone can: add {shell_command(asked)}.",
             stacklevel=3)
     return options
+
+
+def _given(typed: argparse.Namespace) -> dict[str, str]:
+    """Those of `WHERE` that the command line names."""
+    return {name: value for name in WHERE if (value := getattr(typed, name)) is not None}
 
 
 def _refuse_links(run_dir: Path) -> None:
@@ -227,29 +239,43 @@ class TrainingParser(argparse.ArgumentParser):
         # The usage of a hundred options would bury the message.
         self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
 
+    def _load(self, file: Path) -> dict[str, Any]:
+        return without_publishing(load_config(file, self), file)
+
+    def _find_run(self, resume: str, output: str | None, experiment: str | None) -> Path | None:
+        if resume != 'auto':
+            return _run_beside(resume)
+        return _newest_run(output or self.get_default('output'), experiment or '')
+
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse the command line.
 
         Returns:
-            The options, with `run_dir` set to the folder of a run to go on with (else None).
+            The options, with `run_dir` set to the folder of a run to go on with (else None). A checkpoint that is to
+            go on in another folder, by `output` or `experiment`, has its options, and no `run_dir`.
 
         Raises:
             ICASCError: A message in one line that names the option.
             SystemExit: argparse's own errors (exit code 2) and --help.
         """
-        first = super().parse_args(argv)
-        run_dir = _find_run(first) if first.resume else None
-        files: list[Path] = []
+        typed = super().parse_args(argv, argparse.Namespace(**dict.fromkeys(WHERE)))
+        config = self._load(find_config(typed.config)) if typed.config else {}
+        where = {**{name: config.get(name) for name in WHERE}, **_given(typed)}
+        run_dir = self._find_run(**where) if where['resume'] else None
         if run_dir is not None:
             _refuse_links(run_dir)
-            files.append(run_dir / ARGUMENTS)
-        if first.config:
-            files.append(find_config(first.config))
-        if not files and not first.data_dir and not first.dataset:
-            files = [DEFAULT_RECIPE]
-        for file in files:
-            self.set_defaults(**_without_publishing(load_config(file, self), file))
+            self.set_defaults(**self._load(run_dir / ARGUMENTS))
+        elif not typed.config and not typed.data_dir and not typed.dataset:
+            self.set_defaults(**self._load(DEFAULT_RECIPE))
+        self.set_defaults(**config)
+        if run_dir is not None and where['resume'] != 'auto':
+            place = Path(where['output'] or run_dir.parent) / (where['experiment'] or run_dir.name)
+            if place.resolve() != run_dir.resolve():  # what the run has done so far stays as it is
+                run_dir = None
+                self.set_defaults(output=str(place.parent), experiment=place.name)
         args = super().parse_args(argv)
+        if args.data_dir and Path(args.data_dir).name in ('', '..'):  # '.' has no name to call the data by
+            args.data_dir = str(Path(args.data_dir).resolve())
         _check(args)
         if args.icasc_compare and run_dir is not None and (run_dir / LAST).is_file():
             raise ICASCError(

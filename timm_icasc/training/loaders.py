@@ -114,10 +114,11 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
         if not names:
             raise DataError(f"--num-classes is missing: data set '{args.dataset}' does not tell its classes.")
         args.num_classes = len(names)
-    if args.num_classes < 2:
-        raise DataError(f'ICASC tells classes apart and needs two; the data set has {args.num_classes}.')
     if names and args.num_classes < len(names):
         raise DataError(f'--num-classes {args.num_classes} is fewer than the {len(names)} classes of the data set.')
+    if args.num_classes < 2:
+        told = 'the data set has' if names else 'by --num-classes there is'
+        raise DataError(f'ICASC tells classes apart and needs two; {told} {args.num_classes}.')
     _check_labels(args, labels_of(train), names)
     if args.limit_train is not None:
         train = few_of_each_class(train, args.limit_train, args.seed, names)

@@ -348,8 +348,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help='name of this run\'s folder (default: MODEL-DATA, numbered)')
     group.add_argument(
         '--resume', default='', metavar='PATH',
-        help="checkpoint to go on from, with the arguments of its run; 'auto': the newest run in "
-             '--output, or that in --output/--experiment; where there is none, nothing is trained')
+        help="checkpoint to go on from, with the arguments of its run, in its folder unless --output or --experiment "
+             "names another; 'auto': the newest run in --output, or that in --output/--experiment; where there is "
+             'none, nothing is trained')
     group.add_argument(
         '--checkpoint-hist', type=int, default=2, metavar='N',
         help='number of checkpoints to keep (default: %(default)s)')

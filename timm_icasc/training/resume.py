@@ -131,11 +131,15 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
         for group in job.optimizer.param_groups]
     try:
         start_epoch = timm.task.resume_task_checkpoint(
-            job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False) or 0
+            job.task, str(checkpoint), job.optimizer, job.scaler, log_info=False)
         if args.model_ema:
             timm.task.load_task_ema_checkpoint(job.task, str(checkpoint))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
+    if start_epoch is None:
+        raise ICASCError(
+            f"--resume: '{checkpoint}' holds weights and no epoch, so there is no run to go on with: begin one from "
+            f'them with --initial-checkpoint.')
     check_alike(args, start_epoch, 'epoch to go on from')
     count_steps(job, start_epoch)
     for group, options in zip(job.optimizer.param_groups, given, strict=True):
