@@ -220,11 +220,6 @@ def without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
     return options
 
 
-def _given(typed: argparse.Namespace) -> dict[str, str]:
-    """Those of `WHERE` that the command line names."""
-    return {name: value for name in WHERE if (value := getattr(typed, name)) is not None}
-
-
 def _refuse_links(run_dir: Path) -> None:
     """What a run goes on writing must lie in its folder, which somebody else may have made."""
     for folder in (run_dir, *(run_dir / name for name in COMPARED)):
@@ -242,34 +237,35 @@ class TrainingParser(argparse.ArgumentParser):
     def _load(self, file: Path) -> dict[str, Any]:
         return without_publishing(load_config(file, self), file)
 
-    def _find_run(self, resume: str, output: str | None, experiment: str | None) -> Path | None:
-        if resume != 'auto':
-            return _run_beside(resume)
-        return _newest_run(output or self.get_default('output'), experiment or '')
+    def _find_run(self, options: dict[str, Any]) -> Path | None:
+        resume = options.get('resume')
+        if resume == 'auto':
+            return _newest_run(options.get('output', self.get_default('output')), options.get('experiment', ''))
+        return _run_beside(resume) if resume else None
 
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse the command line.
 
         Returns:
-            The options, with `run_dir` set to the folder of a run to go on with (else None). A checkpoint that is to
-            go on in another folder, by `output` or `experiment`, has its options, and no `run_dir`.
+            The options, with `run_dir` set to the folder of a run to go on with (else None). Where the command line
+            has its checkpoint go on in another folder, they are those of the run, and `run_dir` is None.
 
         Raises:
             ICASCError: A message in one line that names the option.
             SystemExit: argparse's own errors (exit code 2) and --help.
         """
         typed = super().parse_args(argv, argparse.Namespace(**dict.fromkeys(WHERE)))
+        given = {name: value for name in WHERE if (value := getattr(typed, name)) is not None}
         config = self._load(find_config(typed.config)) if typed.config else {}
-        where = {**{name: config.get(name) for name in WHERE}, **_given(typed)}
-        run_dir = self._find_run(**where) if where['resume'] else None
+        run_dir = self._find_run({**config, **given})
         if run_dir is not None:
             _refuse_links(run_dir)
             self.set_defaults(**self._load(run_dir / ARGUMENTS))
         elif not typed.config and not typed.data_dir and not typed.dataset:
             self.set_defaults(**self._load(DEFAULT_RECIPE))
         self.set_defaults(**config)
-        if run_dir is not None and where['resume'] != 'auto':
-            place = Path(where['output'] or run_dir.parent) / (where['experiment'] or run_dir.name)
+        if run_dir is not None:
+            place = Path(given.get('output', run_dir.parent)) / (given.get('experiment') or run_dir.name)
             if place.resolve() != run_dir.resolve():  # what the run has done so far stays as it is
                 run_dir = None
                 self.set_defaults(output=str(place.parent), experiment=place.name)
