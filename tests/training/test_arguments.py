@@ -213,8 +213,10 @@ class TestResume:
             assert args.run_dir == 'a'
         else:
             assert args.run_dir is None and Path(args.output) / args.experiment == Path(place)
-        file = write(tmp_path / 'c.yaml', 'dataset: digits\noutput: of_new_runs\n')
-        assert parse_args(['--resume', 'a/last.pth.tar', '-c', file]).run_dir == 'a', 'the command line alone names one'
+
+    def test_a_file_of_options_names_no_folder_to_go_on_in(self, tmp_path):
+        folder, file = self.run(tmp_path / 'a'), write(tmp_path / 'c.yaml', 'dataset: digits\noutput: of_new_runs\n')
+        assert parse_args(['--resume', str(folder / 'last.pth.tar'), '-c', file]).run_dir == str(folder)
 
     def test_a_run_in_the_current_folder_has_a_name(self, tmp_path, monkeypatch):
         """How to go on after Ctrl-C was told without one."""

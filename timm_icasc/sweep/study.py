@@ -13,7 +13,7 @@ from ..evaluation.options import add_evaluation_arguments
 from ..foreign_files import read_yaml
 from ..runs.folder import BEST, LAST
 from ..training.argument_files import check_options, find_config, load_config
-from ..training.arguments import build_parser, parse_args, without_publishing
+from ..training.arguments import build_parser, parse_args
 
 __all__ = ['PlannedRun', 'Study', 'changed_options', 'load_study', 'settled_options']
 
@@ -156,11 +156,8 @@ def _options(
     own = _without(given, RESERVED, where)
     recipe = _path(own, 'config', where)
     own.pop('config', None)
-    options = {}
-    if recipe:
-        file = find_config(recipe, folder)
-        found = without_publishing(load_config(file, parser), file)
-        options = {name: value for name, value in found.items() if name not in RESERVED}
+    found = load_config(find_config(recipe, folder), parser) if recipe else {}
+    options = {name: value for name, value in found.items() if name not in RESERVED}
     return {**options, **check_options(own, parser, where)}
 
 

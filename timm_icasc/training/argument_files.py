@@ -2,6 +2,7 @@
 import argparse
 import difflib
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from timm.utils import ParseKwargs
 
 from ..errors import ICASCError
 from ..foreign_files import read_yaml
+from ..foreign_text import shell_command
 
 __all__ = ['RECIPES', 'check_options', 'find_config', 'list_recipes', 'load_config']
 
@@ -55,8 +57,19 @@ def _checked(action: argparse.Action, value: Any, where: str) -> Any:
     return values if several else values[0]
 
 
+def _without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The options of a file, which may be somebody else's, without its wish to publish what comes of them."""
+    repo_id, license = options.pop('push_to_hub', ''), options.pop('license', None)
+    if repo_id:
+        asked = ['--push-to-hub', repo_id, *(['--license', license] if license else [])]
+        warnings.warn(
+            f"'{file}' asks to publish as '{repo_id}', which the command line alone can: add {shell_command(asked)}.",
+            stacklevel=3)
+    return options
+
+
 def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Options from a YAML file: keys are option names, with '-' or '_'.
+    """Options from a YAML file, but those that publish: keys are option names, with '-' or '_'.
 
     Raises:
         ICASCError: The file is missing or no YAML mapping, or a key or value is not an option's.
@@ -70,7 +83,7 @@ def load_config(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         raise ICASCError(f'--config: {e}') from e
     if not isinstance(config, dict):
         raise ICASCError(f"--config: '{path}' holds no 'option: value' lines.")
-    return check_options(config, parser, f"--config: '{path}'")
+    return _without_publishing(check_options(config, parser, f"--config: '{path}'"), path)
 
 
 def check_options(

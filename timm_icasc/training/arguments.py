@@ -1,7 +1,6 @@
 """Command line of the training: timm's option names and groups, and one group of its own, 'ICASC'."""
 import argparse
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,13 @@ from typing import Any
 from ..data import BALANCED
 from ..errors import ICASCError
 from ..foreign_files import refuse_links_out_of
-from ..foreign_text import shell_command
 from ..runs.find import latest_run
 from ..runs.folder import ARGUMENTS, COMPARED, LAST
 from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .loaders import mixes
 from .option_groups import GROUPS
 
-__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args', 'without_publishing']
+__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
 
@@ -65,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'recipes (-c NAME):\n' + '\n'.join(f'  {name:<36}{text}' for name, text in list_recipes().items())
 
 
+def _named(folder: Path) -> Path:
+    """The folder by its own name, where '.' or '..' has none to call a run or its data by."""
+    return folder.resolve() if folder.name in ('', '..') else folder
+
+
 def _run_beside(checkpoint: str) -> Path | None:
     """The folder of a checkpoint whose args.yaml lies beside it; None where there is none."""
     if Path(checkpoint).is_dir():
@@ -74,9 +77,7 @@ def _run_beside(checkpoint: str) -> Path | None:
             f"'{folder.parent}' --experiment '{folder.name}'.")
     if not Path(checkpoint).is_file():
         raise ICASCError(f"--resume: no checkpoint '{checkpoint}'.")
-    folder = Path(checkpoint).parent
-    if folder.name in ('', '..'):  # '.' has no name to call the run by
-        folder = folder.resolve()
+    folder = _named(Path(checkpoint).parent)
     return folder if (folder / ARGUMENTS).is_file() else None
 
 
@@ -209,17 +210,6 @@ def _check(args: argparse.Namespace) -> None:
             '(or --dataset digits).')
 
 
-def without_publishing(options: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The options of a file, which may be somebody else's, without its wish to publish what comes of them."""
-    repo_id, license = options.pop('push_to_hub', ''), options.pop('license', None)
-    if repo_id:
-        asked = ['--push-to-hub', repo_id, *(['--license', license] if license else [])]
-        warnings.warn(
-            f"'{file}' asks to publish as '{repo_id}', which the command line alone can: add {shell_command(asked)}.",
-            stacklevel=3)
-    return options
-
-
 def _refuse_links(run_dir: Path) -> None:
     """What a run goes on writing must lie in its folder, which somebody else may have made."""
     for folder in (run_dir, *(run_dir / name for name in COMPARED)):
@@ -233,9 +223,6 @@ class TrainingParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         # The usage of a hundred options would bury the message.
         self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
-
-    def _load(self, file: Path) -> dict[str, Any]:
-        return without_publishing(load_config(file, self), file)
 
     def _find_run(self, options: dict[str, Any]) -> Path | None:
         resume = options.get('resume')
@@ -256,13 +243,13 @@ class TrainingParser(argparse.ArgumentParser):
         """
         typed = super().parse_args(argv, argparse.Namespace(**dict.fromkeys(WHERE)))
         given = {name: value for name in WHERE if (value := getattr(typed, name)) is not None}
-        config = self._load(find_config(typed.config)) if typed.config else {}
+        config = load_config(find_config(typed.config), self) if typed.config else {}
         run_dir = self._find_run({**config, **given})
         if run_dir is not None:
             _refuse_links(run_dir)
-            self.set_defaults(**self._load(run_dir / ARGUMENTS))
+            self.set_defaults(**load_config(run_dir / ARGUMENTS, self))
         elif not typed.config and not typed.data_dir and not typed.dataset:
-            self.set_defaults(**self._load(DEFAULT_RECIPE))
+            self.set_defaults(**load_config(DEFAULT_RECIPE, self))
         self.set_defaults(**config)
         if run_dir is not None:
             place = Path(given.get('output', run_dir.parent)) / (given.get('experiment') or run_dir.name)
@@ -270,8 +257,8 @@ class TrainingParser(argparse.ArgumentParser):
                 run_dir = None
                 self.set_defaults(output=str(place.parent), experiment=place.name)
         args = super().parse_args(argv)
-        if args.data_dir and Path(args.data_dir).name in ('', '..'):  # '.' has no name to call the data by
-            args.data_dir = str(Path(args.data_dir).resolve())
+        if args.data_dir:
+            args.data_dir = str(_named(Path(args.data_dir)))
         _check(args)
         if args.icasc_compare and run_dir is not None and (run_dir / LAST).is_file():
             raise ICASCError(
