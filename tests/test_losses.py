@@ -5,7 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from timm_icasc import ICASCError
 from timm_icasc.losses import (
+    ClassWeightedLoss,
+    MultiLabelSoftMarginLoss,
     attention_consistency,
     attention_overlap,
     attention_separation,
@@ -177,6 +180,9 @@ def test_what_degenerate_maps_mean():
     assert (attention_separation(zero, zero, zero) == 0).all()
     assert (attention_consistency(zero, torch.ones(2, 3, 3)) == 0.8).all()
     assert attention_overlap(zero, one_pixel).isnan().all()
+    # Equal maps whose sum is no number of their type had an overlap of 0, as disjoint ones.
+    assert attention_overlap(zero + 2e38, zero + 2e38).isnan().all()
+    assert (attention_overlap(zero + 1e37, zero + 1e37) == 1).all()
 
 
 @pytest.mark.parametrize('function', [
@@ -188,6 +194,17 @@ def test_what_degenerate_maps_mean():
 def test_samples_do_not_mix(function):
     maps, order = random_maps(3), torch.tensor([2, 0, 1])
     assert torch.equal(function([m[order] for m in maps]), function(maps)[order])
+
+
+def test_weights_of_other_classes_are_refused():
+    """One weight for each class was read as two: that of the second class for all that are present."""
+    logits, target = torch.randn(2, 3), torch.tensor([[1., 0., 1.], [0., 0., 1.]])
+    for weights in (torch.tensor([1., 2., 3.]), torch.ones(2, 4), torch.ones(2)):
+        with pytest.raises(ICASCError, match=r'`weights` must be \[2, C\].* C = 3, got'):
+            MultiLabelSoftMarginLoss(weights)(logits, target)
+    for weights in (torch.ones(4), torch.ones(2), torch.ones(1, 3)):
+        with pytest.raises(ICASCError, match=r'`weights` must be \[C\], C = 3, got'):
+            ClassWeightedLoss(torch.nn.CrossEntropyLoss(), weights)(logits, torch.tensor([0, 1]))
 
 
 def test_unknown_mask_scale_is_named():

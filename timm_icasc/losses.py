@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from ._precision import at_least_float32
+from .errors import ICASCError
 
 __all__ = [
     'ClassWeightedLoss', 'MASK_SCALES', 'MultiLabelSoftMarginLoss', 'attention_consistency', 'attention_overlap',
@@ -128,7 +129,7 @@ def attention_overlap(target_map: torch.Tensor, confused_map: torch.Tensor) -> t
 
     Returns:
         `[B]` in [0, 1]: 1 for proportional maps, 0 for disjoint ones; NaN where either map is zero everywhere, since
-        a missing map is neither.
+        a missing map is neither, and where its sum is too large a number for its type.
     """
     target_map, confused_map = at_least_float32(target_map), at_least_float32(confused_map)
     target_mass, confused_mass = target_map.sum((-2, -1)), confused_map.sum((-2, -1))
@@ -136,7 +137,8 @@ def attention_overlap(target_map: torch.Tensor, confused_map: torch.Tensor) -> t
         _ratio(target_map, target_mass[..., None, None]),
         _ratio(confused_map, confused_mass[..., None, None]),
     ).sum((-2, -1))
-    return torch.where(_exists(target_mass) & _exists(confused_mass), overlap, torch.nan)
+    exist = [_exists(mass) & ~mass.isinf() for mass in (target_mass, confused_mass)]
+    return torch.where(exist[0] & exist[1], overlap, torch.nan)
 
 
 def multilabel_soft_margin(
@@ -156,8 +158,15 @@ def multilabel_soft_margin(
 
     Returns:
         `[B]`, >= 0; 0 where every class is ignored.
+
+    Raises:
+        ICASCError: `weights` of another shape.
     """
     logits = at_least_float32(logits)
+    if weights is not None and weights.shape != (2, logits.shape[1]):
+        raise ICASCError(
+            f'`weights` must be [2, C], of absent and of present classes, C = {logits.shape[1]}, got '
+            f'{tuple(weights.shape)}: torch.stack([weights, weights]) makes them of one weight for each class.')
     counted = (target >= 0).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits.dtype), reduction='none')
     if weights is not None:
@@ -218,6 +227,9 @@ class ClassWeightedLoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Scalar loss of logits `[B, C]` against class indices `[B]` or probabilities `[B, C]`."""
+        if self.weights.shape != logits.shape[1:]:
+            raise ICASCError(
+                f'`weights` must be [C], C = {logits.shape[1]}, got {tuple(self.weights.shape)}: one for each class.')
         losses = self.criterion(logits, target)
         if losses.ndim == 2:
             losses = losses.sum(1) if self.sum_classes else losses.mean(1)
