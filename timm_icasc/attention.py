@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from ._precision import at_least_float32, full_precision
+from .errors import ICASCError
 
 __all__ = [
-    'ATTENTION_METHODS', 'METHODS', 'Method', 'channel_weighted', 'channel_weighted_signed', 'class_score',
-    'contrasted_score', 'grad_cam', 'grad_cam_plus_plus', 'hires_cam', 'layer_cam', 'trainable_methods', 'xgrad_cam',
+    'ATTENTION_METHODS', 'METHODS', 'Method', 'channel_weighted', 'channel_weighted_signed', 'check_method',
+    'class_score', 'contrasted_score', 'grad_cam', 'grad_cam_plus_plus', 'hires_cam', 'layer_cam', 'trainable_methods',
+    'xgrad_cam',
 ]
 
 # Of Finer-CAM: how many classes a class is held against, and how strongly; those of its authors' own aggregate.
@@ -246,6 +248,12 @@ METHODS: dict[str, Method] = {
 # The functions alone, where the gradient is the class score's; the public name from before there was a table.
 ATTENTION_METHODS = {
     name: method.function for name, method in METHODS.items() if method.score is class_score}
+
+
+def check_method(method: str) -> None:
+    """Raise ICASCError where there is no such row in `METHODS`."""
+    if not isinstance(method, str) or method not in METHODS:
+        raise ICASCError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
 
 
 def trainable_methods() -> dict[str, Method]:

@@ -4,8 +4,10 @@ An argument stands in backquotes, with a value or without: `layers`, `order=1`. 
 the option of its own that means the argument in its place (`training.option_names.name_options`).
 """
 import errno
+import operator
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from .foreign_text import printable
 
@@ -126,6 +128,12 @@ class HubError(ICASCError):
 
 class DamagedError(HubError):
     """A file of weights is not what it was when it was published."""
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ICASCError where the value of an argument is no whole number, or below 1."""
+    if not hasattr(value, '__index__') or operator.index(value) < 1:
+        raise ICASCError(f'`{name}` must be at least 1, and a whole number, got {value!r}.')
 
 
 def check_version(package: str, installed: str, least: str, purpose: str) -> None:

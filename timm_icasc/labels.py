@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ._precision import at_least_float32
-from .errors import DataError, TargetError
+from .errors import DataError, ICASCError, TargetError
 
 __all__ = [
-    'KINDS', 'MULTI', 'RIVALS', 'SINGLE', 'ClassPair', 'LabelKind', 'check_same_classes', 'class_indices', 'kind_of',
+    'KINDS', 'MULTI', 'RIVALS', 'SINGLE', 'ClassPair', 'LabelKind', 'check_same_classes', 'class_indices',
+    'kind_by_flag', 'kind_of',
 ]
 
 RIVALS = ('confused', 'random')
@@ -299,6 +300,13 @@ SINGLE, MULTI = _SingleLabel(), _MultiLabel()
 KINDS: dict[bool, LabelKind] = {False: SINGLE, True: MULTI}
 
 
+def kind_by_flag(multilabel: bool) -> LabelKind:
+    """`MULTI` or `SINGLE`, by the argument `multilabel`."""
+    if multilabel not in (False, True):
+        raise ICASCError(f'`multilabel` must be True or False, got {multilabel!r}.')
+    return KINDS[multilabel]
+
+
 def check_same_classes(
         names: Sequence[str] | None,
         others: Sequence[str] | None,
@@ -336,7 +344,7 @@ def class_indices(
     """The classes that `attention_maps` draws, as `[B, K]`; see there."""
     batch, num_classes = logits.shape
     if classes is None:
-        return logits.detach().topk(min(topk, num_classes), dim=1).indices
+        return logits.detach().topk(min(int(topk), num_classes), dim=1).indices
     try:
         classes = torch.as_tensor(classes, device=logits.device)
     except (RuntimeError, TypeError, ValueError) as e:  # names, or rows of different lengths

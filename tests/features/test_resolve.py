@@ -531,13 +531,13 @@ class TestClearErrors:
         with pytest.raises(LayerResolutionError, match='two module paths'):
             resolve_layers(create('resnet18'), layers=layers)
 
-    @pytest.mark.parametrize('input_size', [64, (64, 64)])
+    @pytest.mark.parametrize('input_size', [64, (64, 64), (3, 64, '64'), (3, 64, -1), (3, 64., 64.), (3, 0, 64)])
     def test_not_an_input_size(self, input_size):
         with pytest.raises(LayerResolutionError, match='input_size must be'):
             resolve_layers(create('resnet18'), input_size=input_size)
 
     def test_not_a_model(self):
-        with pytest.raises(LayerResolutionError, match="model must be a torch.nn.Module, got 'resnet18'"):
+        with pytest.raises(LayerResolutionError, match="`model` must be a torch.nn.Module, got 'resnet18'"):
             resolve_layers('resnet18')
 
     def test_wrong_order(self):

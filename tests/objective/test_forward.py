@@ -196,10 +196,14 @@ def test_a_random_rival_is_for_training_alone(toy):
     ({'layers': ('stem', 'stage')}, r"layers must be the answer of resolve_layers.*\('stem', 'stage'\)"),
     ({'config': {'order': 1}}, 'config must be an ICASCConfig, got dict'),
     ({'images': [torch.zeros(3, 16, 16)]}, 'images must be a tensor .* got list'),
+    ({'images': {'pixel_values': torch.zeros(2, 3, 16, 16)}}, r"NaFlex patches, patches.*batch\['pixel_values'\]"),
+    ({'model': 'resnet18'}, "`model` must be a torch.nn.Module, got 'resnet18'"),
+    ({'multilabel': 'no'}, "`multilabel` must be True or False, got 'no'"),
 ])
 def test_arguments_of_another_kind_are_named(arguments, message, toy):
     images, target = double_batch()
     toy.double()
-    given = {'images': images, 'layers': layers_of(toy, images), 'config': ICASCConfig(), **arguments}
+    given = {
+        'model': toy, 'images': images, 'layers': layers_of(toy, images), 'config': ICASCConfig(), **arguments}
     with pytest.raises(ICASCError, match=message):
-        icasc_forward(toy, target=target, **given)
+        icasc_forward(target=target, **given)

@@ -108,16 +108,20 @@ class TestAttentionMaps:
         assert maps.shape == (2, 1, 8, 8)
 
     @pytest.mark.parametrize('arguments, error, message', [
-        ({'method': 'gradcam'}, ValueError, "method must be one of .*'gradcam'"),
+        ({'method': 'gradcam'}, ICASCError, "`method` must be one of .*'gradcam'"),
+        ({'method': ['ach']}, ICASCError, r"`method` must be one of .*\['ach'\]"),
         ({'layer': 'layer4'}, LayerResolutionError, "no layer 'layer4'"),
         ({'layer': 4}, LayerResolutionError, "layer must be 'inner', 'last' or the path of a module, got 4"),
         ({'classes': 4}, TargetError, '0 to 3'),
-        ({'topk': 0}, ValueError, 'topk must be at least 1'),
-        ({'topk': 2.5}, ValueError, 'topk must be .* a whole number, got 2.5'),
+        ({'topk': 0}, ICASCError, '`topk` must be at least 1'),
+        ({'topk': 2.5}, ICASCError, '`topk` must be .* a whole number, got 2.5'),
+        ({'topk': None}, ICASCError, '`topk` must be .* a whole number, got None'),
         ({'classes': 'cat'}, TargetError, "classes must be a class index.*'cat'"),
         ({'classes': [[0], [1, 2]]}, TargetError, 'classes must be a class index'),
         ({'images': [torch.randn(3, 16, 16)]}, ICASCError, 'images must be a tensor .* got list: torch.stack'),
         ({'images': np.zeros((2, 3, 16, 16))}, ICASCError, 'images must be a tensor .* got ndarray'),
+        ({'images': {'pixel_values': torch.zeros(2, 3, 16, 16)}}, ICASCError, r"NaFlex.*got \['pixel_values'\]"),
+        ({'images': {}}, ICASCError, r'NaFlex.*got \[\]'),
         ({'images': torch.randn(3, 16, 16)}, ICASCError, r'images must be \[B.*\(3, 16, 16\)'),
         ({'classes': torch.zeros(3, 1, dtype=torch.long)}, TargetError, r'\[B, K\] per image \(B = 2\)'),
         ({'classes': [0.5]}, TargetError, 'torch.float32'),
@@ -125,6 +129,11 @@ class TestAttentionMaps:
     def test_bad_arguments_are_named(self, arguments, error, message, toy):
         with pytest.raises(error, match=message):
             attention_maps(toy, **{'images': torch.randn(2, 3, 16, 16), **arguments})
+
+    def test_a_number_that_is_no_plain_one(self, toy):
+        images = torch.randn(2, 3, 16, 16)
+        for topk in (np.int64(1), torch.tensor(1), True):
+            assert attention_maps(toy, images, topk=topk).shape[1] == 1
 
     def test_images_made_in_inference_mode(self, toy):
         """Autograd keeps none of them; maps with a graph are of copies."""

@@ -46,7 +46,7 @@ def parameter_gradients(task, images, target):
 def test_arguments_of_another_kind_are_named(toy, batch):
     with pytest.raises(ICASCError, match='config must be an ICASCConfig, got dict'):
         make_task(toy, config={'order': 1})
-    with pytest.raises(ICASCError, match='model must be a torch.nn.Module, got None'):
+    with pytest.raises(ICASCError, match='`model` must be a torch.nn.Module, got None'):
         make_task(None)
     with pytest.raises(ICASCError, match='images must be a tensor .* got list'):
         make_task(toy)(list(batch[0]), batch[1])

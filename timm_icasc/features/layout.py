@@ -39,6 +39,8 @@ class PatchGrid(NamedTuple):
 # A batch `[B, 3, height, width]`, or timm's NaFlex dictionary of 'patches', 'patch_coord' and 'patch_valid'.
 Images = torch.Tensor | dict[str, torch.Tensor]
 
+PATCHES = ('patches', 'patch_coord', 'patch_valid')
+
 ImageSize = tuple[int, int] | PatchGrid
 
 
@@ -48,6 +50,11 @@ def check_images(images: Images) -> None:
         raise ICASCError(
             f'images must be a tensor [B, channels, height, width], got {type(images).__name__}: torch.stack makes one '
             f'of a list of tensors, torch.as_tensor of an array.')
+    missing = [name for name in PATCHES if name not in images] if isinstance(images, dict) else []
+    if missing:
+        raise ICASCError(
+            f"images as a dictionary are timm's NaFlex patches, {', '.join(PATCHES)}, got {list(images)}: of another "
+            f"library's batch, pass the images alone (transformers: `batch['pixel_values']`).")
 
 
 def recordable(batch: Any) -> Any:

@@ -16,9 +16,9 @@ from .module_state import check_shards, one_thread, survey
 from .owner import own_value, owners
 from .probe import Probe
 from .rules import LayerRules, is_finer
-from .wrappers import paths_around, unwrap_model
+from .wrappers import check_model, paths_around, unwrap_model
 
-__all__ = ['check_layers', 'find_layers', 'resolve_layer', 'resolve_layers']
+__all__ = ['check_layers', 'find_layers', 'own_input_size', 'resolve_layer', 'resolve_layers']
 
 DEFAULT_INPUT_SIZE = (3, 224, 224)
 
@@ -157,7 +157,7 @@ def _resolve_one(model: nn.Module, path: str, input_size: tuple[int, int, int]) 
     return layer
 
 
-def _own_input_size(model: nn.Module) -> tuple[int, int, int]:
+def own_input_size(model: nn.Module) -> tuple[int, int, int]:
     """The input size that the model, or the first part of it that tells one, was made for."""
     for path, config in owners(model, 'pretrained_cfg'):
         channels, height, width = config.get('input_size', DEFAULT_INPUT_SIZE)
@@ -193,9 +193,9 @@ def resolve_layers(
 ) -> ICASCLayers:
     """Find the inner and the last feature layer of a classifier (section 3 of the paper).
 
-    Runs the model once on two random images, forward and backward, in evaluation mode; parameters, buffers, training
-    flags and the global random state stay as they are. The answer is cached per model (its modules and pooling
-    as they are), choice of layers, input size and state of gradient checkpointing.
+    Runs the model once (with class tokens, twice) on two random images, forward and backward, in evaluation mode;
+    parameters, buffers, training flags and the global random state stay as they are. The answer is cached per model
+    (its modules and pooling as they are), choice of layers, input size and state of gradient checkpointing.
 
     Args:
         model: Classifier `[B, C, H, W] -> [B, num_classes]`, or one that returns an object or a dictionary with
@@ -214,8 +214,7 @@ def resolve_layers(
         LayerResolutionError: A path does not exist, or no spatial feature is on the path to the logits.
         VersionError: The model's parameters are in shards on a CPU, which this torch cannot run.
     """
-    if not isinstance(model, nn.Module):
-        raise LayerResolutionError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
+    check_model(model, LayerResolutionError)
     model = unwrap_model(model)
     check_shards(model)
     if _are_layers(layers):
@@ -268,8 +267,9 @@ def _resolved(
 ) -> Any:
     """What `find` finds for an input size, from the cache where the model is as it was."""
     if input_size is None:
-        input_size = _own_input_size(model)
-    if not (isinstance(input_size, (list, tuple)) and len(input_size) == 3):
+        input_size = own_input_size(model)
+    is_size = isinstance(input_size, (list, tuple)) and len(input_size) == 3
+    if not is_size or not all(isinstance(n, int) and n > 0 for n in input_size):
         raise LayerResolutionError(f'input_size must be (channels, height, width), got {input_size!r}.')
     # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
     # or another pooling changes which tokens the logits see.

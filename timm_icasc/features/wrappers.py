@@ -8,8 +8,8 @@ import torch.nn as nn
 from ..errors import ICASCError
 
 __all__ = [
-    'DATA_PARALLEL', 'STATIC_GRAPH', 'check_wrappers', 'compiled_around', 'is_compiled', 'paths_around', 'run_eagerly',
-    'unwrap_model',
+    'DATA_PARALLEL', 'STATIC_GRAPH', 'check_model', 'check_wrappers', 'compiled_around', 'is_compiled',
+    'paths_around', 'run_eagerly', 'unwrap_model',
 ]
 
 DATA_PARALLEL = (
@@ -17,6 +17,12 @@ DATA_PARALLEL = (
     'DistributedDataParallel, a process for each device.')
 
 STATIC_GRAPH = 'ICASC does not work with DistributedDataParallel(static_graph=True): leave it off.'
+
+
+def check_model(model: nn.Module, error: type[ICASCError] = ICASCError) -> None:
+    """Raise an error of that type where `model` is a name, a function or anything else that is no module."""
+    if not isinstance(model, nn.Module):
+        raise error(f'`model` must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
 
 
 def _wrapped(model: nn.Module) -> nn.Module | None:

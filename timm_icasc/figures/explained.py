@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..attention import METHODS
+from ..attention import METHODS, check_method
 from ..data.geometry import Geometry
 from ..data.image_files import ImageFile
 from ..data.read_image import read_image
@@ -286,8 +286,7 @@ def explain_files(
         ICASCError: An argument is out of range.
         WriteError: A file cannot be written; an earlier result in the folder, which this one replaces, is as it was.
     """
-    if method not in METHODS:
-        raise ICASCError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    check_method(method)
     _check_classes(explainers, classes)  # before an image is read
     labels = [printable(explainer.label) for explainer in explainers]
     names = [explainer.class_names for explainer in explainers]

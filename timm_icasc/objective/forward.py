@@ -21,8 +21,8 @@ from ..features.layout import (
 from ..features.module_state import check_shards, hold_batch_norm_statistics, is_sharded, survey
 from ..features.outputs import class_scores
 from ..features.tap import capture_features, check_batch
-from ..features.wrappers import check_wrappers
-from ..labels import KINDS, ClassPair
+from ..features.wrappers import check_model, check_wrappers
+from ..labels import ClassPair, kind_by_flag
 from ..losses import resize_mask, target_mask
 from .config import TERMS, ICASCConfig, Term
 from .hard_samples import forward_most_confused
@@ -116,8 +116,9 @@ def _mean_over_classes(
         / has.sum(0).clamp(min=1) for name in values[0]}
 
 
-def _check_arguments(images: Images, layers: ICASCLayers, config: ICASCConfig) -> None:
+def _check_arguments(model: nn.Module, images: Images, layers: ICASCLayers, config: ICASCConfig) -> None:
     """Raise where an argument is of another kind, as paths of layers or a dictionary of parameters."""
+    check_model(model)
     check_images(images)
     if not isinstance(layers, ICASCLayers):
         raise LayerResolutionError(f'layers must be the answer of resolve_layers(model, layers), got {layers!r}.')
@@ -175,13 +176,13 @@ def icasc_forward(
     Returns:
         Logits, terms and maps, with their graph unless `inference`.
     """
-    _check_arguments(images, layers, config)
+    _check_arguments(model, images, layers, config)
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
         return ICASCOutput(logits=class_scores(model(images)))
     if not inference:
         config.check_trainable()
-    labels, order = KINDS[multilabel], 1 if inference else config.order
+    labels, order = kind_by_flag(multilabel), 1 if inference else config.order
     per_class = multilabel and config.multilabel_maps == 'per_class' and not inference
     _check_processes(model, order, per_class)
     images, target = images if inference else recordable(images), recordable(target)

@@ -10,9 +10,9 @@ import torch.nn as nn
 from torch.utils.checkpoint import CheckpointError
 
 from .._precision import at_least_float32
-from ..attention import METHODS
+from ..attention import METHODS, check_method
 from ..double_backward import features_only
-from ..errors import ICASCError
+from ..errors import ICASCError, check_count
 from ..features.layout import (
     FeatureLayer,
     ICASCLayers,
@@ -103,13 +103,11 @@ class ScoredMaps(NamedTuple):
 
 
 def _check(images: Images, topk: int, method: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f'method must be one of {tuple(METHODS)}, got {method!r}.')
+    check_method(method)
     check_images(images)
-    if not len(next(iter(images.values())) if isinstance(images, dict) else images):
+    if not len(images['patches'] if isinstance(images, dict) else images):
         raise ValueError('images must hold at least one.')
-    if not hasattr(topk, '__index__') or topk < 1:
-        raise ValueError(f'topk must be at least 1, and a whole number, got {topk!r}.')
+    check_count('topk', topk)
 
 
 def scored_maps(

@@ -18,7 +18,13 @@ from ..features.module_state import one_survey
 from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers
 from ..features.trunk import compile_modules, watch_trunk, why_eager
-from ..features.wrappers import DATA_PARALLEL, STATIC_GRAPH, is_compiled, unwrap_model
+from ..features.wrappers import (
+    DATA_PARALLEL,
+    STATIC_GRAPH,
+    check_model,
+    is_compiled,
+    unwrap_model,
+)
 from ..labels import MULTI, SINGLE
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig
@@ -96,8 +102,7 @@ class ICASCTask(ClassificationTask):
             **parameters: Any,
     ):
         check_version('timm', timm.__version__, TIMM_FOR_TRAINING, type(self).__name__)
-        if not isinstance(model, nn.Module):
-            raise ICASCError(f'model must be a torch.nn.Module, got {model!r}; timm.create_model makes one.')
+        check_model(model)
         if config is not None and not isinstance(config, ICASCConfig):
             raise ICASCError(
                 f'config must be an ICASCConfig, got {type(config).__name__}; single parameters are arguments by name '
