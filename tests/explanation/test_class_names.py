@@ -1,4 +1,5 @@
 """What classes are called, and which one a name means."""
+import numpy as np
 import pytest
 import timm
 import torch
@@ -40,7 +41,8 @@ def test_imagenet():
 
 @pytest.mark.parametrize('classes, expected', [
     (None, None), (3, [3]), ('dog', [3]), ('DOG ', [3]), ('tabby', [0]), ('tabby, tabby cat', [0]), ('tabby cat', [0]),
-    (['dog', 0], [3, 0]), ('2', [2]), (['7', 1], [4, 1])])  # a name goes before a number
+    (['dog', 0], [3, 0]), ('2', [2]), (['7', 1], [4, 1]),
+    (torch.tensor(3), [3]), (np.int64(3), [3]), (torch.tensor([3, 0]), [3, 0])])  # a name goes before a number
 def test_classes_by_name_and_number(classes, expected):
     assert find_classes(classes, NAMES) == expected
 
@@ -48,7 +50,7 @@ def test_classes_by_name_and_number(classes, expected):
 @pytest.mark.parametrize('classes, said', [
     ('crane', "'crane' is the name of the classes 1, 2: give the number"), ('cat', "no class 'cat': .*tabby"),
     ('horse', "no class 'horse': there are tabby"), (5, '0 to 4, got 5'), (-1, '0 to 4, got -1'),
-    ([1.7], r'got 1\.7'), ([[1], [2]], r'got \[1\]'), (torch.tensor([1.7]), 'got tensor'),
+    ([1.7], r'got 1\.7'), (1.7, r'got 1\.7'), ([[1], [2]], r'got \[1\]'), (torch.tensor([1.7]), 'got tensor'),
     ([], 'is empty'), ([3, 'dog'], r"class 3 \('dog'\) is named twice")])
 def test_what_is_no_class(classes, said):
     with pytest.raises(TargetError, match=said):

@@ -193,6 +193,8 @@ class TestImages:
         model = timm.create_model('resnet18', in_chans=1, num_classes=4)
         found = explain(model, square_image((64, 64), (8, 8, 30, 30)), data_config={'input_size': (1, 64, 64)})
         assert found.image.mode == 'RGB' and len(found) == 3
+        again = explain(model, square_image((64, 64), (8, 8, 30, 30)), data_config={'img_size': 64, 'in_chans': 1})
+        assert torch.equal(again.probabilities, found.probabilities)
 
     def test_lists_and_batches(self):
         model = BrightNet()
@@ -289,7 +291,12 @@ class TestModels:
     @pytest.mark.parametrize('arguments, error, said', [
         ({'method': 'cam'}, ICASCError, '`method` must be one of ach'), ({'topk': 0}, ICASCError, '`topk`'),
         ({'classes': 2}, TargetError, '0 to 1, got 2'), ({'classes': []}, TargetError, '`classes` is empty'),
-        ({'class_names': ['one']}, ICASCError, '`class_names` has 1 names, the model 2 classes')])
+        ({'class_names': ['one']}, ICASCError, '`class_names` has 1 names, the model 2 classes'),
+        ({'class_names': {0: 'cat', 1: 'dog'}}, ICASCError, '`class_names` must be a list, .* got dict'),
+        ({'method': ['ach']}, ICASCError, '`method` must be one of ach'),
+        ({'topk': '3'}, ICASCError, "`topk`.*got '3'"), ({'batch_size': None}, ICASCError, '`batch_size` .* got None'),
+        ({'multilabel': 'no'}, ICASCError, "`multilabel` must be True or False, got 'no'"),
+        ({'normalised': 'no'}, ICASCError, "`normalised` must be .* got 'no'")])
     def test_bad_arguments_are_named(self, arguments, error, said):
         with pytest.raises(error, match=said):
             explain(BrightNet(), square_image((64, 64), (8, 8, 30, 30)), **arguments)

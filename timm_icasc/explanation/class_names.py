@@ -1,11 +1,10 @@
 """What the classes of a model are called, and which of them a user means."""
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -111,7 +110,7 @@ def find_classes(
     """
     if classes is None:
         return None
-    if isinstance(classes, (str, int, np.integer)):
+    if isinstance(classes, str) or not isinstance(classes, Iterable) or getattr(classes, 'ndim', 1) == 0:
         classes = [classes]
     found = [_find(wanted, names) for wanted in classes]
     if not found:

@@ -2,57 +2,32 @@
 
 Shapes: `B` batch, `C` classes, `K` classes shown.
 """
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 
-from ..attention import METHODS
+from ..attention import check_method
 from ..data.geometry import Geometry, transform_geometry
-from ..errors import ICASCError
+from ..errors import ICASCError, check_count
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.outputs import check_order, class_scores
-from ..features.owner import own_value, owners
-from ..features.wrappers import unwrap_model
-from ..labels import KINDS
+from ..features.owner import owners
+from ..features.wrappers import check_model, unwrap_model
+from ..labels import kind_by_flag
 from ..objective.maps import scored_maps
 from .class_names import class_names_of, find_classes
+from .data_config import data_config_of
 from .pictures import Explanation, Explanations
 from .pixels import Item, prepare, take_apart
 
 __all__ = ['Explainer', 'explain']
 
 Classes = int | str | Sequence[int | str]
-
-
-def _data_config(model: nn.Module, given: dict[str, Any] | None) -> dict[str, Any]:
-    """How images are prepared for the model: as said, else as its own configuration says."""
-    config = next((config for _, config in owners(model, 'pretrained_cfg')), None)
-    if config is None and not given:
-        warnings.warn(
-            f'{type(model).__name__} does not tell how its images are prepared: ImageNet at 224 pixels is taken; '
-            f"`data_config` says otherwise, such as dict(input_size=(3, 224, 224), mean=..., std=...)", stacklevel=4)
-    config = dict(config or {})
-    for path, embedding in owners(model, 'patch_embed'):  # made for another size than its weights were
-        size = getattr(embedding, 'img_size', None)
-        if isinstance(size, tuple) and len(size) == 2 and getattr(embedding, 'strict_img_size', True):
-            channels = own_value(model.get_submodule(path), 'in_chans') or config.get('input_size', (3,))[0]
-            config['input_size'] = (channels, *size)
-    try:
-        found = resolve_data_config(
-            dict(given or {}), pretrained_cfg=config or {'input_size': (3, 224, 224)})
-    except AssertionError as e:
-        raise ICASCError('`data_config`: mean and std need one value, or one for each channel.') from e
-    channels = found['input_size'][0]
-    for name in ('mean', 'std'):
-        if len(found[name]) != channels:  # those of colours, for grey images
-            found[name] = (sum(found[name]) / len(found[name]),) * channels
-    return found
 
 
 class Explainer:
@@ -81,12 +56,14 @@ class Explainer:
             layers: ICASCLayers | Sequence[str] | None = None,
             label: str = '',
     ):
-        if not isinstance(model, nn.Module):
+        check_model(model)
+        if isinstance(class_names, Mapping):  # as transformers' id2label
             raise ICASCError(
-                f'`model` must be a torch.nn.Module, got {model!r}; timm.create_model(..., pretrained=True) makes one.')
-        self.model, self.labels, self.layers, self.label = model, KINDS[multilabel], layers, label
+                f'`class_names` must be a list, in the order of the class scores, got {type(class_names).__name__}: of '
+                f'numbers and names, [names[c] for c in range(len(names))] makes one.')
+        self.model, self.labels, self.layers, self.label = model, kind_by_flag(multilabel), layers, label
         self.class_names = None if class_names is None else [str(name) for name in class_names]
-        self.data_config = config = _data_config(unwrap_model(model), data_config)
+        self.data_config = config = data_config_of(unwrap_model(model), data_config)
         self.transform = create_transform(
             config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
             interpolation=config['interpolation'], crop_pct=config['crop_pct'],
@@ -235,10 +212,11 @@ def explain(
         LayerResolutionError: No such layer.
         ICASCError: What cannot be told, or is out of range.
     """
-    if method not in METHODS:
-        raise ICASCError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
-    if topk < 1 or batch_size < 1:
-        raise ICASCError(f'`topk` and `batch_size` must be at least 1, got {topk} and {batch_size}.')
+    check_method(method)
+    check_count('topk', topk)
+    check_count('batch_size', batch_size)
+    if normalised not in (None, True, False):
+        raise ICASCError(f'`normalised` must be True, False or None, got {normalised!r}.')
     explainer = Explainer(model, class_names, multilabel, data_config, layers)
     images, alone = take_apart(image)
     items = (explainer.prepare(one, normalised) for one in images)

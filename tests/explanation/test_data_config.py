@@ -1,0 +1,50 @@
+"""How images are prepared for a model, and what of it is refused."""
+import pytest
+import timm
+import torch
+from helpers.bright import BrightNet, square_image
+from helpers.wrappers import LightningLike
+from timm.data import resolve_data_config
+
+from timm_icasc import ICASCError, explain
+from timm_icasc.explanation.data_config import data_config_of
+
+
+def test_without_a_word_it_is_the_models_own():
+    model = timm.create_model('test_resnet', num_classes=3)
+    assert data_config_of(model, None) == resolve_data_config(model=model)
+    assert data_config_of(LightningLike(model), None) == data_config_of(model, None)
+    assert data_config_of(model, model.pretrained_cfg) == data_config_of(model, None)  # a whole one
+    assert data_config_of(model, {'img_size': 64})['input_size'] == (3, 64, 64)
+
+
+@pytest.mark.parametrize('wrap', [lambda model: model, LightningLike])
+def test_a_model_of_grey_images(wrap):
+    """Its `pretrained_cfg` is that of weights for three channels; it was given three."""
+    torch.manual_seed(0)
+    model = wrap(timm.create_model('test_resnet', num_classes=3, in_chans=1))
+    config = data_config_of(model, None)
+    assert config['input_size'] == (1, 160, 160) and config['mean'] == (0.5,) and config['std'] == (0.5,)
+    assert explain(model, square_image((64, 48), (8, 8, 30, 30)), topk=2).maps.shape == (2, 48, 64)
+
+
+@pytest.mark.parametrize('given, said', [
+    ({'input_sise': (3, 64, 64)}, r"has \['input_sise'\], which is not among input_size, img_size"),
+    ((3, 64, 64), 'must be a dictionary, got tuple'),
+    ({'input_size': 64}, "'input_size' is "), ({'mean': 0.5}, "'mean' and 'std' are tuples"),
+    ({'mean': (0.5, 0.5)}, "'mean' and 'std' are tuples"),
+    ({'input_size': (3, 64, 0)}, r"'input_size' must be .* got \(3, 64, 0\)"),
+    ({'interpolation': 'cubic'}, "'interpolation' must be one of nearest, .* got 'cubic'"),
+    ({'crop_mode': 'centre'}, "'crop_mode' must be one of center, .* got 'centre'"),
+    ({'std': (0., 0., 0.)}, "'std' must be finite, and above 0"), ({'crop_pct': -1}, "'crop_pct' must be finite, and"),
+    ({'mean': (float('nan'),)}, "'mean' must be finite"),
+])
+def test_what_would_change_nothing_or_fail_later_is_refused(given, said):
+    with pytest.raises(ICASCError, match=f'`data_config`.*{said}'):
+        explain(BrightNet(), square_image((64, 64), (8, 8, 30, 30)), data_config=given)
+
+
+def test_a_model_of_more_channels_than_colours():
+    model = timm.create_model('test_resnet', num_classes=3, in_chans=5)
+    with pytest.raises(ICASCError, match='takes 5 channels, .*`attention_maps`'):
+        explain(model, square_image((64, 64), (8, 8, 30, 30)))

@@ -1,0 +1,86 @@
+"""How images are prepared for a model: as its own configuration says, or as a user does."""
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from numbers import Real
+from typing import Any
+
+import torch.nn as nn
+from timm.data import resolve_data_config
+from timm.models import PretrainedCfg
+
+from ..errors import ICASCError
+from ..features.owner import owners
+from ..features.resolve import own_input_size
+
+__all__ = ['data_config_of']
+
+NAMES = ('input_size', 'img_size', 'in_chans', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
+
+CHOICES = {
+    'interpolation': ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
+    'crop_mode': ('center', 'squash', 'border'),
+}
+
+
+def _check_names(given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise ICASCError(f'`data_config` must be a dictionary, got {type(given).__name__}.')
+    # A whole `pretrained_cfg` will do, which says other things too. What nobody knows would change nothing.
+    unknown = sorted(set(map(str, given)) - {*NAMES, *(f.name for f in fields(PretrainedCfg))})
+    if unknown:
+        raise ICASCError(f"`data_config` has {unknown}, which is not among {', '.join(NAMES)}.")
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    for name, choices in CHOICES.items():
+        if config[name] not in choices:
+            raise ICASCError(f"`data_config`: '{name}' must be one of {', '.join(choices)}, got {config[name]!r}.")
+    size = config['input_size']
+    if not all(isinstance(n, int) and n > 0 for n in size):
+        raise ICASCError(f"`data_config`: 'input_size' must be (channels, height, width), got {size}.")
+    if size[0] not in (1, 3):
+        raise ICASCError(
+            f'the model takes {size[0]} channels, and images are grey or of colours: `attention_maps` takes tensors of '
+            f'any number. (`data_config` may tell another `input_size`.)')
+    for name, least in (('mean', -math.inf), ('std', 0), ('crop_pct', 0)):
+        values = config[name] if isinstance(config[name], (tuple, list)) else [config[name]]
+        if not all(isinstance(v, Real) and least < v < math.inf for v in values):
+            raise ICASCError(
+                f"`data_config`: '{name}' must be finite{', and above 0' * (least == 0)}, got {config[name]!r}.")
+
+
+def data_config_of(model: nn.Module, given: dict[str, Any] | None) -> dict[str, Any]:
+    """How images are prepared for the model: as said, else as its own configuration says.
+
+    Args:
+        model: Classifier, a timm model or one that holds one.
+        given: As of `explain`.
+
+    Raises:
+        ICASCError: A name or a value that preparing images knows nothing of.
+    """
+    _check_names({} if given is None else given)
+    config = next((config for _, config in owners(model, 'pretrained_cfg')), None)
+    if config is None and not given:
+        warnings.warn(
+            f'{type(model).__name__} does not tell how its images are prepared: ImageNet at 224 pixels is taken; '
+            f"`data_config` says otherwise, such as dict(input_size=(3, 224, 224), mean=..., std=...)", stacklevel=4)
+    config = {**(config or {}), 'input_size': own_input_size(model)}
+    for _, embedding in owners(model, 'patch_embed'):  # made for another size than its weights were
+        size = getattr(embedding, 'img_size', None)
+        if isinstance(size, tuple) and len(size) == 2 and getattr(embedding, 'strict_img_size', True):
+            config['input_size'] = (config['input_size'][0], *size)
+    try:
+        found = resolve_data_config(dict(given or {}), pretrained_cfg=config)
+    except (AssertionError, TypeError) as e:
+        raise ICASCError(
+            "`data_config`: 'input_size' is (channels, height, width), 'img_size' a number, and 'mean' and 'std' are "
+            "tuples of one value, or of one for each channel.") from e
+    channels = found['input_size'][0]
+    for name in ('mean', 'std'):
+        if len(found[name]) != channels:  # those of colours, for grey images
+            found[name] = (sum(found[name]) / len(found[name]),) * channels
+    _check_values(found)
+    return found
