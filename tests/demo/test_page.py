@@ -10,6 +10,7 @@ from timm_icasc import ICASCError, TargetError, explain
 from timm_icasc.cli import main
 from timm_icasc.demo import page
 from timm_icasc.explanation import Explainer
+from timm_icasc.explanation.class_names import find_classes
 
 
 @pytest.fixture
@@ -45,14 +46,21 @@ def test_classes_that_are_picked(explainers):
 
 def test_classes_of_one_name_are_told_apart_by_number():
     explainer = Explainer(BrightNet(), ['crane', 'crane'])
-    assert page._choices([explainer]) == [('crane (0)', '0'), ('crane (1)', '1')]
-    assert page._choices([Explainer(BrightNet(), ['crane', 'Crane'])]) == [('crane (0)', '0'), ('Crane (1)', '1')]
+    assert page._choices([explainer]) == [('crane (0)', 0), ('crane (1)', 1)]
+    assert page._choices([Explainer(BrightNet(), ['crane', 'Crane'])]) == [('crane (0)', 0), ('Crane (1)', 1)]
     others = [Explainer(BrightNet(), ['crane', 'crane', 'dog'][n:][:2]) for n in (0, 1)]
     assert page._choices(others) == []  # no name, and no number, is the same of both
     (pictures, scores, overlaps), = page.explain_upload([explainer], IMAGE, [], 2, 'ach', 'last')
     assert sorted(scores) == ['crane (0)', 'crane (1)'] and sum(scores.values()) == pytest.approx(1)
     assert sorted(caption[:9] for _, caption in pictures) == sorted(scores)
     assert all(name in overlaps for name in scores)
+
+
+def test_a_number_is_not_the_class_of_that_name():
+    """Of letters in both cases, told apart by number, '0' meant the digit."""
+    names = ['A', 'a', '0']
+    picked = [value for _, value in page._choices([Explainer(BrightNet(), names)])]
+    assert [find_classes(value, names) for value in picked] == [[0], [1], [2]]
 
 
 def test_without_gradio_one_line_names_the_extra(monkeypatch, tmp_path, capsys):

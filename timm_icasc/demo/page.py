@@ -62,7 +62,7 @@ def _overlaps(found: Explanation, names: Sequence[str]) -> str:
 def explain_upload(
         explainers: Sequence[Explainer],
         image: Image.Image,
-        classes: Sequence[str],
+        classes: Sequence[str | int],
         topk: int,
         method: str,
         layer: str,
@@ -95,12 +95,15 @@ def explain_upload(
     return shown
 
 
-def _choices(explainers: Sequence[Explainer]) -> list[tuple[str, str]]:
-    """Classes to choose from, by name where no other has it, else by number, where that is the same class of each."""
+def _choices(explainers: Sequence[Explainer]) -> list[tuple[str, str | int]]:
+    """Classes to choose from, by name where no other has it, else by number, where that is the same class of each.
+
+    A number is no text: that may be the name of another class, which would be taken.
+    """
     names = explainers[0].class_names
     alike = all(explainer.class_names == names for explainer in explainers)
     return [
-        (shown, name if shown == printable(name) else str(c))
+        (shown, name if shown == printable(name) else c)
         for c, (shown, name) in enumerate(zip(_told_apart(names), names, strict=True))
         if alike or shown == printable(name)]
 
