@@ -59,6 +59,11 @@ def detached():
     return model
 
 
+class DetachInside(ToyNet):
+    def forward(self, x):
+        return self.fc(self.stage(self.stem(x)).detach().mean((2, 3)))
+
+
 def quantised():
     return torch.ao.quantization.quantize_dynamic(ToyNet(), {torch.nn.Linear})
 
@@ -74,6 +79,7 @@ def no_gradient_at_all():
     (Unrecorded, r"'stem' runs with gradients switched off \(torch.no_grad\(\)"),
     (no_gradient_at_all, "class scores of ToyNet have no gradient: 'stem' runs with gradients switched off"),
     (detached, r"'stage.2' hands no gradient on \(detach\(\)"),
+    (DetachInside, r'no gradient of the scores reaches the images.*\(detach\(\) in a forward\(\)\?\)'),
     (quantised, "'fc' is quantised and has no derivative, so pass the model"),
     (lambda: torch.jit.trace(ToyNet(), IMAGES), 'its modules are not called one by one'),
 ])
@@ -83,6 +89,14 @@ def test_each_obstacle_has_its_own_sentence(make, message):
             message = message.replace("'st", "'0.st").replace("'fc", "'0.fc").replace('ToyNet', 'Sequential')
         with pytest.raises(LayerResolutionError, match=message):
             resolve_layers(wrap(make()), input_size=SIZE)
+
+
+def test_an_exported_model_is_refused_in_one_sentence():
+    exported = torch.export.export(ToyNet().eval(), (IMAGES,)).module()
+    for model in (exported, torch.nn.Sequential(exported)):
+        for take in (resolve_layers, lambda m, input_size: attention_maps(m, IMAGES)):
+            with pytest.raises(ICASCError, match=r'`model` was exported .*: pass the model that it was made of'):
+                take(model, input_size=SIZE)
 
 
 COMPILE = {

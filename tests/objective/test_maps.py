@@ -130,6 +130,20 @@ class TestAttentionMaps:
         with pytest.raises(error, match=message):
             attention_maps(toy, **{'images': torch.randn(2, 3, 16, 16), **arguments})
 
+    def test_a_model_that_squeezes_a_single_image(self, toy):
+        """It was said to run on parts of the batch."""
+        class Squeezes(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = toy
+
+            def forward(self, x):
+                return self.net(x).squeeze()
+
+        assert attention_maps(Squeezes(), torch.randn(2, 3, 16, 16), topk=1).shape[:2] == (2, 1)
+        with pytest.raises(ICASCError, match=r'`model` returned \(4,\), not one score per class.*squeeze\(\)'):
+            attention_maps(Squeezes(), torch.randn(1, 3, 16, 16))
+
     def test_a_number_that_is_no_plain_one(self, toy):
         images = torch.randn(2, 3, 16, 16)
         for topk in (np.int64(1), torch.tensor(1), True):

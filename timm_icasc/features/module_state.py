@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 from torch.distributed.fsdp import FSDPModule
+from torch.fx import GraphModule
 
 from ..errors import ICASCError, VersionError
 from .wrappers import DATA_PARALLEL, paths_around, unwrap_model
@@ -21,6 +22,10 @@ __all__ = [
 REENTRANT = (
     'ICASC does not work with torch.utils.checkpoint(use_reentrant=True), which gives no gradients of features: '
     "checkpoint with use_reentrant=False (transformers: `gradient_checkpointing_kwargs={'use_reentrant': False}`).")
+
+EXPORTED = (
+    '`model` was exported (torch.export), which leaves no mode to choose, and no modules that are called one by one: '
+    'pass the model that it was made of.')
 
 _owners: 'weakref.WeakKeyDictionary[nn.Module, int]' = weakref.WeakKeyDictionary()  # model -> thread
 
@@ -235,6 +240,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     a `train()` leaves in training does not count what the model is run on.
     """
     with one_thread(unwrap_model(model)):
+        if any(isinstance(module, GraphModule) and 'eval' in vars(module) for module in model.modules()):
+            raise ICASCError(EXPORTED)
         before = {module: _own_attributes(module) for module in model.modules()}
         told = [(m, m.training) for m in before if getattr(m.train, '__func__', None) is not nn.Module.train]
         containers = [

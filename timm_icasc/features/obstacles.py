@@ -12,6 +12,7 @@ def obstacle_to_gradients(
         called: Sequence[str],
         unrecorded: Sequence[str],
         stops: Sequence[str],
+        is_cut: bool,
 ) -> str:
     """The reason and the remedy, for a message; empty where nothing was seen that stands in the way.
 
@@ -20,6 +21,7 @@ def obstacle_to_gradients(
         called: Paths of the modules that were called.
         unrecorded: Of those that ran with gradients switched off.
         stops: Of those that put out no graph though their input had one, innermost first.
+        is_cut: Whether no path of the graph leads from the class scores back to the images.
     """
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
     if scripted or (not called and any(True for _ in model.children())):
@@ -36,4 +38,8 @@ def obstacle_to_gradients(
             return f"'{path}' is quantised and has no derivative, so pass the model as it was before"
     if stops:
         return f"'{stops[0]}' hands no gradient on (detach() or an operation without a derivative?), so let it"
+    if is_cut:
+        return (
+            'no gradient of the scores reaches the images, though no module stops it (detach() in a forward()?), so '
+            'let it')
     return ''

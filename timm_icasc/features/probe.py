@@ -72,8 +72,7 @@ class Probe:
         self.logits = self._check_logits(output)
         if not self.logits.requires_grad:
             raise LayerResolutionError(
-                f'The class scores of {type(model).__name__} have no gradient: '
-                f'{self.obstacle() or "forward() computes them without one"}.')
+                f'The class scores of {type(model).__name__} have no gradient: {self.obstacle()}.')
         self._cotangent = random_tensor(self.logits.shape, generator).to(self.logits)
 
     def _watched_forward(self) -> Any:
@@ -136,7 +135,9 @@ class Probe:
 
     def obstacle(self) -> str:
         """Why gradients of the class scores do not reach features, and the remedy: for a message."""
-        return obstacle_to_gradients(self.model, list(self.calls), self.unrecorded, self.stops)
+        is_cut = hasattr(self, 'logits') and not any(
+            getattr(node, 'variable', None) is self._images for node in self._graph)
+        return obstacle_to_gradients(self.model, list(self.calls), self.unrecorded, self.stops, is_cut)
 
     def _made_layout(self, path: str, index: int) -> Layout:
         """The layout of an output as the graph behind it tells."""

@@ -48,7 +48,14 @@ def _check_intact(
 
 
 def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
-    """Raise LayerResolutionError where features are not of the images that the class scores `[B, C]` are of."""
+    """Raise LayerResolutionError where features are not of the images that the class scores `[B, C]` are of.
+
+    And ICASCError where they are no such scores.
+    """
+    if logits.ndim != 2:
+        raise ICASCError(
+            f'`model` returned {tuple(logits.shape)}, not one score per class, [B, C]: where it has a squeeze(), name '
+            f'the axis, for it takes the batch away from a single image.')
     for path, feature in features.items():
         if len(feature) != len(logits):
             raise LayerResolutionError(
