@@ -17,7 +17,7 @@ from timm_icasc import (
 )
 from timm_icasc.features import resolve
 from timm_icasc.features.layout import Layout, read_layout
-from timm_icasc.features.origin import channel_axis, tokens_around
+from timm_icasc.features.origin import channel_axis, flattened_grid, tokens_around
 
 IMAGES = torch.linspace(-1, 1, 2 * 6 * 5 * 7).view(2, 6, 5, 7).requires_grad_()
 WEIGHT = torch.ones(6, 6, 1, 1, requires_grad=True)
@@ -109,6 +109,17 @@ class Classifier(nn.Module):
     def forward(self, x):
         x = self.last(self.inner(x))
         return self.fc(x.mean((2, 3)) if x.ndim == 4 else x.mean(1))
+
+
+@pytest.mark.parametrize('grid, make', [
+    ((3, 4), lambda x: x.flatten(2).mT), ((3, 4), lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)),
+    ((3, 4), lambda x: torch.cat([x.new_zeros(2, 5, 8), x.flatten(2).mT], 1).mul(2)),
+    ((3, 4), lambda x: F.layer_norm(x.flatten(2).mT, (8,)) + 1),
+    (None, lambda x: x.flatten(2)),  # pixels behind their channels
+    (None, lambda x: x.mean(3).mT), (None, lambda x: x.flatten(2).mT @ torch.eye(8))])
+def test_the_grid_that_tokens_were_flattened_from(grid, make):
+    x = make(torch.randn(2, 8, 3, 4, requires_grad=True).mul(2))
+    assert flattened_grid(x) == grid
 
 
 def test_a_convolution_puts_channels_first_whatever_the_aspect():

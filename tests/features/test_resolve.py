@@ -506,6 +506,28 @@ def test_tokens_lie_as_the_models_own_intermediates_do(name, kwargs):
         assert any(o.shape == converted.shape and torch.allclose(o, converted, atol=1e-5) for o in own)
 
 
+@pytest.mark.parametrize('patch, grid', [((16, 8), (6, 12)), ((8, 16), (12, 6)), ((32, 8), (3, 12))])
+@pytest.mark.parametrize('kwargs', [{}, {'global_pool': 'avg', 'class_token': False}])
+def test_patches_that_are_not_square(patch, grid, kwargs):
+    """72 tokens of a square image were read as 9 x 8, or as 8 x 8 behind 8 that are no pixels."""
+    model = timm.create_model(
+        'vit_tiny_patch16_224', num_classes=5, img_size=96, patch_size=patch, depth=4, embed_dim=32, num_heads=2,
+        dynamic_img_size=True, **kwargs).eval()
+    layers = resolve_layers(model, ('blocks.1', 'blocks.2'), (3, 96, 96))
+    assert [layer.grid for layer in (*layers, *resolve_layers(model, input_size=(3, 96, 96)))] == [grid] * 4
+    stated = resolve_layers(
+        model, [f'{layer.path}:NLC+{model.num_prefix_tokens}' for layer in layers], (3, 96, 96))
+    assert stated == layers
+    for size in ((96, 96), (64, 96), (96, 160)):
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            own = model.forward_intermediates(images, indices=[1, 2], intermediates_only=True)
+            with capture_features(model, layers, order=1) as features:
+                model(images)
+        for layer, feature in zip(layers, own, strict=True):
+            torch.testing.assert_close(layer.to_nchw(features[layer.path], size), feature)
+
+
 def test_hieras_inner_tokens_are_not_in_row_major_order():
     model, block = made_once('hiera_tiny_224', **HIERA), 4  # the last of the stage before the last
     order = resolve_layers(model, input_size=(3, 64, 64)).inner.token_order

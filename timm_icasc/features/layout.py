@@ -89,12 +89,12 @@ def image_size_of(images: Images) -> ImageSize:
 MAX_ASPECT_MISMATCH = math.log(1.3)
 
 
-def _aspect_mismatch(grid: tuple[int, int], image_size: tuple[int, int]) -> float:
+def _aspect_mismatch(grid: tuple[int, int], image_size: tuple[float, float]) -> float:
     return abs(math.log(grid[0] / grid[1]) - math.log(image_size[0] / image_size[1]))
 
 
 @lru_cache(maxsize=1024)
-def _token_grid(num_tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
+def _token_grid(num_tokens: int, image_size: tuple[float, float]) -> tuple[int, int] | None:
     """Factor `num_tokens` into the rows and columns whose aspect is the image's; None if no factors come close."""
     grids = [(h, num_tokens // h) for h in range(1, num_tokens + 1) if num_tokens % h == 0]
     grid = min(grids, key=lambda g: _aspect_mismatch(g, image_size), default=None)
@@ -144,6 +144,25 @@ def _find_prefix(
         if grid_behind(prefix) and _is_patch_grid(grid_behind(prefix), image_size)), best)
 
 
+def _in_patches(image_size: tuple[int, int], patch_aspect: float) -> tuple[float, float]:
+    """A size of the aspect that a grid of such patches has on the image."""
+    return image_size[0], image_size[1] * patch_aspect
+
+
+def _odd_patches(known: 'Layout', length: int, image_size: tuple[int, int]) -> tuple[int, float] | None:
+    """Prefix tokens and aspect of the patches, where the grid that was seen is not that of square patches.
+
+    None where they are square, where no grid was seen, or another one than that of these tokens.
+    """
+    if known.grid is None or _token_grid(math.prod(known.grid), image_size) == known.grid:
+        return None
+    prefix = length - math.prod(known.grid)
+    if not 0 <= prefix <= MAX_PREFIX_TOKENS or known.prefix_tokens not in (None, prefix):
+        return None
+    (rows, columns), (height, width) = known.grid, image_size
+    return prefix, (height / rows) / (width / columns)
+
+
 class Layout(NamedTuple):
     """What is known of a tensor's axes before its shape is looked at.
 
@@ -152,11 +171,13 @@ class Layout(NamedTuple):
         prefix_tokens: Number of tokens before those of the grid; None if unknown.
         is_stated: By the user's word, which is not doubted.
         suffix_tokens: Number of tokens behind those of the grid.
+        grid: Rows and columns that the tokens were seen to lie in before they were put in a row.
     """
     name: str | None = None
     prefix_tokens: int | None = None
     is_stated: bool = False
     suffix_tokens: int = 0
+    grid: tuple[int, int] | None = None
 
     @classmethod
     def split(cls, text: str) -> tuple[str, 'Layout | None']:
@@ -194,6 +215,7 @@ class FeatureLayer:
             row; None for row-major order.
         modified_in_place: The model overwrites this output in its next operation, so the tap must hand on a copy.
         suffix_tokens: Trailing tokens that are not pixels; 'NLC' only.
+        patch_aspect: Height by width of the patch of the image that a token stands for; 'NLC' only.
     """
     path: str
     layout: str
@@ -204,6 +226,7 @@ class FeatureLayer:
     token_order: tuple[int, ...] | None = field(default=None, repr=False)
     modified_in_place: bool = False
     suffix_tokens: int = 0
+    patch_aspect: float = 1.
 
     @property
     def has_other_tokens(self) -> bool:
@@ -240,7 +263,7 @@ class FeatureLayer:
         if self.token_order is not None:
             grid = self.grid if tokens.shape[1] == len(self.token_order) else None
         else:
-            grid = _token_grid(tokens.shape[1], image_size)
+            grid = _token_grid(tokens.shape[1], _in_patches(image_size, self.patch_aspect))
         if grid is None:
             raise LayerResolutionError(
                 f"Layer '{self.path}' gave {x.shape[1]} tokens, which do not form a grid of the input's aspect "
@@ -292,11 +315,15 @@ def read_layout(
         return min(candidates, key=lambda r: _aspect_mismatch(r.grid, image_size), default=None)
     if len(shape) == 3 and channels in (None, shape[2]) and known.name in (None, 'NLC'):
         prefix, length = known.prefix_tokens, shape[1] - known.suffix_tokens
-        if prefix is None or not known.is_stated:
+        odd, aspect = _odd_patches(known, length, image_size), 1.
+        if odd is not None:
+            prefix, aspect = odd
+        elif prefix is None or not known.is_stated:
             prefix = _find_prefix(length, image_size, prefix_tokens, prefix)
         in_front = prefix is not None and prefix < length
-        grid = _token_grid(length - prefix, image_size) if in_front else None
+        grid = _token_grid(length - prefix, _in_patches(image_size, aspect)) if in_front else None
         if grid is not None:
             return FeatureLayer(
-                path, 'NLC', shape[2], grid, prefix, output_index, suffix_tokens=known.suffix_tokens)
+                path, 'NLC', shape[2], grid, prefix, output_index,
+                suffix_tokens=known.suffix_tokens, patch_aspect=aspect)
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['channel_axis', 'tokens_around', 'tokens_behind']
+__all__ = ['channel_axis', 'flattened_grid', 'tokens_around', 'tokens_behind']
 
 # Operations that put out channels on axis 1; those whose output lies as their input does with other sizes; those that
 # mix axes, behind which nothing is known.
@@ -18,6 +18,7 @@ CHANNELS_FIRST = re.compile(
     r'Convolution|Conv2D|BatchNorm|GroupNorm|Pool2D|(Upsample|ReflectionPad|ReplicationPad)\w*2D|Pixel(Uns|S)huffle')
 SAME_AXES = re.compile(r'Cat|Slice|Split|ConstantPad')
 MIXING = re.compile(r'mmBackward|MmBackward|Attention|Linear')
+VIEW = re.compile(r'(Unsafe)?View|ReshapeAlias|Unsqueeze|Squeeze')
 
 # A node of the graph with, for each axis of its output, the axis of the tensor asked about; None for those that are not
 # among them.
@@ -69,7 +70,7 @@ def _before(node: Any, axes: tuple[int | None, ...]) -> Iterator[_Step]:
             yield parent, tuple(swapped)
         elif before == shape or (SAME_AXES.match(name) and len(before) == len(shape)):
             yield parent, axes
-        elif re.match(r'(Unsafe)?View|ReshapeAlias|Unsqueeze|Squeeze', name) and prod(before) == prod(shape):
+        elif VIEW.match(name) and prod(before) == prod(shape):
             yield parent, _through_view(axes, shape, before)
 
 
@@ -100,6 +101,28 @@ def channel_axis(x: torch.Tensor) -> int | None:
             return axes[1]
         if node.name().startswith('NativeLayerNorm') and len(node._saved_normalized_shape) == 1:
             return axes[-1]
+    return None
+
+
+def flattened_grid(x: torch.Tensor) -> tuple[int, int] | None:
+    """Rows and columns that tokens of `[B, L, K]` lay in before they were put in a row; None where no graph shows it.
+
+    There may be fewer of them than `L`, where others were put beside them since.
+
+    Args:
+        x: Tokens with a graph, values or not.
+    """
+    for node, axes in _history(x):
+        parent, output = node.next_functions[0] if node.next_functions else (None, 0)
+        shape, before = _shape(node), _shape(parent, output) if parent is not None else None
+        is_view = VIEW.match(node.name()) and shape is not None and before is not None
+        if not is_view or 1 not in axes or (len(before), len(shape)) != (4, 3):
+            continue
+        i = axes.index(1)
+        grid = before[i:i + 2]
+        if len(grid) == 2 and min(grid) > 1 and prod(grid) == shape[i] and before == (
+                *shape[:i], *grid, *shape[i + 1:]):
+            return grid
     return None
 
 

@@ -3,6 +3,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ from .layout import FeatureLayer, Layout, read_layout
 from .meta import random_tensor
 from .module_state import activation_or_norm, check_reentrant, evaluation_mode, is_sharded
 from .obstacles import obstacle_to_gradients
-from .origin import channel_axis, tokens_around, tokens_behind
+from .origin import channel_axis, flattened_grid, tokens_around, tokens_behind
 from .outputs import find_class_scores
 from .owner import ancestor_with
 from .tail import Call, Tail, run_model
 
 __all__ = ['Probe']
+
+# Of the outputs that have a number of tokens: what a linear layer puts out does not show where they came from.
+FIRST_OUTPUTS = 8
 
 
 def _is_feature(x: Any) -> bool:
@@ -50,6 +54,7 @@ class Probe:
         self._shares: dict[FeatureLayer, float] = {}
         self._passages: dict[Any, set[Any]] = {}
         self._candidates: dict[tuple[str, int | None, Layout | None], list[FeatureLayer]] = {}
+        self._grids: dict[int, tuple[int, int] | None] = {}  # by the number of tokens
         self._layouts: dict[tuple[str, int], Layout] = {}  # by what made the tensors
         self.tail = Tail(model, input_size, self.calls)
         self.unrecorded: list[str] = []  # modules that ran with gradients switched off
@@ -150,8 +155,19 @@ class Probe:
                 around = tokens_around(x) or self._tokens_behind.get(x.shape[1])
             prefix, suffix = around or (None, 0)
             self._layouts[path, index] = Layout(
-                names.get(channel_axis(x)), prefix, suffix_tokens=suffix)
+                names.get(channel_axis(x)), prefix, suffix_tokens=suffix,
+                grid=self._flattened_grid(x.shape[1]) if x.ndim == 3 else None)
         return self._layouts[path, index]
+
+    def _flattened_grid(self, length: int) -> tuple[int, int] | None:
+        """The grid that so many tokens came from, by the first outputs that have them, whose graph is short."""
+        if length not in self._grids:
+            first = (
+                x for call in sorted(self.calls.values(), key=lambda call: call.ended) for x in call.outputs
+                if x is not None and x.ndim == 3 and x.shape[1] == length)
+            found = map(flattened_grid, islice(first, FIRST_OUTPUTS))
+            self._grids[length] = next((grid for grid in found if grid is not None), None)
+        return self._grids[length]
 
     def candidates(
             self,
@@ -184,9 +200,10 @@ class Probe:
             zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
             if x is not None:
+                made = self._made_layout(path, index)
                 layer = read_layout(
                     path, x.shape, self.image_size, channels, prefix_tokens, index,
-                    stated or self._made_layout(path, index))
+                    stated._replace(grid=made.grid) if stated else made)
             own_order = {}
             if layer is not None and not stated:
                 own_order = self._own_order(layer, self.calls[path])
