@@ -61,7 +61,8 @@ class Explainer:
             raise ICASCError(
                 f'`class_names` must be a list, in the order of the class scores, got {type(class_names).__name__}: of '
                 f'numbers and names, [names[c] for c in range(len(names))] makes one.')
-        self.model, self.labels, self.layers, self.label = model, kind_by_flag(multilabel), layers, label
+        self.model, self.labels = model, kind_by_flag(multilabel)
+        self.layers, self.label = layers, label
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.data_config = config = data_config_of(unwrap_model(model), data_config)
         self.transform = create_transform(

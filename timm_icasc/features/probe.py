@@ -142,7 +142,8 @@ class Probe:
         """Why gradients of the class scores do not reach features, and the remedy: for a message."""
         is_cut = hasattr(self, 'logits') and not any(
             getattr(node, 'variable', None) is self._images for node in self._graph)
-        return obstacle_to_gradients(self.model, list(self.calls), self.unrecorded, self.stops, is_cut)
+        return obstacle_to_gradients(
+            self.model, list(self.calls), self.unrecorded, self.stops, is_cut)
 
     def _made_layout(self, path: str, index: int) -> Layout:
         """The layout of an output as the graph behind it tells."""
@@ -150,20 +151,21 @@ class Probe:
             x = self.calls[path].outputs[index]
             # No layer is read as NCL, an image whose pixels were flattened behind its channels.
             names = {1: 'NCL', 2: 'NLC'} if x.ndim == 3 else {1: 'NCHW', 3: 'NHWC'}
-            around = None
+            around = grid = None
             if x.ndim == 3:
+                grid = self._flattened_grid(x.shape[1])
                 around = tokens_around(x) or self._tokens_behind.get(x.shape[1])
             prefix, suffix = around or (None, 0)
             self._layouts[path, index] = Layout(
-                names.get(channel_axis(x)), prefix, suffix_tokens=suffix,
-                grid=self._flattened_grid(x.shape[1]) if x.ndim == 3 else None)
+                names.get(channel_axis(x)), prefix, suffix_tokens=suffix, grid=grid)
         return self._layouts[path, index]
 
     def _flattened_grid(self, length: int) -> tuple[int, int] | None:
         """The grid that so many tokens came from, by the first outputs that have them, whose graph is short."""
         if length not in self._grids:
+            calls = sorted(self.calls.values(), key=lambda call: call.ended)
             first = (
-                x for call in sorted(self.calls.values(), key=lambda call: call.ended) for x in call.outputs
+                x for call in calls for x in call.outputs
                 if x is not None and x.ndim == 3 and x.shape[1] == length)
             found = map(flattened_grid, islice(first, FIRST_OUTPUTS))
             self._grids[length] = next((grid for grid in found if grid is not None), None)

@@ -116,7 +116,12 @@ def _mean_over_classes(
         / has.sum(0).clamp(min=1) for name in values[0]}
 
 
-def _check_arguments(model: nn.Module, images: Images, layers: ICASCLayers, config: ICASCConfig) -> None:
+def _check_arguments(
+        model: nn.Module,
+        images: Images,
+        layers: ICASCLayers,
+        config: ICASCConfig,
+) -> None:
     """Raise where an argument is of another kind, as paths of layers or a dictionary of parameters."""
     check_model(model)
     check_images(images)
