@@ -1,5 +1,5 @@
 """Whether one architecture of timm works: its two layers, and what the gradient of the ICASC terms reaches."""
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import timm
@@ -23,7 +23,8 @@ _SHAPES = RememberShapes()  # for all architectures of a process: those of a fam
 def _describe(layer: FeatureLayer) -> dict[str, Any]:
     """What is not the default of the layer's attributes; the order of a few thousand tokens is left out."""
     values = {**asdict(layer), 'grid': list(layer.grid), 'token_order': layer.token_order and 'reroll'}
-    return {name: value for name, value in values.items() if name in ('path', 'layout', 'channels', 'grid') or value}
+    defaults = {f.name: f.default for f in fields(layer)}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def _reached_share(
