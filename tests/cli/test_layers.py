@@ -89,6 +89,17 @@ def test_table_record_and_resume(tmp_path, capsys, monkeypatch):
     assert row in file.with_suffix('.md').read_text()
 
 
+def test_of_architectures_that_are_not_timms_there_is_no_total(tmp_path, capsys):
+    file = tmp_path / 'record.json'
+    names = ['resnet18_cifar', 'resnet20_cifar', 'test_resnet']
+    for name in names:  # one at a time takes no process
+        assert cli.main(['layers', name, '--json', str(file)]) == 0
+    capsys.readouterr()
+    assert cli.main(['layers', *names, '--json', str(file), '--jobs', '1']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(':')[0] for line in lines[:3]] == names and len(lines) == 4
+
+
 class InThisProcess:
     """The first job is done; what comes then is as given."""
     then = None

@@ -75,6 +75,11 @@ def test_what_is_missing(sources, said, tmp_path):
         find_images([tmp_path / source for source in sources])
 
 
+def test_a_folder_whose_images_are_all_left_aside(folder):
+    with pytest.raises(DataError, match=r'has no images .*, those where results are written \(`output`\) left aside'):
+        find_images([folder / 'a'], outside=folder / 'a')
+
+
 def test_stems_of_long_names(tmp_path):
     long = [ImageFile(tmp_path, f"a/{'ä' * 120}{end}.jpg") for end in '12']
     assert long[0].stem != long[1].stem and all(len(os.fsencode(file.stem)) < 100 for file in long)

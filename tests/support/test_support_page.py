@@ -58,6 +58,13 @@ def test_summary_counts_timms_own_and_names_what_falls_short(record):
     assert '`fine`' not in text and '`ours`' not in text
 
 
+def test_summary_without_any_of_timms_own(record):
+    """It was 'Of 0 architectures (0 modules): ****' and 'By module: .'."""
+    text = summary({**record, 'models': {'ours': OURS}})
+    assert text == "No architecture of timm's own is among them."
+    assert text in support_page({**record, 'models': {'ours': OURS}})
+
+
 def test_summary_says_what_the_maps_find(record):
     maps = ({'ach': [0.5, 0.6, 0.25], 'grad_cam': [1., 0.8, 0.]}, {'ach': None, 'grad_cam': [0.5, 0.6, 0.]})
     for result, found in zip(record['models'].values(), maps, strict=False):

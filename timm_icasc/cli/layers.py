@@ -29,7 +29,15 @@ from ..foreign_text import printable
 from ..runs.files import write_text
 from ..runs.tables import around_marks, replace_between
 from ..support.architectures import inspect_architecture
-from ..support.support_page import MARKS, load_record, row, summary, support_page, write_record
+from ..support.support_page import (
+    MARKS,
+    load_record,
+    row,
+    summary,
+    support_page,
+    timms,
+    write_record,
+)
 from ..training.model_factory import check_model_name
 
 SAVE_SECONDS = 20
@@ -119,12 +127,12 @@ def _inspect_all(record: dict[str, Any], todo: Sequence[str], args: argparse.Nam
 
 
 def _print(record: dict[str, Any], names: Sequence[str], args: argparse.Namespace) -> None:
-    chosen = {name: record['models'][name] for name in names}
+    chosen = {**record, 'models': {name: record['models'][name] for name in names}}
     if not args.all:
-        for name, result in chosen.items():
+        for name, result in chosen['models'].items():
             print(printable(row(name, result)))
-    if args.all or len(names) > 1:
-        print(summary({**record, 'models': chosen}))
+    if args.all or len(timms(chosen)) > 1:
+        print(summary(chosen))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -94,7 +94,9 @@ def find_images(
         root = source if source.is_dir() else source.parent
         files = list(_walk(source, outside, endings)) if source.is_dir() else [source]
         if not files:
-            raise DataError(f"`images`: '{source}' has no images ({', '.join(endings)}).")
+            inside = outside is not None and outside.is_relative_to(os.path.realpath(source))
+            beside = ', those where results are written (`output`) left aside' if inside else ''
+            raise DataError(f"`images`: '{source}' has no images ({', '.join(endings)}){beside}.")
         real = os.path.realpath(root)
         if real not in roots:
             roots[real] = _unique(os.path.basename(real) or 'images', labels)

@@ -12,7 +12,7 @@ from ..runs.files import write_text
 from ..runs.provenance import installed_versions
 from ..runs.tables import markdown
 
-__all__ = ['MARKS', 'load_record', 'row', 'summary', 'support_page', 'write_record']
+__all__ = ['MARKS', 'load_record', 'row', 'summary', 'support_page', 'timms', 'write_record']
 
 MARKS = 'support'  # the name of the two lines around the summary
 
@@ -105,13 +105,15 @@ def _family(result: dict[str, Any]) -> str:
     return result.get('family', 'unknown').rpartition('.')[2]
 
 
-def _timms(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def timms(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The architectures without those that this package adds."""
     return {name: r for name, r in record['models'].items() if not r.get('family', '').startswith('timm_icasc')}
 
 
 def _totals(record: dict[str, Any]) -> list[str]:
-    results = list(_timms(record).values())
+    results = list(timms(record).values())
+    if not results:
+        return ["No architecture of timm's own is among them."]
     reached = [r for r in results if 'inner' in r]
     hierarchical = sum(map(_is_hierarchical, reached))
     lines = [
@@ -142,15 +144,16 @@ def _falling_short(record: dict[str, Any]) -> list[str]:
     """Table of every architecture that does not reach order 2, with its reason; nothing if there is none."""
     rows = [
         {'falls short': code_span(name), 'level': level(r), 'reason': _reason(r)}
-        for name, r in sorted(_timms(record).items()) if level(r) != LEVELS[0]]
+        for name, r in sorted(timms(record).items()) if level(r) != LEVELS[0]]
     return ['', markdown(rows)] if rows else []
 
 
 def summary(record: dict[str, Any]) -> str:
     """Markdown: totals, the sweep's time, architectures per module, and each that falls short, with its reason."""
-    families = Counter(map(_family, _timms(record).values()))
+    families = Counter(map(_family, timms(record).values()))
     by_number = sorted(families.items(), key=lambda item: (-item[1], item[0]))
-    lines = ['', 'By module: ' + ', '.join(f'{markdown_text(family)} {number}' for family, number in by_number) + '.']
+    named = ', '.join(f'{markdown_text(family)} {number}' for family, number in by_number)
+    lines = ['', f'By module: {named}.'] if named else []
     return '\n'.join([*_totals(record), *lines, *_falling_short(record)])
 
 
