@@ -2,6 +2,7 @@
 import copy
 from collections import Counter
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -557,6 +558,10 @@ class TestClearErrors:
     def test_not_an_input_size(self, input_size):
         with pytest.raises(LayerResolutionError, match='input_size must be'):
             resolve_layers(create('resnet18'), input_size=input_size)
+
+    def test_an_input_size_of_another_library(self):
+        model = create('resnet18')
+        assert resolve_layers(model, input_size=tuple(np.array([3, 64, 64]))) == resolve_layers(model, None, (3, 64, 64))
 
     def test_not_a_model(self):
         with pytest.raises(LayerResolutionError, match="`model` must be a torch.nn.Module, got 'resnet18'"):
