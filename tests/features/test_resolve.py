@@ -561,7 +561,8 @@ class TestClearErrors:
 
     def test_an_input_size_of_another_library(self):
         model = create('resnet18')
-        assert resolve_layers(model, input_size=tuple(np.array([3, 64, 64]))) == resolve_layers(model, None, (3, 64, 64))
+        size = np.array([3, 64, 64])
+        assert resolve_layers(model, input_size=tuple(size)) == resolve_layers(model, None, (3, 64, 64))
 
     def test_not_a_model(self):
         with pytest.raises(LayerResolutionError, match="`model` must be a torch.nn.Module, got 'resnet18'"):

@@ -197,6 +197,7 @@ def test_a_random_rival_is_for_training_alone(toy):
     ({'config': {'order': 1}}, 'config must be an ICASCConfig, got dict'),
     ({'images': [torch.zeros(3, 16, 16)]}, 'images must be a tensor .* got list'),
     ({'images': {'pixel_values': torch.zeros(2, 3, 16, 16)}}, r"NaFlex patches, patches.*batch\['pixel_values'\]"),
+    ({'images': torch.zeros(0, 3, 16, 16)}, 'images must hold at least one'),
     ({'model': 'resnet18'}, "`model` must be a torch.nn.Module, got 'resnet18'"),
     ({'multilabel': 'no'}, "`multilabel` must be True or False, got 'no'"),
 ])

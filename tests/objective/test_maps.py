@@ -52,8 +52,10 @@ class TestAttentionMaps:
             attention_maps(toy, torch.randn(2, 3, 16, 16), classes=classes)
 
     def test_no_image(self, toy):
-        with pytest.raises(ValueError, match='images must hold at least one'):
-            attention_maps(toy, torch.zeros(0, 3, 16, 16))
+        patches = dict.fromkeys(('patches', 'patch_coord', 'patch_valid'), torch.zeros(0))
+        for empty in (torch.zeros(0, 3, 16, 16), patches):
+            with pytest.raises(ICASCError, match='images must hold at least one'):
+                attention_maps(toy, empty)
 
     def test_checkpointing_counts_no_batch_again(self):
         model = create('resnet20_cifar').train()

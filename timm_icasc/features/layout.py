@@ -55,6 +55,8 @@ def check_images(images: Images) -> None:
         raise ICASCError(
             f"images as a dictionary are timm's NaFlex patches, {', '.join(PATCHES)}, got {list(images)}: of another "
             f"library's batch, pass the images alone (transformers: `batch['pixel_values']`).")
+    if 0 in (images['patches'] if isinstance(images, dict) else images).shape[:1]:
+        raise ICASCError('images must hold at least one.')
 
 
 def recordable(batch: Any) -> Any:

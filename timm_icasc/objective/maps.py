@@ -105,8 +105,6 @@ class ScoredMaps(NamedTuple):
 def _check(images: Images, topk: int, method: str) -> None:
     check_method(method)
     check_images(images)
-    if not len(images['patches'] if isinstance(images, dict) else images):
-        raise ValueError('images must hold at least one.')
     check_count('topk', topk)
 
 
