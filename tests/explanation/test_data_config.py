@@ -3,6 +3,7 @@ import pytest
 import timm
 import torch
 from helpers.bright import BrightNet, square_image
+from helpers.versions import recent_timm
 from helpers.wrappers import LightningLike
 from timm.data import resolve_data_config
 
@@ -18,6 +19,7 @@ def test_without_a_word_it_is_the_models_own():
     assert data_config_of(model, {'img_size': 64})['input_size'] == (3, 64, 64)
 
 
+@recent_timm
 @pytest.mark.parametrize('wrap', [lambda model: model, LightningLike])
 def test_a_model_of_grey_images(wrap):
     """Its `pretrained_cfg` is that of weights for three channels; it was given three."""
@@ -44,6 +46,7 @@ def test_what_would_change_nothing_or_fail_later_is_refused(given, said):
         explain(BrightNet(), square_image((64, 64), (8, 8, 30, 30)), data_config=given)
 
 
+@recent_timm
 def test_a_model_of_more_channels_than_colours():
     model = timm.create_model('test_resnet', num_classes=3, in_chans=5)
     with pytest.raises(ICASCError, match='takes 5 channels, .*`attention_maps`'):
