@@ -1,9 +1,6 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,20 +8,16 @@ import torch.nn as nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import LayerResolutionError
+from .candidates import Candidates
 from .graph import graph_nodes, made_by, nodes_on_every_path, read_through_views
-from .layout import FeatureLayer, Layout, read_layout
+from .layout import FeatureLayer
 from .meta import random_tensor
 from .module_state import activation_or_norm, check_reentrant, evaluation_mode, is_sharded
 from .obstacles import obstacle_to_gradients
-from .origin import channel_axis, flattened_grid, tokens_around, tokens_behind
 from .outputs import find_class_scores
-from .owner import ancestor_with
 from .tail import Call, Tail, run_model
 
 __all__ = ['Probe']
-
-# Of the outputs that have a number of tokens: what a linear layer puts out does not show where they came from.
-FIRST_OUTPUTS = 8
 
 
 def _is_feature(x: Any) -> bool:
@@ -53,9 +46,7 @@ class Probe:
         self._tail_gradients: dict[tuple[str, int], torch.Tensor | None] = {}
         self._shares: dict[FeatureLayer, float] = {}
         self._passages: dict[Any, set[Any]] = {}
-        self._candidates: dict[tuple[str, int | None, Layout | None], list[FeatureLayer]] = {}
-        self._grids: dict[int, tuple[int, int] | None] = {}  # by the number of tokens
-        self._layouts: dict[tuple[str, int], Layout] = {}  # by what made the tensors
+        self._graph: set[Any] = set()  # behind the class scores
         self.tail = Tail(model, input_size, self.calls)
         self.unrecorded: list[str] = []  # modules that ran with gradients switched off
         self.stops: list[str] = []  # modules that took a gradient's path in and put out none, innermost first
@@ -75,6 +66,8 @@ class Probe:
         }
         output = self._watched_forward()
         self.logits = self._check_logits(output)
+        self._graph = graph_nodes(self.logits)
+        self.candidates = Candidates(model, self.image_size, self.calls, self._graph)
         if not self.logits.requires_grad:
             raise LayerResolutionError(
                 f'The class scores of {type(model).__name__} have no gradient: {self.obstacle()}.')
@@ -140,106 +133,9 @@ class Probe:
 
     def obstacle(self) -> str:
         """Why gradients of the class scores do not reach features, and the remedy: for a message."""
-        is_cut = hasattr(self, 'logits') and not any(
-            getattr(node, 'variable', None) is self._images for node in self._graph)
+        is_cut = all(getattr(node, 'variable', None) is not self._images for node in self._graph)
         return obstacle_to_gradients(
             self.model, list(self.calls), self.unrecorded, self.stops, is_cut)
-
-    def _made_layout(self, path: str, index: int) -> Layout:
-        """The layout of an output as the graph behind it tells."""
-        if (path, index) not in self._layouts:
-            x = self.calls[path].outputs[index]
-            # No layer is read as NCL, an image whose pixels were flattened behind its channels.
-            names = {1: 'NCL', 2: 'NLC'} if x.ndim == 3 else {1: 'NCHW', 3: 'NHWC'}
-            around = grid = None
-            if x.ndim == 3:
-                grid = self._flattened_grid(x.shape[1])
-                around = tokens_around(x) or self._tokens_behind.get(x.shape[1])
-            prefix, suffix = around or (None, 0)
-            self._layouts[path, index] = Layout(
-                names.get(channel_axis(x)), prefix, suffix_tokens=suffix, grid=grid)
-        return self._layouts[path, index]
-
-    def _flattened_grid(self, length: int) -> tuple[int, int] | None:
-        """The grid that so many tokens came from, by the first outputs that have them, whose graph is short."""
-        if length not in self._grids:
-            calls = sorted(self.calls.values(), key=lambda call: call.ended)
-            first = (
-                x for call in calls for x in call.outputs
-                if x is not None and x.ndim == 3 and x.shape[1] == length)
-            found = map(flattened_grid, islice(first, FIRST_OUTPUTS))
-            self._grids[length] = next((grid for grid in found if grid is not None), None)
-        return self._grids[length]
-
-    def candidates(
-            self,
-            path: str,
-            channels: int | None = None,
-            stated: Layout | None = None,
-    ) -> list[FeatureLayer]:
-        """The features with a spatial grid that the module puts out, on the path to the logits or not.
-
-        Args:
-            path: Module path.
-            channels: Number of channels, if known.
-            stated: The layout, if the user states it.
-        """
-        asked = path, channels, stated
-        if asked not in self._candidates:
-            self._candidates[asked] = self._read_outputs(path, channels, stated)
-        return self._candidates[asked]
-
-    def _read_outputs(
-            self,
-            path: str,
-            channels: int | None,
-            stated: Layout | None,
-    ) -> list[FeatureLayer]:
-        candidates = []
-        owner = ancestor_with(self.model, path, 'num_prefix_tokens')
-        prefix_tokens = owner[1].num_prefix_tokens if owner else 0
-        for index, (x, version) in enumerate(
-            zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
-            layer = None
-            if x is not None:
-                made = self._made_layout(path, index)
-                layer = read_layout(
-                    path, x.shape, self.image_size, channels, prefix_tokens, index,
-                    stated._replace(grid=made.grid) if stated else made)
-            own_order = {}
-            if layer is not None and not stated:
-                own_order = self._own_order(layer, self.calls[path])
-            if layer is not None and own_order is not None:
-                modified = x._version != version
-                candidates.append(replace(layer, modified_in_place=modified, **own_order))
-        return candidates
-
-    def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any] | None:
-        """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera).
-
-        None where it has one that does not know the order of these tokens.
-        """
-        owner = ancestor_with(self.model, layer.path, 'reroll') if layer.layout == 'NLC' else None
-        if owner is None:
-            return {}
-        prefix, model = owner
-        numbers = [
-            (re.fullmatch(r'blocks\.(\d+)', path[len(prefix):].strip('.')), block)
-            for path, block in self.calls.items() if path.startswith(prefix)]
-        blocks = {int(number[1]): block for number, block in numbers if number}
-        numbered = torch.arange(call.outputs[layer.output_index].shape[1], device='cpu')[None, :, None]
-        # Inside a block, tokens are in the order of the block before until it pools them; after it, in its own.
-        for number in (
-                max((n for n, block in blocks.items() if block.ended <= call.ended), default=0),
-                max((n for n, block in blocks.items() if block.began <= call.ended), default=0)):
-            try:
-                order = model.reroll(numbered, number)[0, ..., 0]
-                break
-            except RuntimeError:  # not the tokens that this block hands on
-                continue
-        else:
-            return None
-        return {'prefix_tokens': 0, 'grid': tuple(order.shape), 'token_order': tuple(order.flatten().tolist())}
 
     def is_on_path(self, layer: FeatureLayer) -> bool:
         """Whether the class scores are computed from what the module hands on."""
@@ -325,15 +221,6 @@ class Probe:
     def _again(self) -> 'Probe':
         """The same with a graph that outlives a backward pass, for one with each of several features held fixed."""
         return Probe(self.model, self.input_size)
-
-    @cached_property
-    def _tokens_behind(self) -> dict[int, tuple[int, int]]:
-        """Number of all tokens -> of those before and behind the patches, where the model puts some behind them."""
-        return tokens_behind(self._graph)
-
-    @cached_property
-    def _graph(self) -> set[Any]:
-        return graph_nodes(self.logits)
 
     def _gradient(self, layer: FeatureLayer) -> torch.Tensor | None:
         """Gradient of the logits, weighted at random, with respect to the feature; None where it is off the path."""

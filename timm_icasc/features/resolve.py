@@ -84,13 +84,13 @@ def check_layers(
 def _why_none(rules: LayerRules, path: str, stated: Layout | None) -> str:
     """Why the module at `path` has no feature, and what to name instead."""
     probe = rules.probe
-    if path not in probe.calls or not any(f.modified_in_place for f in probe.candidates(path)):
+    if path not in probe.calls or not any(f.modified_in_place for f in probe.candidates.of(path)):
         return (
             f'has no spatial feature {f"of the layout {stated} " if stated else ""}on the path to the logits: its '
             f'module must be called in forward() and return a tensor [B, K, H, W], [B, H, W, K] or [B, L, K]'
             f'{rules.choices()}')
     called = (p for p in paths_around(path)[::-1] if p in probe.calls)
-    seen = next((p for p in called if any(map(probe.is_on_path, probe.candidates(p)))), None)
+    seen = next((p for p in called if any(map(probe.is_on_path, probe.candidates.of(p)))), None)
     return 'is hidden: what follows overwrites its output in place, as F.relu(x, inplace=True) does. Name ' + (
         f"'{seen}', which hands the same tensor on" if seen else 'another module') + ', or leave inplace out there'
 

@@ -123,7 +123,7 @@ class LayerRules:
             stated: Layout | None = None,
     ) -> list[FeatureLayer]:
         return [
-            r for r in self.probe.candidates(path, channels, stated)
+            r for r in self.probe.candidates.of(path, channels, stated)
             if self.probe.is_on_path(r)]
 
     def named(self, path: str, stated: Layout | None = None) -> list[FeatureLayer]:
@@ -184,7 +184,7 @@ class LayerRules:
                 continue  # a bare pool (VGG) repeats the layer before it: the two maps would be one
             # A container whose children the model calls one by one is never called itself: its last block stands in.
             inside = [p for p in self._latest_first() if f'{p}.'.startswith(f'{path}.')]
-            candidates = [r for p in inside for r in self.probe.candidates(p, entry.get('num_chs'))]
+            candidates = [r for p in inside for r in self.probe.candidates.of(p, entry.get('num_chs'))]
             # What is off the path (the patches of a head that reads the class token) still says where to step back.
             features.append(min(candidates, default=None, key=lambda r: (
                 math.prod(r.grid) == 1, self._scale_mismatch(r, entry),

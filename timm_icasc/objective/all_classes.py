@@ -8,7 +8,8 @@ import torch
 import torch.nn as nn
 
 from ..attention import METHODS, class_score
-from ..features.layout import FeatureLayer, ImageSize, PatchGrid
+from ..features.images import ImageSize, PatchGrid
+from ..features.layout import FeatureLayer
 from ..features.meta import random_tensor
 from ..features.owner import owners
 

@@ -10,14 +10,8 @@ import torch
 import torch.nn as nn
 
 from ..errors import ICASCError, LayerResolutionError
-from ..features.layout import (
-    ICASCLayers,
-    Images,
-    ImageSize,
-    check_images,
-    image_size_of,
-    recordable,
-)
+from ..features.images import Images, ImageSize, check_images, image_size_of, recordable
+from ..features.layout import ICASCLayers
 from ..features.module_state import check_shards, hold_batch_norm_statistics, is_sharded, survey
 from ..features.outputs import class_scores
 from ..features.tap import capture_features, check_batch

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from .._precision import at_least_float32
 from ..errors import ICASCError
 from ..features.graph import graph_nodes, read_through_views
-from ..features.layout import FeatureLayer, Images
+from ..features.images import Images
+from ..features.layout import FeatureLayer
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, survey
 from ..features.outputs import class_scores
 from ..features.tap import capture_features, check_batch

@@ -13,9 +13,7 @@ from .._precision import at_least_float32
 from ..attention import METHODS, check_method
 from ..double_backward import features_only
 from ..errors import ICASCError, check_count
-from ..features.layout import (
-    FeatureLayer,
-    ICASCLayers,
+from ..features.images import (
     Images,
     ImageSize,
     PatchGrid,
@@ -24,6 +22,7 @@ from ..features.layout import (
     input_size,
     recordable,
 )
+from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import check_reentrant, hold_batch_norm_statistics
 from ..features.outputs import class_scores
 from ..features.resolve import resolve_layer

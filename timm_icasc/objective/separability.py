@@ -5,7 +5,8 @@ import torch
 import torch.nn as nn
 
 from ..errors import ICASCError
-from ..features.layout import ICASCLayers, input_size
+from ..features.images import input_size
+from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.outputs import check_order
 from ..features.resolve import resolve_layers

@@ -13,7 +13,8 @@ from timm.task import ClassificationTask
 
 from ..errors import ICASCError, check_version
 from ..features.graph import graph_nodes
-from ..features.layout import ICASCLayers, Images, input_size
+from ..features.images import Images, input_size
+from ..features.layout import ICASCLayers
 from ..features.module_state import one_survey
 from ..features.outputs import class_scores
 from ..features.resolve import check_layers, resolve_layers

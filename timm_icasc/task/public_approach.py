@@ -14,7 +14,8 @@ import torch.nn as nn
 
 from ..attention import METHODS
 from ..errors import ICASCError
-from ..features.layout import ICASCLayers, image_size_of, input_size
+from ..features.images import image_size_of, input_size
+from ..features.layout import ICASCLayers
 from ..features.module_state import hold_batch_norm_statistics
 from ..features.outputs import class_scores
 from ..features.tap import capture_features

@@ -5,7 +5,7 @@ from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
 from timm_icasc import ICASCTask, attention_maps, resolve_layers
 from timm_icasc.attention import METHODS
-from timm_icasc.features.layout import PatchGrid, image_size_of, input_size
+from timm_icasc.features.images import PatchGrid, image_size_of, input_size
 
 PATCH = 8
 
