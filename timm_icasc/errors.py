@@ -130,9 +130,17 @@ class DamagedError(HubError):
     """A file of weights is not what it was when it was published."""
 
 
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number, of Python or of another library, and at least 1."""
+    try:
+        return operator.index(value) >= 1
+    except TypeError:  # every tensor has an `__index__`
+        return False
+
+
 def check_count(name: str, value: Any) -> None:
     """Raise ICASCError where the value of an argument is no whole number, or below 1."""
-    if not hasattr(value, '__index__') or operator.index(value) < 1:
+    if not is_count(value):
         raise ICASCError(f'`{name}` must be at least 1, and a whole number, got {value!r}.')
 
 

@@ -118,6 +118,7 @@ class TestAttentionMaps:
         ({'topk': 0}, ICASCError, '`topk` must be at least 1'),
         ({'topk': 2.5}, ICASCError, '`topk` must be .* a whole number, got 2.5'),
         ({'topk': None}, ICASCError, '`topk` must be .* a whole number, got None'),
+        ({'topk': torch.tensor(1.5)}, ICASCError, '`topk` must be .* a whole number, got tensor'),
         ({'classes': 'cat'}, TargetError, "classes must be a class index.*'cat'"),
         ({'classes': [[0], [1, 2]]}, TargetError, 'classes must be a class index'),
         ({'images': [torch.randn(3, 16, 16)]}, ICASCError, 'images must be a tensor .* got list: torch.stack'),

@@ -10,7 +10,7 @@ import torch.nn as nn
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 
-from ..errors import ICASCError
+from ..errors import ICASCError, is_count
 from ..features.owner import owners
 from ..features.resolve import own_input_size
 
@@ -38,7 +38,7 @@ def _check_values(config: dict[str, Any]) -> None:
         if config[name] not in choices:
             raise ICASCError(f"`data_config`: '{name}' must be one of {', '.join(choices)}, got {config[name]!r}.")
     size = config['input_size']
-    if not all(hasattr(n, '__index__') and n > 0 for n in size):
+    if not all(map(is_count, size)):
         raise ICASCError(f"`data_config`: 'input_size' must be (channels, height, width), got {size}.")
     if size[0] not in (1, 3):
         raise ICASCError(

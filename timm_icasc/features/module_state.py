@@ -240,9 +240,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     a `train()` leaves in training does not count what the model is run on.
     """
     with one_thread(unwrap_model(model)):
-        if any(isinstance(module, GraphModule) and 'eval' in vars(module) for module in model.modules()):
-            raise ICASCError(EXPORTED)
         before = {module: _own_attributes(module) for module in model.modules()}
+        if any(isinstance(module, GraphModule) and 'eval' in vars(module) for module in before):
+            raise ICASCError(EXPORTED)
         told = [(m, m.training) for m in before if getattr(m.train, '__func__', None) is not nn.Module.train]
         containers = [
             (value, _content(value))

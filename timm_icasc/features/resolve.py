@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ..errors import LayerResolutionError
+from ..errors import LayerResolutionError, is_count
 from .layout import FeatureLayer, ICASCLayers, Layout
 from .meta import RememberShapes
 from .module_state import check_shards, one_thread, survey
@@ -269,7 +269,7 @@ def _resolved(
     if input_size is None:
         input_size = own_input_size(model)
     is_size = isinstance(input_size, (list, tuple)) and len(input_size) == 3
-    if not is_size or not all(hasattr(n, '__index__') and n > 0 for n in input_size):
+    if not is_size or not all(map(is_count, input_size)):
         raise LayerResolutionError(f'input_size must be (channels, height, width), got {input_size!r}.')
     # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
     # or another pooling changes which tokens the logits see.
