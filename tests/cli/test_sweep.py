@@ -541,6 +541,20 @@ def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
     assert '1 runs, 1 done' in capsys.readouterr().out and log.read_bytes() == before
 
 
+@pytest.mark.parametrize('left', ['model_best.pth.tar', 'icasc/last.pth.tar', 'notes.txt', None])
+def test_what_a_run_has_not_left_is_not_removed(left, tiny, tmp_path, capsys):
+    """The folder of a run that begins anew: also files that a user has put there, or a file of that name."""
+    place = tmp_path / 'runs' / 'plain-seed3'
+    file = place / left if left else place
+    file.parent.mkdir(parents=True)
+    file.write_text('kept')
+    if left and left.endswith('.pth.tar'):
+        (place / 'args.yaml').write_text('')
+    assert sweep(tiny, '--output', tmp_path / 'runs') == 2
+    assert f"'{place}' is where 'plain-seed3' is to go, and holds other files" in capsys.readouterr().err
+    assert file.read_text() == 'kept'
+
+
 def test_one_sweep_at_a_time(tiny, tmp_path, capsys):
     output = tmp_path / 'runs'
     with processes.alone_in(output, 'a sweep'):

@@ -13,6 +13,7 @@ from timm_icasc.runs.find import (
     group_runs,
     has_begun,
     latest_run,
+    nothing_to_lose,
     open_runs,
     refuse_file_of_run,
     refuse_folder_of_run,
@@ -42,6 +43,17 @@ def test_what_has_begun(run):
     assert has_begun(run), 'interrupted, with a checkpoint'
     (run / 'last.pth.tar').unlink()
     assert not has_begun(run)
+
+
+def test_what_may_be_replaced(run, tmp_path):
+    assert nothing_to_lose(tmp_path / 'new') and not nothing_to_lose(run)
+    (run / 'last.pth.tar').unlink()
+    assert nothing_to_lose(run), 'stopped before its first checkpoint'
+    (run / 'args.yaml').unlink()
+    assert not nothing_to_lose(run), 'files of somebody else'
+    (tmp_path / 'killed').mkdir()
+    (tmp_path / 'killed' / '.lock').touch()
+    assert nothing_to_lose(tmp_path / 'killed'), 'killed before its first file'
 
 
 def test_what_a_run_has_left_is_not_written_over(run, tmp_path):

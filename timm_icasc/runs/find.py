@@ -26,7 +26,8 @@ from .folder import (
 
 __all__ = [
     'check_folders', 'collect_runs', 'collect_segmentations', 'find_runs', 'find_weights', 'finished_results',
-    'group_runs', 'has_begun', 'latest_run', 'open_runs', 'refuse_file_of_run', 'refuse_folder_of_run',
+    'group_runs', 'has_begun', 'latest_run', 'nothing_to_lose', 'open_runs', 'refuse_file_of_run',
+    'refuse_folder_of_run',
 ]
 
 
@@ -78,6 +79,14 @@ def find_weights(source: str, best: bool) -> Path:
 def has_begun(folder: Path) -> bool:
     """Whether a run can be gone on with; one that was stopped before its first checkpoint begins anew."""
     return (folder / ARGUMENTS).is_file() and (folder / LAST).is_file()
+
+
+def nothing_to_lose(folder: Path) -> bool:
+    """Whether a new run may take the place of a folder: at most, a run has left it that never came to a checkpoint."""
+    if not folder.is_dir():
+        return not folder.exists()
+    names = [path.name for path in folder.iterdir() if not path.name.startswith('.')]
+    return not names or (ARGUMENTS in names and not any(folder.rglob(f'*{CHECKPOINT}')))
 
 
 def refuse_folder_of_run(folder: Path, argument: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import ICASCError
 from ..foreign_text import printable
-from ..runs.find import has_begun
+from ..runs.find import has_begun, nothing_to_lose
 from ..runs.folder import RESULTS
 from ..runs.lock import alone_in, try_lock
 from ..training.device import usable_cores
@@ -131,6 +131,17 @@ class _Work:
         return '\n'.join(printable(line) for line in lines if line.strip())
 
 
+def _check_folders(runs: Sequence[PlannedRun], output: Path) -> None:
+    """Raise ICASCError where a run that begins anew would remove what it has not left itself."""
+    for run in runs:
+        folder = output / run.name
+        goes_on = (folder / RESULTS).is_file() or has_begun(folder)
+        if not goes_on and not nothing_to_lose(folder):
+            raise ICASCError(
+                f"'{folder}' is where '{run.name}' is to go, and holds other files, but no run to go on with: "
+                f'move it away, or name another `output`.')
+
+
 def environment_of(jobs: int) -> dict[str, str]:
     """This process's, with the runs' share of the cores, and this code before any that is installed."""
     installed = str(ROOT) in (sysconfig.get_path('purelib'), sysconfig.get_path('platlib'))
@@ -161,7 +172,11 @@ def carry_out(
         stop_asked: Whether to stop now.
         on_change: Called with the names of those under way, and the outcome so far, when a run begins or ends.
         part: Other sweeps may do other runs of the study in the same folder at the same time.
+
+    Raises:
+        ICASCError: Another sweep is at work in `output`, or the folder of a run holds what is not of it.
     """
+    _check_folders(runs, output)
     outcome, waiting, deadline = Outcome(), list(runs), time.monotonic() + seconds
     environment, under_way = environment_of(jobs), []
     # Runs inherit the lock: those of a killed sweep are not begun again while they are still at work.
