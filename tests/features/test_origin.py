@@ -17,7 +17,7 @@ from timm_icasc import (
 )
 from timm_icasc.features import resolve
 from timm_icasc.features.layout import Layout, read_layout
-from timm_icasc.features.origin import channel_axis, flattened_grid, tokens_around
+from timm_icasc.features.origin import ImageAxes, channel_axis, flattened_grid, tokens_around
 
 IMAGES = torch.linspace(-1, 1, 2 * 6 * 5 * 7).view(2, 6, 5, 7).requires_grad_()
 WEIGHT = torch.ones(6, 6, 1, 1, requires_grad=True)
@@ -111,6 +111,23 @@ class Classifier(nn.Module):
         return self.fc(x.mean((2, 3)) if x.ndim == 4 else x.mean(1))
 
 
+@pytest.mark.parametrize('columns_first, make', [
+    (False, conv),
+    (True, lambda x: conv(x).transpose(2, 3)),
+    (True, lambda x: conv(x).transpose(1, 3)),
+    (False, lambda x: conv(x).permute(0, 2, 3, 1)),
+    (True, lambda x: F.layer_norm(conv(x).transpose(1, 3), (6,)) * 2),
+    (False, lambda x: F.layer_norm(conv(x).transpose(1, 3), (6,)).transpose(1, 3)),
+    (True, lambda x: conv(x).permute(0, 3, 2, 1).relu() + 1),
+    (True, lambda x: conv(x).mT.flatten(2).mT.unflatten(1, (7, 5)) + conv(x).permute(0, 3, 2, 1)),
+    (False, lambda x: conv(x).mT @ torch.ones(5, 5)),  # behind what mixes axes, nothing is known
+    (True, lambda x: F.max_pool2d(F.batch_norm(conv(x.mT), torch.zeros(6), torch.ones(6)), 2)),
+    (True, lambda x: conv(x.mT.detach().requires_grad_()).mT),  # without a graph to the images, from the convolution on
+    (False, lambda x: x.mT[:, :, :, :4].mT.exp())])
+def test_columns_before_rows(columns_first, make):
+    assert ImageAxes(IMAGES).are_swapped(make(IMAGES).grad_fn) == columns_first
+
+
 @pytest.mark.parametrize('grid, make', [
     ((3, 4), lambda x: x.flatten(2).mT), ((3, 4), lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)),
     ((3, 4), lambda x: torch.cat([x.new_zeros(2, 5, 8), x.flatten(2).mT], 1).mul(2)),
@@ -118,8 +135,16 @@ class Classifier(nn.Module):
     (None, lambda x: x.flatten(2)),  # pixels behind their channels
     (None, lambda x: x.mean(3).mT), (None, lambda x: x.flatten(2).mT @ torch.eye(8))])
 def test_the_grid_that_tokens_were_flattened_from(grid, make):
-    x = make(torch.randn(2, 8, 3, 4, requires_grad=True).mul(2))
-    assert flattened_grid(x) == grid
+    images = torch.randn(2, 8, 3, 4, requires_grad=True)
+    assert flattened_grid(make(images.mul(2)), ImageAxes(images)) == (None if grid is None else (grid, False))
+
+
+@pytest.mark.parametrize('make', [
+    lambda x: x.mT.flatten(2).mT, lambda x: x.permute(0, 3, 2, 1).flatten(1, 2),
+    lambda x: F.linear(x.transpose(1, 3).flatten(1, 2), torch.ones(5, 8))])
+def test_tokens_that_were_flattened_column_by_column(make):
+    images = torch.randn(2, 8, 3, 4, requires_grad=True)
+    assert flattened_grid(make(F.conv2d(images, torch.ones(8, 8, 1, 1))), ImageAxes(images)) == ((3, 4), True)
 
 
 def test_a_convolution_puts_channels_first_whatever_the_aspect():

@@ -14,7 +14,7 @@ from timm_icasc import (
     icasc_forward,
     resolve_layers,
 )
-from timm_icasc.features.outputs import class_scores, find_class_scores, without_order
+from timm_icasc.features.outputs import class_scores, find_class_scores, scores_of, without_order
 from timm_icasc.task import PublicApproachTask
 
 
@@ -100,3 +100,44 @@ def test_scores_of_broken_weights_have_no_order():
         [1., 2., 3.], [1., -inf, 3.], [1., nan, 3.], [1., inf, 3.], [-inf, -inf, -inf], [nan, nan, nan],
         [-1e38, 0., 1e38]])
     assert without_order(scores).tolist() == [False, False, True, True, True, True, False]
+
+
+WAYS_TO_RUN = {
+    'maps': lambda model, images: attention_maps(model, images),
+    'forward': lambda model, images: icasc_forward(
+        model, images, TARGET, resolve_layers(model, input_size=(3, 16, 16)), ICASCConfig()),
+    'shared': lambda model, images: ICASCTask(model, share=0.5, verbose=False)(images, TARGET),
+    'before it sets in': lambda model, images: ICASCTask(model, start_steps=9, verbose=False)(images, TARGET),
+    'public approach': lambda model, images: PublicApproachTask(model, verbose=False)(images, TARGET)}
+
+
+@pytest.mark.parametrize('images, message', [
+    ((255 * IMAGES.abs()).to(torch.uint8), '`images` are torch.uint8, and `model` takes normalised floats'),
+    (IMAGES.double(), r'`images` are torch.float64, the weights .* torch.float32: `images.to\(torch.float32\)`'),
+    (IMAGES.to('meta'), r"`images` are on meta, the weights of `model` on cpu: `images.to\('cpu'\)`")])
+@pytest.mark.parametrize('run', WAYS_TO_RUN)
+def test_images_that_the_weights_cannot_take(run, images, message):
+    with pytest.raises(ICASCError, match=message):
+        WAYS_TO_RUN[run](ToyNet(), images)
+
+
+class TakesBytes(ToyNet):
+    def forward(self, x):
+        return super().forward(x.float() / 255)
+
+
+def test_a_model_may_take_other_images_than_its_weights_are():
+    images = (255 * IMAGES.abs()).to(torch.uint8)
+    plain, other = ToyNet(), TakesBytes()
+    other.load_state_dict(plain.state_dict())
+    assert torch.equal(attention_maps(other, images), attention_maps(plain, images / 255))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert attention_maps(plain, IMAGES.bfloat16()).isfinite().all()
+
+
+def test_other_errors_of_a_model_stay_as_they_are():
+    class Fails(ToyNet):
+        def forward(self, x):
+            raise RuntimeError('of its own')
+    with pytest.raises(RuntimeError, match='of its own'):
+        scores_of(Fails(), IMAGES)

@@ -13,7 +13,7 @@ from helpers.versions import recent_timm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_icasc
-from timm_icasc import FeatureLayer, LayerResolutionError, resolve_layers
+from timm_icasc import FeatureLayer, LayerResolutionError, attention_maps, resolve_layers
 from timm_icasc.features.resolve import resolve_layer
 from timm_icasc.features.tap import capture_features
 
@@ -222,7 +222,7 @@ def test_layers_are_taken_as_they_are():
     model = create('resnet18')
     layers = resolve_layers(model, layers=('layer2', 'layer3'), input_size=(3, 64, 64))
     assert resolve_layers(model, layers, (3, 96, 96)) is layers
-    maps = timm_icasc.attention_maps(model, torch.randn(1, 3, 96, 96), classes=0, layers=layers)
+    maps = attention_maps(model, torch.randn(1, 3, 96, 96), classes=0, layers=layers)
     assert maps.shape == (1, 1, 6, 6)
 
 
@@ -291,7 +291,7 @@ def test_layers_that_gradient_checkpointing_does_not_call():
     layers = resolve_layers(model, input_size=(3, 64, 64))
     model.set_grad_checkpointing(True)
     with pytest.raises(LayerResolutionError, match="ResNet did not call 'layer4': gradient checkpointing"):
-        timm_icasc.attention_maps(model.train(), torch.randn(2, 3, 64, 64), classes=0, layers=layers)
+        attention_maps(model.train(), torch.randn(2, 3, 64, 64), classes=0, layers=layers)
 
 
 def test_torchvision_model_with_explicit_layers():
@@ -480,7 +480,7 @@ def test_a_block_that_is_called_more_than_once():
     layers = resolve_layers(model, input_size=(3, 64, 64))
     assert (layers.inner.path, layers.last.path, layers.last.grid) == ('stem', 'block', (4, 4))
     images = torch.randn(2, 3, 64, 64)
-    maps = timm_icasc.attention_maps(model, images, classes=0, method='ach')
+    maps = attention_maps(model, images, classes=0, method='ach')
     feature = model.block(model.block(model.block(model.stem(images))))
     weights = (model.head.weight[0] / 16).relu() * 16  # the gradient of the mean, summed over the 4 x 4 grid
     expected = torch.einsum('k,bkhw->bhw', weights, feature).relu() / 16
@@ -527,6 +527,42 @@ def test_patches_that_are_not_square(patch, grid, kwargs):
                 model(images)
         for layer, feature in zip(layers, own, strict=True):
             torch.testing.assert_close(layer.to_nchw(features[layer.path], size), feature)
+
+
+class ByColumns(torch.nn.Module):
+    """A network that may keep columns before rows between its stages, which changes nothing but how features lie."""
+
+    def __init__(self, layout, columns_first):
+        super().__init__()
+        rows_first = {'NCHW': (0, 1, 2, 3), 'NHWC': (0, 2, 3, 1), 'NLC': (0, 2, 3, 1)}[layout]
+        by_columns = {'NCHW': (0, 1, 3, 2), 'NHWC': (0, 3, 2, 1), 'NLC': (0, 3, 2, 1)}[layout]
+        self.order, self.layout = by_columns if columns_first else rows_first, layout
+        self.embed = torch.nn.Conv2d(3, 8, 8, stride=8)
+        stage = (lambda: torch.nn.BatchNorm2d(8)) if layout == 'NCHW' else (lambda: torch.nn.Linear(8, 8))
+        self.inner, self.last, self.head = stage(), stage(), torch.nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.embed(x).permute(self.order)
+        x = self.last(self.inner(x.flatten(1, 2) if self.layout == 'NLC' else x)).relu()
+        return self.head(x.mean({'NCHW': (2, 3), 'NHWC': (1, 2), 'NLC': 1}[self.layout]))
+
+
+@pytest.mark.parametrize('layout', ['NCHW', 'NHWC', 'NLC'])
+def test_columns_before_rows_give_the_same_maps(layout):
+    """Behind `x.transpose(1, 3)`, maps lay with rows and columns changed."""
+    plain, swapped = ByColumns(layout, False).eval(), ByColumns(layout, True).eval()
+    swapped.load_state_dict(plain.state_dict())
+    for size in ((64, 64), (40, 64), (72, 48)):
+        images = torch.randn(2, 3, *size)
+        for layers in (('inner', 'last'), (f'inner:{layout}', f'last:{layout}')):
+            maps, expected = (
+                attention_maps(model, images, layers=layers, layer='inner') for model in (swapped, plain))
+            torch.testing.assert_close(maps, expected)
+    layers = resolve_layers(swapped, ('inner', 'last'), (3, 40, 64))
+    assert [layer.grid for layer in layers] == [(5, 8)] * 2 and layers.last.columns_first
+    images = torch.randn(2, 3, 72, 48)  # of another size than the layers were resolved with
+    torch.testing.assert_close(
+        attention_maps(swapped, images, layers=layers), attention_maps(plain, images, layers=('inner', 'last')))
 
 
 def test_hieras_inner_tokens_are_not_in_row_major_order():

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 
 from .layout import FeatureLayer, Layout, read_layout
-from .origin import channel_axis, flattened_grid, tokens_around, tokens_behind
+from .origin import ImageAxes, channel_axis, flattened_grid, tokens_around, tokens_behind
 from .owner import ancestor_with
 from .tail import Call
 
@@ -25,7 +25,7 @@ class Candidates:
 
     Args:
         model: The model that was run.
-        image_size: Height and width of the images.
+        images: What it was run on, with a gradient.
         calls: The last call of each module, by its path.
         graph: The nodes of the autograd graph behind the class scores.
     """
@@ -33,43 +33,45 @@ class Candidates:
     def __init__(
             self,
             model: nn.Module,
-            image_size: tuple[int, int],
+            images: torch.Tensor,
             calls: Mapping[str, Call],
             graph: set[Any],
     ):
         self.model = model
-        self.image_size = image_size
+        self.image_size = tuple(images.shape[-2:])
         self.calls = calls
         self._graph = graph
+        self._image_axes = ImageAxes(images)
         self._known: dict[tuple[str, int | None, Layout | None], list[FeatureLayer]] = {}
-        self._grids: dict[int, tuple[int, int] | None] = {}  # by the number of tokens
+        self._rows: dict[int, Layout] = {}  # by the number of tokens
         self._layouts: dict[tuple[str, int], Layout] = {}  # by what made the tensors
 
     def _made_layout(self, path: str, index: int) -> Layout:
         """The layout of an output as the graph behind it tells."""
         if (path, index) not in self._layouts:
             x = self.calls[path].outputs[index]
-            # No layer is read as NCL, an image whose pixels were flattened behind its channels.
-            names = {1: 'NCL', 2: 'NLC'} if x.ndim == 3 else {1: 'NCHW', 3: 'NHWC'}
-            around = grid = None
             if x.ndim == 3:
-                grid = self._flattened_grid(x.shape[1])
-                around = tokens_around(x) or self._tokens_behind.get(x.shape[1])
-            prefix, suffix = around or (None, 0)
-            self._layouts[path, index] = Layout(
-                names.get(channel_axis(x)), prefix, suffix_tokens=suffix, grid=grid)
+                names, length = {1: 'NCL', 2: 'NLC'}, x.shape[1]  # NCL, an image that was flattened, is no feature
+                prefix, suffix = tokens_around(x) or self._tokens_behind.get(length) or (None, 0)
+                layout = self._in_a_row(length)._replace(
+                    prefix_tokens=prefix, suffix_tokens=suffix)
+            else:
+                names = {1: 'NCHW', 3: 'NHWC'}
+                layout = Layout(columns_first=self._image_axes.are_swapped(x.grad_fn))
+            self._layouts[path, index] = layout._replace(name=names.get(channel_axis(x)))
         return self._layouts[path, index]
 
-    def _flattened_grid(self, length: int) -> tuple[int, int] | None:
-        """The grid that so many tokens came from, by the first outputs that have them, whose graph is short."""
-        if length not in self._grids:
+    def _in_a_row(self, length: int) -> Layout:
+        """How so many tokens lay before, by the first outputs that have them, whose graph is short."""
+        if length not in self._rows:
             calls = sorted(self.calls.values(), key=lambda call: call.ended)
             first = (
                 x for call in calls for x in call.outputs
                 if x is not None and x.ndim == 3 and x.shape[1] == length)
-            found = map(flattened_grid, islice(first, FIRST_OUTPUTS))
-            self._grids[length] = next((grid for grid in found if grid is not None), None)
-        return self._grids[length]
+            found = (flattened_grid(x, self._image_axes) for x in islice(first, FIRST_OUTPUTS))
+            grid, columns_first = next((pair for pair in found if pair is not None), (None, False))
+            self._rows[length] = Layout(grid=grid, columns_first=columns_first)
+        return self._rows[length]
 
     def of(
             self,
@@ -102,10 +104,11 @@ class Candidates:
             zip(self.calls[path].outputs, self.calls[path].versions, strict=True)):
             layer = None
             if x is not None:
-                made = self._made_layout(path, index)
+                known = made = self._made_layout(path, index)
+                if stated:
+                    known = stated._replace(grid=made.grid, columns_first=made.columns_first)
                 layer = read_layout(
-                    path, x.shape, self.image_size, channels, prefix_tokens, index,
-                    stated._replace(grid=made.grid) if stated else made)
+                    path, x.shape, self.image_size, channels, prefix_tokens, index, known)
             own_order = {}
             if layer is not None and not stated:
                 own_order = self._own_order(layer, self.calls[path])

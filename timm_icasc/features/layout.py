@@ -104,12 +104,14 @@ class Layout(NamedTuple):
         is_stated: By the user's word, which is not doubted.
         suffix_tokens: Number of tokens behind those of the grid.
         grid: Rows and columns that the tokens were seen to lie in before they were put in a row.
+        columns_first: Whether columns were seen to come before rows.
     """
     name: str | None = None
     prefix_tokens: int | None = None
     is_stated: bool = False
     suffix_tokens: int = 0
     grid: tuple[int, int] | None = None
+    columns_first: bool = False
 
     @classmethod
     def split(cls, text: str) -> tuple[str, 'Layout | None']:
@@ -148,6 +150,7 @@ class FeatureLayer:
         modified_in_place: The model overwrites this output in its next operation, so the tap must hand on a copy.
         suffix_tokens: Trailing tokens that are not pixels; 'NLC' only.
         patch_aspect: Height by width of the patch of the image that a token stands for; 'NLC' only.
+        columns_first: Columns come before rows, as behind `x.transpose(1, 3)`; tokens go down column by column.
     """
     path: str
     layout: str
@@ -159,6 +162,7 @@ class FeatureLayer:
     modified_in_place: bool = False
     suffix_tokens: int = 0
     patch_aspect: float = 1.
+    columns_first: bool = False
 
     @property
     def has_other_tokens(self) -> bool:
@@ -186,9 +190,9 @@ class FeatureLayer:
             image_size: The images' height and width, which give the aspect of a token grid, or their `PatchGrid`.
         """
         if self.layout == 'NCHW':
-            return x
+            return x.transpose(2, 3) if self.columns_first else x
         if self.layout == 'NHWC':
-            return x.permute(0, 3, 1, 2)
+            return x.permute(0, 3, 2, 1) if self.columns_first else x.permute(0, 3, 1, 2)
         tokens = x[:, self.prefix_tokens:x.shape[1] - self.suffix_tokens]
         if isinstance(image_size, PatchGrid):
             return image_size.scatter(tokens)
@@ -203,6 +207,8 @@ class FeatureLayer:
                 f"training (timm: `patch_drop_rate`).")
         if self.token_order is not None:
             tokens = tokens.index_select(1, _index(self.token_order, tokens.device))
+        if self.columns_first:
+            return tokens.transpose(1, 2).unflatten(2, grid[::-1]).transpose(2, 3)
         return tokens.transpose(1, 2).unflatten(2, grid)
 
 
@@ -236,10 +242,12 @@ def read_layout(
     """
     known = known or Layout()
     if len(shape) == 4:
+        order = -1 if known.columns_first else 1
         candidates = [
-            FeatureLayer(path, 'NCHW', shape[1], (shape[2], shape[3]), output_index=output_index),
-            FeatureLayer(path, 'NHWC', shape[3], (shape[1], shape[2]), output_index=output_index),
-        ]
+            FeatureLayer(
+                path, name, shape[axis], tuple(grid)[::order], output_index=output_index,
+                columns_first=known.columns_first)
+            for name, axis, grid in (('NCHW', 1, shape[2:]), ('NHWC', 3, shape[1:3]))]
         candidates = [r for r in candidates if known.name in (None, r.layout)]
         if channels is not None:
             candidates = [r for r in candidates if r.channels == channels]
@@ -256,6 +264,6 @@ def read_layout(
         grid = _token_grid(length - prefix, _in_patches(image_size, aspect)) if in_front else None
         if grid is not None:
             return FeatureLayer(
-                path, 'NLC', shape[2], grid, prefix, output_index,
-                suffix_tokens=known.suffix_tokens, patch_aspect=aspect)
+                path, 'NLC', shape[2], grid, prefix, output_index, suffix_tokens=known.suffix_tokens,
+                patch_aspect=aspect, columns_first=known.columns_first)
     return None

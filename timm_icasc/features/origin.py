@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['channel_axis', 'flattened_grid', 'tokens_around', 'tokens_behind']
+__all__ = ['ImageAxes', 'channel_axis', 'flattened_grid', 'tokens_around', 'tokens_behind']
 
 # Operations that put out channels on axis 1; those whose output lies as their input does with other sizes; those that
 # mix axes, behind which nothing is known.
@@ -18,6 +18,7 @@ CHANNELS_FIRST = re.compile(
     r'Convolution|Conv2D|BatchNorm|GroupNorm|Pool2D|(Upsample|ReflectionPad|ReplicationPad)\w*2D|Pixel(Uns|S)huffle')
 SAME_AXES = re.compile(r'Cat|Slice|Split|ConstantPad')
 MIXING = re.compile(r'mmBackward|MmBackward|Attention|Linear')
+LINEAR = re.compile(r'(Mm|Addmm)Backward')
 VIEW = re.compile(r'(Unsafe)?View|ReshapeAlias|Unsqueeze|Squeeze')
 
 # A node of the graph with, for each axis of its output, the axis of the tensor asked about; None for those that are not
@@ -53,6 +54,15 @@ def _through_view(
     return tuple(found)
 
 
+def _linear_input(node: Any, shape: tuple[int, ...]) -> tuple[Any, int] | None:
+    """What a linear layer took in, where `node` is the view behind its product of matrices; all axes stay."""
+    product = node.next_functions[0][0]
+    matrix = product.next_functions[-2][0] if LINEAR.match(product.name()) else None
+    source = matrix.next_functions[0] if matrix is not None and VIEW.match(matrix.name()) else None
+    before = _shape(*source) if source is not None and source[0] is not None else None
+    return source if before is not None and before[:-1] == shape[:-1] else None
+
+
 def _before(node: Any, axes: tuple[int | None, ...]) -> Iterator[_Step]:
     """The nodes that the operation took its input from, as far as it tells where the axes were."""
     name, shape = node.name(), _shape(node)
@@ -70,6 +80,8 @@ def _before(node: Any, axes: tuple[int | None, ...]) -> Iterator[_Step]:
             yield parent, tuple(swapped)
         elif before == shape or (SAME_AXES.match(name) and len(before) == len(shape)):
             yield parent, axes
+        elif VIEW.match(name) and (source := _linear_input(node, shape)):
+            yield source[0], axes
         elif VIEW.match(name) and prod(before) == prod(shape):
             yield parent, _through_view(axes, shape, before)
 
@@ -104,13 +116,63 @@ def channel_axis(x: torch.Tensor) -> int | None:
     return None
 
 
-def flattened_grid(x: torch.Tensor) -> tuple[int, int] | None:
-    """Rows and columns that tokens of `[B, L, K]` lay in before they were put in a row; None where no graph shows it.
+def _makes_image(node: Any) -> bool:
+    return bool(CHANNELS_FIRST.search(node.name())) and len(_shape(node) or ()) == 4
+
+
+def _carried(node: Any) -> list[_Step]:
+    """The nodes whose rows and columns an operation takes over."""
+    if _makes_image(node):
+        parent, output = node.next_functions[0]
+        is_image = parent is not None and len(_shape(parent, output) or ()) == 4
+        return [(parent, (0, 1, 2, 3))] if is_image else []
+    return list(_before(node, tuple(range(len(_shape(node) or ())))))
+
+
+class ImageAxes:
+    """Which axes of a tensor are rows and columns of the images, followed from them on. No node is asked twice.
+
+    Args:
+        images: `[B, C, H, W]`, with a gradient.
+    """
+
+    def __init__(self, images: torch.Tensor):
+        self._images = images
+        self._known: dict[Any, tuple[int, int] | None] = {}
+
+    def _of(self, node: Any) -> tuple[int, int] | None:
+        waiting = [node]
+        while waiting:
+            node, steps = waiting[-1], _carried(waiting[-1])
+            if new := [parent for parent, _ in steps if parent not in self._known]:
+                waiting += new
+                continue
+            known = ((axes, self._known[parent]) for parent, axes in steps if self._known[parent])
+            found = ((axes[rows], axes[columns]) for axes, (rows, columns) in known)
+            # Images that were changed without a graph are seen from the first convolution on.
+            is_start = getattr(node, 'variable', None) is self._images or _makes_image(node)
+            own = (2, 3) if is_start else None
+            self._known[node] = next((pair for pair in found if None not in pair), own)
+            waiting.pop()
+        return self._known[node]
+
+    def are_swapped(self, node: Any) -> bool:
+        """Whether columns come before rows in what a node puts out; False where no graph shows it."""
+        rows, columns = self._of(node) or (0, 1)
+        return rows > columns
+
+
+def flattened_grid(x: torch.Tensor, image_axes: ImageAxes) -> tuple[tuple[int, int], bool] | None:
+    """The grid that tokens of `[B, L, K]` lay in before they were put in a row; None where no graph shows it.
 
     There may be fewer of them than `L`, where others were put beside them since.
 
     Args:
         x: Tokens with a graph, values or not.
+        image_axes: Of the images that they come from.
+
+    Returns:
+        Rows and columns; whether the tokens go down column by column.
     """
     for node, axes in _history(x):
         parent, output = node.next_functions[0] if node.next_functions else (None, 0)
@@ -122,7 +184,8 @@ def flattened_grid(x: torch.Tensor) -> tuple[int, int] | None:
         grid = before[i:i + 2]
         if len(grid) == 2 and min(grid) > 1 and prod(grid) == shape[i] and before == (
                 *shape[:i], *grid, *shape[i + 1:]):
-            return grid
+            columns_first = image_axes.are_swapped(parent)
+            return grid[::-1] if columns_first else grid, columns_first
     return None
 
 

@@ -3,10 +3,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn as nn
 
 from ..errors import ICASCError
+from .images import Images
 
-__all__ = ['check_order', 'class_scores', 'find_class_scores', 'without_order']
+__all__ = ['check_order', 'class_scores', 'find_class_scores', 'scores_of', 'without_order']
 
 
 def find_class_scores(output: Any) -> torch.Tensor | None:
@@ -44,6 +46,40 @@ def class_scores(output: Any) -> torch.Tensor:
             f'`model` returned {type(output).__name__} without class scores: return a tensor [B, C], an object or a '
             "dictionary with 'logits', or a tuple with the scores first.")
     return scores
+
+
+def _mismatch(model: nn.Module, images: Images) -> str | None:
+    """Why the weights cannot take such images, and the remedy; None where they can."""
+    x, weight = images['patches'] if isinstance(images, dict) else images, next(model.parameters(), None)
+    if weight is None:
+        return None
+    if x.device != weight.device:
+        return f"`images` are on {x.device}, the weights of `model` on {weight.device}: `images.to('{weight.device}')`."
+    if not x.is_floating_point():
+        return (
+            f'`images` are {x.dtype}, and `model` takes normalised floats, as timm.data.create_transform makes them '
+            f'(timm_icasc.explain takes files and arrays as they are).')
+    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return None
+    return f'`images` are {x.dtype}, the weights of `model` {weight.dtype}: `images.to({weight.dtype})`.'
+
+
+def scores_of(model: nn.Module, images: Images) -> torch.Tensor:
+    """Run a model: the class scores in what it returns.
+
+    Raises:
+        ICASCError: It has failed, on images of another device or kind of numbers than its weights; or it returned no
+            class scores.
+    """
+    try:
+        output = model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as e:
+        if reason := _mismatch(model, images):
+            raise ICASCError(reason) from e
+        raise
+    return class_scores(output)
 
 
 def without_order(scores: torch.Tensor) -> torch.Tensor:

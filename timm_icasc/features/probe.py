@@ -67,7 +67,7 @@ class Probe:
         output = self._watched_forward()
         self.logits = self._check_logits(output)
         self._graph = graph_nodes(self.logits)
-        self.candidates = Candidates(model, self.image_size, self.calls, self._graph)
+        self.candidates = Candidates(model, self._images, self.calls, self._graph)
         if not self.logits.requires_grad:
             raise LayerResolutionError(
                 f'The class scores of {type(model).__name__} have no gradient: {self.obstacle()}.')

@@ -13,7 +13,7 @@ from ..errors import ICASCError, LayerResolutionError
 from ..features.images import Images, ImageSize, check_images, image_size_of, recordable
 from ..features.layout import ICASCLayers
 from ..features.module_state import check_shards, hold_batch_norm_statistics, is_sharded, survey
-from ..features.outputs import class_scores
+from ..features.outputs import scores_of
 from ..features.tap import capture_features, check_batch
 from ..features.wrappers import check_model, check_wrappers
 from ..labels import ClassPair, kind_by_flag
@@ -178,7 +178,7 @@ def icasc_forward(
     _check_arguments(model, images, layers, config)
     terms = [term for term in TERMS if config.weights[term.name]]
     if not terms:
-        return ICASCOutput(logits=class_scores(model(images)))
+        return ICASCOutput(logits=scores_of(model, images))
     if not inference:
         config.check_trainable()
     labels, order = kind_by_flag(multilabel), 1 if inference else config.order
@@ -192,7 +192,7 @@ def icasc_forward(
             model, images, target, tapped, order, config.share, labels)
     else:
         with capture_features(model, tapped, order, inference, run_plain=inference) as features:
-            all_logits = logits = class_scores(model(images))
+            all_logits = logits = scores_of(model, images)
             classes = labels.select(logits, target, 'confused' if inference else config.rival)
         check_batch(features, logits)
 

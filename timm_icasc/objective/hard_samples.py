@@ -16,7 +16,7 @@ from ..features.graph import graph_nodes, read_through_views
 from ..features.images import Images
 from ..features.layout import FeatureLayer
 from ..features.module_state import hold_batch_norm_statistics, is_checkpointing, survey
-from ..features.outputs import class_scores
+from ..features.outputs import class_scores, scores_of
 from ..features.tap import capture_features, check_batch
 from ..features.wrappers import unwrap_model
 from ..labels import ClassPair, LabelKind
@@ -197,7 +197,7 @@ def forward_most_confused(
     kept = _kept_values(unwrap_model(model))
     first, recorded = layers[0].path, _RecordStatistics()
     with capture_features(model, layers, order=1, tail_mode=recorded) as first_run:
-        all_logits = class_scores(model(images))
+        all_logits = scores_of(model, images)
     check_batch(first_run, all_logits)
     _check_kept(unwrap_model(model), kept)
     _check_branches(all_logits, first_run[first])

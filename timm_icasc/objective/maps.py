@@ -24,7 +24,7 @@ from ..features.images import (
 )
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import check_reentrant, hold_batch_norm_statistics
-from ..features.outputs import class_scores
+from ..features.outputs import scores_of
 from ..features.resolve import resolve_layer
 from ..features.tap import capture_features, check_batch
 from ..labels import class_indices
@@ -123,7 +123,7 @@ def scored_maps(
     with capture_features(
         model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
         run_plain=True) as features:
-        logits = class_scores(model(recordable(images) if create_graph else images))
+        logits = scores_of(model, recordable(images) if create_graph else images)
     check_batch(features, logits)
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):

@@ -16,7 +16,7 @@ from ..features.graph import graph_nodes
 from ..features.images import Images, input_size
 from ..features.layout import ICASCLayers
 from ..features.module_state import one_survey
-from ..features.outputs import class_scores
+from ..features.outputs import scores_of
 from ..features.resolve import check_layers, resolve_layers
 from ..features.trunk import compile_modules, watch_trunk, why_eager
 from ..features.wrappers import (
@@ -269,7 +269,7 @@ class ICASCTask(ClassificationTask):
     def _forward(self, input: Images, target: torch.Tensor) -> dict[str, torch.Tensor]:
         scale = self.term_scale if torch.is_grad_enabled() else 0.
         if not scale or not any(self.config.weights.values()):
-            logits = class_scores(self.trainable_module(input))
+            logits = scores_of(self.trainable_module, input)
             self.check_target(logits, target)
             loss = self.criterion(logits, target)
             return {'loss': loss, 'output': logits, 'loss_cls': loss.detach()}

@@ -17,7 +17,7 @@ from ..errors import ICASCError
 from ..features.images import image_size_of, input_size
 from ..features.layout import ICASCLayers
 from ..features.module_state import hold_batch_norm_statistics
-from ..features.outputs import class_scores
+from ..features.outputs import scores_of
 from ..features.tap import capture_features
 from ..labels import SINGLE
 from ..losses import resize_mask, target_mask
@@ -100,7 +100,7 @@ def _forward(
     order = 1 if 'constant-weights' in defects else config.order
     places = {'inner': layers.inner, 'last': layers.last}
     with capture_features(model, list(places.values()), order=order) as taps:
-        logits = class_scores(model(images))
+        logits = scores_of(model, images)
     features = [taps[layer.path] for layer in places.values()]
     classes, image_size = SINGLE.select(logits, target), image_size_of(images)
     maps, method = {}, METHODS[config.attention]
