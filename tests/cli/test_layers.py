@@ -143,7 +143,7 @@ class TestBadInput:
         (['nonet*'], "no architecture matches 'nonet*'"),
         ([''], "no architecture matches ''"),
         (['resnet18.foo'], "`model`: resnet18 has no weights 'foo'"),
-        (['test_vit', '--jobs', '0'], '--jobs and --img-size must be at least 1'),
+        (['test_vit', '--jobs', '0'], '--jobs must be at least 1, got 0'),
         (['test_vit', '--json', '.'], "--json: '.' must be a file such as support.json"),
         (['test_vit', '--json', 'table.md'], "--json: 'table.md' must be a file such as support.json"),
     ])

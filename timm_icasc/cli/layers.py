@@ -39,6 +39,7 @@ from ..support.support_page import (
     write_record,
 )
 from ..training.model_factory import check_model_name
+from ..training.option_names import check_least
 
 SAVE_SECONDS = 20
 
@@ -136,8 +137,7 @@ def _print(record: dict[str, Any], names: Sequence[str], args: argparse.Namespac
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.jobs < 1 or (args.img_size is not None and args.img_size < 1):
-        raise ICASCError('--jobs and --img-size must be at least 1.')
+    check_least(args, jobs=1, img_size=1)
     names = _select(args.models, args.all)
     path = Path(args.json) if args.json is not None else None
     record = load_record(path, args.img_size)
