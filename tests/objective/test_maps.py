@@ -222,6 +222,33 @@ def test_the_score_scale_of_float16_is_divided_out(name):
     torch.testing.assert_close(maps, expected, rtol=0, atol=0.1 * expected.max().item())
 
 
+class HalfPrecisionHead(ToyNet):
+    """Features and scores of float32, as a prepared model of Accelerate has; float16 between the two."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 4))
+        self.is_half = False
+        for linear in self.fc:
+            torch.nn.init.uniform_(linear.weight, 2e-4, 4e-4)
+
+    def forward(self, x):
+        pooled = self.stage(self.stem(x)).square().mean((2, 3))
+        with torch.autocast('cpu', dtype=torch.float16, enabled=self.is_half):
+            return self.fc(pooled).float()
+
+
+@pytest.mark.parametrize('method', ['ach', 'grad_cam'])
+def test_small_gradients_survive_float16_that_neither_features_nor_scores_show(method):
+    """Between the linear layers they are 5e-7, and float16 has steps of 6e-8 there."""
+    torch.manual_seed(0)
+    model, images = HalfPrecisionHead(), torch.randn(2, 3, 16, 16)
+    maps = []
+    for model.is_half in (False, True):
+        maps.append(attention_maps(model, images, classes=1, method=method))
+    torch.testing.assert_close(maps[1], maps[0], rtol=0.005, atol=0)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_maps_stay_close_to_float32(dtype):
     """The score is scaled in fp16, so that gradients of 1e-6 survive; the scale is divided out."""

@@ -33,8 +33,9 @@ from .all_classes import pooled_gradients
 __all__ = ['ScoredMaps', 'attention_maps', 'scored_maps']
 
 # Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them. It
-# ends at 65,504, and the gradient of cosine scores times 100 (CLIP's) passes 64 in each feature.
-FP16_SCORE_SCALE = 32.
+# ends at 65,504, and the gradient of cosine scores times 100 (CLIP's) passes 64 in each feature. Neither the scores nor
+# the features tell what precision the layers between them run in. A power of 2 changes no digit of the other types.
+SCORE_SCALE = 32.
 
 
 def score_gradients(
@@ -58,16 +59,16 @@ def score_gradients(
             checkpoints.
     """
     cotangent = METHODS[method].score(logits, cotangent)
-    scale = FP16_SCORE_SCALE if any(t.dtype == torch.float16 for t in (logits, *features)) else 1.
     try:
         with check_reentrant(), features_only(logits):
             gradients = torch.autograd.grad(
-                logits, features, cotangent * scale, retain_graph=True, create_graph=create_graph)
+                logits, features, cotangent * SCORE_SCALE, retain_graph=True,
+                create_graph=create_graph)
     except CheckpointError as e:
         raise ICASCError(
             'order=2 does not work with a model that calls torch.utils.checkpoint by itself behind the inner layer: '
             'the recomputation would run other operations. Use `order=1`, or leave the checkpointing out.') from e
-    return [at_least_float32(g) / scale for g in gradients]
+    return [at_least_float32(g) / SCORE_SCALE for g in gradients]
 
 
 def class_attention(
