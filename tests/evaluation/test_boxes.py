@@ -105,6 +105,13 @@ def test_a_perfect_map_and_a_map_of_zeros():
     assert localise(heat, boxes) == everything
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_map_that_is_not_finite_is_none(value):
+    heat, boxes = np.ones((20, 20)), np.array([[5., 6., 15., 12.]])
+    heat[8, 8] = value
+    assert localise(heat, boxes) == localise(np.zeros((20, 20)), boxes)
+
+
 def test_the_threshold_is_a_fraction_of_the_maximum():
     """A weak plateau belongs to the region only below its height."""
     heat, boxes = np.zeros((20, 20)), np.array([[5., 5., 10., 10.]])

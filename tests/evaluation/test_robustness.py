@@ -1,9 +1,11 @@
 """Maps of flipped and cropped images against the images' own."""
+import numpy as np
 import pytest
 import torch
 from helpers.models import create
 
 from timm_icasc import attention_maps, resolve_layers
+from timm_icasc.evaluation.boxes import localise
 from timm_icasc.evaluation.robustness import across_images, central_crop, map_robustness, region_iou
 
 
@@ -19,6 +21,17 @@ def test_region_iou_of_equal_disjoint_and_missing_maps():
     left[:, :2], right[:, 2:] = 1., 3.
     assert region_iou(left, 5 * left) == 1 and region_iou(left, right) == 0
     assert region_iou(left, torch.zeros(2, 4)).isnan()
+    assert region_iou(left, right / torch.zeros(2, 4)).isnan() and region_iou(left, left.log().abs()).isnan()
+
+
+@pytest.mark.parametrize('sigma', [0.5, 1.])
+def test_pixels_at_the_threshold_are_in_the_region_as_in_that_of_the_box(sigma):
+    """At 1 nothing is above it, and the region would be empty."""
+    whole, weak = torch.zeros(2, 6, 6)
+    whole[1:3, 1:4], weak[1:3, 1:4] = 2., 2 * sigma
+    weak[2, 2] = 2.
+    assert region_iou(whole, weak, sigma) == region_iou(whole, whole, sigma) == 1
+    assert localise(weak.numpy(), np.array([[1., 1., 4., 3.]]), sigma)['iou'] == 1
 
 
 def test_central_crop_enlarges_the_middle():

@@ -87,13 +87,15 @@ def localise(
     Returns:
         - 'pointing': 1 if the maximum lies in a box, else 0; a share where pixels share the maximum
         - 'energy': share of the attention in the boxes
-        - 'iou': of the box around the largest region above the threshold with the nearest box of the class, as
+        - 'iou': of the box around the largest region that reaches the threshold with the nearest box of the class, as
           Zhou et al. (CAM, 2016) localise
         - 'iou50': 1 if that is at least 0.5, else 0
-        - 'no_map': 1 for a map of zeros
+        - 'no_map': 1 for a map of zeros, or one that is not finite: it is measured as a map of zeros
         - 'box_area': share of the input that the boxes cover: what 'pointing' and 'energy' are by chance
     """
     mask = box_mask(boxes, *heat.shape)
+    if not np.isfinite(heat).all():
+        heat = np.zeros_like(heat)
     iou = 0.
     if heat.any():
         region = largest_component_box(heat >= sigma * heat.max())

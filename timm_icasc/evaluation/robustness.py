@@ -24,19 +24,20 @@ def central_crop(x: torch.Tensor, share: float = CROP) -> torch.Tensor:
 
 
 def region(maps: torch.Tensor, sigma: float = 0.55) -> torch.Tensor:
-    """Where a map lies above `sigma` of its maximum: `[..., H, W]`, nowhere for a map that is zero everywhere."""
-    return maps > sigma * maps.amax((-2, -1), keepdim=True)
+    """Where a map has at least `sigma` of its maximum: `[..., H, W]`, nowhere for a map that is zero everywhere."""
+    maximum = maps.amax((-2, -1), keepdim=True)
+    return (maps >= sigma * maximum) & (maximum > 0)
 
 
 def region_iou(a: torch.Tensor, b: torch.Tensor, sigma: float = 0.55) -> torch.Tensor:
     """Intersection over union of the regions of two maps: `[..., H, W]` -> `[...]`.
 
-    NaN where either map is zero everywhere.
+    NaN where either map is zero everywhere, or not finite.
     """
-    exists = (a.amax((-2, -1)) > 0) & (b.amax((-2, -1)) > 0)
+    exists = [(m.amax((-2, -1)) > 0) & m.isfinite().all(-1).all(-1) for m in (a, b)]
     first, second = region(a, sigma), region(b, sigma)
     iou = (first & second).sum((-2, -1)) / (first | second).sum((-2, -1))
-    return torch.where(exists, iou, torch.nan)
+    return torch.where(exists[0] & exists[1], iou, torch.nan)
 
 
 def across_images(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
