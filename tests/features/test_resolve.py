@@ -401,6 +401,36 @@ def test_a_model_without_feature_info():
     assert (layers.inner.path, layers.last.path) == ('middle', 'late')
 
 
+class Downsampled(torch.nn.Module):
+    """Two blocks, then, as its last act, a stage's own downsampling: as in transformers' Swin, FocalNet and LeViT."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Conv2d(i, outputs, 3, 1, 1)) for i in (inputs, outputs))
+        self.down = torch.nn.Conv2d(outputs, outputs, 2, 2)
+
+    def forward(self, x):
+        x = self.blocks[0](x)
+        return self.down(x + self.blocks[1](x))
+
+
+class Bypassed(Downsampled):
+    def forward(self, x):
+        return self.down(self.blocks[1](self.blocks[0](x))) + torch.nn.functional.avg_pool2d(x, 2)[:, :1]
+
+
+@pytest.mark.parametrize('stage, inner', [
+    (Downsampled, 'middle.blocks.0'),  # the shortcut goes by the second
+    (Bypassed, 'early')])  # and here by both
+def test_the_end_of_a_stage_before_its_own_downsampling(stage, inner):
+    model = Blocks(
+        lambda m, x: m.head(m.late(m.middle(m.early(x))).mean((2, 3))),
+        early=conv(3, 8), middle=stage(8, 8), late=conv(8, 8, 1), head=torch.nn.Linear(8, 4))
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path) == (inner, 'late')
+
+
 def test_blocks_before_a_norm_that_ends_the_trunk():
     """As in Hugging Face's DINOv2 with registers: blocks of one resolution inside an encoder, then a norm."""
     class Trunk(torch.nn.Module):
@@ -417,6 +447,39 @@ def test_blocks_before_a_norm_that_ends_the_trunk():
     model = Blocks(lambda m, x: m.head(m.trunk(x).mean(1)), trunk=Trunk(), head=torch.nn.Linear(8, 4))
     layers = resolve_layers(model, input_size=(3, 32, 32))
     assert (layers.inner.path, layers.last.path) == ('trunk.encoder.2', 'trunk')
+
+
+class Attending(torch.nn.Module):
+    """A block as in transformers' ViT."""
+
+    def __init__(self, adapted):
+        super().__init__()
+        self.query, self.key, self.value = (
+            torch.nn.Sequential(torch.nn.Linear(8, 8)) if name in adapted else torch.nn.Linear(8, 8)
+            for name in ('query', 'key', 'value'))
+
+    def forward(self, x):
+        weights = (self.query(x) @ self.key(x).mT).softmax(-1)
+        return x + weights @ self.value(x)
+
+
+@pytest.mark.parametrize('adapted', [(), ('value',), ('query', 'key'), ('query', 'key', 'value')], ids=str)
+def test_an_adapter_in_a_block_is_no_block(adapted):
+    """LoRA puts a module with children in the place of a linear layer; here the class token alone is read."""
+    class Trunk(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = torch.nn.Conv2d(3, 8, 8, 8)
+            self.token = torch.nn.Parameter(torch.randn(1, 1, 8))
+            self.layers = torch.nn.Sequential(*(Attending(adapted) for _ in range(4)))
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            return self.layers(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+
+    model = Blocks(lambda m, x: m.head(m.trunk(x)[:, 0]), trunk=Trunk(), head=torch.nn.Linear(8, 4))
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    assert (layers.inner.path, layers.last.path) == ('trunk.layers.1', 'trunk.layers.2')
 
 
 @pytest.mark.parametrize('name, inner, last', [
@@ -571,6 +634,35 @@ def test_hieras_inner_tokens_are_not_in_row_major_order():
     assert order == tuple(model.reroll(torch.arange(16)[None, :, None], block).flatten().tolist())
     assert sorted(order) == list(range(16))
     assert (order != tuple(range(16))) == (len(model.reroll.schedule[block][0]) > 0)
+
+
+class NumberedByStage(torch.nn.Module):
+    """As Hiera in transformers: 8 x 8 tokens in an order of their own, and `reroll` takes the number of a stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_classes, self.patches = 4, torch.nn.Conv2d(3, 8, 8, 8)
+        self.stages = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(2))
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x.reshape(-1, 4, 2, 4, 2, 8).permute(0, 2, 4, 1, 3, 5).reshape(-1, 64, 8)
+        x = self.stages[0](x).reshape(-1, 4, 16, 8).amax(1)
+        return self.head(self.stages[1](x).mean(1))
+
+    def reroll(self, tokens, stage):
+        if stage:
+            return tokens.view(-1, 4, 4, tokens.shape[-1])
+        tokens = tokens.view(-1, 2, 2, 4, 4, tokens.shape[-1])
+        return tokens.permute(0, 3, 1, 4, 2, 5).reshape(-1, 8, 8, tokens.shape[-1])
+
+
+def test_an_order_of_tokens_that_is_numbered_by_stages():
+    inner, last = resolve_layers(NumberedByStage(), input_size=(3, 64, 64))
+    assert (inner.path, inner.grid, last.path, last.grid) == ('stages.0', (8, 8), 'stages.1', (4, 4))
+    assert inner.token_order[:4] == (0, 16, 1, 17) and last.token_order == tuple(range(16))
 
 
 def test_the_attention_pooling_head_is_behind_the_last_layer():

@@ -118,7 +118,9 @@ class Candidates:
         return candidates
 
     def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any] | None:
-        """Grid and token order by the model's own `reroll(tokens, block)`, where it has one (Hiera).
+        """Grid and token order by the model's own `reroll(tokens, number)`, where it has one (Hiera).
+
+        The number is that of a block in timm, of a stage in transformers.
 
         None where it has one that does not know the order of these tokens.
         """
@@ -127,7 +129,7 @@ class Candidates:
             return {}
         prefix, model = owner
         numbers = [
-            (re.fullmatch(r'blocks\.(\d+)', path[len(prefix):].strip('.')), block)
+            (re.fullmatch(r'(?:blocks|stages)\.(\d+)', path[len(prefix):].strip('.')), block)
             for path, block in self.calls.items() if path.startswith(prefix)]
         blocks = {int(number[1]): block for number, block in numbers if number}
         numbered = torch.arange(call.outputs[layer.output_index].shape[1], device='cpu')[None, :, None]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import LayerResolutionError
@@ -185,9 +186,14 @@ class Probe:
         return self.is_on_every_path(layer, source) or (
             source.has_other_tokens and self._is_fixed_by(layer, source))
 
-    def is_on_every_path(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
-        """Whether no path of the graph leads from the class scores back to `source` but through `layer`."""
-        root = self._feature(source).grad_fn
+    def is_on_every_path(self, layer: FeatureLayer, source: FeatureLayer | None = None) -> bool:
+        """Whether no path of the graph leads from the class scores back to `source` but through `layer`.
+
+        Args:
+            layer: The feature that comes later.
+            source: The feature that comes before; the images, if None.
+        """
+        root = get_gradient_edge(self._images if source is None else self._feature(source)).node
         if root not in self._passages:
             self._passages[root] = nodes_on_every_path(self.logits.grad_fn, root)
         return self._node(layer) in self._passages[root]

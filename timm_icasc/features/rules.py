@@ -103,7 +103,9 @@ class LayerRules:
     def _without_stages(self) -> ICASCLayers | None:
         """The last feature that a block puts out, taken so far from inside its containers that stages show."""
         blocks = list(self._ended_last())
-        ends = [f for f in blocks if f.grid == blocks[0].grid]
+        deepest = [f for f in blocks if f.grid == blocks[0].grid]
+        # An adapter (LoRA) makes a block of a linear layer that is a branch inside another one.
+        ends = [f for f in deepest if not self._is_branch(f)] or deepest
         pairs = []
         for last in ends:
             finer = next(
@@ -232,12 +234,24 @@ class LayerRules:
     def _precedes(self, layer: FeatureLayer, other: FeatureLayer) -> bool:
         return self.probe.calls[layer.path].ended < self.probe.calls[other.path].began
 
+    def _is_branch(self, layer: FeatureLayer) -> bool:
+        """Whether `layer` lies inside a module that something goes through beside it."""
+        is_inside = any(parent in self.probe.calls for parent in paths_around(layer.path))
+        return is_inside and not self.probe.is_on_every_path(layer)
+
     def _is_stage_before(self, layer: FeatureLayer, last: FeatureLayer) -> bool:
-        """Whether `layer` precedes `last`, and is no branch inside a block that does."""
+        """Whether `layer` precedes `last`, and is no branch inside a block that does.
+
+        It may lie inside a stage that ends in its own downsampling: there nothing goes by it.
+        """
         began = self.probe.calls[last.path].began
-        return self._precedes(layer, last) and not any(
+        is_inside = any(
             parent in self.probe.calls and self.probe.calls[parent].ended < began
             for parent in paths_around(layer.path))
+        if is_inside and is_inside_shard(self.probe.model, layer.path):
+            return False
+        return self._precedes(layer, last) and (
+            not is_inside or self.probe.is_on_every_path(layer))
 
     def _inner(self, stages: list[FeatureLayer], last: FeatureLayer) -> FeatureLayer | None:
         for feature in (f for f in stages[::-1] if is_finer(f, last)):
