@@ -97,6 +97,20 @@ class TestWithGradio:
         assert [entry['caption'] for entry in second[0]] == [caption for _, caption in other[0]]
         assert scores['label'] == max(expected[1], key=expected[1].get) and overlaps == expected[2]
 
+    def test_what_is_refused_is_a_line_for_the_client_alone(self, explainers, tmp_path, capfd):
+        client = pytest.importorskip('gradio_client')
+        IMAGE.save(tmp_path / 'x.png')
+        _, address, _ = page.launch_page(explainers, prevent_thread_lock=True, quiet=True)
+        try:
+            api = client.Client(address, verbose=False)
+            with pytest.raises(Exception, match="no layer 'nowhere'"):
+                api.predict(
+                    client.handle_file(str(tmp_path / 'x.png')), [], 2, 'grad_cam', 'nowhere', api_name='/explain')
+        finally:
+            import gradio
+            gradio.close_all(verbose=False)
+        assert 'Traceback' not in capfd.readouterr().err
+
     def test_the_command_serves_runs(self, tmp_path, monkeypatch):
         runs = [make_run(tmp_path / name) for name in ('a', 'b')]
         served = []

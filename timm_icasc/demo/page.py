@@ -127,7 +127,7 @@ def build_page(explainers: Sequence[Explainer]) -> Any:
         try:
             found = explain_upload(explainers, image, classes or (), topk, method, layer)
         except ICASCError as e:
-            raise gradio.Error(e.line) from e
+            raise gradio.Error(e.line, print_exception=False) from e
         return [value for one in found for value in one]
 
     with gradio.Blocks(title=f"{TITLE}: {' and '.join(names)}", analytics_enabled=False) as page:
