@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import LayerResolutionError
@@ -134,9 +133,14 @@ class Probe:
 
     def obstacle(self) -> str:
         """Why gradients of the class scores do not reach features, and the remedy: for a message."""
-        is_cut = all(getattr(node, 'variable', None) is not self._images for node in self._graph)
         return obstacle_to_gradients(
-            self.model, list(self.calls), self.unrecorded, self.stops, is_cut)
+            self.model, list(self.calls), self.unrecorded, self.stops, self._images_node is None)
+
+    @cached_property
+    def _images_node(self) -> Any:
+        """The node of the images in the graph of the class scores; None where no path leads to it."""
+        nodes = (node for node in self._graph if getattr(node, 'variable', None) is self._images)
+        return next(nodes, None)
 
     def is_on_path(self, layer: FeatureLayer) -> bool:
         """Whether the class scores are computed from what the module hands on."""
@@ -193,7 +197,7 @@ class Probe:
             layer: The feature that comes later.
             source: The feature that comes before; the images, if None.
         """
-        root = get_gradient_edge(self._images if source is None else self._feature(source)).node
+        root = self._images_node if source is None else self._feature(source).grad_fn
         if root not in self._passages:
             self._passages[root] = nodes_on_every_path(self.logits.grad_fn, root)
         return self._node(layer) in self._passages[root]
