@@ -1,4 +1,6 @@
 """What classes are called, and which one a name means."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import timm
@@ -29,6 +31,16 @@ class Described(torch.nn.Module):
 def test_names_of_a_configuration(config, expected):
     assert class_names_of(Described(**config), 2) == expected
     assert class_names_of(torch.nn.Sequential(Described(**config)), 2) == expected
+
+
+@pytest.mark.parametrize('labels, expected', [
+    ({0: 'cat', 1: 'dog'}, ['cat', 'dog']),
+    ({0: 'LABEL_0', 1: 'LABEL_1'}, ['0', '1']),  # placeholders of transformers
+    ({0: 'cat'}, ['0', '1']), ({0: 'cat', 2: 'dog'}, ['0', '1']), ({0: 'cat', 1: 1}, ['0', '1']), (None, ['0', '1'])])
+def test_names_of_a_model_of_transformers(labels, expected):
+    model = torch.nn.Linear(3, 2)
+    model.config = SimpleNamespace(id2label=labels)
+    assert class_names_of(model, 2) == class_names_of(torch.nn.Sequential(model), 2) == expected
 
 
 def test_imagenet():

@@ -1,4 +1,6 @@
 """How images are prepared for a model, and what of it is refused."""
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,7 @@ from helpers.versions import recent_timm
 from helpers.wrappers import LightningLike
 from timm.data import resolve_data_config
 
-from timm_icasc import ICASCError, explain
+from timm_icasc import ICASCError, explain, resolve_layers
 from timm_icasc.explanation.data_config import data_config_of
 
 
@@ -28,6 +30,19 @@ def test_a_model_of_grey_images(wrap):
     config = data_config_of(model, None)
     assert config['input_size'] == (1, 160, 160) and config['mean'] == (0.5,) and config['std'] == (0.5,)
     assert explain(model, square_image((64, 48), (8, 8, 30, 30)), topk=2).maps.shape == (2, 48, 64)
+
+
+@pytest.mark.parametrize('config, expected', [
+    ({'image_size': 32}, (3, 32, 32)), ({'image_size': [32, 48], 'num_channels': 1}, (1, 32, 48)),
+    ({'image_size': None}, (3, 224, 224)), ({'image_size': [32]}, (3, 224, 224)), ({}, (3, 224, 224))])
+def test_the_size_of_a_model_of_transformers(config, expected):
+    model = torch.nn.Sequential(torch.nn.Conv2d(expected[0], 4, 4, 4), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 1))
+    model = torch.nn.Sequential(model, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model.config = SimpleNamespace(**config)
+    with pytest.warns(UserWarning, match='does not tell how its images are prepared'):
+        assert data_config_of(model, None)['input_size'] == expected
+    layers = resolve_layers(model, ('0.0', '0.2'))
+    assert layers.last.grid == (expected[1] // 4, expected[2] // 4)
 
 
 @pytest.mark.parametrize('given, said', [

@@ -1,7 +1,7 @@
 """What the classes of a model are called, and which of them a user means."""
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,17 +40,29 @@ def _names_in(config: dict[str, Any], num_classes: int) -> list[str] | None:
     return fill_up(names, num_classes)
 
 
+def _names_by_number(labels: Any, num_classes: int) -> list[str] | None:
+    """The names in a model's `id2label`, where they are one for each class, and no placeholders of transformers."""
+    if not isinstance(labels, Mapping) or len(labels) != num_classes:
+        return None
+    names = [labels.get(c) for c in range(num_classes)]
+    placeholders = [f'LABEL_{c}' for c in range(num_classes)]
+    return names if names != placeholders and all(isinstance(name, str) for name in names) else None
+
+
 def class_names_of(model: nn.Module, num_classes: int, by_number: bool = True) -> list[str]:
     """Names in the order of the class scores.
 
-    Those of the model's own configuration (`pretrained_cfg`); where it names none, and both it and the model have as
-    many classes as one of timm's ImageNets, those of that; else numbers.
+    Those of the model's own configuration (`config.id2label` of transformers, `pretrained_cfg`); where it names none,
+    and both it and the model have as many classes as one of timm's ImageNets, those of that; else numbers.
 
     Args:
         model: Classifier, a timm model or one that holds one.
         num_classes: Number of class scores.
         by_number: Whether as many classes as an ImageNet has are taken for those of that one.
     """
+    for _, config in owners(model, 'config', lambda config: hasattr(config, 'id2label')):
+        if (names := _names_by_number(config.id2label, num_classes)) is not None:
+            return names
     for _, config in owners(model, 'pretrained_cfg'):
         names = _names_in(config, num_classes)
         if names is not None:

@@ -63,11 +63,13 @@ def data_config_of(model: nn.Module, given: dict[str, Any] | None) -> dict[str, 
     """
     _check_names({} if given is None else given)
     config = next((config for _, config in owners(model, 'pretrained_cfg')), None)
+    size = own_input_size(model)
     if config is None and not given:
         warnings.warn(
-            f'{type(model).__name__} does not tell how its images are prepared: ImageNet at 224 pixels is taken; '
-            f"`data_config` says otherwise, such as dict(input_size=(3, 224, 224), mean=..., std=...)", stacklevel=4)
-    config = {**(config or {}), 'input_size': own_input_size(model)}
+            f"{type(model).__name__} does not tell how its images are prepared: ImageNet's mean and deviation are "
+            f'taken, at {size[1]} x {size[2]} pixels; `data_config` says otherwise, such as dict(input_size=(3, 224, '
+            f'224), mean=..., std=...)', stacklevel=4)
+    config = {**(config or {}), 'input_size': size}
     for _, embedding in owners(model, 'patch_embed'):  # made for another size than its weights were
         size = getattr(embedding, 'img_size', None)
         if isinstance(size, tuple) and len(size) == 2 and getattr(embedding, 'strict_img_size', True):

@@ -163,6 +163,13 @@ def own_input_size(model: nn.Module) -> tuple[int, int, int]:
         channels, height, width = config.get('input_size', DEFAULT_INPUT_SIZE)
         own_channels = own_value(model.get_submodule(path), 'in_chans')
         return (channels if own_channels is None else own_channels, height, width)
+    # A model of transformers.
+    for _, config in owners(model, 'config', lambda config: hasattr(config, 'image_size')):
+        sides = config.image_size
+        sides = sides if isinstance(sides, (tuple, list)) else (sides, sides)
+        size = (getattr(config, 'num_channels', DEFAULT_INPUT_SIZE[0]), *sides)
+        if len(size) == 3 and all(map(is_count, size)):
+            return size
     channels = own_value(model, 'in_chans')
     return DEFAULT_INPUT_SIZE if channels is None else (channels, *DEFAULT_INPUT_SIZE[1:])
 
