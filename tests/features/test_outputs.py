@@ -135,6 +135,11 @@ def test_a_model_may_take_other_images_than_its_weights_are():
         assert attention_maps(plain, IMAGES.bfloat16()).isfinite().all()
 
 
+def test_a_model_without_values():
+    with pytest.raises(ICASCError, match='`images` are torch.float64'):
+        scores_of(ToyNet().to('meta'), IMAGES.to('meta', torch.float64))
+
+
 def test_other_errors_of_a_model_stay_as_they_are():
     class Fails(ToyNet):
         def forward(self, x):

@@ -120,9 +120,8 @@ class Candidates:
     def _own_order(self, layer: FeatureLayer, call: Call) -> dict[str, Any] | None:
         """Grid and token order by the model's own `reroll(tokens, number)`, where it has one (Hiera).
 
-        The number is that of a block in timm, of a stage in transformers.
-
-        None where it has one that does not know the order of these tokens.
+        The number is that of a block in timm, of a stage in transformers. None where it has one that does not know the
+        order of these tokens.
         """
         owner = ancestor_with(self.model, layer.path, 'reroll') if layer.layout == 'NLC' else None
         if owner is None:
@@ -144,7 +143,9 @@ class Candidates:
                 continue
         else:
             return None
-        return {'prefix_tokens': 0, 'grid': tuple(order.shape), 'token_order': tuple(order.flatten().tolist())}
+        return {
+            'prefix_tokens': 0, 'grid': tuple(order.shape), 'token_order': tuple(order.flatten().tolist()),
+            'columns_first': False}
 
     @cached_property
     def _tokens_behind(self) -> dict[int, tuple[int, int]]:

@@ -59,7 +59,9 @@ def _mismatch(model: nn.Module, images: Images) -> str | None:
         return (
             f'`images` are {x.dtype}, and `model` takes normalised floats, as timm.data.create_transform makes them '
             f'(timm_icasc.explain takes files and arrays as they are).')
-    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if x.dtype == weight.dtype or (
+            torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return None
     return f'`images` are {x.dtype}, the weights of `model` {weight.dtype}: `images.to({weight.dtype})`.'
 
