@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from timm_icasc.features.graph import graph_nodes, made_by, nodes_on_every_path
+from timm_icasc.features.graph import graph_nodes, is_computed_from, made_by, nodes_on_every_path
 
 
 def all_paths(root, source):
@@ -50,6 +50,16 @@ def test_what_a_tensor_was_made_by():
     y, aside = x.exp(), x.sin()
     nodes = graph_nodes(y.relu())
     assert {x.grad_fn, y.grad_fn} <= nodes and aside.grad_fn not in nodes
+
+
+def test_whether_one_tensor_goes_into_another():
+    x = torch.randn(2, 3, requires_grad=True).clone()
+    features, aside = x.exp(), x.sin()
+    scores = features @ torch.randn(3, 4)
+    assert is_computed_from(scores, features) and is_computed_from(scores, features.view(3, 2))
+    assert not is_computed_from(features, scores) and not is_computed_from(scores, aside)
+    assert not is_computed_from(scores.flatten(), scores), 'another view of the same values'
+    assert not is_computed_from(scores, torch.ones(2)) and not is_computed_from(torch.ones(2), scores)
 
 
 @pytest.mark.parametrize('function, expected', [

@@ -10,6 +10,7 @@ from timm_icasc import (
     ICASCConfig,
     ICASCError,
     ICASCTask,
+    LayerResolutionError,
     attention_maps,
     icasc_forward,
     resolve_layers,
@@ -92,6 +93,29 @@ def test_two_sets_of_scores_leave_open_which_is_meant():
     assert find_class_scores((scores, scores + 1)) is None
     with pytest.raises(ICASCError, match='several sets of class scores'):
         class_scores((scores, scores + 1))
+
+
+class WithFeatures(ToyNet):
+    """Returns the pooled features too, before or behind the scores, or by name."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x):
+        features = self.stage(self.stem(x)).mean((2, 3))
+        return self.order(features.flatten(1), self.fc(features))
+
+
+def test_features_before_the_scores_are_not_taken_for_them():
+    with pytest.raises(LayerResolutionError, match=r'returns \(2, 6\) first, .* computes \(2, 4\) from it'):
+        resolve_layers(WithFeatures(lambda features, scores: (features, scores)), input_size=(3, 16, 16))
+    for order in (lambda features, scores: (scores, features),
+                  lambda features, scores: {'features': features, 'logits': scores},
+                  lambda features, scores: namedtuple('Outputs', 'features logits')(features, scores),
+                  lambda features, scores: namedtuple('Outputs', 'logits coarse')(scores, scores[:, :2] + 1)):
+        layers = resolve_layers(WithFeatures(order), input_size=(3, 16, 16))
+        assert layers == resolve_layers(ToyNet(), input_size=(3, 16, 16))
 
 
 def test_scores_of_broken_weights_have_no_order():

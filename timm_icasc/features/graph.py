@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['graph_nodes', 'made_by', 'nodes_on_every_path', 'read_through_views']
+__all__ = ['graph_nodes', 'is_computed_from', 'made_by', 'nodes_on_every_path', 'read_through_views']
 
 # Nodes by which a tensor is only read differently, or copied.
 _VIEWS = re.compile(
@@ -47,6 +47,14 @@ def made_by(node: Any) -> str | None:
     """'activation' or 'norm', where one of these computed the values of the tensor whose node this is."""
     name = list(read_through_views(node))[-1].name()
     return 'activation' if _ACTIVATIONS.match(name) else 'norm' if _NORMS.match(name) else None
+
+
+def is_computed_from(x: torch.Tensor, source: torch.Tensor) -> bool:
+    """Whether `source`, or what it is another view of, goes into the values of `x`."""
+    made_source, made_x = (list(read_through_views(tensor.grad_fn)) for tensor in (source, x))
+    if not made_source or not made_x or made_source[-1] == made_x[-1]:
+        return False
+    return made_source[-1] in graph_nodes(x)
 
 
 def _deepest_first(root: Any) -> list[Any]:

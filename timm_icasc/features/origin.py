@@ -141,11 +141,14 @@ class ImageAxes:
         self._known: dict[Any, tuple[int, int] | None] = {}
 
     def _of(self, node: Any) -> tuple[int, int] | None:
-        waiting = [node]
+        waiting: list[tuple[Any, list[_Step] | None]] = [(node, None)]
         while waiting:
-            node, steps = waiting[-1], _carried(waiting[-1])
-            if new := [parent for parent, _ in steps if parent not in self._known]:
-                waiting += new
+            node, steps = waiting.pop()
+            if node in self._known:
+                continue
+            if steps is None:  # its parents first
+                steps = _carried(node)
+                waiting += [(node, steps), *((parent, None) for parent, _ in steps)]
                 continue
             known = ((axes, self._known[parent]) for parent, axes in steps if self._known[parent])
             found = ((axes[rows], axes[columns]) for axes, (rows, columns) in known)
@@ -153,7 +156,6 @@ class ImageAxes:
             is_start = getattr(node, 'variable', None) is self._images or _makes_image(node)
             own = (2, 3) if is_start else None
             self._known[node] = next((pair for pair in found if None not in pair), own)
-            waiting.pop()
         return self._known[node]
 
     def are_swapped(self, node: Any) -> bool:

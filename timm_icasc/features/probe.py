@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import LayerResolutionError
 from .candidates import Candidates
-from .graph import graph_nodes, made_by, nodes_on_every_path, read_through_views
+from .graph import graph_nodes, is_computed_from, made_by, nodes_on_every_path, read_through_views
 from .layout import FeatureLayer
 from .meta import random_tensor
 from .module_state import activation_or_norm, check_reentrant, evaluation_mode, is_sharded
@@ -129,6 +129,13 @@ class Probe:
                 f'{type(model).__name__} does not return class logits [B, C] but {got}; a timm model does with '
                 "num_classes >= 2 and without features_only, a model of one's own may return an object or a dictionary "
                 "with 'logits' or a tuple with the scores first.")
+        by_place = isinstance(output, (tuple, list)) and not hasattr(output, 'logits')
+        for x in output[1:] if by_place else ():
+            if isinstance(x, torch.Tensor) and x.ndim == 2 and is_computed_from(x, logits):
+                raise LayerResolutionError(
+                    f'{type(model).__name__} returns {tuple(logits.shape)} first, which would be the class scores, and '
+                    f'computes {tuple(x.shape)} from it: let it return the scores first, or a dictionary with '
+                    f"'logits'.")
         return logits
 
     def obstacle(self) -> str:

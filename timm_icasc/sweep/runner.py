@@ -135,8 +135,7 @@ def _check_folders(runs: Sequence[PlannedRun], output: Path) -> None:
     """Raise ICASCError where a run that begins anew would remove what it has not left itself."""
     for run in runs:
         folder = output / run.name
-        goes_on = (folder / RESULTS).is_file() or has_begun(folder)
-        if not goes_on and not nothing_to_lose(folder):
+        if not has_begun(folder) and not nothing_to_lose(folder):
             raise ICASCError(
                 f"'{folder}' is where '{run.name}' is to go, and holds other files, but no run to go on with: "
                 f'move it away, or name another `output`.')
