@@ -24,7 +24,7 @@ __all__ = [
 
 LEVEL = 0.95
 
-RESAMPLES = 2000
+RESAMPLES = 10_000
 
 SEED = 0
 
