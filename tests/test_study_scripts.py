@@ -69,20 +69,26 @@ def test_spoilt_folders(folder, tmp_path, monkeypatch):
 
 
 def test_measures_of_runs(folder, tmp_path, monkeypatch, capsys):
-    """Two variants, one the other's copy: every difference is 0; and what is measured is not measured again."""
+    """Two variants, one the other's copy: every difference is 0."""
     make_run(tmp_path / 'runs' / 'plain-seed0', num_classes=3, dataset='torch/image_folder', data_dir=str(folder))
     shutil.copytree(tmp_path / 'runs' / 'plain-seed0', tmp_path / 'runs' / 'ours-seed0')
     arguments = [
         tmp_path / 'runs', folder, '--splits', 'test', '--baseline', 'plain', '--cue', '--images', '6', '--json',
         tmp_path / 'measured.json']
-    found = rows('measures_of_runs.py', arguments, monkeypatch, capsys)
-    assert {'top-1 %', 'overlap last', 'cue_ach', 'cue_grad_cam'} <= {row[0] for row in found}
-    assert all(float(row[2]) == 0 for row in found)
+    named = [*arguments, '--measures', 'top1', 'overlap_last', 'cue_ach']
+    baseline, ours = rows('measures_of_runs.py', named, monkeypatch, capsys)
+    assert (baseline[0], ours[0], len(ours)) == ('plain', 'ours', 4)
+    assert all(own == f'{cell}; +0.000' for cell, own in zip(baseline[1:], ours[1:], strict=True))
     content = json.loads((tmp_path / 'measured.json').read_text())
+    assert content['layers']['ours-seed0'] == content['layers']['plain-seed0'] == 'layer2 layer3'
     content['runs']['ours-seed0']['test']['top1'] += 1
+    content['layers']['ours-seed0'] = 'layer1 layer3'
     (tmp_path / 'measured.json').write_text(json.dumps(content))
-    changed = rows('measures_of_runs.py', arguments, monkeypatch, capsys)
-    assert [row[2] for row in changed if row[0] == 'top-1 %'] == ['+1.000']
+    _, changed = rows('measures_of_runs.py', named, monkeypatch, capsys)
+    assert changed[1].endswith('; +1.000'), 'what is measured is not measured again'
+    assert changed[2:] == baseline[2:], 'maps of other layers have no difference'
+    with pytest.raises(SystemExit, match='--measures: own_drop not measured, but top1, '):
+        rows('measures_of_runs.py', [*arguments, '--measures', 'own_drop'], monkeypatch, capsys)
     with pytest.raises(SystemExit, match='was made with the options'):
         rows('measures_of_runs.py', [*arguments, '--robustness'], monkeypatch, capsys)
     assert (content['runs of'], content['images of']) == ('runs', folder.name)
