@@ -14,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
+from helpers.hub_fixtures import save_noise
 from helpers.runs import make_cub, make_packed_voc, make_run
 from PIL import Image
 
@@ -341,6 +342,37 @@ def test_a_comparison_on_different_data_is_refused_before_anything_is_measured(r
     assert evaluate('--compare', run, other) == 2
     assert "'run' and 'other' have different data sets" in capsys.readouterr().err
     assert not (run / 'eval').exists() and not (other / 'eval').exists()
+
+
+def test_other_images_of_the_same_names_are_not_compared(tmp_path, capsys):
+    """The folders of two studies have their images by the same names; the numbers of each stay right."""
+    runs = []
+    for i, name in enumerate(('colour', 'grey')):
+        data = save_noise(tmp_path / name, train=1, val=2)
+        for file in data.rglob('*.png') if i else ():
+            Image.open(file).convert('L').convert('RGB').save(file)
+        runs.append(make_run(tmp_path / f'run{i}', num_classes=3, dataset='', data_dir=str(data), val_split='val'))
+    assert evaluate('--compare', *runs) == 2
+    assert "'run0' and 'run1' have different images: '" in capsys.readouterr().err
+    assert not (runs[0] / 'eval').exists(), 'refused before the work'
+    assert evaluate(*runs) == 0 and evaluate('--compare', *[run / 'eval' for run in runs]) == 2
+    assert 'were evaluated on images of the same names, 6 of 6 with other content' in capsys.readouterr().err
+    assert evaluate('--compare', *runs, '--data-dir', tmp_path / 'grey', '--resamples', 5) == 0
+
+
+def test_images_that_were_prepared_in_another_way_are_told(tmp_path, capsys, recwarn):
+    runs = [make_run(tmp_path / f'run{i}') for i in range(2)]
+    assert evaluate(runs[0], '--images', 6) == 0 and evaluate(runs[1], '--images', 6, '--img-size', 40) == 0
+    assert evaluate('--compare', *[run / 'eval' for run in runs], '--resamples', 5) == 0
+    told = [str(w.message) for w in recwarn if 'in other ways' in str(w.message)]
+    assert len(told) == 1 and '(input_size [3, 32, 32] and [3, 40, 40])' in told[0]
+
+
+def test_an_interval_without_a_width_shows_nothing(run, tmp_path, capsys):
+    other = make_run(tmp_path / 'other', seed=1)
+    assert evaluate('--compare', run, other, '--images', 1) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('overlap last')]
+    assert len(lines) == 2 and not lines[1].rstrip().endswith('*')
 
 
 def test_the_split_that_a_run_was_trained_on_is_the_images_that_it_drew(tmp_path, capsys):

@@ -182,8 +182,27 @@ class TestPadCrop:
             use_pad_crop(dataset, (32, 32), 4)
 
 
+@pytest.mark.parametrize('name, classes, public', [
+    ('imagenet', ['n01440764', 'n01443537'], True), ('imagenet', ['cats', 'n01443537'], False),
+    ('imagenet', None, False), ('cifar100', ['cats', 'dogs'], False), ('cifar100', None, False)])
+def test_folders_of_any_classes_are_told_by_their_classes(name, classes, public):
+    assert is_public(name, classes) == public
+
+
+def test_the_classes_of_cifar100():
+    names = (
+        'apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can '
+        'castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin '
+        'elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster '
+        'man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck '
+        'pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk '
+        'skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger '
+        'tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm').split()
+    assert is_public('cifar100', names[::-1]) and not is_public('cifar100', names[1:])
+
+
 @pytest.mark.parametrize('name, public', [
-    ('digits', True), ('cifar100', True), ('voc2007-packed', True), ('torch/cifar10', True), ('torch/CIFAR10', True),
+    ('digits', True), ('voc2007-packed', True), ('torch/cifar10', True), ('torch/CIFAR10', True),
     ('', False), (None, False), ('multilabel', False), ('torch/image_folder', False), ('torch/folder', False),
     ('hfds/me/cats', False), ('hfids/me/cats', False), ('wds/cats', False), ('tfds/cats', False)])
 def test_whose_images_may_be_shown(name, public):

@@ -43,6 +43,22 @@ def records(seed=0, count=40, classes=7, multilabel=False, label='a'):
     return ImageRecords(label, NAMES[:classes], np.arange(count), files, scores, targets, images=images, pairs=pairs)
 
 
+def test_images_of_the_same_names_are_told_by_their_content():
+    a, b = records(0), records(1, label='b')
+    a.preparation = b.preparation = {'input_size': [3, 8, 8], 'crop_pct': 0.9}
+    a.pixels = np.random.default_rng(0).random((40, 2))
+    b.pixels = a.pixels + 0.001  # another decoder
+    expected = compare(a, b, resamples=9)
+    b.pixels = a.pixels + 0.1 * (np.arange(40) == 7)[:, None]
+    with pytest.raises(DataError, match="'a' and 'b' were evaluated on images of the same names, 1 of 40 with other"):
+        compare(a, b, resamples=9)
+    b.preparation = {'input_size': [3, 8, 8], 'crop_pct': 1.}
+    with pytest.warns(UserWarning, match=r"given their images in other ways \(crop_pct 0\.9 and 1\.0\), which is in"):
+        assert compare(a, b, resamples=9) == expected
+    b.pixels, b.preparation = None, {}  # of an earlier version
+    assert compare(a, b, resamples=9) == expected
+
+
 def probabilities(r, multilabel=False):
     if multilabel:
         return [[1 / (1 + math.exp(-s)) for s in row] for row in r.scores]
@@ -237,9 +253,11 @@ def test_records_are_read_as_they_were_written(tmp_path):
     r = replace(
         records(multilabel=True), settings={'attention': 'ach', 'sigma': 0.55},
         ten_crop_probabilities=np.random.default_rng(0).random((40, 7)))
+    r.preparation, r.pixels = {'input_size': [3, 8, 8]}, np.ones((len(r.files), 2))
     save_records(tmp_path / 'records.npz', r)
     read = load_records(tmp_path / 'records.npz')
     assert read.settings == r.settings and summarise(read) == summarise(r)
+    assert read.preparation == r.preparation and np.array_equal(read.pixels, r.pixels)
     with np.load(tmp_path / 'records.npz') as file:
         arrays = dict(file)
     del arrays['format']  # the first version, whose scores were probabilities

@@ -221,6 +221,14 @@ class TestWhatLeavesTheMachine:
         assert hub.read('me/figure', 'attention.png') == (run / 'attention.png').read_bytes()
         assert '![Attention maps](attention.png)' in hub.read('me/figure', 'README.md').decode()
 
+    def test_a_public_name_makes_no_public_images(self, run, hub, push):
+        """'imagenet' reads a folder of any classes."""
+        arguments = run / 'icasc' / 'args.yaml'
+        arguments.write_text(arguments.read_text().replace("dataset: ''", 'dataset: imagenet'))
+        assert push(run, 'me/own').code == 0
+        assert 'attention.png' not in self.published(hub, 'me/own')
+        assert 'label_names' not in json.loads(hub.read('me/own', 'config.json'))
+
     def test_those_of_a_public_data_set_go_along(self, run, hub, push, card):
         arguments = run / 'icasc' / 'args.yaml'
         arguments.write_text(arguments.read_text().replace("dataset: ''", 'dataset: digits'))

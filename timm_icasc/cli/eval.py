@@ -149,7 +149,7 @@ def _print_comparison(
     print(text([
         {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
          '95 % low': row['low'], 'high': row['high'],
-         '': '' if row['low'] <= 0 <= row['high'] or row['low'] != row['low'] else '*'}
+         '': '*' if row['low'] < row['high'] and not row['low'] <= 0 <= row['high'] else ''}
         for name, row in result.items()]))
     print('* the interval leaves 0 out; the chance of another training seed is not in it')
 

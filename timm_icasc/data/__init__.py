@@ -8,6 +8,7 @@ from .dataset_factory import (
     class_names,
     create_dataset,
     evenly_spaced,
+    image_file,
     image_name,
     is_public,
     labels_of,
@@ -27,7 +28,6 @@ __all__ = [
     'BALANCED', 'BalancedImages', 'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'FewImages', 'ILSVRC2012',
     'LabelledImages', 'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'SingleLabelList',
     'VOCDevkit', 'VOC_CLASSES', 'balanced', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'class_weights',
-    'create_dataset',
-    'evenly_spaced', 'few_of_each_class', 'image_name', 'is_public', 'is_stream', 'labels_of',
-    'name_classes', 'use_pad_crop',
+    'create_dataset', 'evenly_spaced', 'few_of_each_class', 'image_file', 'image_name', 'is_public', 'is_stream',
+    'labels_of', 'name_classes', 'use_pad_crop',
 ]

@@ -1,4 +1,6 @@
 """From `--data-dir` and `--dataset` to a data set, with errors that name what is missing."""
+import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from .streams import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
 __all__ = [
-    'NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_name', 'is_public', 'labels_of',
+    'NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_file', 'image_name', 'is_public', 'labels_of',
     'name_classes',
 ]
 
@@ -43,6 +45,11 @@ LISTS = ('multilabel', 'singlelabel')  # a user's own
 
 MOST_CLASSES = 2 ** 20  # that a class map may number
 
+WORDNET_ID = re.compile(r'n\d{8}')
+
+# SHA-256 of their names, sorted, a line each.
+CLASSES_OF_CIFAR100 = 'fbe8ad23bbaf24969898a386833b49c3aaf6ad1119d43f7b41cdea1b3416d578'
+
 TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 
 # Of the torch/ data sets, those that are no folder of images.
@@ -57,9 +64,18 @@ TRAIN_OR_TEST = tuple(f'torch/{name}' for name in ('cifar10', 'cifar100', 'mnist
 TRAIN_OR_TEST_SPLITS = ('train', 'training', 'test', 'val', 'valid', 'validation', 'eval', 'evaluation')
 
 
-def is_public(name: str | None) -> bool:
-    """Whether the images of a data set are everybody's; those of a user's own folder, list or stream are not."""
+def is_public(name: str | None, classes: Sequence[str] | None = None) -> bool:
+    """Whether the images of a data set are everybody's; those of a user's own folder, list or stream are not.
+
+    Args:
+        name: Of the data set, as `create_dataset` takes it.
+        classes: Names of its classes: 'imagenet' and 'cifar100' take a folder of any.
+    """
     name = name or ''
+    if name == 'imagenet':
+        return bool(classes) and all(map(WORDNET_ID.fullmatch, classes))
+    if name == 'cifar100':
+        return hashlib.sha256('\n'.join(sorted(classes or ())).encode()).hexdigest() == CLASSES_OF_CIFAR100
     return name == 'digits' or name in NAMES and name not in LISTS or name.lower() in PUBLIC_OF_TORCHVISION
 
 
@@ -228,17 +244,25 @@ def name_classes(dataset: torch.utils.data.Dataset, names: Sequence[str]) -> Non
         [list(names).index(name) for name in class_names(dataset)], dataset.target_transform)
 
 
+def image_file(dataset: torch.utils.data.Dataset, index: int) -> Path | None:
+    """File of an image, which may be a name in an archive; None where it has none."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        return image_file(dataset.dataset, dataset.indices[index])
+    files = getattr(dataset, 'images', None)
+    if files is not None and isinstance(files[index], (str, Path)):
+        return Path(files[index])
+    try:
+        return Path(dataset.filename(index, absolute=True))  # timm's own data sets
+    except (AttributeError, NotImplementedError, TypeError):  # TypeError: an image of a table may have no name
+        return None
+
+
 def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
     """File name of an image, or its number in the data set, the whole one where this is a part."""
     if isinstance(dataset, torch.utils.data.Subset):
         return image_name(dataset.dataset, dataset.indices[index])
-    files = getattr(dataset, 'images', None)
-    if files is not None and isinstance(files[index], (str, Path)):
-        return Path(files[index]).name
-    try:
-        return Path(dataset.filename(index)).name  # timm's own data sets
-    except (AttributeError, NotImplementedError, TypeError):  # TypeError: an image of a table may have no name
-        return f'image {index}'
+    file = image_file(dataset, index)
+    return f'image {index}' if file is None else file.name
 
 
 def labels_of(dataset: torch.utils.data.Dataset) -> LabelKind:

@@ -2,6 +2,7 @@
 
 Shapes: `N` images, `R` resamples.
 """
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,8 @@ __all__ = ['check_same_maps', 'compare']
 SEED = 0
 
 LEVEL = 0.95
+
+SAME_PIXELS = 0.02  # in mean or deviation of a normalised image: more than another decoder makes
 
 BOTH = ('pointing', 'energy', 'iou', 'iou50')
 
@@ -52,6 +55,23 @@ def check_same_maps(
             'same.')
 
 
+def _check_pixels(a: ImageRecords, b: ImageRecords) -> None:
+    """Refuse images that have their names alone in common; tell of those that were prepared in other ways."""
+    own, other = a.preparation, b.preparation
+    differ = [name for name, value in own.items() if name in other and other[name] != value]
+    if differ:
+        ways = ', '.join(f'{name} {own[name]} and {other[name]}' for name in differ)
+        warnings.warn(
+            f"'{a.label}' and '{b.label}' were given their images in other ways ({ways}), which is in every "
+            f'difference.', stacklevel=4)
+    elif a.pixels is not None and b.pixels is not None:
+        others = int((np.abs(a.pixels - b.pixels).max(1) > SAME_PIXELS).sum())
+        if others:
+            raise DataError(
+                f"'{a.label}' and '{b.label}' were evaluated on images of the same names, {others} of {len(a.files)} "
+                f'with other content: look at `data_dir` and `val_split`.')
+
+
 def _check_comparable(a: ImageRecords, b: ImageRecords) -> None:
     same_images = a.files == b.files and np.array_equal(a.indices, b.indices)
     if not same_images or not np.array_equal(a.targets, b.targets):
@@ -59,6 +79,7 @@ def _check_comparable(a: ImageRecords, b: ImageRecords) -> None:
             f"'{a.label}' and '{b.label}' were not evaluated on the same images: they cannot be compared in pairs.")
     check_same_classes(a.names[:a.known], b.names[:b.known], f"'{a.label}'", f"'{b.label}'")
     check_same_maps(a.settings, b.settings, a.label, b.label)
+    _check_pixels(a, b)
 
 
 def _with_common_pairs(own: ImageRecords, other: ImageRecords) -> ImageRecords:
@@ -109,7 +130,7 @@ def compare(
         in which B is larger; equal ones count half).
 
     Raises:
-        DataError: The two were not evaluated on the same images, or not with the same classes or maps.
+        DataError: The two were not evaluated on the same images (by name and content), or not with the same classes or maps.
     """
     _check_comparable(a, b)
     a, b = _with_common_pairs(a, b), _with_common_pairs(b, a)

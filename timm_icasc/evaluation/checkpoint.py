@@ -12,7 +12,7 @@ import torch.nn as nn
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
-from ..data import FewImages, class_names, few_of_each_class, labels_of, name_classes
+from ..data import FewImages, class_names, few_of_each_class, image_file, labels_of, name_classes
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..explanation import Explainer
 from ..explanation.class_names import fill_up
@@ -32,6 +32,8 @@ __all__ = [
     'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'name_apart',
     'warn_of_other_layers',
 ]
+
+IMAGES_COMPARED = 100  # of two data sets: a look at each file is enough to tell another folder
 
 
 @dataclass
@@ -234,6 +236,18 @@ def _drawn(checkpoint: Checkpoint) -> list[int] | None:
     return dataset.indices if isinstance(dataset, FewImages) else None
 
 
+def _other_file(dataset: Dataset, other: Dataset) -> tuple[Path, Path] | None:
+    """The first two files of one name that differ in their length, of 100 at even distances; None without any."""
+    count = min(len(dataset), IMAGES_COMPARED)
+    for index in (i * len(dataset) // count for i in range(count)):
+        files = [image_file(one, index) for one in (dataset, other)]
+        if None in files or files[0] == files[1] or not all(map(Path.is_file, files)):
+            continue
+        if files[0].stat().st_size != files[1].stat().st_size:
+            return tuple(files)
+    return None
+
+
 def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise DataError where the checkpoints would be shown or measured on different images."""
     first = checkpoints[0]
@@ -247,6 +261,10 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
                 f"'{first.label}' and '{other.label}' were trained on different images, which `limit_train` drew by "
                 f'their seeds: give another `val_split`, or evaluate each by itself.')
         check_same_classes(first.names, other.names, f"'{first.label}'", f"'{other.label}'")
+        if files := _other_file(first.dataset, other.dataset):
+            raise DataError(
+                f"'{first.label}' and '{other.label}' have different images: '{files[0]}' and '{files[1]}' do not have "
+                f'the same content; give one place for all with `data_dir` and `val_split`.')
 
 
 def warn_of_other_layers(checkpoints: Sequence[Checkpoint]) -> None:

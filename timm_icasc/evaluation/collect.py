@@ -6,6 +6,7 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,14 @@ def _mean_over_present(
         for name, value in values.items()}
 
 
+def _preparation(data_config: dict[str, Any]) -> dict[str, Any]:
+    """What of timm's data configuration says how images become pixels, as JSON gives it back."""
+    names = ('input_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std')
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name in names
+        if (value := data_config.get(name)) is not None}
+
+
 class _Collector:
     """What is measured of each image, batch by batch."""
 
@@ -107,6 +116,7 @@ class _Collector:
         self.geometries: dict[tuple[int, int], Geometry] = {}
         self.scores: list[torch.Tensor] = []
         self.targets: list[torch.Tensor] = []
+        self.pixels: list[torch.Tensor] = []
         self.columns: dict[str, list[torch.Tensor]] = {}
         self.pairs: list[dict[str, float]] = []
         self.maps: list[torch.Tensor] = []  # of the present classes, `[h, w]` each, and the rows of their images
@@ -135,6 +145,8 @@ class _Collector:
                 self._of_present_classes(images, sizes, labels.present(target), rows, logits))
         self.scores.append(scores)
         self.targets.append(target.cpu())
+        deviation, mean = torch.std_mean(images.float(), (1, 2, 3), correction=0)
+        self.pixels.append(torch.stack([mean, deviation], 1).cpu())
         for name, column in values.items():
             self.columns.setdefault(name, []).append(column.cpu().double())
 
@@ -223,7 +235,8 @@ class _Collector:
             make_records(self.checkpoint, self.indices, self.scores, self.targets),
             images={name: torch.cat(parts).numpy() for name, parts in self.columns.items()},
             pairs={name: np.array([pair[name] for pair in self.pairs]) for name in names},
-            settings=settings)
+            settings=settings, pixels=torch.cat(self.pixels).numpy(),
+            preparation=_preparation(self.checkpoint.data_config))
 
 
 def collect_records(

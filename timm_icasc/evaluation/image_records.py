@@ -35,6 +35,9 @@ class ImageRecords:
         pairs: Name -> one value per image and class that has boxes, `[P]`; 'image' (row in `indices`) and 'class' say
             which.
         settings: What the maps were made and measured with: option -> value.
+        preparation: How images were brought to what the network takes: size, crop, interpolation, mean, std.
+        pixels: Mean and standard deviation of what the network was given of each image, `[N, 2]`; None in earlier
+            files.
     """
     label: str
     names: list[str]
@@ -46,6 +49,8 @@ class ImageRecords:
     images: dict[str, np.ndarray] = field(default_factory=dict)
     pairs: dict[str, np.ndarray] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Any] = field(default_factory=dict)
+    pixels: np.ndarray | None = None
 
     @property
     def labels(self) -> LabelKind:
@@ -73,9 +78,11 @@ def save_records(path: Path, records: ImageRecords) -> None:
     arrays = {
         'scores': records.scores, 'targets': records.targets, 'indices': records.indices,
         'files': np.array(records.files), 'label': np.array(records.label), 'names': np.array(records.names),
-        'settings': np.array(json.dumps(records.settings)), 'format': np.array(FORMAT)}
-    if records.ten_crop_probabilities is not None:
-        arrays['ten_crop_probabilities'] = records.ten_crop_probabilities
+        'settings': np.array(json.dumps(records.settings)), 'preparation': np.array(json.dumps(records.preparation)),
+        'format': np.array(FORMAT)}
+    for name in ('ten_crop_probabilities', 'pixels'):
+        if getattr(records, name) is not None:
+            arrays[name] = getattr(records, name)
     for group in ('images', 'pairs'):
         arrays.update({f'{group}/{name}': column for name, column in getattr(records, group).items()})
     with replacing(path) as partial:
@@ -99,6 +106,7 @@ def load_records(path: Path) -> ImageRecords:
         return ImageRecords(
             printable(arrays['label']), arrays['names'].tolist(), arrays['indices'], arrays['files'].tolist(),
             arrays['scores'], arrays['targets'], arrays.get('ten_crop_probabilities'),
-            settings=json.loads(str(arrays['settings'])), **groups)
+            settings=json.loads(str(arrays['settings'])), preparation=json.loads(str(arrays.get('preparation', '{}'))),
+            pixels=arrays.get('pixels'), **groups)
     except Exception as e:  # whatever numpy and zipfile say of a damaged or foreign file
         raise ICASCError(f"'{path}' holds no records of timm-icasc eval: {one_line(e)}") from e

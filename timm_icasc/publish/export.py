@@ -40,7 +40,10 @@ from ..runs.folder import (
 from ..runs.local_paths import without_local_paths
 from .onnx_file import check_onnx_packages, write_onnx
 
-__all__ = ['check_publishable', 'export', 'export_run', 'open_measured_runs', 'refuse_links', 'weight_tag']
+__all__ = [
+    'check_publishable', 'export', 'export_run', 'is_of_public_images', 'open_measured_runs', 'refuse_links',
+    'weight_tag',
+]
 
 OWN_LICENSE = 'apache-2.0'  # of weights trained from random initialisation, where the author names none
 
@@ -78,6 +81,10 @@ def open_measured_runs(folder: Path, best: bool = False) -> list[Run]:
     return [
         replace(run, **{name: without_local_paths(getattr(run, name)) for name in ('arguments', 'results')})
         for run in runs]
+
+
+def is_of_public_images(run: Run) -> bool:
+    return is_public(run.arguments.get('dataset'), run.class_names(run.checkpoint))
 
 
 def check_publishable(model: dict[str, Any], license: str | None) -> str:
@@ -231,7 +238,7 @@ def export_run(
         check_onnx_packages()
     run = open_measured_runs(source, best)[-1]
     if class_names is None:
-        class_names = is_public(run.arguments.get('dataset'))
+        class_names = is_of_public_images(run)
     with replacing_folder(folder.resolve()) as partial:  # a link to an empty folder stays one
         config = export(run, partial, weight_tag(run), license, class_names=class_names)
         if onnx:

@@ -3,7 +3,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -29,17 +28,17 @@ from ..hub.upload import Upload, publish, repo_name
 from ..runs.files import write_text
 from ..runs.local_paths import find_local_path
 from .card import render_run, render_sources
-from .export import export, open_measured_runs, refuse_links, weight_tag
+from .export import export, is_of_public_images, open_measured_runs, refuse_links, weight_tag
 
 __all__ = ['push', 'push_finished']
 
 
-def _chosen_figure(folder: Path, options: dict[str, Any], wanted: bool | None) -> Path | None:
+def _chosen_figure(folder: Path, public: bool, wanted: bool | None) -> Path | None:
     """The figure of a folder, if it is to be published: where it is asked for, or shows a data set that is public.
 
     Args:
         folder: What the user named; of no other folder a figure is taken.
-        options: Of the run, of which 'dataset' counts.
+        public: Whether its images are.
         wanted: Whether it was asked for; None where nothing was said.
 
     Raises:
@@ -48,11 +47,11 @@ def _chosen_figure(folder: Path, options: dict[str, Any], wanted: bool | None) -
     figure = folder / FIGURE
     if wanted and not figure.is_file():
         raise HubError(f"`figure`: '{folder}' holds no {FIGURE}.")
-    return figure if wanted or wanted is None and figure.is_file() and is_public(options.get('dataset')) else None
+    return figure if wanted or wanted is None and figure.is_file() and public else None
 
 
-def _read_ready(folder: Path) -> dict[str, Any]:
-    """Check that an exported folder can be published as it is; returns its options, empty where it has none.
+def _read_ready(folder: Path) -> bool:
+    """Check that an exported folder can be published as it is; returns whether it is of public images.
 
     Raises:
         HubError: A file is a link, is damaged, or says where something lies on the machine that it was made on.
@@ -73,7 +72,7 @@ def _read_ready(folder: Path) -> dict[str, Any]:
             raise HubError(
                 f"'{folder / name}' names a path of the machine that it was made on ({found[:100]!r}): publish the "
                 f'folder of the run itself, which leaves such paths out.')
-    return options
+    return is_public(options.get('dataset'), config.get('label_names'))
 
 
 def _stage_ready(source: Path, folder: Path, repo_id: str, figure: Path | None) -> dict[str, Path]:
@@ -142,10 +141,10 @@ def push(
     if best and figure:
         raise HubError(f'`figure`: {FIGURE} is of the last epoch, not of the best; leave out `figure` or `best`.')
     runs = [] if ready else open_measured_runs(source, best)
-    if class_names is None and not ready:
-        class_names = is_public(runs[-1].arguments.get('dataset'))
-    chosen = _chosen_figure(
-        source, _read_ready(source) if ready else runs[-1].arguments, False if best else figure)
+    public = _read_ready(source) if ready else is_of_public_images(runs[-1])
+    if class_names is None:
+        class_names = public
+    chosen = _chosen_figure(source, public, False if best else figure)
     repo_id = repo_name(repo_id)
     with temporary_folder() as folder:
         if ready:
