@@ -52,6 +52,12 @@ def test_one_map_per_class_is_another_training(run, tmp_path):
     assert terms['joint'] != terms['per_class']
 
 
+def test_what_icasc_refuses_is_refused_before_the_plain_loss_is_trained(run, tmp_path):
+    code, _, err = run('--icasc-compare', '--experiment', 'both', '--icasc-layers', 'nope', 'nix')
+    assert code == 2 and "has no layer 'nope'" in err
+    assert not (tmp_path / 'both').exists()
+
+
 def test_comparison(run, tmp_path):
     code, out, err = run('--icasc-compare', '--experiment', 'both', drawn=True)
     assert code == 0, err
@@ -99,6 +105,12 @@ def test_terms_that_never_start_are_told(run, tmp_path):
     code, out, _ = run('--experiment', 'x', '--epochs', 1, '--icasc-start-epoch', 1)
     assert code == 0 and 'warning: the terms of ICASC never start: --icasc-start-epoch 1, but --epochs 1' in out
     assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['train_loss_as_inner'] is None
+
+
+def test_a_rate_that_never_comes_is_told(run):
+    code, out, _ = run('--experiment', 'x', '--epochs', 1, '--warmup-epochs', 1)
+    assert code == 0
+    assert 'warning: the learning rate never comes to --lr: --warmup-epochs 1, but --epochs 1' in out
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):

@@ -172,6 +172,29 @@ def test_the_classes_of_a_map_are_named_by_its_numbers(indices, names, root):
         assert target == indices[folder] and folder in names[target].split(', ')
 
 
+def test_what_a_map_leaves_out_is_told(root):
+    """A slip in a name took a class of images away, and put an empty class in its place."""
+    (root / 'map.txt').write_text('amt\nbat\n')
+    with pytest.warns(UserWarning) as told:
+        assert len(create_dataset('', str(root), 'train', class_map=str(root / 'map.txt'))) == 2
+    assert [str(w.message).partition('map.txt')[2] for w in told] == [
+        "' leaves out the images of these folders: ant (2).", "' has classes without an image here: amt."]
+
+
+def test_folders_in_class_folders(root):
+    """timm calls the innermost folder the class; two of one name were one class, without a word."""
+    (root / 'train' / 'bat').rename(root / 'train' / 'old')
+    (root / 'train' / 'wings').mkdir()
+    (root / 'train' / 'old').rename(root / 'train' / 'wings' / 'bat')
+    with pytest.warns(UserWarning, match=r"as in 'wings/bat' \(1 such folders\): .* is the class, here 'bat'"):
+        assert class_names(create_dataset('', str(root), 'train')) == ['ant', 'bat']
+    shutil.copytree(root / 'train' / 'ant', root / 'train' / 'nest' / 'bat')
+    with pytest.raises(DataError, match=r"nest/bat' and '.*wings/bat' would be one class, 'bat'"):
+        create_dataset('', str(root), 'train')
+    (root / 'map.txt').write_text('ant\nbat\n')
+    assert len(create_dataset('', str(root), 'train', class_map=str(root / 'map.txt'))) == 6, 'as the map says'
+
+
 def test_a_map_of_absurd_numbers(root):
     (root / 'map.pkl').write_bytes(pickle.dumps({'ant': 0, 'bat': 2 ** 20}))
     with pytest.raises(DataError, match="gives 'bat' no number of a class; they are counted from 0, to at most 1048"):

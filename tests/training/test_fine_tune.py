@@ -57,6 +57,15 @@ def test_a_trained_head_is_not_scaled_in_silence(option, tmp_path, recwarn):
         assert not model_of(*options, '--head-init-scale', '0').get_classifier().weight.any()
 
 
+def test_nor_that_of_published_weights(recwarn):
+    """They keep their head where the number of classes is theirs."""
+    options = ('--model', 'resnet20_cifar.icasc_digits', '--pretrained', '--head-init-scale', '0', '--num-classes')
+    model_of(*options, '5')
+    assert not len(recwarn)
+    with pytest.warns(UserWarning, match="also scales the head of 'resnet20_cifar.icasc_digits'; --head-init-scale 1"):
+        model_of(*options, '10')
+
+
 def test_the_bias():
     model = model_of('--model', 'resnet8_cifar', '--head-init-bias', '-2')
     assert (model.get_classifier().bias == -2).all() and model.get_classifier().weight.any()

@@ -103,6 +103,33 @@ def test_another_optimiser_is_refused(train):
     assert code == 2 and '--opt was sgd so far' in err and err.count('\n') == 1
 
 
+@pytest.mark.parametrize('before, now', [(['--icasc'], '--no-icasc'), (['--no-icasc'], '--icasc')])
+def test_a_run_stays_with_its_method(before, now, train, tmp_path):
+    """results.json called a run by its last epochs alone, and it was published as such."""
+    assert train('--epochs', 1, *before)[0] == 0
+    left = content(tmp_path / 'x')
+    code, _, err = train('--resume', 'auto', '--epochs', 2, now)
+    assert code == 2 and f'the epochs so far are {before[0]}, these would be {now}' in err and err.count('\n') == 1
+    assert content(tmp_path / 'x') == left
+
+
+@pytest.mark.parametrize('option', [['--weight-decay', 0], ['--layer-decay', 0.9], ['--freeze-until', 'layer2']])
+def test_parameters_stay_in_their_groups(option, train):
+    """torch said that the number, or the size, of the groups does not match."""
+    assert train('--epochs', 1, '--weight-decay', 0.1)[0] == 0
+    code, _, err = train('--resume', 'auto', '--epochs', 2, *option)
+    assert code == 2 and f'{option[0]} was ' in err and f'and is {option[1]}' in err and err.count('\n') == 1
+    assert 'or begin a new run from the weights with --initial-checkpoint' in err
+
+
+def test_another_size_of_the_images_is_told(train):
+    assert train('--epochs', 1)[0] == 0
+    code, out, _ = train('--resume', 'auto', '--epochs', 2, '--img-size', 24)
+    assert code == 0 and 'warning: --img-size was 16 so far, and is 24 now: the epochs do not compare' in out
+    code, out, _ = train('--resume', 'auto', '--epochs', 3, '--img-size', 24)
+    assert code == 0 and 'do not compare' not in out
+
+
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 

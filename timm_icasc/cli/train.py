@@ -44,8 +44,11 @@ __all__ = ['Parser', 'add_arguments', 'run']
 
 
 def chosen_methods(args: argparse.Namespace) -> list[tuple[str, bool]]:
-    """Name, and whether it trains with ICASC, of each run that the options ask for."""
-    methods = list(zip(COMPARED, (False, True), strict=True))
+    """Name, and whether it trains with ICASC, of each run that the options ask for.
+
+    ICASC comes first: what it refuses is refused before the plain loss has taken its time.
+    """
+    methods = list(zip(COMPARED, (False, True), strict=True))[::-1]
     return methods if args.icasc_compare else [
         method for method in methods if method[1] == args.icasc]
 
@@ -97,7 +100,7 @@ def train_chosen(
                 save_args(given, folder.parent, command)
         flag.raise_if_set()
         runs[method_label(job)] = train(job, {**given, **choice}, command, folder, flag, epoch_maps)
-    return runs
+    return dict(reversed(runs.items()))  # in reports the plain loss comes first
 
 
 def epoch_maps(job: TrainingJob) -> Image.Image | None:

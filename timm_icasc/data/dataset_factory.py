@@ -16,7 +16,7 @@ from .cifar import cifar100
 from .cub import CUB200
 from .digits import DigitsDataset
 from .image_endings import check_endings, timm_reading
-from .image_folder import check_folder, settle_classes
+from .image_folder import check_folder, check_map, settle_classes
 from .image_list import MultiLabelList, SingleLabelList
 from .imagenet import ILSVRC2012
 from .read_image import read_with_names
@@ -127,8 +127,7 @@ def create_dataset(
             f"{', '.join(TYPES)}.")
     check_package(name)
     endings = image_endings or get_img_extensions()
-    if not name:
-        check_folder(Path(root), split, endings, bool(kwargs.get('class_map')))
+    images = None if name else check_folder(Path(root), split, endings, bool(kwargs.get('class_map')))
     try:
         with timm_reading(endings):
             dataset = timm.data.create_dataset(
@@ -136,7 +135,7 @@ def create_dataset(
     except Exception as e:  # whatever a foreign list, class map or pickle makes timm's readers say
         raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {one_line(e, 400)}") from e
     if kwargs.get('class_map'):
-        _check_class_map(dataset, kwargs['class_map'])
+        _check_class_map(dataset, kwargs['class_map'], images)
     else:
         settle_classes(dataset)
     if hasattr(dataset, '__len__') and not len(dataset):
@@ -177,14 +176,20 @@ def _create_own(
     return dataset
 
 
-def _check_class_map(dataset: torch.utils.data.Dataset, file: Any) -> None:
-    """Raise DataError where a class map does not number the classes."""
+def _check_class_map(
+        dataset: torch.utils.data.Dataset,
+        file: Any,
+        images: Mapping[str, int] | None,
+) -> None:
+    """Raise DataError where a class map does not number the classes; of folders, warn of what it leaves out."""
     mapping = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or {}
     for name, index in mapping.items():
         if not isinstance(index, int) or not 0 <= index < MOST_CLASSES:
             raise DataError(
                 f"`class_map`: '{file}' gives '{name}' no number of a class; they are counted from 0, to at most "
                 f'{MOST_CLASSES - 1}.')
+    if images is not None:
+        check_map(mapping, images, str(file))
 
 
 def _names_by_index(indices: Mapping[Any, int]) -> list[str]:
@@ -244,25 +249,31 @@ def name_classes(dataset: torch.utils.data.Dataset, names: Sequence[str]) -> Non
         [list(names).index(name) for name in class_names(dataset)], dataset.target_transform)
 
 
-def image_file(dataset: torch.utils.data.Dataset, index: int) -> Path | None:
-    """File of an image, which may be a name in an archive; None where it has none."""
+def _file_of(dataset: torch.utils.data.Dataset, index: int, **options: bool) -> Path | None:
     if isinstance(dataset, torch.utils.data.Subset):
-        return image_file(dataset.dataset, dataset.indices[index])
+        return _file_of(dataset.dataset, dataset.indices[index], **options)
     files = getattr(dataset, 'images', None)
     if files is not None and isinstance(files[index], (str, Path)):
         return Path(files[index])
     try:
-        return Path(dataset.filename(index, absolute=True))  # timm's own data sets
+        return Path(dataset.filename(index, **options))  # timm's own data sets
     except (AttributeError, NotImplementedError, TypeError):  # TypeError: an image of a table may have no name
         return None
 
 
+def image_file(dataset: torch.utils.data.Dataset, index: int) -> Path | None:
+    """Where an image lies, which may be in an archive; None where it is no file."""
+    return _file_of(dataset, index, absolute=True)
+
+
 def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
     """File name of an image, or its number in the data set, the whole one where this is a part."""
-    if isinstance(dataset, torch.utils.data.Subset):
-        return image_name(dataset.dataset, dataset.indices[index])
-    file = image_file(dataset, index)
-    return f'image {index}' if file is None else file.name
+    file = _file_of(dataset, index)
+    if file is not None:
+        return file.name
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset, index = dataset.dataset, dataset.indices[index]
+    return f'image {index}'
 
 
 def labels_of(dataset: torch.utils.data.Dataset) -> LabelKind:

@@ -1,7 +1,8 @@
 """Image folders `split/CLASS/IMAGE`: what in them is no class, and which files are no image that is read."""
 import os
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from ..errors import DataError
 from .image_endings import ENDINGS, ending_of, tell_left_out
 
-__all__ = ['check_folder', 'is_class', 'settle_classes']
+__all__ = ['check_folder', 'check_map', 'is_class', 'settle_classes']
 
 # The folder names that timm tries in place of the split's own.
 SPLIT_SYNONYMS = {
@@ -24,7 +25,7 @@ SPLIT_SYNONYMS = {
 NO_CLASSES = ('', '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
 
 
-def check_folder(root: Path, split: str, readable: Sequence[str], has_map: bool = False) -> None:
+def check_folder(root: Path, split: str, readable: Sequence[str], has_map: bool = False) -> dict[str, int]:
     """timm reads the whole root where the split's folder is missing, and takes the splits for classes.
 
     Args:
@@ -33,8 +34,12 @@ def check_folder(root: Path, split: str, readable: Sequence[str], has_map: bool 
         readable: Endings of the images that are read.
         has_map: Whether a map says which folders are classes.
 
+    Returns:
+        Folder with images, by the name that timm calls its class, the last part -> number of images.
+
     Raises:
-        DataError: There is no such folder, there are no classes in it, or a class has no image that timm reads.
+        DataError: There is no such folder, there are no classes in it, a class has no image that timm reads, or two
+            folders would be one class.
     """
     if not root.is_dir():
         raise DataError(f"`root`: no folder '{root}'.")
@@ -47,7 +52,50 @@ def check_folder(root: Path, split: str, readable: Sequence[str], has_map: bool 
             f'expected {split}/CLASS/IMAGE, or name the folder with `split`.')
     if not any(p.is_dir() and is_class(p.name) for p in folder.iterdir()):
         raise DataError(f"`root`: '{folder}' has no class folders; expected {split}/CLASS/IMAGE.")
-    _check_endings(folder, readable, has_map)
+    images = _check_endings(folder, readable, has_map)
+    if not has_map:
+        _check_nested(folder, images)
+    counts: Counter[str] = Counter()
+    for path, count in images.items():
+        counts[path.name] += count
+    return dict(counts)
+
+
+def _check_nested(folder: Path, images: Mapping[Path, int]) -> None:
+    """Images may lie deeper than in `folder/CLASS`: timm calls the innermost folder the class."""
+    nested = sorted(path for path in images if path.parent != Path('.'))
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(images):
+        if len(path.parts) == 1 or path.parts[0] != path.name:  # cat/cat is cat
+            by_name.setdefault(path.name, []).append(path)
+    same = next((paths for paths in by_name.values() if len(paths) > 1), None)
+    if same:
+        raise DataError(
+            f"`root`: '{folder / same[0]}' and '{folder / same[1]}' would be one class, '{same[0].name}': the "
+            f'innermost folder is the class. Put the images of a class into one folder, or list them '
+            f'(`name=singlelabel`).')
+    if nested:
+        warnings.warn(
+            f"'{folder}' has images deeper than in CLASS/IMAGE, as in '{nested[0]}' ({len(nested)} such folders): the "
+            f"innermost folder is the class, here '{nested[0].name}'.", stacklevel=4)
+
+
+def check_map(classes: Mapping[str, int], images: Mapping[str, int], file: str) -> None:
+    """Warn of folders whose images a class map leaves out, and of classes in it that have none.
+
+    Args:
+        classes: Of the map.
+        images: As from `check_folder`.
+        file: Name of the map.
+    """
+    left_out = {name: count for name, count in images.items() if name not in classes}
+    empty = [name for name in classes if name not in images and is_class(name)]
+    for names, what in (
+            ([f'{name} ({count})' for name, count in left_out.items()], 'leaves out the images of these folders'),
+            (empty, 'has classes without an image here')):
+        if names:
+            more = f' and {len(names) - 8} more' * (len(names) > 8)
+            warnings.warn(f"the class map '{file}' {what}: {', '.join(sorted(names)[:8])}{more}.", stacklevel=4)
 
 
 def is_class(name: str) -> bool:
@@ -55,9 +103,10 @@ def is_class(name: str) -> bool:
     return not name.startswith('.') and name not in NO_CLASSES
 
 
-def _check_endings(folder: Path, readable: Sequence[str], has_map: bool) -> None:
-    """Say which files are left out, and refuse a class of which there are no others."""
-    read, left_out = set(), Counter()
+def _check_endings(folder: Path, readable: Sequence[str], has_map: bool) -> dict[Path, int]:
+    """Say which files are left out, and refuse a class of which there are no others; images of each folder in it."""
+    read: dict[str, int] = {}
+    left_out: Counter[tuple[str, str]] = Counter()
     found = {name.name: set() for name in folder.iterdir() if name.is_dir() and is_class(name.name)}
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = filter(is_class, folders)
@@ -65,7 +114,8 @@ def _check_endings(folder: Path, readable: Sequence[str], has_map: bool) -> None
             ending_of(file) for file in files if path != str(folder) and not file.startswith('.')]
         if endings:
             found[Path(path).relative_to(folder).parts[0]].update(endings)
-        read.update([path] * any(ending in readable for ending in endings))
+        if count := sum(ending in readable for ending in endings):
+            read[path] = count
         left_out.update((path, ending) for ending in endings if ending not in readable)
     for path, ending in sorted(left_out):
         if ending in ENDINGS and path not in read and not has_map:
@@ -83,6 +133,7 @@ def _check_endings(folder: Path, readable: Sequence[str], has_map: bool) -> None
     for (_, ending), count in left_out.items():
         of_all[ending] += count
     tell_left_out(of_all, folder, readable)
+    return {Path(path).relative_to(folder): count for path, count in read.items()}
 
 
 def _lies_in_class(file: str, root: str) -> bool:

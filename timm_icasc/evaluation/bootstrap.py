@@ -130,7 +130,8 @@ def compare(
         in which B is larger; equal ones count half).
 
     Raises:
-        DataError: The two were not evaluated on the same images (by name and content), or not with the same classes or maps.
+        DataError: The two were not evaluated on the same images, by name and content, or not with the same classes or
+            maps.
     """
     _check_comparable(a, b)
     a, b = _with_common_pairs(a, b), _with_common_pairs(b, a)

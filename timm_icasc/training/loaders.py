@@ -205,7 +205,9 @@ def set_up_loaders(
     elif args.crop_padding is not None:
         use_pad_crop(train, image_size, args.crop_padding)
     if not len(loader_train):
-        raise DataError(f'--batch-size {args.batch_size} is more than the {len(train)} training images of a process.')
+        raise DataError(
+            f'--batch-size {args.batch_size} is more than the {len(train) // args.world_size} training images of a '
+            f'process.')
     attention_loader, loaders = None, [loader_train, loader_val]
     if args.icasc_eval_images and hasattr(val, '__len__'):
         attention_loader = create_loader(

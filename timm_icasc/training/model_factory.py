@@ -61,11 +61,11 @@ def _explain_hub(name: str, unreachable: str, error: Exception) -> None:
         raise ICASCError(f'--model {name}: {one_line(e)}') from e
 
 
-def _warn_of_scaled_head(args: argparse.Namespace, file: str) -> None:
+def _warn_of_scaled_head(args: argparse.Namespace, weights: str) -> None:
     """Where a trained head is scaled too: the recipe may have been written for a new one."""
     if args.head_init_scale not in (None, 1):
         warnings.warn(
-            f"--head-init-scale {args.head_init_scale:g} also scales the head of '{printable(file)}'; "
+            f"--head-init-scale {args.head_init_scale:g} also scales the head of '{printable(weights)}'; "
             f'--head-init-scale 1 keeps it as it is.', stacklevel=2)
 
 
@@ -87,7 +87,10 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
             return model
         if args.initial_checkpoint:
             _warn_of_scaled_head(args, args.initial_checkpoint)
-        return create(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
+        model = create(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
+        if args.pretrained and model.num_classes == getattr(model, 'pretrained_cfg', {}).get('num_classes'):
+            _warn_of_scaled_head(args, args.model)  # of another number of classes the head is new
+        return model
     except ICASCError:  # says cause and remedy already
         raise
     except Exception as e:  # a factory of 1,400 architectures, weights from files and from the network

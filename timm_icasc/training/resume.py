@@ -1,5 +1,6 @@
 """How a run goes on: the checkpoint that is meant, what must not have changed since, and its state."""
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ __all__ = ['resume', 'resumed_checkpoint']
 OF_OPTIONS = ('weight_decay', 'momentum', 'nesterov', 'betas', 'eps', 'lr_scale')
 
 RANKED_BY = ('eval_metric', 'val_split')  # what makes an epoch the best, and of which images
+
+# What says which images there are and how they are given to the network: epochs before and after do not compare.
+IMAGES_BY = ('dataset', 'data_dir', 'train_split', 'limit_train', 'img_size', 'input_size', 'crop_pct', 'crop_mode')
+
+# What says how parameters fall into groups, of each of which the optimiser has a state.
+GROUPED_BY = (
+    'weight_decay', 'layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'head_lr_scale', 'freeze_until',
+    'model')
 
 
 def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
@@ -55,6 +64,27 @@ def check_ranking(
                 f'{option} {now} out, or begin a new run.')
 
 
+def _as_written(value: Any) -> Any:
+    """An option's value as a file of options has it, for comparisons and messages."""
+    if value in (None, ''):
+        return 'not given'
+    return list(value) if isinstance(value, tuple) else value
+
+
+def changed(
+        args: argparse.Namespace,
+        was: argparse.Namespace | None,
+        names: Sequence[str],
+) -> list[tuple[str, Any, Any]]:
+    """Option, what it was in the run so far, and what it is, of those that have changed."""
+    found = []
+    for name in names:
+        before, now = (_as_written(getattr(options, name, None)) for options in (was, args))
+        if hasattr(was, name) and before != now:
+            found.append((f"--{name.replace('_', '-')}", before, now))
+    return found
+
+
 def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
     """Refuse to go on with other classes, or another ranking; warn of another number of processes."""
     args = job.args
@@ -72,6 +102,14 @@ def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
             f'--opt was {before} so far, and the state of the run is of that: leave --opt {args.opt} '
             f'out, or begin a new run with --initial-checkpoint.')
     check_ranking(args, was, saver)
+    if (before := getattr(was, 'icasc', args.icasc)) != args.icasc:
+        options = ('--no-icasc', '--icasc')
+        raise ICASCError(
+            f'the epochs so far are {options[before]}, these would be {options[args.icasc]}, and the results of '
+            f'neither: leave it as it was, let the terms start later (--icasc-start-epoch), or begin a new run with '
+            f'--initial-checkpoint.')
+    for option, before, now in changed(args, was, IMAGES_BY):
+        log(args, f'warning: {option} was {before} so far, and is {now} now: the epochs do not compare')
     processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)
     if processes != args.world_size and processes * batch != args.world_size * args.batch_size:
         log(args, f'warning: the run had {processes} process(es) with --batch-size {batch}, this is {args.world_size} '
@@ -111,6 +149,17 @@ def count_steps(job: TrainingJob, start_epoch: int) -> None:
         job.task.step = start_epoch * len(job.loader_train)
 
 
+def explain_groups(args: argparse.Namespace, checkpoint: Path, message: str) -> str:
+    """What torch says of a checkpoint; where options have put parameters into other groups, that and the remedy."""
+    if 'parameter group' not in message and "optimizer's group" not in message:
+        return message
+    options = changed(args, load_checkpoint_metadata(str(checkpoint)).get('args'), GROUPED_BY)
+    told = ', '.join(f'{option} was {before} so far and is {now} now' for option, before, now in options) or message
+    return (
+        f'{told}, so that the parameters are grouped in another way than the state of the optimiser: leave the change '
+        f'out, or begin a new run from the weights with --initial-checkpoint.')
+
+
 def resume(job: TrainingJob, checkpoint: Path | None) -> int:
     """Load the checkpoint, if there is one; returns the epoch to go on with."""
     args = job.args
@@ -135,7 +184,8 @@ def resume(job: TrainingJob, checkpoint: Path | None) -> int:
         if args.model_ema:
             timm.task.load_task_ema_checkpoint(job.task, str(checkpoint))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {one_line(e, 300)}") from e
+        reason = explain_groups(args, checkpoint, one_line(e, 300))
+        raise ICASCError(f"--resume: '{checkpoint}' does not fit this run: {reason}") from e
     if start_epoch is None:
         raise ICASCError(
             f"--resume: '{checkpoint}' holds weights and no epoch, so there is no run to go on with: begin one from "

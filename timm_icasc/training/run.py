@@ -112,6 +112,9 @@ def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     if args.icasc and args.icasc_start_epoch >= job.epochs:
         log(args, f'warning: the terms of ICASC never start: --icasc-start-epoch {args.icasc_start_epoch:g}, but '
                   f'--epochs {job.epochs}')
+    if job.scheduler is not None and args.warmup_epochs >= job.epochs:
+        log(args, f'warning: the learning rate never comes to --lr: --warmup-epochs {args.warmup_epochs}, but --epochs '
+                  f'{job.epochs}')
     if start_epoch:
         log(args, f'resumed after epoch {start_epoch}')
     log(args, format_header(job.labels))
