@@ -25,7 +25,12 @@ SPLIT_SYNONYMS = {
 NO_CLASSES = ('', '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
 
 
-def check_folder(root: Path, split: str, readable: Sequence[str], has_map: bool = False) -> dict[str, int]:
+def check_folder(
+        root: Path,
+        split: str,
+        readable: Sequence[str],
+        has_map: bool = False,
+) -> dict[str, int]:
     """timm reads the whole root where the split's folder is missing, and takes the splits for classes.
 
     Args:

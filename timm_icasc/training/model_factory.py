@@ -87,9 +87,11 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
             return model
         if args.initial_checkpoint:
             _warn_of_scaled_head(args, args.initial_checkpoint)
-        model = create(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
-        if args.pretrained and model.num_classes == getattr(model, 'pretrained_cfg', {}).get('num_classes'):
-            _warn_of_scaled_head(args, args.model)  # of another number of classes the head is new
+        model = create(
+            pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
+        own_classes = getattr(model, 'pretrained_cfg', {}).get('num_classes')
+        if args.pretrained and model.num_classes == own_classes:  # else the head is new
+            _warn_of_scaled_head(args, args.model)
         return model
     except ICASCError:  # says cause and remedy already
         raise
