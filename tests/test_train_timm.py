@@ -552,15 +552,20 @@ BROKEN = {
 
 @pytest.mark.parametrize('how, workers', [(how, 0) for how in BROKEN] + [('broken PNG', 1)])
 def test_an_image_that_cannot_be_read(how, workers, run, tmp_path, images, caplog):
-    """In training the next one is taken, with a warning that names it; nothing is measured in another's place."""
+    """In training the next one of its class is taken, with a warning; nothing is measured in another's place."""
     shutil.copytree(images, tmp_path / 'data')
     broken = BROKEN[how]((tmp_path / 'data' / 'train' / 'bat' / '3.png').read_bytes())
     (tmp_path / 'data' / 'train' / 'bat' / '3.png').write_bytes(broken)
     code, _, _ = run('--epochs', '1', data=('--data-dir', str(tmp_path / 'data')))
-    assert code == 0 and 'bat/3.png' in caplog.text and 'next one is taken' in caplog.text
+    assert code == 0 and 'bat/3.png' in caplog.text and 'next one of its class is taken' in caplog.text
     (tmp_path / 'data' / 'val' / 'bat' / '1.png').write_bytes(broken)
     code, _, err = run('--epochs', '1', '-j', workers, data=('--data-dir', str(tmp_path / 'data')))
     assert code == 2 and "Cannot read the image '" in err and 'val/bat/1.png' in err and 'Traceback' not in err
+
+
+def test_maps_of_several_classes_are_refused_where_there_is_one(run):
+    code, _, err = run('--epochs', '1', '--icasc-multilabel-maps', 'per_class')
+    assert code == 2 and '--icasc-multilabel-maps per_class is for images of several classes' in err
 
 
 def test_an_image_of_too_many_pixels(run, tmp_path, images, caplog, monkeypatch):

@@ -1,11 +1,14 @@
 """Image files of every depth and orientation, and those that cannot be read."""
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
 from PIL import Image
 from timm.data import IterableImageDataset
 
-from timm_icasc.data import create_dataset
+from timm_icasc.data import create_dataset, few_of_each_class
 from timm_icasc.data.read_image import StreamImages, convert_image, read_image
 from timm_icasc.errors import DataError
 
@@ -126,13 +129,36 @@ def test_everything_that_pillow_raises_names_the_file(tmp_path, monkeypatch):
         read_image(path)
 
 
+def test_no_image_of_another_class_or_draw_takes_a_place(tmp_path):
+    """One of the next class came in the place of a class's last, and one that was not drawn in that of a drawn one."""
+    make_folder(tmp_path, save_deep)
+    for name in ('a', 'b'):
+        for i in range(5):
+            shutil.copy(tmp_path / 'train' / name / 'x.png', tmp_path / 'train' / name / f'{i}.png')
+    dataset = create_dataset('', str(tmp_path), 'train', is_training=True)
+    few = few_of_each_class(dataset, 3, seed=0)
+    names = [Path(few.filename(i)) for i in range(6)]
+    served = []
+    reading = dataset._read
+    dataset._read = lambda index: (served.append(Path(dataset.filename(index))), reading(index))[1]
+    for last in (0, 1):  # what is drawn of a class, from its last on
+        for name in names[3 * last:3 * last + 3][:0:-1]:
+            (tmp_path / 'train' / name).write_bytes(b'no image')
+        served.clear()
+        assert few[3 * last + 2][1] == last and served[-1] == names[3 * last]
+    (tmp_path / 'train' / names[0]).write_bytes(b'no image')
+    with pytest.raises(DataError, match='Cannot read the image'):
+        few[0]
+
+
 def test_an_unreadable_image_is_passed_over_in_training_alone(tmp_path, caplog):
     make_folder(tmp_path, save_deep)
+    shutil.copy(tmp_path / 'train' / 'a' / 'x.png', tmp_path / 'train' / 'a' / 'y.png')
     for split in ('train', 'validation'):
         (tmp_path / split / 'a' / 'x.png').write_bytes(b'no image')
     image, target = create_dataset('', str(tmp_path), 'train', is_training=True)[0]
-    assert target == 1 and image.size == (3, 2)
-    assert 'train/a/x.png' in caplog.text and 'the next one is taken' in caplog.text
+    assert target == 0 and image.size == (3, 2)
+    assert 'train/a/x.png' in caplog.text and 'the next one of its class is taken' in caplog.text
     (tmp_path / 'test').symlink_to(tmp_path / 'validation')
     for name in ('', 'torch/image_folder', 'cifar100'):
         with pytest.raises(DataError, match="(validation|test)/a/x.png"):

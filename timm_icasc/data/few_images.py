@@ -75,4 +75,5 @@ def few_of_each_class(
         # A generator for each class: another class more, or an image, changes no other class's draw.
         order = np.random.default_rng((seed, int(target))).permutation(len(own))
         kept += own[order[:count]].tolist()
-    return FewImages(dataset, sorted(kept), class_names)
+    dataset.drawn = sorted(kept)
+    return FewImages(dataset, dataset.drawn, class_names)

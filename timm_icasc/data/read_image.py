@@ -1,6 +1,6 @@
 """An image file as pixels: 16-bit ones are scaled, and one that cannot be read is named."""
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +12,7 @@ from timm.data import ImageDataset, IterableImageDataset
 from timm.data.readers.reader_wds import ReaderWds
 
 from ..errors import DataError, one_line
+from .known_targets import known_targets
 from .streams import NamingReaderWds
 
 __all__ = ['FileImages', 'StreamImages', 'convert_image', 'read_image', 'read_with_names']
@@ -101,7 +102,7 @@ class FileImages(ImageDataset):
 
     Args:
         dataset: As timm made it.
-        skips: Serve the next image instead, with a warning: for training.
+        skips: Serve the next image of its class instead, with a warning: for training.
         max_image_pixels: As for `read_image`.
     """
 
@@ -110,6 +111,15 @@ class FileImages(ImageDataset):
             '', reader=dataset.reader, input_img_mode=dataset.input_img_mode, transform=dataset.transform,
             target_transform=dataset.target_transform)
         self.skips, self.max_image_pixels = skips, max_image_pixels
+        self.drawn: Sequence[int] | None = None  # where a part is trained on, none from outside takes a place in it
+
+    def _instead(self, index: int) -> int | None:
+        """The next image of the same class; the next one of all where the reader tells no classes."""
+        targets = known_targets(self)
+        numbers = np.arange(len(self.reader)) if self.drawn is None else np.asarray(self.drawn)
+        own = numbers if targets is None else numbers[targets[numbers] == targets[index]]
+        others = own[own != index]
+        return int(others[np.argmax(others > index)]) if len(others) else None  # behind the last one, the first
 
     def _name(self, index: int) -> str:
         try:
@@ -128,15 +138,16 @@ class FileImages(ImageDataset):
             return read_image(file, self.input_img_mode, name=name, max_image_pixels=most), target
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
+        asked = index
         for attempt in range(RETRIES):
             try:
                 image, target = self._read(index)
                 break
             except DataError as e:
-                if not self.skips or attempt == RETRIES - 1:
+                index = self._instead(index) if self.skips and attempt < RETRIES - 1 else None
+                if index in (None, asked):
                     raise
-                _logger.warning(f'{e}; the next one is taken.')
-                index = (index + 1) % len(self.reader)
+                _logger.warning(f'{e}; the next one of its class is taken.')
         if self.transform is not None:
             image = self.transform(image)
         if target is None:

@@ -158,6 +158,10 @@ def _check_of_others(args: argparse.Namespace) -> None:
             ('--torchcompile-mode', '--torchcompile', args.torchcompile_mode and not args.torchcompile),
             ('--remode', '--reprob', args.remode != 'pixel' and not args.reprob),
             ('--recount', '--reprob', args.recount != 1 and not args.reprob),
+            ('--layer-decay-min-scale', '--layer-decay', args.layer_decay_min_scale and args.layer_decay is None),
+            ('--layer-decay-no-opt-scale', '--layer-decay',
+             args.layer_decay_no_opt_scale is not None and args.layer_decay is None),
+            ('--mixup-switch-prob', '--mixup or --cutmix', args.mixup_switch_prob != 0.5 and not mixes(args)),
             ('--mixup-mode', '--mixup or --cutmix', args.mixup_mode != 'batch' and not mixes(args)),
             ('--mixup-prob', '--mixup or --cutmix', args.mixup_prob != 1 and not mixes(args)),
             ('--mixup-off-epoch', '--mixup or --cutmix', args.mixup_off_epoch and not mixes(args))):
