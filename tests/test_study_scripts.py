@@ -75,16 +75,19 @@ def test_measures_of_runs(folder, tmp_path, monkeypatch, capsys):
     arguments = [
         tmp_path / 'runs', folder, '--splits', 'test', '--baseline', 'plain', '--cue', '--images', '6', '--json',
         tmp_path / 'measured.json']
-    named = [*arguments, '--measures', 'top1', 'overlap_last', 'cue_ach']
-    baseline, ours = rows('measures_of_runs.py', named, monkeypatch, capsys)
-    assert (baseline[0], ours[0], len(ours)) == ('plain', 'ours', 4)
+    baseline, ours = rows('measures_of_runs.py', arguments, monkeypatch, capsys)
+    assert (baseline[0], ours[0]) == ('plain', 'ours')
     assert all(own == f'{cell}; +0.000' for cell, own in zip(baseline[1:], ours[1:], strict=True))
     content = json.loads((tmp_path / 'measured.json').read_text())
+    found = content['runs']['ours-seed0']['test']
+    assert {'top1', 'overlap_last', 'cue_ach', 'cue_grad_cam'} <= set(found) and len(found) == len(ours) - 1
+    named = [*arguments, '--measures', 'top1', 'overlap_last', 'cue_ach']
     assert content['layers']['ours-seed0'] == content['layers']['plain-seed0'] == 'layer2 layer3'
     content['runs']['ours-seed0']['test']['top1'] += 1
     content['layers']['ours-seed0'] = 'layer1 layer3'
     (tmp_path / 'measured.json').write_text(json.dumps(content))
-    _, changed = rows('measures_of_runs.py', named, monkeypatch, capsys)
+    baseline, changed = rows('measures_of_runs.py', named, monkeypatch, capsys)
+    assert len(changed) == 4
     assert changed[1].endswith('; +1.000'), 'what is measured is not measured again'
     assert changed[2:] == baseline[2:], 'maps of other layers have no difference'
     with pytest.raises(SystemExit, match='--measures: own_drop not measured, but top1, '):

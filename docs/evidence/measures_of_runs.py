@@ -120,7 +120,8 @@ def table(
     rows = []
     for variant in sorted(by_variant, key=lambda name: name != baseline):
         row = {'variant': variant}
-        same = places.get(variant) == places.get(baseline) or None in (places.get(variant), places.get(baseline))
+        own, other = places.get(variant), places.get(baseline)
+        same = own == other or None in (own, other)
         for name in measures or found:
             others = by_variant[baseline] if same or not is_of_maps(name) else {}
             row[TITLES.get(name, name)] = _cell(by_variant[variant], others, name)

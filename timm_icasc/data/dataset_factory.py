@@ -249,9 +249,16 @@ def name_classes(dataset: torch.utils.data.Dataset, names: Sequence[str]) -> Non
         [list(names).index(name) for name in class_names(dataset)], dataset.target_transform)
 
 
+def _in_the_whole(
+        dataset: torch.utils.data.Dataset,
+        index: int,
+) -> tuple[torch.utils.data.Dataset, int]:
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset, index = dataset.dataset, dataset.indices[index]
+    return dataset, index
+
+
 def _file_of(dataset: torch.utils.data.Dataset, index: int, **options: bool) -> Path | None:
-    if isinstance(dataset, torch.utils.data.Subset):
-        return _file_of(dataset.dataset, dataset.indices[index], **options)
     files = getattr(dataset, 'images', None)
     if files is not None and isinstance(files[index], (str, Path)):
         return Path(files[index])
@@ -263,17 +270,14 @@ def _file_of(dataset: torch.utils.data.Dataset, index: int, **options: bool) -> 
 
 def image_file(dataset: torch.utils.data.Dataset, index: int) -> Path | None:
     """Where an image lies, which may be in an archive; None where it is no file."""
-    return _file_of(dataset, index, absolute=True)
+    return _file_of(*_in_the_whole(dataset, index), absolute=True)
 
 
 def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
     """File name of an image, or its number in the data set, the whole one where this is a part."""
+    dataset, index = _in_the_whole(dataset, index)
     file = _file_of(dataset, index)
-    if file is not None:
-        return file.name
-    while isinstance(dataset, torch.utils.data.Subset):
-        dataset, index = dataset.dataset, dataset.indices[index]
-    return f'image {index}'
+    return f'image {index}' if file is None else file.name
 
 
 def labels_of(dataset: torch.utils.data.Dataset) -> LabelKind:

@@ -106,14 +106,14 @@ def set_up_task(
         labels: Whether images have one class or any number.
         weights: Of the classes, as from `class_weights`; None for none.
     """
-    if labels is not MULTI and args.icasc_multilabel_maps != 'joint':
-        raise ICASCError(
-            f'--icasc-multilabel-maps {args.icasc_multilabel_maps} is for images of several classes, and these have '
-            f'one each: leave it out.')
     if labels is MULTI:
         plain_class, icasc_class = timm.task.MultiLabelClassificationTask, MultiLabelICASCTask
         criterion: dict[str, Any] = {'criterion': MultiLabelSoftMarginLoss(weights)}
     else:
+        if args.icasc_multilabel_maps != 'joint':
+            raise ICASCError(
+                f'--icasc-multilabel-maps {args.icasc_multilabel_maps} is for images of several classes, and these '
+                f'have one each: leave it out.')
         plain_class, icasc_class = ClassificationTask, ICASCTask
         criterion = {'criterion': create_criterion(args, weights)}
     if args.icasc_weights is None:
