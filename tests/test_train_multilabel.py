@@ -140,6 +140,7 @@ def test_columns_in_another_order(run, images, tmp_path):
 BAD_INPUT = {
     'measure': (['--eval-metric', 'top1'], '--eval-metric top1 does not fit multi-label data: it is mAP, AUC or loss'),
     'mixup': (['--mixup', 0.2], '--mixup and --cutmix are for single-label data'),
+    'smoothing': (['--smoothing', 0.2], '--smoothing is for single-label data, and does nothing here'),
     'loss': (['--loss', 'bce'], '--loss bce is for single-label data'),
     'number of classes': (['--num-classes', 5], '--num-classes 5: the multi-label data have 3 classes'),
     'split': (['--val-split', 'dev'], "neither 'dev.csv' nor 'dev.json'"),

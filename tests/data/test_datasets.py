@@ -472,6 +472,15 @@ class TestMultiLabelLists:
         dataset = create_dataset('multilabel', str(root), 'train')
         assert dataset.boxes(0) == [Box(1, 1, 2, 3, 4)] and dataset.boxes(1) == []
 
+    def test_an_image_twice_with_the_same_classes_counts_twice(self, root):
+        (root / 'train.csv').write_text('image,labels\nphotos/a.png,dog;cat\nphotos/a.png,cat;dog\n')
+        assert self.targets(root) == (['cat', 'dog'], [[1, 1], [1, 1]])
+
+    def test_a_box_of_an_ignored_class(self, root):
+        (root / 'train.json').write_text(json.dumps({'images': [
+            {'image': 'photos/a.png', 'labels': ['dog'], 'ignore': ['cat'], 'boxes': [['cat', 1, 2, 3, 4]]}]}))
+        assert create_dataset('multilabel', str(root), 'train').boxes(0) == [Box(0, 1, 2, 3, 4)]
+
     @pytest.mark.parametrize('place', ['classes.txt', 'elsewhere.txt'])
     def test_a_class_list_rules(self, place, root):
         (root / 'train.csv').write_text('image,labels\nphotos/a.png,dog\n')
@@ -500,6 +509,18 @@ class TestMultiLabelLists:
             'train.json', '{"images": [{"image": "photos/a.png", "labels": ["dog"], '
             '"boxes": [["dog", 1, 2, 3, 4], ["dog", 10, 50, 5, 70]]}]}',
             r"'a.png': the box \(10, 50, 5, 70\) of 'dog' has no area; boxes are xmin, ymin, xmax, ymax"),
+        'shares of the image': (
+            'train.json', '{"images": [{"image": "photos/a.png", "labels": ["dog"], '
+            '"boxes": [["dog", 0.1, 0.2, 0.5, 1.0]]}]}',
+            r"'a.png': the box \(0.1, 0.2, 0.5, 1\) of 'dog' lies in one pixel; edges are in pixels"),
+        'box without its label': (
+            'train.json', '{"images": [{"image": "photos/a.png", "labels": ["dog"], "boxes": [["cat", 1, 2, 3, 4]]}, '
+            '{"image": "photos/b.png", "labels": ["cat"]}]}', "'a.png' has a box of 'cat' and not the label"),
+        'a row per class': (
+            'train.csv', 'image,labels\nphotos/a.png,dog\nphotos/./a.png,cat\n',
+            "'a.png' is listed twice, with other classes: name all of them at one place"),
+        'ignored once': (
+            'train.csv', 'image,dog,cat\nphotos/a.png,1,0\nphotos/a.png,1,-1\n', "'a.png' is listed twice"),
     }
 
     @pytest.mark.parametrize('name, text, message', BAD.values(), ids=list(BAD))

@@ -173,6 +173,23 @@ def test_too_few_betas():
         rates_of('--opt', 'adamw', '--opt-betas', '0.9')
 
 
+@pytest.mark.parametrize('options, said', [
+    (['--opt', 'sgd', '--opt-betas', '0.9', '0.99'], '--opt-betas does nothing with --opt sgd: leave it out'),
+    (['--opt', 'lion', '--opt-eps', '1e-6'], '--opt-eps does nothing with --opt lion'),
+    (['--opt', 'lookahead_adamw', '--momentum', '0.8'], '--momentum 0.8 does nothing with --opt lookahead_adamw')])
+def test_what_the_optimiser_does_not_have(options, said):
+    with pytest.raises(ICASCError, match=said):
+        rates_of(*options)
+
+
+@pytest.mark.parametrize('options, name, value', [
+    (['--opt', 'sgd', '--momentum', '0.8'], 'momentum', 0.8), (['--opt', 'adamw', '--opt-eps', '1e-6'], 'eps', 1e-6),
+    (['--opt', 'adafactor', '--opt-betas', '0.8', '0.9'], 'beta1', 0.8),
+    (['--opt', 'lookahead_rmsprop', '--momentum', '0.8'], 'momentum', 0.8)])
+def test_what_the_optimiser_has(options, name, value):
+    assert rates_of(*options)[1].defaults[name] == value
+
+
 class TestRates:
 
     @pytest.mark.parametrize('schedule', ['cosine', 'none'])

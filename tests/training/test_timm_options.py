@@ -144,6 +144,17 @@ def test_the_digits_are_in_no_folder():
         set_up_data(parse_args(['--dataset', 'digits', '--data-dir', '3']))
 
 
+@pytest.mark.parametrize('options, said', [
+    (['--val-split', 'train', '--limit-train', '20'], '--val-split train: 200 of its 1347 images are also trained on'),
+    (['--val-split', 'val'], None)])
+def test_images_that_are_trained_on_and_measured_on(options, said, recwarn):
+    args = parse_args(['--dataset', 'digits', *options])
+    args.world_size = 1
+    set_up_data(args)
+    told = [str(warning.message) for warning in recwarn]
+    assert len(told) == bool(said) and all(said in line for line in told)
+
+
 @pytest.mark.parametrize('data', [['--dataset', 'digits'], ['--data-dir', 'x'], ['--dataset', 'hfds/x']])
 @pytest.mark.parametrize('option', ['--train-num-samples', '--val-num-samples'])
 def test_the_number_of_images_is_of_a_stream(option, data):

@@ -98,11 +98,25 @@ def _find_images(folder: Path, path: Path, files: list[str]) -> list[Path]:
 
 def _boxes_in(record: dict[str, Any], names: Sequence[str]) -> list[Box]:
     """The boxes of one image of a JSON list."""
-    boxes = []
+    boxes, file = [], Path(record['image']).name
     for name, *edges in record.get('boxes', ()):
         box = Box(names.index(name), *map(float, edges))
-        boxes.append(check_box(box, name, box[1:5], f"'{Path(record['image']).name}': "))
+        boxes.append(check_box(box, name, box[1:5], f"'{file}': "))
+        if name not in record['labels'] and name not in record.get('ignore', ()):
+            raise ValueError(f"'{file}' has a box of '{name}' and not the label: it would count as absent")
     return boxes
+
+
+def _check_listed_once(
+        files: Sequence[str],
+        labels: Sequence[set[str]],
+        ignored: Sequence[set[str]],
+) -> None:
+    """Raise ValueError where rows of one image differ: what one names would be absent by the other."""
+    first: dict[Path, Any] = {}
+    for file, *own in zip(map(Path, files), labels, ignored, strict=True):
+        if first.setdefault(file, own) != own:
+            raise ValueError(f"'{file.name}' is listed twice, with other classes: name all of them at one place")
 
 
 class SingleLabelList(LabelledImages):
@@ -143,7 +157,7 @@ class SingleLabelList(LabelledImages):
             if columns != ['image', 'label']:
                 raise ValueError(f'it has the columns {columns}')
             rows = _with_endings(path, rows, endings)
-            classes: dict[str, str] = {}
+            classes: dict[Path, str] = {}
             labels = [row['label'].strip() for row in rows]
             known = _read_class_names(folder, class_map)
             names = _all_different(sorted(set(labels)) if known is None else known)
@@ -152,7 +166,7 @@ class SingleLabelList(LabelledImages):
                     raise ValueError(f'line {number} names no class')
                 if label not in names:
                     raise ValueError(f"line {number} has the label '{label}', which is not one of the classes")
-                if classes.setdefault(row['image'], label) != label:
+                if classes.setdefault(Path(row['image']), label) != label:
                     raise ValueError(f"line {number} gives '{Path(row['image']).name}' a second class")
         except BROKEN as e:
             raise DataError(f"'{path}': {one_line(e, 400)}; expected {expected}.") from e
@@ -183,7 +197,8 @@ class MultiLabelList(MultiLabelImages):
         endings: What the names of images that are taken end in; None: whatever is listed.
 
     Raises:
-        DataError: The list or an image is missing, the list is broken, a label is no class, or a box has no area.
+        DataError: The list or an image is missing, the list is broken, a label is no class, rows of one image differ,
+            or a box has no area or a class that its image lacks.
     """
     upright = True
 
@@ -220,6 +235,7 @@ class MultiLabelList(MultiLabelImages):
                     raise ValueError(
                         f"'{Path(file).name}' has the label '{wrong[0]}', which is not one of the classes, or "
                         f'both present and ignored')
+            _check_listed_once(files, labels, ignored)
             boxes = [_boxes_in(record, names) for record in records]
         except BROKEN as e:
             raise DataError(f"'{path}': {one_line(e, 400)}; expected {FORMATS}.") from e

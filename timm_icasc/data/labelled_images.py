@@ -34,7 +34,7 @@ class Box(NamedTuple):
 
 
 def check_box(box: Box, class_name: str, edges: Sequence[float], place: str = '') -> Box:
-    """The box, which must have an area: one of x, y, width and height often has none.
+    """The box, which must have an area in pixels: x, y, width and height often have none, shares of the image never.
 
     Args:
         box: Read from a file.
@@ -43,13 +43,14 @@ def check_box(box: Box, class_name: str, edges: Sequence[float], place: str = ''
         place: What the message begins with: the image, where the file has several.
 
     Raises:
-        ValueError: It has none.
+        ValueError: It has none, or lies in the first pixel.
     """
-    if box.xmin < box.xmax and box.ymin < box.ymax:
-        return box
-    raise ValueError(
-        f"{place}the box ({', '.join(f'{edge:g}' for edge in edges)}) of '{class_name}' has no area; boxes are xmin, "
-        f'ymin, xmax, ymax, the first two below the last two')
+    told = f"{place}the box ({', '.join(f'{edge:g}' for edge in edges)}) of '{class_name}'"
+    if not (box.xmin < box.xmax and box.ymin < box.ymax):
+        raise ValueError(f'{told} has no area; boxes are xmin, ymin, xmax, ymax, the first two below the last two')
+    if box.xmax <= 1 and box.ymax <= 1:
+        raise ValueError(f'{told} lies in one pixel; edges are in pixels, no shares of the image')
+    return box
 
 
 def check_listed(images: Sequence[Path], where: str) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from timm import utils
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import create_optimizer_v2, get_optimizer_info, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset
@@ -130,6 +130,16 @@ def set_up_task(
         ramp_steps=round(args.icasc_ramp_epochs * steps_per_epoch), device=device, verbose=False)
 
 
+def _check_used(args: argparse.Namespace) -> None:
+    """Raise ICASCError where the optimiser has no such value; timm leaves it out in silence."""
+    known = get_optimizer_info(args.opt.lower().split('_')[-1])  # of lookahead_NAME too
+    for option, used, given in (
+            ('--opt-betas', known.has_betas, args.opt_betas), ('--opt-eps', known.has_eps, args.opt_eps is not None),
+            (f'--momentum {args.momentum:g}', known.has_momentum, args.momentum != 0.9)):
+        if given and not used:
+            raise ICASCError(f'{option} does nothing with --opt {args.opt}: leave it out.')
+
+
 def set_up_optimizer(
         args: argparse.Namespace,
         model: nn.Module,
@@ -151,6 +161,7 @@ def set_up_optimizer(
         raise ICASCError(f'--opt-betas {given}: --opt {args.opt} needs more of them, as most do two.') from e
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
         raise ICASCError(f"--opt {args.opt}: {e or type(e).__name__}") from e
+    _check_used(args)
     if getattr(optimizer, 'is_second_order', False):
         raise ICASCError(
             f'--opt {args.opt} takes second derivatives of the whole loss, which the training does not make: take '

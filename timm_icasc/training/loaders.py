@@ -1,5 +1,6 @@
 """From the options of timm-icasc train to data sets and loaders; every misfit becomes one clear line."""
 import argparse
+import warnings
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,11 @@ from ..data import (
     check_shards,
     class_names,
     class_weights,
+    count_shared,
     create_dataset,
     evenly_spaced,
     few_of_each_class,
+    is_stream,
     labels_of,
     name_classes,
     use_pad_crop,
@@ -46,6 +49,8 @@ def _check_labels(args: argparse.Namespace, labels: LabelKind, names: list[str] 
         raise ICASCError(f'--num-classes {args.num_classes}: the multi-label data have {len(names)} classes.')
     if mixes(args):
         raise ICASCError('--mixup and --cutmix are for single-label data; these images have any number of classes.')
+    if args.smoothing not in (0, 0.1):  # 0.1 where nothing is said
+        raise ICASCError('--smoothing is for single-label data, and does nothing here: leave it out.')
     if args.loss != 'ce':
         raise ICASCError(f'--loss {args.loss} is for single-label data; multi-label data take the soft-margin loss.')
 
@@ -86,6 +91,20 @@ def _match_classes(
         f'{", ".join(val_only[:5]) or "none"}. Name them alike, or pass --class-map.')
 
 
+def _tell_shared(args: argparse.Namespace, train: Dataset, val: Dataset) -> None:
+    """Warn where images are trained on and measured on."""
+    same = args.train_split == args.val_split
+    if is_stream(train) or is_stream(val):
+        shared = 'the' if same else ''
+    else:
+        count = count_shared(train, val, same)
+        shared = f'{count} of its {len(val)}' if count else ''
+    if shared:
+        warnings.warn(
+            f'--val-split {args.val_split}: {shared} images are also trained on; the accuracy of such images is not '
+            f'that of new ones.', stacklevel=2)
+
+
 def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] | None]:
     """The two data sets and the class names; the number of classes is settled here."""
     _check_digits(args)
@@ -122,6 +141,7 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     _check_labels(args, labels_of(train), names)
     if args.limit_train is not None:
         train = few_of_each_class(train, args.limit_train, args.seed, names)
+    _tell_shared(args, train, val)
     if args.balanced_sampling:
         train = balanced(train, args.seed, names)
     return train, val, names
