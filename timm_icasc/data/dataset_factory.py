@@ -270,9 +270,7 @@ def _file_of(dataset: torch.utils.data.Dataset, index: int, **options: bool) -> 
 
 def image_file(dataset: torch.utils.data.Dataset, index: int) -> Path | None:
     """Where an image lies, which may be in an archive; None where it is no file."""
-    dataset, index = _in_the_whole(dataset, index)
-    samples = getattr(dataset, 'samples', None)  # torchvision's folders
-    return _file_of(dataset, index, absolute=True) if samples is None else Path(samples[index][0])
+    return _file_of(*_in_the_whole(dataset, index), absolute=True)
 
 
 def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:

@@ -1,25 +1,29 @@
 """Images of the validation that are also trained on, whose accuracy is not that of new images."""
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
-from .dataset_factory import image_file
+from .labelled_images import LabelledImages
 
 __all__ = ['count_shared']
 
 
 def _files(dataset: Any) -> Sequence[Any]:
-    """The file of each image, or its number where it is in none."""
+    """The file of each image, or its number where none is known; no image is read for it, as some tables do."""
     if isinstance(dataset, Subset):
         whole = _files(dataset.dataset)
         return [whole[index] for index in dataset.indices]
+    if isinstance(dataset, LabelledImages):
+        return [
+            str(image) if isinstance(image, (str, Path)) else number
+            for number, image in enumerate(dataset.images)]
     samples = getattr(dataset, 'samples', getattr(getattr(dataset, 'reader', None), 'samples', ()))
-    if samples and isinstance(samples[0][0], str):  # a million names are read at once
+    if samples and isinstance(samples[0][0], str):
         return [sample[0] for sample in samples]
-    found = (image_file(dataset, index) for index in range(len(dataset)))
-    return [index if file is None else str(file) for index, file in enumerate(found)]
+    return range(len(dataset))
 
 
 def _name(file: str | int) -> str | int:
@@ -34,7 +38,7 @@ def count_shared(train: Dataset, val: Dataset, same_split: bool) -> int:
     """How many images of `val` are in `train` too.
 
     Files are compared by their paths, links followed, where their names are the same; a copy is another image. Images
-    in no file (CIFAR's arrays, tables) are compared by their numbers, where the split is the same.
+    of unknown files (CIFAR's arrays, tables, archives) are compared by their numbers, where the split is the same.
 
     Args:
         train: The images to train on, or a part of them; no stream.
