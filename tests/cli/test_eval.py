@@ -1,9 +1,11 @@
 """`timm-icasc eval` from the command line to the files, on small models with random weights."""
+import argparse
 import csv
 import errno
 import json
 import os
 import pickle
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,13 @@ from PIL import Image
 
 from timm_icasc import ICASCConfig, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.cli import main
-from timm_icasc.data import DigitsDataset, few_of_each_class, image_name
+from timm_icasc.data import (
+    DigitsDataset,
+    create_dataset,
+    few_of_each_class,
+    fingerprint,
+    image_name,
+)
 from timm_icasc.evaluation import restore
 from timm_icasc.evaluation.checkpoint import load_checkpoint, load_checkpoints
 from timm_icasc.evaluation.faithfulness import blurred, highest
@@ -611,6 +619,73 @@ def test_classes_of_another_folder_are_those_of_the_run_by_name(workers, tmp_pat
     assert {row['target'] for row in csv.DictReader(open(run / 'eval' / 'images.csv'))} == {'bee', 'cow', 'zebra'}
 
 
+def test_a_class_map_of_the_names_that_a_run_knows_has_their_order(tmp_path):
+    """It said that the classes are in another order than those of the network, which no map can."""
+    run, _ = zoo_run(tmp_path)
+    assert evaluate(run) == 0
+    expected = (run / 'eval' / 'images.csv').read_text()
+    (tmp_path / 'map.txt').write_text('cow\nape\nbee\n')
+    assert evaluate(run, '--class-map', tmp_path / 'map.txt') == 0
+    assert (run / 'eval' / 'images.csv').read_text() == expected
+
+
+def test_a_checkpoint_that_has_left_its_run_keeps_classes_and_preparation(tmp_path):
+    run, make_images = zoo_run(tmp_path)
+    checkpoint, options = torch.load(run / 'last.pth.tar'), {'mean': [0.2] * 3, 'std': [0.4] * 3, 'crop_pct': 0.5}
+    checkpoint['saver'] = {'class_names': ANIMALS}
+    checkpoint['args'] = argparse.Namespace(model='resnet8_cifar', **options)
+    torch.save(checkpoint, tmp_path / 'left.pth.tar')
+    arguments = yaml.safe_load((run / 'args.yaml').read_text())
+    (run / 'args.yaml').write_text(yaml.safe_dump({**arguments, **options}))
+    other = make_images('other', ['cow', 'bee'])
+    (other / 'validation.csv').write_text('image,label\nvalidation/cow/cow0.png,cow\nvalidation/bee/bee1.png,bee\n')
+    (other / 'classes.txt').write_text('cow\nbee\nape\n')
+    data = ['--data-dir', other, '--dataset', 'singlelabel', '-j', 0, '--val-split', 'validation']
+    assert evaluate(run, *data) == 0
+    assert evaluate(tmp_path / 'left.pth.tar', '--model', 'resnet8_cifar', *data, '--output', tmp_path / 'out') == 0
+    expected, found = (
+        list(csv.DictReader(open(path))) for path in (run / 'eval' / 'images.csv', *tmp_path.glob('out/*/images.csv')))
+    assert found == expected and [row['target'] for row in found] == ['cow', 'bee']
+    assert evaluate(tmp_path / 'left.pth.tar', '--model', 'resnet8_cifar', *data, '--crop-pct', 1,
+                    '--output', tmp_path / 'given') == 0
+    assert list(csv.DictReader(open(next(tmp_path.glob('given/*/images.csv'))))) != expected
+
+
+@pytest.mark.parametrize('dataset, columns', [
+    (None, {'input_key': 'crop', 'target_key': 'species'}), ('hfds/b', {})])
+def test_columns_of_a_table_are_those_of_the_run(dataset, columns, tmp_path, monkeypatch):
+    """Others were measured, without a word."""
+    run = make_run(tmp_path / 'run', dataset='hfds/a', input_key='crop', target_key='species')
+    seen = []
+
+    def record(name, **options):
+        seen.append({key: options[key] for key in ('input_key', 'target_key') if key in options})
+        return DigitsDataset('val')
+    monkeypatch.setattr(restore, 'create_dataset', record)
+    load_checkpoint(str(run), argparse.Namespace(**{**vars(default_options()), 'dataset': dataset}))
+    assert seen == [columns]
+
+
+def test_other_images_than_those_of_the_run_are_told(tmp_path, monkeypatch, recwarn):
+    """A relative path leads to those of another folder where the command is given elsewhere."""
+    for place, seed in (('a', 0), ('b', 1)):
+        save_noise(tmp_path / place / 'data', seed, validation=2)
+    run = make_run(tmp_path / 'a' / 'run', num_classes=3, dataset='', data_dir='data')
+    checkpoint = torch.load(run / 'last.pth.tar')
+    images = create_dataset('', str(tmp_path / 'a' / 'data'), 'validation')
+    checkpoint['saver'] = {'fingerprints': {'val': fingerprint(images)}}
+    torch.save(checkpoint, run / 'last.pth.tar')
+    monkeypatch.chdir(tmp_path / 'a')
+    assert evaluate('run') == 0
+    monkeypatch.chdir(tmp_path / 'b')
+    assert not [w for w in recwarn if 'other images' in str(w.message)]
+    with pytest.warns(UserWarning, match="'data' has other images than the run .* was validated on: name the folder"):
+        assert evaluate('../a/run') == 0
+    recwarn.clear()
+    assert evaluate('../a/run', '--data-dir', 'data') == 0
+    assert not [w for w in recwarn if 'other images' in str(w.message)], 'they are asked for'
+
+
 def test_classes_of_a_published_model_are_known_by_name(tmp_path):
     run, make_images = zoo_run(tmp_path)
     assert evaluate(run) == 0
@@ -728,14 +803,15 @@ def test_boxes_of_a_turned_image(orientation, stored, tmp_path, recwarn):
     shown.transpose(Image.Transpose[stored]).save(tmp_path / 'turned.png', exif=exif)
     boxes = [['a', 10, 50, 30, 70]]
     rows = [{'image': f'{name}.png', 'labels': ['a'], 'boxes': boxes} for name in ('upright', 'turned')]
-    rows.append({'image': 'upright.png', 'labels': ['b'], 'boxes': [['b', 90, 5, 110, 25]]})
+    shutil.copy(tmp_path / 'upright.png', tmp_path / 'third.png')
+    rows.append({'image': 'third.png', 'labels': ['b'], 'boxes': [['b', 90, 5, 110, 25]]})
     (tmp_path / 'val.json').write_text(json.dumps({'images': rows}))
     run = make_run(tmp_path / 'run', num_classes=2, dataset='multilabel', data_dir=str(tmp_path), val_split='val')
     assert evaluate(run) == 0
     first, second = csv.DictReader(open(run / 'eval' / 'pairs.csv'))
     assert float(first['energy']) == pytest.approx(float(second['energy']), rel=1e-4)
     warning = next(str(w.message) for w in recwarn if 'Boxes lie outside' in str(w.message))
-    assert "(1 in all), the first (90, 5, 110, 25) of 'upright.png', which is 40 x 120" in warning
+    assert "(1 in all), the first (90, 5, 110, 25) of 'third.png', which is 40 x 120" in warning
 
 
 def test_layers_of_ones_own(run):

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import statistics
 import sys
@@ -51,6 +52,13 @@ def write_record(study, run, correct, curve=(10., 20.), **final):
         'curve': [{'epoch': i, 'eval_top1': v, 'eval_seconds': 3.} for i, v in enumerate(curve)],
         'correct': {'images': len(correct), 'bits': np.packbits(np.array(correct, dtype=bool)).tobytes().hex()},
         'final': {'top1': 100 * sum(correct) / len(correct), 'overlap_last': 0.5, **final}}))
+
+
+def change_evaluated(study, run, **changes):
+    file = record_path(study, run)
+    record = json.loads(file.read_text())
+    record['evaluated'].update(changes)
+    file.write_text(json.dumps(record))
 
 
 def sweep(*arguments):
@@ -288,6 +296,25 @@ class TestReport:
         page = (tmp_path / 'page.md').read_text()
         row, = [line for line in page.splitlines() if line.startswith('| order-1 | 0 1 |')]
         assert ' (1 of 2 seeds) | - |' in row
+        assert '| order-1 | 0.500 ± 0.000 (+0.000, 1 of 2 seeds) |' in page
+
+    def test_the_epoch_that_was_evaluated(self, tmp_path):
+        study = load_study(write_study(tmp_path, evaluate={'best': True}))
+        for run in study.runs[:2]:
+            write_record(study, run, [1] * IMAGES)
+            change_evaluated(study, run, arguments=['--best'])
+        assert sweep(study.file, '--report') == 0
+        assert 'images of `test`, best epoch of each run.' in (tmp_path / 'page.md').read_text()
+
+    @pytest.mark.parametrize('pixels, preparation, refused', [
+        ([0.1, 0.95], {}, True), ([0.11, 1.01], {}, False), ([0.1, 0.95], {'crop_pct': 0.5}, False)])
+    def test_images_of_the_same_names_and_other_content(self, pixels, preparation, refused, recorded, capsys):
+        study, _ = recorded
+        change_evaluated(study, study.runs[0], pixels=[0.1, 1.], preparation={})
+        change_evaluated(study, study.runs[2], pixels=pixels, preparation=preparation)
+        assert sweep(study.file, '--report') == 2 * refused
+        said = "'plain-seed0' and 'plain-seed1' were evaluated on images of the same names and other content"
+        assert (said in capsys.readouterr().err) == refused
 
     def test_a_measure_that_a_seed_lacks(self, recorded, tmp_path):
         """As an overlap where all maps are empty: the mean of the other seeds stood there as that of all."""
@@ -539,6 +566,25 @@ def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
     tiny.write_text(yaml.safe_dump(study))
     assert sweep(tiny, '--output', output) == 0
     assert '1 runs, 1 done' in capsys.readouterr().out and log.read_bytes() == before
+
+
+def test_a_run_is_not_gone_on_with_on_other_images(tiny, tmp_path, capsys):
+    """What was trained on the images of one folder was recorded as that of another."""
+    study = yaml.safe_load(tiny.read_text())
+    del study['variants']['broken']
+    study['common']['epochs'] = 1
+    tiny.write_text(yaml.safe_dump(study))
+    assert sweep(tiny, '--output', tmp_path / 'runs') == 0
+    moved = shutil.copytree(tmp_path / 'images', tmp_path / 'moved')
+    other = save_noise(tmp_path / 'other', seed=1, train=4, holdout=2, test=3)
+    again = ['--output', tmp_path / 'runs', '--records', tmp_path / 'again', '--data-dir']
+    assert sweep(tiny, *again, other) == 2
+    assert "was begun on the images of '" in capsys.readouterr().err
+    (tmp_path / 'images').rename(tmp_path / 'gone')
+    assert sweep(tiny, *again, moved) == 0, 'the same images elsewhere'
+    record = json.loads((tmp_path / 'again' / 'plain-seed3.json').read_text())
+    assert record['evaluated']['dataset'] == str(moved)
+    assert len(record['evaluated']['pixels']) == 2 and record['evaluated']['preparation']['input_size'] == [3, 32, 32]
 
 
 @pytest.mark.parametrize('left', ['model_best.pth.tar', 'icasc/last.pth.tar', 'notes.txt', None])

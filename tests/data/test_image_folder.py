@@ -195,6 +195,14 @@ def test_folders_in_class_folders(root):
     assert len(create_dataset('', str(root), 'train', class_map=str(root / 'map.txt'))) == 6, 'as the map says'
 
 
+@pytest.mark.parametrize('text', ['ant\n\nbat\n', 'ant\nbat\n\n', 'ant\nbat\nant\n'])
+def test_each_line_of_a_map_is_a_class(text, root):
+    """An empty line was a class too, and so was the first of two lines of one name."""
+    (root / 'map.txt').write_text(text)
+    with pytest.raises(DataError, match='map.txt. has an empty line, or a class twice: each line is a class'):
+        create_dataset('', str(root), 'train', class_map=str(root / 'map.txt'))
+
+
 def test_a_map_of_absurd_numbers(root):
     (root / 'map.pkl').write_bytes(pickle.dumps({'ant': 0, 'bat': 2 ** 20}))
     with pytest.raises(DataError, match="gives 'bat' no number of a class; they are counted from 0, to at most 1048"):

@@ -94,7 +94,9 @@ def test_training_and_validation(workers, run, steps, tmp_path):
     assert code == 0 and not err, err
     assert steps == [(epoch, step) for epoch in range(2) for step in range(6)]
     assert '48 + 1' in out and 'x/attention.png' in out and 'not drawn' not in out
-    last = json.loads((tmp_path / 'x' / 'results.json').read_text())['last']
+    results = json.loads((tmp_path / 'x' / 'results.json').read_text())
+    last, model = results['last'], results['model']
+    assert (model['val_images'], model['attention_images']) == (17, 6)
     assert all(np.isfinite(last[f'train_loss_{name}']) for name in ('cls', 'as_inner', 'as_last', 'ac'))
     # Every image of the 17 counts once: the accuracy is a multiple of 1/17.
     assert last['eval_top1'] * 17 / 100 == pytest.approx(round(last['eval_top1'] * 17 / 100), abs=1e-3)
@@ -116,21 +118,35 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(workers, run, steps, tm
     assert [row['train_loss'] for row in whole] == [row['train_loss'] for row in cut]
 
 
-def read(shards, epochs, rank=0, world_size=1):
-    """Targets of each epoch, batch by batch, and of the validation images, as train_timm.py reads them."""
-    args = parse_args(['--data-dir', str(shards), *TINY, '-j', '0', '--no-aug', '--icasc-eval-images', '0'])
+def loaders_of(shards, *options, rank=0, world_size=1):
+    """The stream that is trained on, and the loaders of train_timm.py: training, validation, attention."""
+    args = parse_args(['--data-dir', str(shards), *TINY, '-j', '0', '--no-aug', *options])
     args.distributed, args.world_size, args.rank = world_size > 1, world_size, rank
     train, val, _ = set_up_data(args)
     config = {
         'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
         'crop_pct': 1., 'crop_mode': 'center'}
-    loader, loader_val, *_ = set_up_loaders(args, config, train, val, torch.device('cpu'))
+    return train, *set_up_loaders(args, config, train, val, torch.device('cpu'))[:3]
+
+
+def read(shards, epochs, rank=0, world_size=1):
+    """Targets of each epoch, batch by batch, and of the validation images, as train_timm.py reads them."""
+    train, loader, loader_val, _ = loaders_of(
+        shards, '--icasc-eval-images', '0', rank=rank, world_size=world_size)
     batches = []
     for epoch in range(epochs):
         begin_epoch(train, epoch)
         batches.append([target.tolist() for _, target in loader])
         assert len(batches[-1]) == len(loader)
     return batches, [target.tolist() for _, target in loader_val]
+
+
+@pytest.mark.parametrize('workers', [0, 1, 2])
+def test_the_maps_of_the_first_images_are_measured_whoever_reads_them(workers, shards):
+    """Two processes gave six images each, the first ones of either shard, and fewer where a shard has fewer."""
+    *_, loader = loaders_of(shards, '-j', str(workers), '--icasc-eval-images', '12')
+    first = [target for _, target in create_dataset('wds/digits', str(shards), 'validation')][:12]
+    assert [int(target) for _, targets in loader for target in targets] == first
 
 
 def test_each_epoch_has_an_order_of_its_own_that_follows_from_its_number(shards):

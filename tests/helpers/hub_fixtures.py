@@ -49,9 +49,9 @@ def nowhere():
         yield f'http://127.0.0.1:{taken.getsockname()[1]}'
 
 
-def save_noise(root, **counts):
+def save_noise(root, seed=0, **counts):
     """An image folder of three classes, so many images of 32-pixel noise a class in each split."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     for split, count in counts.items():
         for name in ('ant', 'bat', 'cat'):
             folder = root / split / name

@@ -376,6 +376,7 @@ OTHER_CUES = (
     (['--foreground', '0.5'], 'foreground was 0.2, is 0.5'),
     (['--train-split', 'val'], "train_split was 'train', is 'val'"),
     (['--cues-only'], 'name another --output'),
+    (['--img-size', '40'], 'classifier_input_size was [3, 32, 32], is [3, 40, 40]'),
     ([], 'classifier was '))
 
 

@@ -1,11 +1,13 @@
 """--resume brings back what is in no checkpoint, and refuses what would mix two runs in one."""
 import csv
 import json
+import shutil
 
 import pytest
 import torch
 from helpers.hub_fixtures import save_noise
 from helpers.runs import TINY, train_in_process, train_with_accuracies
+from PIL import Image
 
 from timm_icasc.cli import main
 from timm_icasc.runs.folder import open_run
@@ -120,6 +122,41 @@ def test_parameters_stay_in_their_groups(option, train):
     code, _, err = train('--resume', 'auto', '--epochs', 2, *option)
     assert code == 2 and f'{option[0]} was ' in err and f'and is {option[1]}' in err and err.count('\n') == 1
     assert 'or begin a new run from the weights with --initial-checkpoint' in err
+
+
+@pytest.mark.parametrize('option, before, now', [
+    ('--icasc-order', 1, 2), ('--icasc-attention', 'ach', 'grad_cam'), ('--loss', 'ce', 'bce')])
+def test_and_with_what_the_method_is_made_of(option, before, now, train, tmp_path):
+    assert train('--epochs', 1)[0] == 0
+    left = content(tmp_path / 'x')
+    code, _, err = train('--resume', 'auto', '--epochs', 2, option, now)
+    assert code == 2 and f'{option} was {before} in the epochs so far' in err and err.count('\n') == 1
+    assert content(tmp_path / 'x') == left
+
+
+@pytest.mark.parametrize('option, before, now', [
+    ('--mean', [0.2, 0.2, 0.2], [0.5, 0.5, 0.5]), ('--interpolation', ['bilinear'], ['nearest']), ('--seed', [1], [2]),
+    ('--icasc-weights', [1.0, 1.0, 1.0], [0.3, 0.3, 0.3])])
+def test_what_keeps_epochs_from_being_compared_is_told(option, before, now, train):
+    """--seed draws other images for --limit-train."""
+    few = ['--limit-train', 1, '--batch-size', 3]
+    assert train('--epochs', 1, *few, option, *before)[0] == 0
+    code, out, _ = train('--resume', 'auto', '--epochs', 2, *few, option, *now)
+    told = [values if len(values) > 1 else values[0] for values in (before, now)]
+    assert code == 0
+    assert f'warning: {option} was {told[0]} so far, and is {told[1]} now: the epochs do not compare' in out
+
+
+def test_other_images_are_told_and_the_same_ones_may_lie_elsewhere(images, train, tmp_path):
+    assert train('--epochs', 1)[0] == 0
+    moved = shutil.copytree(images, tmp_path / 'moved')
+    code, out, _ = train('--resume', 'auto', '--epochs', 2, '--data-dir', moved)
+    assert code == 0 and 'do not compare' not in out
+    for file in (moved / 'val').rglob('*.png'):
+        Image.new('RGB', (16, 16), (9, 9, 9)).save(file)
+    code, out, _ = train('--resume', 'auto', '--epochs', 3, '--data-dir', moved)
+    assert code == 0 and 'warning: --val-split validation has other images than so far' in out
+    assert 'train-split' not in out
 
 
 def test_another_size_of_the_images_is_told(train):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data import fingerprint
 from ..errors import ICASCError
 from ..evaluation.bootstrap import check_same_maps, compare
 from ..evaluation.checkpoint import (
@@ -41,6 +42,7 @@ from ..runs.folder import (
     COMPARISON,
     EVALUATED,
     EVALUATION,
+    FINGERPRINT,
     IMAGES,
     PAIRS,
     RECORDS,
@@ -119,6 +121,7 @@ def _evaluate(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) ->
         'label': checkpoint.label, 'checkpoint': checkpoint.source, 'model': checkpoint.args.model,
         'dataset': checkpoint.args.dataset or checkpoint.args.data_dir, 'split': checkpoint.args.val_split,
         'images': len(records.indices), 'whole_split': len(records.indices) == len(checkpoint.dataset),
+        FINGERPRINT: fingerprint(checkpoint.dataset),
         **_of_run(args, checkpoint),
         'measures': summarise(records), 'attention': args.attention, 'sigma': args.sigma, 'tolerance': args.tolerance,
         'layers': layers and [layers.inner.path, layers.last.path], 'localised': args.layer,

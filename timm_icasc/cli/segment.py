@@ -137,6 +137,7 @@ def _origin(args: argparse.Namespace, classifier: Checkpoint) -> dict[str, Any]:
     weights = args.backbone_weights
     return {
         **{name: getattr(args, name) for name in names},
+        **{f'classifier_{name}': value for name, value in classifier.preparation.items()},
         'layers': [classifier.layers.inner.path, classifier.layers.last.path],
         'classifier': tensors_sha256(classifier.model.state_dict()),
         'backbone_weights': file_sha256(weights) if weights else None}

@@ -20,7 +20,7 @@ from .image_list import MultiLabelList, SingleLabelList
 from .imagenet import ILSVRC2012
 from .labelled_images import Box, LabelledImages, MultiLabelImages
 from .resident import ResidentLoader
-from .shared_images import count_shared
+from .same_images import count_shared, fingerprint
 from .streams import begin_epoch, check_shards, is_stream
 from .transforms import use_pad_crop
 from .voc import VOC_CLASSES, PackedVOC, VOCDevkit
@@ -29,6 +29,6 @@ __all__ = [
     'BALANCED', 'BalancedImages', 'Box', 'CUB200', 'Caltech256', 'DigitsDataset', 'FewImages', 'ILSVRC2012',
     'LabelledImages', 'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'SingleLabelList',
     'VOCDevkit', 'VOC_CLASSES', 'balanced', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'class_weights',
-    'count_shared', 'create_dataset', 'evenly_spaced', 'few_of_each_class', 'image_file', 'image_name', 'is_public',
-    'is_stream', 'labels_of', 'name_classes', 'use_pad_crop',
+    'count_shared', 'create_dataset', 'evenly_spaced', 'few_of_each_class', 'fingerprint', 'image_file', 'image_name',
+    'is_public', 'is_stream', 'labels_of', 'name_classes', 'use_pad_crop',
 ]

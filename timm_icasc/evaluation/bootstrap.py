@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..labels import check_same_classes
-from .image_records import ImageRecords
+from .image_records import SAME_PIXELS, ImageRecords
 from .measures import ORDER, curve_measures, mean_measures
 
 __all__ = ['check_same_maps', 'compare']
@@ -20,8 +20,6 @@ __all__ = ['check_same_maps', 'compare']
 SEED = 0
 
 LEVEL = 0.95
-
-SAME_PIXELS = 0.02  # in mean or deviation of a normalised image: more than another decoder makes
 
 BOTH = ('pointing', 'energy', 'iou', 'iou50')
 

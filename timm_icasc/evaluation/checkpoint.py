@@ -12,7 +12,15 @@ import torch.nn as nn
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
-from ..data import FewImages, class_names, few_of_each_class, image_file, labels_of, name_classes
+from ..data import (
+    FewImages,
+    class_names,
+    few_of_each_class,
+    fingerprint,
+    image_file,
+    labels_of,
+    name_classes,
+)
 from ..errors import DataError, ICASCError, LayerResolutionError, one_line
 from ..explanation import Explainer
 from ..explanation.class_names import fill_up
@@ -21,12 +29,12 @@ from ..features.resolve import resolve_layers
 from ..foreign_text import printable
 from ..labels import MULTI, LabelKind, check_same_classes
 from ..runs.find import find_runs, find_weights
-from ..runs.folder import Run
+from ..runs.folder import Run, fingerprints_in, names_in
 from ..training.device import device_fault
 from ..training.loaders import set_up_data_config
 from ..training.model_factory import UNREGISTERED
 from .image_records import ImageRecords
-from .restore import is_name, restore, run_arguments, run_beside
+from .restore import is_name, restore, run_arguments, run_beside, take_preparation
 
 __all__ = [
     'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'name_apart',
@@ -79,6 +87,14 @@ class Checkpoint:
         return _noted_names(self.run, Path(self.source), self.model)
 
     @property
+    def preparation(self) -> dict[str, Any]:
+        """What of timm's data configuration says how images become pixels, as JSON gives it back."""
+        names = ('input_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std')
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name in names
+            if (value := self.data_config.get(name)) is not None}
+
+    @property
     def map_settings(self) -> dict[str, str]:
         """The network and its two layers; nothing where it has none."""
         if self.layers is None:
@@ -94,7 +110,10 @@ class Checkpoint:
 
 def _noted_names(run: Run | None, weights: Path | None, model: nn.Module) -> list[str] | None:
     """The classes in the order of the logits, as the run, or the published model, has noted them down."""
-    names = run.class_names(weights) if run else model.pretrained_cfg.get('label_names')
+    if run is not None:
+        names = run.class_names(weights)
+    else:
+        names = weights and names_in(weights) or model.pretrained_cfg.get('label_names')
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return None  # of a config.json that somebody else wrote
     return list(names)
@@ -110,13 +129,13 @@ def _match_classes(
 ) -> list[str] | None:
     """The class names in the order of the logits, the data set's labels brought into this order.
 
-    It is the order that the run, or the published model, has noted down; where there is none, or `class_map` says
-    which class has which index, that of the data set.
+    It is the order that the run, or the published model, has noted down; where there is none, or `class_map` gives
+    names that are not among these their indices, that of the data set.
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
     model_names = _noted_names(run, weights, model)
-    if names and model_names not in (None, names) and not class_map:
-        unknown = [name for name in names if name not in model_names]
+    unknown = [name for name in names or () if name not in (model_names or ())]
+    if names and model_names not in (None, names) and not (class_map and unknown):
         if unknown:
             raise DataError(
                 f"the data set has the classes {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}, which "
@@ -138,6 +157,20 @@ def _match_classes(
         names = fill_up(names, num_classes)
         name_classes(dataset, names)  # of the other outputs nothing is known
     return names
+
+
+def _warn_of_other_images(
+        dataset: Dataset,
+        source: str,
+        weights: Path,
+        args: argparse.Namespace,
+) -> None:
+    """Say where a run's own images are not those of then: a relative path leads elsewhere, or they were changed."""
+    then, now = fingerprints_in(weights).get('val'), fingerprint(dataset)
+    if then and now and then != now:
+        warnings.warn(
+            f"'{args.data_dir or args.dataset}' has other images than the run '{source}' was validated on: name the "
+            f'folder of these with `data_dir`', stacklevel=3)
 
 
 def _whole_path(source: str) -> Path:
@@ -166,10 +199,16 @@ def load_checkpoint(
     weights = None if is_name(source) else find_weights(source, given.best)
     run = run_beside(weights)
     args = run_arguments(source, given, run, with_data)
+    if weights is not None and run is None:
+        take_preparation(args, weights, given)
     # A run may be of a machine with another device.
     args.device = given.device or next(d for d in (args.device, 'cuda', 'cpu') if d and not device_fault(d))
     model, dataset = restore(args, weights, run, with_data, getattr(given, 'pretrained_path', None))
-    names = _match_classes(dataset, source, run, weights, model, given) if with_data else None
+    names = None
+    if with_data:
+        names = _match_classes(dataset, source, run, weights, model, given)
+        if run and not any(getattr(given, name, None) for name in ('data_dir', 'dataset', 'val_split')):
+            _warn_of_other_images(dataset, source, weights, args)
     try:
         model = model.to(args.device).eval()
     except (RuntimeError, AssertionError) as e:

@@ -6,7 +6,6 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,14 +84,6 @@ def _mean_over_present(
         name: torch.stack([
             row[:len(classes)].nanmean() for row, classes in zip(value, present, strict=True)])
         for name, value in values.items()}
-
-
-def _preparation(data_config: dict[str, Any]) -> dict[str, Any]:
-    """What of timm's data configuration says how images become pixels, as JSON gives it back."""
-    names = ('input_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std')
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name in names
-        if (value := data_config.get(name)) is not None}
 
 
 class _Collector:
@@ -236,7 +227,7 @@ class _Collector:
             images={name: torch.cat(parts).numpy() for name, parts in self.columns.items()},
             pairs={name: np.array([pair[name] for pair in self.pairs]) for name in names},
             settings=settings, pixels=torch.cat(self.pixels).numpy(),
-            preparation=_preparation(self.checkpoint.data_config))
+            preparation=self.checkpoint.preparation)
 
 
 def collect_records(

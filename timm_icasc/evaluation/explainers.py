@@ -13,6 +13,7 @@ from ..foreign_files import read_json
 from ..hub.model_folder import CONFIG, METADATA_KEY
 from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI
+from ..runs.folder import names_in
 from ..training.model_factory import HUB_NAMES
 from .checkpoint import Checkpoint, load_checkpoint, name_apart
 from .restore import run_beside
@@ -76,9 +77,8 @@ def load_explainer(
     if Path(source).is_file() and run_beside(Path(source)) is None and not given.model:
         raise ICASCError(f"'{source}' lies in no run's folder: name its `architecture`.")
     checkpoint = load_checkpoint(source, given, with_data=False)
-    names = None
-    if checkpoint.run is not None:
-        names = checkpoint.run.class_names(Path(checkpoint.source))
+    file = Path(checkpoint.source)
+    names = names_in(file) if checkpoint.run is None else checkpoint.run.class_names(file)
     if names is not None and len(names) > checkpoint.num_classes:
         raise ICASCError(
             f"the run '{source}' has {len(names)} class names, its weights {checkpoint.num_classes} classes.")

@@ -14,7 +14,9 @@ from ..foreign_text import printable
 from ..labels import LabelKind, kind_of
 from ..runs.files import replacing
 
-__all__ = ['ImageRecords', 'load_records', 'save_records']
+__all__ = ['SAME_PIXELS', 'ImageRecords', 'load_records', 'save_records']
+
+SAME_PIXELS = 0.02  # in mean or deviation of normalised images: more than another decoder makes
 
 FORMAT = 2  # 1 had probabilities for scores
 

@@ -13,18 +13,25 @@ from torch.utils.data import Dataset
 
 from ..data import class_names, create_dataset, is_stream
 from ..errors import DataError, ICASCError, one_line
-from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run
+from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run, read_checkpoint
 from ..runs.intact import check_intact
 from ..training.arguments import parse_args
 from ..training.device import usable_cores
+from ..training.loaders import columns_of
 from ..training.model_factory import UNREGISTERED, check_model_name, set_up_model
 
-__all__ = ['is_name', 'restore', 'run_arguments', 'run_beside']
+__all__ = ['is_name', 'open_dataset', 'restore', 'run_arguments', 'run_beside', 'take_preparation']
 
 # Options of the command that replace those of the run, where given.
 OVERRIDES = (
     'data_dir', 'dataset', 'val_split', 'class_map', 'img_size', 'crop_pct', 'crop_mode', 'workers', 'device',
     'max_image_pixels', 'image_endings')
+
+
+# Options that say how a network is built and given its images; a run's checkpoint holds them too.
+PREPARED_BY = (
+    'model_kwargs', 'gp', 'bn_eps', 'img_size', 'input_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std',
+    'icasc_layers')
 
 
 def is_name(source: str) -> bool:
@@ -58,6 +65,7 @@ def run_arguments(
     args = parse_args(argv)
     if getattr(given, 'dataset', None):
         args.image_endings = getattr(given, 'image_endings', None)  # those of the run are of its own data
+        args.input_key = args.target_key = None
     if args.input_size and getattr(given, 'img_size', None):  # the run's size gives way to what is asked for
         args.input_size = [args.input_size[0], given.img_size, given.img_size]
     if getattr(given, 'workers', None) is None:  # the run may be of a larger machine
@@ -65,6 +73,22 @@ def run_arguments(
     if with_data and given.data_dir and not getattr(given, 'dataset', None) and args.dataset == 'digits':
         args.dataset = ''  # the embedded data of the run give way to the folder
     return args
+
+
+def take_preparation(args: argparse.Namespace, file: Path, given: argparse.Namespace) -> None:
+    """Take from a checkpoint that has left its run's folder the options of `PREPARED_BY` that are not given."""
+    if not file.name.endswith(CHECKPOINT):
+        return
+    try:
+        own = read_checkpoint(file).get('args')
+    except ICASCError:  # what is wrong with it is said where its weights are read
+        return
+    if getattr(own, 'model', None) != args.model:
+        return
+    sizes = ('img_size', 'input_size') if getattr(given, 'img_size', None) is not None else ()
+    for name in PREPARED_BY:
+        if hasattr(own, name) and getattr(given, name, None) is None and name not in sizes:
+            setattr(args, name, getattr(own, name))
 
 
 def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> int | None:
@@ -153,14 +177,14 @@ def restore(
             args.num_classes = there or (own.num_classes if own else None)
         model = set_up_model(args)
         args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
-        return model, _open_dataset(args) if with_data else None
+        return model, open_dataset(args) if with_data else None
     state_dict = _read_weights(weights, run)
     if not isinstance(state_dict, dict) or not all(
             isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise ICASCError(f"'{weights}' holds other things than the tensors of a model; it is no checkpoint.")
     config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
     args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
-    dataset = _open_dataset(args) if with_data else None
+    dataset = open_dataset(args) if with_data else None
     names = class_names(dataset) if dataset else None
     return _fill_model(args, weights, state_dict, names), dataset
 
@@ -175,12 +199,17 @@ def run_beside(weights: Path | None) -> Run | None:
         raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
 
 
-def _open_dataset(args: argparse.Namespace) -> Dataset:
+def open_dataset(args: argparse.Namespace) -> Dataset:
+    """The images that options of timm-icasc train validate on.
+
+    Raises:
+        DataError: They are missing, or cannot be indexed.
+    """
     dataset = create_dataset(
         args.dataset, root=args.data_dir, split=args.val_split, class_map=args.class_map or None,
         download=args.dataset_download, input_img_mode='L' if args.in_chans == 1 else 'RGB',
         batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels,
-        image_endings=args.image_endings)
+        image_endings=args.image_endings, **columns_of(args))
     if is_stream(dataset):
         raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
     return dataset

@@ -17,17 +17,19 @@ from ..foreign_files import read_json, read_yaml
 from .intact import check_intact
 
 __all__ = [
-    'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED',
-    'EVALUATION', 'FIGURE', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PLACES', 'PUBLISHING_OPTIONS',
-    'RECORDS',
-    'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY', 'TENSORBOARD', 'WANDB_ID',
-    'noted_time', 'open_run', 'read_checkpoint', 'read_mapping', 'saved_at',
+    'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION',
+    'FIGURE', 'FINGERPRINT', 'FINGERPRINTS', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PLACES',
+    'PUBLISHING_OPTIONS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY',
+    'TENSORBOARD', 'WANDB_ID', 'fingerprints_in', 'names_in', 'noted_time', 'open_run', 'read_checkpoint',
+    'read_mapping', 'saved_at',
 ]
 
 ARGUMENTS = 'args.yaml'
 CHECKPOINT = '.pth.tar'  # how the names of timm's checkpoints end
 LAST, BEST = f'last{CHECKPOINT}', f'model_best{CHECKPOINT}'
-CLASS_NAMES, SAVED = 'class_names', 'saved'  # in a checkpoint's 'saver': in the order of the logits, and when
+# In a checkpoint's 'saver': the classes in the order of the logits, the images of each split, and when it was written.
+CLASS_NAMES, FINGERPRINTS, SAVED = 'class_names', 'fingerprints', 'saved'
+FINGERPRINT = 'fingerprint'  # in results.json and eval.json: of the images that were measured on
 SUMMARY = 'summary.csv'  # a line per epoch; of `timm-icasc eval --output`, per checkpoint
 RESULTS, RESULTS_TABLE = 'results.json', 'results.csv'  # of a finished run
 FIGURE = 'attention.png'
@@ -106,9 +108,10 @@ class Run:
         # By their names, since folders differ from machine to machine.
         same = all(Path(content.get(name) or '').name == Path(value or '').name for name, value in expected.items())
         same &= content.get('epochs') == self.results.get('epochs')  # it may have gone on since
+        noted = self.results.get('model', {})
         told = (  # trained anew from an earlier epoch; images that have come or gone
             (content.get('saved'), _noted_time_of(self.checkpoint)),
-            (content.get('images'), self.results.get('model', {}).get('val_images')))
+            (content.get('images'), noted.get('val_images')), (content.get(FINGERPRINT), noted.get(FINGERPRINT)))
         same &= all(None in pair or pair[0] == pair[1] for pair in told)
         if not same or not content.get('whole_split') or content.get('other_pixels'):
             warnings.warn(
@@ -193,9 +196,7 @@ class Run:
     def class_names(self, file: Path) -> list[str] | None:
         """The classes in the order of the logits; None where neither the results nor the checkpoint tells."""
         names = self.results.get('model', {}).get('label_names')
-        if names is None and not self.results and file.name.endswith(CHECKPOINT):
-            names = (read_checkpoint(file).get('saver') or {}).get(CLASS_NAMES)
-        return names
+        return names_in(file) if names is None and not self.results else names
 
     def outdated(self) -> HubError:
         """The error of results that do not say all that is asked of them."""
@@ -224,6 +225,23 @@ def _load_checkpoint(file: Path) -> dict[str, Any]:
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"the checkpoint '{file}' cannot be read: {one_line(e)}") from e
     return checkpoint
+
+
+def _noted_in(file: Path) -> dict[str, Any]:
+    """What a run's checkpoint notes down beside the weights; nothing where it is no such file."""
+    if not file.name.endswith(CHECKPOINT) or not file.is_file():
+        return {}
+    return read_checkpoint(file).get('saver') or {}
+
+
+def names_in(file: Path) -> list[str] | None:
+    """The classes in the order of the logits, as a run's checkpoint tells them; None where it does not."""
+    return _noted_in(file).get(CLASS_NAMES)
+
+
+def fingerprints_in(file: Path) -> dict[str, str | None]:
+    """Of the images of each split, as a run's checkpoint tells them; nothing where it does not."""
+    return _noted_in(file).get(FINGERPRINTS) or {}
 
 
 def noted_time(checkpoint: dict[str, Any]) -> float | None:

@@ -58,6 +58,11 @@ def accuracy_table(summaries: list[VariantSummary], records: dict[str, dict[str,
     return rows
 
 
+def _of_seeds(count: int, seeds: int) -> str:
+    """How many of the seeds a number is of, where it is not all of them."""
+    return f', {count} of {seeds} seeds' * (count < seeds)
+
+
 def measure_tables(summaries: list[VariantSummary]) -> list[Rows]:
     """Tables of the other measures, each with its difference to the baseline; none where no run has such a measure."""
     tables = []
@@ -69,10 +74,10 @@ def measure_tables(summaries: list[VariantSummary]) -> list[Rows]:
             row = {'variant': s.variant}
             for name in names:
                 if any(name in other.means for other in summaries):
-                    change = f' ({s.differences[name].mean:+.3f})' if name in s.differences else ''
-                    count = s.counts.get(name, 0)
-                    few = f', {count} of {len(s.seeds)} seeds' * (count < len(s.seeds))
-                    row[TITLES[name]] = f'{mean_sd(*s.means[name], 3)}{few}{change}' if count else '-'
+                    count, change = s.counts.get(name, 0), s.differences.get(name)
+                    few = _of_seeds(count, len(s.seeds))
+                    told = f' ({change.mean:+.3f}{_of_seeds(change.seeds, count)})' if change else ''
+                    row[TITLES[name]] = f'{mean_sd(*s.means[name], 3)}{few}{told}' if count else '-'
             rows.append(row)
         tables.append(rows)
     return tables
@@ -98,13 +103,14 @@ def _body(
         figure: Path,
 ) -> str:
     first = next(iter(records.values()))
+    epoch = 'last epoch' if '--best' not in first['evaluated']['arguments'] else 'best epoch of each run'
     main = _main_measure(summaries)
     over_images = (
         ' "Over seeds and images": bootstrap in which seeds and images are drawn anew; with one seed it holds '
         'the chance of the images alone, with few it is too narrow.' if main == 'top1' else '')
     parts = [
         f'{len(records)} of {len(study.runs)} runs; {first["evaluated"]["images"]} images of '
-        f'{code_span(first["evaluated"]["split"])}, last epoch. {_versions(records)}',
+        f'{code_span(first["evaluated"]["split"])}, {epoch}. {_versions(records)}',
         markdown(accuracy_table(summaries, records)),
         f'*Mean ± standard deviation over the seeds. Differences are to `{study.baseline}`, seed by seed. "Over '
         f'seeds": Student\'s interval of the mean difference, on these images.{over_images} Seconds are wall '

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from ..data import fingerprint
 from ..errors import ICASCError, one_line
 from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
+from ..evaluation.restore import open_dataset
 from ..foreign_files import read_json
 from ..labels import SINGLE
 from ..runs.epochs import SECONDS
 from ..runs.find import has_begun
-from ..runs.folder import EVALUATED, EVALUATION, RECORDS, SUMMARY, open_run
+from ..runs.folder import EVALUATED, EVALUATION, LAST, RECORDS, SUMMARY, fingerprints_in, open_run
 from ..runs.tables import write_json
+from ..training.arguments import parse_args
 from .study import PlannedRun, Study, changed_options
 
 __all__ = ['check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path']
@@ -89,7 +92,9 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
             'wall_time': sum(row[SECONDS] for row in curve),  # of all epochs, interrupted or not
             'evaluated': {
                 **{name: evaluation[name] for name in ('dataset', 'split', 'images', 'attention', 'layers')},
-                'sha256': images.sha256, 'arguments': list(study.evaluation)},
+                'sha256': images.sha256, 'arguments': list(study.evaluation),
+                'pixels': None if images.pixels is None else images.pixels.mean(0).tolist(),
+                'preparation': images.preparation},
             'final': evaluation['measures'], 'curve': curve, 'options': run.options,
         }
         if images.labels is SINGLE:
@@ -159,3 +164,18 @@ def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Pa
                     f"variant '{run.variant}' is not what '{path}' was made with: "
                     f"{', '.join(f'{name} was {earlier[name]!r}, is {run.options[name]!r}' for name in changed[:5])}. "
                     f'Give the changed variant another name, or remove what is there.')
+        if has_begun(folder) and run.name not in records:
+            _check_same_images(run, folder)
+
+
+def _check_same_images(run: PlannedRun, folder: Path) -> None:
+    """Raise ICASCError where a run has begun on other images than those of the folder that is named now."""
+    before = open_run(folder).arguments.get('data_dir')
+    if not run.data_dir or not before or os.path.realpath(before) == os.path.realpath(run.data_dir):
+        return
+    then = fingerprints_in(folder / LAST).get('val')
+    now = fingerprint(open_dataset(parse_args(run.arguments)))
+    if then and now and then != now:
+        raise ICASCError(
+            f"'{folder}' was begun on the images of '{before}', those of `data_dir={run.data_dir}` are others: name "
+            f'another `output`, or remove what is there.')

@@ -82,7 +82,8 @@ class _Work:
             *(['--resume', 'auto'] if begun else [])]
 
     def evaluation(self) -> list[str]:
-        return [*COMMAND, 'eval', str(self.folder), '--robustness', *self.study.evaluation]
+        place = ['--data-dir', self.run.data_dir] if self.run.data_dir else []  # which may have moved since
+        return [*COMMAND, 'eval', str(self.folder), '--robustness', *place, *self.study.evaluation]
 
     def start(self, words: Sequence[str]) -> None:
         # A session of its own: Ctrl-C is the sweep's to answer, which then stops its runs.

@@ -45,6 +45,12 @@ class PlannedRun:
     def name(self) -> str:
         return f'{self.variant}-seed{self.seed}'
 
+    @property
+    def data_dir(self) -> str | None:
+        """Folder of the images on this machine."""
+        words = dict(zip(self.arguments, self.arguments[1:], strict=False))
+        return words.get('--data-dir')
+
 
 @dataclass(frozen=True)
 class Study:

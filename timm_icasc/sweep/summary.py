@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import t
 
 from ..errors import ICASCError
+from ..evaluation.image_records import SAME_PIXELS
 from ..evaluation.measures import OF_MAPS
 from ..runs.tables import mean_and_deviation, paired_difference
 from .run_record import correct_of
@@ -205,6 +206,22 @@ def _check_same_images(records: dict[str, dict[str, Any]]) -> None:
             raise ICASCError(
                 f"'{first}' and '{other}' were evaluated on different images: runs are compared on the same ones; "
                 f'remove the records of the wrong ones, and look at `data_dir`.')
+    _check_pixels(records)
+
+
+def _check_pixels(records: dict[str, dict[str, Any]]) -> None:
+    """Raise ICASCError where images of the same names, prepared alike, have other content."""
+    first: dict[str, tuple[str, np.ndarray]] = {}
+    for name, record in records.items():
+        evaluated = record['evaluated']
+        if not evaluated.get('pixels'):  # earlier records have none
+            continue
+        pixels = np.array(evaluated['pixels'])
+        other, expected = first.setdefault(str(evaluated.get('preparation')), (name, pixels))
+        if np.abs(pixels - expected).max() > SAME_PIXELS:
+            raise ICASCError(
+                f"'{other}' and '{name}' were evaluated on images of the same names and other content: remove the "
+                f'records of the wrong ones, and look at `data_dir`.')
 
 
 def summarise(study: Study, records: dict[str, dict[str, Any]]) -> list[VariantSummary]:

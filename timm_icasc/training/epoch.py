@@ -9,6 +9,7 @@ import torch.nn as nn
 from timm import utils
 from tqdm import tqdm
 
+from ..data import is_stream
 from ..errors import DataError, NonFiniteLossError
 from ..features.module_state import evaluation_mode
 from ..features.outputs import without_order
@@ -16,7 +17,7 @@ from ..features.wrappers import run_eagerly, unwrap_model
 from ..objective.separability import evaluate_attention
 from .interrupt import StopSignal
 from .job import TrainingJob, icasc_config
-from .processes import true_in_all
+from .processes import sum_of_all, true_in_all
 
 __all__ = ['evaluate', 'evaluated_model', 'is_validated', 'train_one_epoch']
 
@@ -192,7 +193,7 @@ def validate(
         NonFiniteLossError: A class score is NaN or infinite: as accuracy, NaN counts for the first class.
     """
     model.eval()
-    evaluator, ordered = job.create_evaluator(), torch.tensor(True, device=job.device)
+    evaluator, ordered, count = job.create_evaluator(), torch.tensor(True, device=job.device), 0
     for images, target in flag.batches(progress(job, job.loader_val, 'validation')):
         images, target = images.to(job.device), target.to(job.device)
         if job.args.channels_last:
@@ -202,7 +203,10 @@ def validate(
         job.labels.check(output, target)
         ordered &= ~without_order(output).any()  # nothing waits for it here
         evaluator.update(output, target)
+        count += len(target)
     check_scores(job, ordered, averaged)
+    if is_stream(job.val_set):  # whose length is an estimate
+        job.val_images = sum_of_all(job.args, count)
     return evaluator.compute(distributed=job.args.distributed)
 
 

@@ -18,7 +18,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import labels_of
+from ..data import fingerprint, labels_of
 from ..errors import ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
@@ -210,9 +210,11 @@ class TrainingJob:
     val_set: Dataset
     names: list[str] | None
     labels: LabelKind
+    fingerprints: dict[str, str | None]  # of the images of each split
     layers: ICASCLayers | None  # None: the plain loss on a model without usable layers
     frozen: list[nn.Module]  # stay in evaluation mode
     memory: PeakMemory  # since before the model was made
+    val_images: int | None = None  # of a stream, those that were measured on
 
     def create_evaluator(self) -> Any:
         """What collects the predictions on the validation images: timm's, or that of several classes per image."""
@@ -270,4 +272,5 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
         updates_per_epoch=updates_per_epoch, loader_train=loader_train, loader_val=loader_val,
         attention_loader=attention_loader, mixup=mixup, data_config=data_config,
         train_set=train_set, val_set=val_set, names=names, labels=labels_of(train_set),
+        fingerprints={'train': fingerprint(train_set), 'val': fingerprint(val_set)},
         layers=layers, frozen=frozen, memory=memory)

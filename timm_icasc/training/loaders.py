@@ -28,7 +28,7 @@ from ..errors import DataError, ICASCError, one_line
 from ..labels import SINGLE, LabelKind
 from .interrupt import begin_loading
 
-__all__ = ['mixes', 'set_up_class_weights', 'set_up_data', 'set_up_data_config', 'set_up_loaders']
+__all__ = ['columns_of', 'mixes', 'set_up_class_weights', 'set_up_data', 'set_up_data_config', 'set_up_loaders']
 
 
 def mixes(args: argparse.Namespace) -> bool:
@@ -91,6 +91,11 @@ def _match_classes(
         f'{", ".join(val_only[:5]) or "none"}. Name them alike, or pass --class-map.')
 
 
+def columns_of(args: argparse.Namespace) -> dict[str, str]:
+    """Where images and labels are in tables and shards, as far as it is said."""
+    return {name: getattr(args, name) for name in ('input_key', 'target_key') if getattr(args, name)}
+
+
 def _tell_shared(args: argparse.Namespace, train: Dataset, val: Dataset) -> None:
     """Warn where images are trained on and measured on."""
     same = args.train_split == args.val_split
@@ -117,8 +122,7 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
         'root': args.data_dir, 'class_map': args.class_map or None, 'download': args.dataset_download,
         'input_img_mode': 'L' if channels == 1 else 'RGB', 'batch_size': args.batch_size, 'seed': args.seed,
         'max_image_pixels': args.max_image_pixels, 'image_endings': args.image_endings}
-    shared.update({
-        name: value for name, value in (('input_key', args.input_key), ('target_key', args.target_key)) if value})
+    shared.update(columns_of(args))
     train = create_dataset(
         args.dataset, split=args.train_split, is_training=True,
         num_samples=args.train_num_samples, **shared)
@@ -230,8 +234,10 @@ def set_up_loaders(
             f'process.')
     attention_loader, loaders = None, [loader_train, loader_val]
     if args.icasc_eval_images and hasattr(val, '__len__'):
+        # Of a stream each loading process has shards of its own; the first images are those that one of them reads.
+        workers = min(1, args.workers) if is_stream(val) else args.workers
         attention_loader = create_loader(
-            evenly_spaced(val, args.icasc_eval_images), **evaluation, **shared)
+            evenly_spaced(val, args.icasc_eval_images), **evaluation, **{**shared, 'num_workers': workers})
         loaders.append(attention_loader)
     for loader in (getattr(loader, 'loader', loader) for loader in loaders):  # inside the prefetcher
         if isinstance(loader, DataLoader):

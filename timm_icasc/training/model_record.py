@@ -3,7 +3,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..data import is_stream
 from ..features.wrappers import unwrap_model
+from ..runs.folder import FINGERPRINT
 from .job import TrainingJob, icasc_config
 
 __all__ = ['model_record']
@@ -55,8 +57,8 @@ def model_record(job: TrainingJob) -> dict[str, Any]:
             'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
         'dataset': args.dataset or Path(args.data_dir).name,
         'train_images': len(job.train_set) if hasattr(job.train_set, '__len__') else None,
-        'val_images': len(job.val_set) if hasattr(job.val_set, '__len__') else None,
-        'val_split': args.val_split,
+        'val_images': job.val_images if is_stream(job.val_set) else len(job.val_set),
+        'val_split': args.val_split, FINGERPRINT: job.fingerprints['val'],
         'attention_images': 0 if job.attention_loader is None else len(job.attention_loader.dataset),
         'source': _source(args, config), 'icasc': icasc,
         'layers': None if job.layers is None else {'inner': job.layers.inner.path, 'last': job.layers.last.path},

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from ..errors import ICASCError
 
-__all__ = ['check_alike', 'said_by_first', 'true_in_all']
+__all__ = ['check_alike', 'said_by_first', 'sum_of_all', 'true_in_all']
 
 T = TypeVar('T')
 
@@ -32,6 +32,11 @@ def _said_by_all(args: argparse.Namespace, value: T) -> list[T]:
 def true_in_all(args: argparse.Namespace, value: bool) -> bool:
     """Whether the value is true in every process."""
     return all(_said_by_all(args, value))
+
+
+def sum_of_all(args: argparse.Namespace, value: int) -> int:
+    """The sum of the values of all processes."""
+    return sum(_said_by_all(args, value))
 
 
 def check_alike(args: argparse.Namespace, value: object, what: str) -> None:

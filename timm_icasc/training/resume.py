@@ -11,7 +11,7 @@ from ..data import is_stream
 from ..errors import DataError, ICASCError, one_line
 from ..labels import check_same_classes
 from ..runs.epochs import read_epochs
-from ..runs.folder import CLASS_NAMES, LAST
+from ..runs.folder import CLASS_NAMES, FINGERPRINTS, LAST
 from ..runs.intact import check_intact
 from ..task.icasc import ICASCTask
 from .console import log
@@ -25,8 +25,16 @@ OF_OPTIONS = ('weight_decay', 'momentum', 'nesterov', 'betas', 'eps', 'lr_scale'
 
 RANKED_BY = ('eval_metric', 'val_split')  # what makes an epoch the best, and of which images
 
-# What says which images there are and how they are given to the network: epochs before and after do not compare.
-IMAGES_BY = ('dataset', 'data_dir', 'train_split', 'limit_train', 'img_size', 'input_size', 'crop_pct', 'crop_mode')
+# What makes the method that the results are of.
+METHOD_BY = ('loss', 'icasc_attention', 'icasc_order', 'icasc_defects')
+
+# What says which images there are, how they are given to the network and what is learned of them: epochs before and
+# after do not compare.
+COMPARED_BY = (
+    'dataset', 'data_dir', 'train_split', 'limit_train', 'class_map', 'image_endings', 'input_key', 'target_key',
+    'img_size', 'input_size', 'crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'icasc_weights', 'icasc_theta',
+    'icasc_sigma', 'icasc_omega', 'icasc_mask_scale', 'icasc_mask_grad', 'icasc_multilabel_maps', 'icasc_share',
+    'icasc_rival', 'icasc_layers')
 
 # What says how parameters fall into groups, of each of which the optimiser has a state.
 GROUPED_BY = (
@@ -85,6 +93,26 @@ def changed(
     return found
 
 
+def warn_of_changes(
+        job: TrainingJob,
+        was: argparse.Namespace | None,
+        fingerprints: dict[str, str | None],
+) -> None:
+    """Say what keeps the epochs to come from being compared with those so far; the same images may lie elsewhere."""
+    args, names = job.args, list(COMPARED_BY)
+    if args.limit_train is not None:
+        names.append('seed')  # which draws them
+    known = [split for split, own in job.fingerprints.items() if own and fingerprints.get(split)]
+    if len(known) == len(job.fingerprints):
+        names.remove('data_dir')
+    for option, before, now in changed(args, was, names):
+        log(args, f'warning: {option} was {before} so far, and is {now} now: the epochs do not compare')
+    for split in known:
+        if fingerprints[split] != job.fingerprints[split]:
+            name = getattr(args, f'{split}_split')
+            log(args, f'warning: --{split}-split {name} has other images than so far: the epochs do not compare')
+
+
 def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
     """Refuse to go on with other classes, or another ranking; warn of another number of processes."""
     args = job.args
@@ -108,8 +136,11 @@ def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
             f'the epochs so far are {options[before]}, these would be {options[args.icasc]}, and the results of '
             f'neither: leave it as it was, let the terms start later (--icasc-start-epoch), or begin a new run with '
             f'--initial-checkpoint.')
-    for option, before, now in changed(args, was, IMAGES_BY):
-        log(args, f'warning: {option} was {before} so far, and is {now} now: the epochs do not compare')
+    for option, before, now in changed(args, was, METHOD_BY if args.icasc else METHOD_BY[:1]):
+        raise ICASCError(
+            f'{option} was {before} in the epochs so far, and the results would be of neither: leave {option} {now} '
+            f'out, or begin a new run with --initial-checkpoint.')
+    warn_of_changes(job, was, saver.get(FINGERPRINTS) or {})
     processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)
     if processes != args.world_size and processes * batch != args.world_size * args.batch_size:
         log(args, f'warning: the run had {processes} process(es) with --batch-size {batch}, this is {args.world_size} '

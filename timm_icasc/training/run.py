@@ -91,7 +91,7 @@ def create_saver(
     saver = CheckpointSaver(
         job.model, job.optimizer, args=kept, task=job.task, amp_scaler=job.scaler,
         checkpoint_dir=str(run_dir), recovery_dir=str(run_dir), decreasing=args.eval_metric == 'loss',
-        max_history=args.checkpoint_hist, class_names=job.names)
+        max_history=args.checkpoint_hist, class_names=job.names, fingerprints=job.fingerprints)
     if checkpoint is not None and checkpoint.resolve().parent == run_dir.resolve():
         saver.go_on_from(checkpoint)
     else:

@@ -8,22 +8,29 @@ from typing import Any
 from timm import utils
 
 from ..runs.files import replacing
-from ..runs.folder import BEST, CLASS_NAMES, LAST, SAVED
+from ..runs.folder import BEST, CLASS_NAMES, FINGERPRINTS, LAST, SAVED
 
 __all__ = ['CheckpointSaver']
 
 
 class CheckpointSaver(utils.CheckpointSaver):
-    """Files and format are timm's; what it keeps in 'saver' has the class names and the time besides.
+    """Files and format are timm's; what it keeps in 'saver' has the class names, the images and the time besides.
 
     Args:
         class_names: In the order of the logits; None where the data do not tell.
+        fingerprints: Of the images of each split.
         **kwargs: timm's.
     """
 
-    def __init__(self, *args: Any, class_names: list[str] | None = None, **kwargs: Any):
+    def __init__(
+            self,
+            *args: Any,
+            class_names: list[str] | None = None,
+            fingerprints: dict[str, str | None] | None = None,
+            **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.class_names = class_names
+        self.noted = {CLASS_NAMES: class_names, FINGERPRINTS: fingerprints or {}}
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
         with replacing(Path(save_path)) as partial:
@@ -43,7 +50,7 @@ class CheckpointSaver(utils.CheckpointSaver):
     def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:
         """timm's, what must not change until the run goes on, and when it was written."""
         state = super().state_dict(epoch, metric)
-        return {**state, CLASS_NAMES: self.class_names, SAVED: time.time()}
+        return {**state, **self.noted, SAVED: time.time()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history, and do what a kill behind the writing of `last` has kept from being done."""

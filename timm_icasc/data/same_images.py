@@ -1,14 +1,19 @@
-"""Images of the validation that are also trained on, whose accuracy is not that of new images."""
+"""Whether images are the same: those that are trained on and measured on, those of a run then and now."""
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset, Subset
 
 from .labelled_images import LabelledImages
+from .streams import is_stream
 
-__all__ = ['count_shared']
+__all__ = ['count_shared', 'fingerprint']
+
+LOOKED_AT = 16  # images whose contents a fingerprint is of
 
 
 def _files(dataset: Any) -> Sequence[Any]:
@@ -49,3 +54,34 @@ def count_shared(train: Dataset, val: Dataset, same_split: bool) -> int:
     names = set(map(_name, measured))
     trained = {_place(file) for file in _files(train) if _name(file) in names}  # few of a million are looked up
     return sum(_place(file) in trained for file in measured)
+
+
+def _content(dataset: Any, file: str | int) -> bytes | None:
+    """What a file holds, or the pixels of an image in none; None where a data set does not have them at hand."""
+    if isinstance(file, str):
+        return Path(file).read_bytes()
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    pixels = getattr(dataset, 'images', getattr(dataset, 'data', None))
+    return np.asarray(pixels[file]).tobytes() if hasattr(pixels, '__getitem__') else None
+
+
+def fingerprint(dataset: Dataset) -> str | None:
+    """A digest of the number of images and of the contents of a few at even distances, wherever they lie.
+
+    Returns:
+        Hexadecimal digits; None of a stream, a table, an archive, or where a file cannot be read.
+    """
+    if is_stream(dataset):
+        return None
+    files = _files(dataset)
+    count = min(LOOKED_AT, len(files))
+    chosen = (files[i * len(files) // count] for i in range(count))
+    try:
+        contents = [_content(dataset, file) for file in chosen]
+    except OSError:
+        return None
+    if None in contents:
+        return None
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    return hashlib.sha256(f'{len(files)} {digests}'.encode()).hexdigest()
