@@ -1,5 +1,6 @@
 """Which layers are chosen, and that looking leaves no trace."""
 import copy
+import logging
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_icasc
 from timm_icasc import FeatureLayer, LayerResolutionError, attention_maps, resolve_layers
+from timm_icasc.features import resolve
 from timm_icasc.features.resolve import resolve_layer
 from timm_icasc.features.tap import capture_features
 
@@ -155,6 +157,55 @@ def test_the_probe_leaves_no_trace():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+class SetByTheFirstBatch(torch.nn.Module):
+    """As the ActNorm of Glow, in evaluation mode too; with dropout that never ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.register_buffer('initialized', torch.tensor(False))
+        self.register_buffer('seen', torch.zeros(()))
+
+    def forward(self, x):
+        self.seen = self.seen + 1
+        if not self.initialized:
+            with torch.no_grad():
+                self.scale.copy_(1 / x.std())
+            self.initialized.fill_(True)
+        return torch.nn.functional.dropout(self.scale * x, 0.1, training=True)
+
+
+def test_buffers_that_a_model_writes_and_numbers_that_it_draws(toy):
+    """The first batch of the user was not the first any more."""
+    toy.stage.insert(1, SetByTheFirstBatch())
+    before, random_state = copy.deepcopy(dict(toy.named_buffers())), torch.get_rng_state()
+    resolve_layers(toy, ('stem', 'stage'), (3, 16, 16))
+    assert dict(toy.named_buffers()) == before and torch.equal(torch.get_rng_state(), random_state)
+    images = 5 * torch.randn(4, 3, 16, 16)
+    toy(images)
+    expected = 1 / toy.stage[0](toy.stem(images)).std()
+    assert toy.stage[1].scale.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize('count, warned', [(1, 0), (2, 1)])
+def test_several_networks_in_one_are_told(count, warned, caplog):
+    """Maps were of the last of them, and so was what the terms trained."""
+    class Ensemble(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nets = torch.nn.ModuleList(create('resnet20_cifar') for _ in range(count))
+
+        def forward(self, x):
+            return sum(net(x) for net in self.nets)
+
+    resolve._warn_of_ways_around.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        resolve_layers(Ensemble(), input_size=(3, 32, 32))
+    told = [record.message for record in caplog.records if 'ways around' in record.message]
+    assert len(told) == warned
+    assert all("scores of Ensemble also come by ways around 'nets.1.layer3'" in line for line in told)
+
+
 def test_the_answer_is_cached_until_the_question_changes():
     model, calls = create('resnet20_cifar'), []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -170,6 +221,29 @@ def test_a_new_head_is_a_new_question():
     assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11'
     model.reset_classifier(5, global_pool='token')
     assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'blocks.11.norm1'
+
+
+class Pooling(torch.nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, tokens):
+        return tokens[:, 1:].mean(1) if self.kind == 'average' else tokens[:, 0]
+
+
+@pytest.mark.parametrize('replaced', [True, False])
+def test_a_pooling_of_ones_own_is_a_new_question(replaced):
+    """A new module may be where one was that is gone, and its attribute may have been set anew; maps were all zero."""
+    model = torch.nn.Sequential(
+        create('vit_tiny_patch16_224', depth=4, embed_dim=24, num_classes=0, global_pool=''), Pooling('average'),
+        torch.nn.Linear(24, 4))
+    for _ in range(20):
+        for kind, path in (('average', '0.norm'), ('token', '0.blocks.3.norm1')):
+            if replaced:
+                model[1] = Pooling(kind)
+            model[1].kind = kind
+            assert resolve_layers(model, input_size=(3, 64, 64)).last.path == path
 
 
 def test_zero_initialised_head_does_not_hide_the_layers():

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from helpers.models import create
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from timm_icasc import ICASCError, ICASCTask, LayerResolutionError, resolve_layers
+from timm_icasc import (
+    ICASCConfig,
+    ICASCError,
+    ICASCTask,
+    LayerResolutionError,
+    attention_maps,
+    icasc_forward,
+    resolve_layers,
+)
 from timm_icasc.double_backward import features_only, operations
 from timm_icasc.double_backward import mode as capture
 from timm_icasc.double_backward.mode import TwiceDifferentiable
@@ -126,6 +134,70 @@ def test_frozen_trunk_starts_the_graph_at_the_tap():
         logits = model(torch.randn(1, 3, 64, 64))
     for gradient in torch.autograd.grad(logits.sum(), list(features.values())):
         assert gradient.any()
+
+
+class WithoutGradients(torch.nn.Module):
+    """A trunk that its user keeps as it is in training, by `torch.no_grad()`; of the trunk at most the last stage."""
+
+    def __init__(self, tuned):
+        super().__init__()
+        trunk = create('resnet18')
+        self.tuned = trunk.layer4 if tuned else torch.nn.Identity()
+        trunk.layer4 = torch.nn.Identity() if tuned else trunk.layer4
+        trunk.global_pool = trunk.fc = torch.nn.Identity()
+        self.trunk, self.fc = trunk, torch.nn.Linear(512, 3)
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not self.training):
+            x = self.trunk(x)
+        return self.fc(self.tuned(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize('tuned', [True, False])
+def test_what_a_model_switches_off_is_not_trained(tuned):
+    """It was: the tap switched gradients on, for what came behind it too."""
+    model = WithoutGradients(tuned)
+    layers = ('trunk.layer3', 'tuned') if tuned else ('trunk.layer3', 'trunk.layer4')
+    task = ICASCTask(model, layers=layers, input_size=(3, 64, 64), verbose=False)
+    images, target = torch.randn(2, 3, 64, 64), torch.arange(2)
+    if tuned:
+        task(images, target)['loss'].backward()
+        assert all(parameter.grad is not None for parameter in model.tuned.parameters())
+    else:
+        with pytest.raises(ICASCError, match='used in training, and not under `torch.no_grad'):
+            task(images, target)['loss'].backward()
+    assert all(parameter.grad is None for parameter in model.trunk.parameters())
+
+
+@pytest.mark.parametrize('inference', [True, False])
+def test_several_passes_in_training_alone(inference, toy):
+    """The probe runs in evaluation mode, where this model takes one; the map was of the mirror image alone."""
+    class Mirrored(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = toy
+
+        def forward(self, x):
+            return (self.net(x) + self.net(x.flip(3))) / 2 if self.training else self.net(x)
+
+    model, images = Mirrored(), torch.randn(2, 3, 16, 16)
+    layers = resolved(model, 16)
+    with pytest.raises(LayerResolutionError, match=r"calls 'net\.st.*' several times .* the last call alone"):
+        if inference:
+            attention_maps(model.train(), images, topk=1, layers=layers)
+        else:
+            icasc_forward(model.train(), images, torch.arange(2), layers, ICASCConfig())
+    assert attention_maps(model.eval(), images, topk=1, layers=layers).isfinite().all()
+
+
+@pytest.mark.parametrize('share', [0.5, 0.75])
+def test_patches_that_are_left_are_no_map(share):
+    """A quarter of them makes a grid of its own, of patches from anywhere."""
+    model = create('vit_tiny_patch16_224', global_pool='avg', class_token=False, patch_drop_rate=share)
+    images, layers = torch.randn(2, 3, 64, 64), resolved(model)
+    with pytest.raises(LayerResolutionError, match='VisionTransformer drops patches in training'):
+        icasc_forward(model.train(), images, torch.arange(2), layers, ICASCConfig())
+    assert attention_maps(model.eval(), images, topk=1, layers=layers).shape[2:] == (4, 4)
 
 
 def test_a_feature_that_is_overwritten_later_keeps_its_value():

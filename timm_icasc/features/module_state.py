@@ -1,4 +1,5 @@
 """What to ask of any model, and how to run it for a moment without leaving a trace."""
+import itertools
 import re
 import threading
 import weakref
@@ -88,7 +89,8 @@ def check_reentrant() -> Iterator[None]:
         if 'not have been used in the graph' in str(e):
             raise ICASCError(
                 f'the class scores do not depend on the layers as they did when these were found, in evaluation mode. '
-                f'{REENTRANT} Without checkpoints, name layers that are used in training with `layers`.') from e
+                f'{REENTRANT} Without checkpoints, name layers that are used in training, and not under '
+                f'`torch.no_grad()`, with `layers`.') from e
         raise
 
 
@@ -99,12 +101,14 @@ class Survey(NamedTuple):
         checkpointing: Gradient checkpointing is on, by the flag that the models of timm or of Hugging Face carry.
         sharded: FSDP2 (`fully_shard`) gathers parameters for a forward or backward pass, and lets go of them after it.
         synchronised: BatchNorm counts the batches of all processes.
+        drops_patches: In training, tokens are left out at random.
         norms: BatchNorm and InstanceNorm.
-        made_of: Another number for other modules, or another pooling.
+        made_of: Another number for other modules, or for another text among their attributes, such as a pooling's.
     """
     checkpointing: bool
     sharded: bool
     synchronised: bool
+    drops_patches: bool
     norms: tuple[nn.Module, ...]
     made_of: int
 
@@ -120,8 +124,18 @@ def _walk(model: nn.Module) -> Iterator[nn.Module]:
             waiting.extend(child for child in module._modules.values() if child is not None)
 
 
+_numbers: 'weakref.WeakKeyDictionary[nn.Module, int]' = weakref.WeakKeyDictionary()
+_counter = itertools.count()
+
+
+def _number(module: nn.Module) -> int:
+    """Of its own for each module; its `id` may have been that of another one, which is gone."""
+    number = _numbers.get(module)
+    return _numbers.setdefault(module, next(_counter)) if number is None else number
+
+
 def _survey(model: nn.Module) -> Survey:
-    checkpointing = sharded = synchronised = False
+    checkpointing = sharded = synchronised = drops_patches = False
     norms, made_of = [], []
     for module in _walk(model):
         # Not getattr: where a name is missing, as in most modules, torch goes through parameters, buffers and children.
@@ -131,8 +145,11 @@ def _survey(model: nn.Module) -> Survey:
         synchronised |= isinstance(module, nn.SyncBatchNorm)
         if isinstance(module, nn.modules.batchnorm._NormBase):
             norms.append(module)
-        made_of.append((id(module), str(own.get('global_pool'))))
-    return Survey(checkpointing, sharded, synchronised, tuple(norms), hash(tuple(made_of)))
+        if type(module).__name__.startswith('PatchDropout'):  # timm's two, open_clip's
+            drops_patches |= module.training and own.get('prob', 0) > 0
+        made_of += _number(module), str(own.get('global_pool')), *[x for x in own.values() if type(x) is str]
+    return Survey(
+        checkpointing, sharded, synchronised, drops_patches, tuple(norms), hash(tuple(made_of)))
 
 
 _surveyed = threading.local()  # .model and .survey, inside of `one_survey`

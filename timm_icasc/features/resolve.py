@@ -44,6 +44,9 @@ def find_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICA
             f'yourself with `layers`, the module paths of the inner and the last{rules.choices()}.')
     for layer in layers:
         _check_whole(model, probe, layer)
+    last = layers.last
+    if not (last.has_other_tokens or last.modified_in_place or probe.is_on_every_path(last)):
+        _warn_of_ways_around(type(model).__name__, last.path)
     return layers, probe
 
 
@@ -172,6 +175,14 @@ def own_input_size(model: nn.Module) -> tuple[int, int, int]:
             return size
     channels = own_value(model, 'in_chans')
     return DEFAULT_INPUT_SIZE if channels is None else (channels, *DEFAULT_INPUT_SIZE[1:])
+
+
+@lru_cache  # once in a process
+def _warn_of_ways_around(model: str, path: str) -> None:
+    _logger.warning(
+        f"The class scores of {model} also come by ways around '{path}', as those of several networks do: maps and "
+        f'losses are of what passes there. Name a module behind the place where they meet with `layers`, or give one '
+        f'network alone.')
 
 
 @lru_cache  # once in a process

@@ -39,12 +39,18 @@ class _Enough(Exception):
 def run_model(model: nn.Module, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> Any:
     """What the model returns in evaluation mode, with some of its weights replaced.
 
+    It writes to copies of its buffers: some observe, or initialise themselves, in evaluation mode too. Random numbers
+    that it draws are not missing later.
+
     Raises:
         LayerResolutionError: It cannot run on these images.
     """
-    with evaluation_mode(model), run_eagerly(model), torch.enable_grad():
+    devices = [images.device] if images.is_cuda else []
+    with evaluation_mode(model), run_eagerly(model), torch.enable_grad(), (
+            torch.random.fork_rng(devices)):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
-            return torch.func.functional_call(model, weights, (images,))
+            return torch.func.functional_call(model, {**buffers, **weights}, (images,))
         except _Enough:
             raise
         except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take

@@ -5,6 +5,7 @@ Nothing outlives the context: no hook, no changed module, no global setting.
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -12,18 +13,39 @@ from torch.overrides import TorchFunctionMode
 
 from ..double_backward.mode import TwiceDifferentiable
 from ..errors import ICASCError, LayerResolutionError
+from .graph import graph_nodes
 from .layout import FeatureLayer
-from .module_state import is_checkpointing, one_thread
+from .module_state import is_checkpointing, one_thread, survey
 from .wrappers import compiled_around, run_eagerly, unwrap_model
 
 __all__ = ['capture_features', 'check_batch']
 
 
-def _check_called(
-        model: nn.Module,
-        layers: Sequence[FeatureLayer],
-        features: dict[str, torch.Tensor],
-) -> None:
+class Features(dict[str, torch.Tensor]):
+    """Module path -> feature of the layer's last call, in the order of these calls.
+
+    Attributes:
+        made_by: The node of each in the autograd graph, as the model goes on with it.
+        earlier: The nodes of the calls before.
+        versions: Of each tensor as it was put out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_by: dict[str, Any] = {}
+        self.earlier: dict[str, set[Any]] = {}
+        self.versions: dict[str, int] = {}
+
+    def note(self, path: str, feature: torch.Tensor, handed_on: torch.Tensor) -> None:
+        """Add the feature of a call; what the model goes on with may be a copy."""
+        if path in self:
+            self.earlier.setdefault(path, set()).add(self.made_by[path])
+            del self[path]
+        self[path], self.versions[path] = feature, feature._version
+        self.made_by[path] = handed_on.grad_fn
+
+
+def _check_called(model: nn.Module, layers: Sequence[FeatureLayer], features: Features) -> None:
     for layer in layers:
         if layer.path not in features:
             raise LayerResolutionError(
@@ -35,20 +57,26 @@ def _check_called(
         raise LayerResolutionError(f"layers are (inner, last): '{paths[0]}' must come before '{paths[-1]}'.")
 
 
-def _check_intact(
-        model: nn.Module,
-        features: dict[str, torch.Tensor],
-        versions: dict[str, int],
-) -> None:
+def _check_intact(model: nn.Module, features: Features) -> None:
     for path, feature in features.items():
-        if feature._version != versions[path]:
+        if feature._version != features.versions[path]:
             raise LayerResolutionError(
                 f"{type(model).__name__} overwrites the output of '{path}' in place, and not so in evaluation mode "
                 f'(Dropout(inplace=True)?), so a map would be of something else: leave inplace out there.')
 
 
+def _check_whole(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
+    """Refuse features of which the class scores know earlier calls too; in evaluation mode they may not have."""
+    for path, nodes in getattr(features, 'earlier', {}).items():
+        if nodes & graph_nodes(logits, cut=features.made_by[path]):
+            raise LayerResolutionError(
+                f"`model` calls '{path}' several times and makes the class scores of all calls, as an average over "
+                f'mirrored images does: a map would be of the last call alone. Give the network inside, or name a '
+                f'module behind the place where they meet.')
+
+
 def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
-    """Raise LayerResolutionError where features are not of the images that the class scores `[B, C]` are of.
+    """Raise LayerResolutionError where features are not those that the class scores `[B, C]` are made of.
 
     And ICASCError where they are no such scores.
     """
@@ -62,6 +90,7 @@ def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> N
                 f"'{path}' gave features of {len(feature)} images, and `model` class scores of {len(logits)}: where it "
                 f'runs its network on parts of the batch, one after the other, maps would be of the last part alone. '
                 f'Give it no more images than a part has, or take the network inside.')
+    _check_whole(features, logits)
 
 
 def _modules_of(
@@ -69,7 +98,12 @@ def _modules_of(
         layers: Sequence[FeatureLayer],
         run_plain: bool,
 ) -> list[nn.Module]:
-    """The modules to tap; of this model, and not in something compiled, unless that is run as the plain model."""
+    """The modules to tap; of this model, and not in something compiled, unless that is run as the plain model.
+
+    Raises:
+        LayerResolutionError: The model has no such layer, or leaves out patches.
+        ICASCError: A layer is in a compiled model, unless `run_plain`.
+    """
     inner, modules = unwrap_model(model), []
     for layer in layers:
         try:
@@ -82,6 +116,10 @@ def _modules_of(
         raise ICASCError(
             '`model` is compiled, and so gives no gradients of inner features: train the plain model (of another '
             "library's trainer, leave `torch_compile` out), and compile what may be (`ICASCTask.compile`).")
+    if survey(model).drops_patches and any(layer.layout == 'NLC' for layer in layers):
+        raise LayerResolutionError(
+            f'{type(inner).__name__} drops patches in training, and those that are left form no map: leave that out '
+            f'(timm: `patch_drop_rate`).')
     return modules
 
 
@@ -90,7 +128,8 @@ def _captured(feature: torch.Tensor, modified_in_place: bool) -> tuple[torch.Ten
     if feature.requires_grad:
         return feature, feature.clone() if modified_in_place else feature
     feature = feature.detach().requires_grad_()  # a frozen or unrecorded trunk: the graph starts here
-    return feature, feature.clone()  # a leaf must not be overwritten in place
+    with torch.enable_grad():  # which may be switched off up to here
+        return feature, feature.clone()  # a leaf must not be overwritten in place
 
 
 @contextmanager
@@ -124,37 +163,37 @@ def capture_features(
     """
     modules = _modules_of(model, layers, run_plain)
     called, model, thread = model, unwrap_model(model), threading.get_ident()
-    features: dict[str, torch.Tensor] = {}
-    versions: dict[str, int] = {}
+    features = Features()
+    begin_graph = inference or first_feature is not None
     with ExitStack() as stack:
         def tap(layer: FeatureLayer):
             def hook(module, args, output):
                 if threading.get_ident() != thread:  # another's forward pass, in between
                     return output
-                feature = layer.get(output)
                 if not features:
-                    torch.set_grad_enabled(True)
+                    if begin_graph:  # else what the model switches off stays off
+                        torch.set_grad_enabled(True)
                     if order == 2:
                         stack.enter_context(TwiceDifferentiable(is_checkpointing(model)))
                     if tail_mode is not None:
                         stack.enter_context(tail_mode)
+                feature = layer.get(output)
                 # Of several calls the last one counts, whose shape it has; what the others put out is overwritten too.
                 if layer is layers[0] and first_feature is not None and (
                         feature.shape[1:] == first_feature.shape[1:]):
                     feature = first_feature
-                features.pop(layer.path, None)  # they stand in the order of their last calls
-                features[layer.path], handed_on = _captured(feature, layer.modified_in_place)
-                versions[layer.path] = features[layer.path]._version
+                feature, handed_on = _captured(feature, layer.modified_in_place)
+                features.note(layer.path, feature, handed_on)
                 return layer.replace(output, handed_on)
             return hook
 
         stack.enter_context(one_thread(model))
         stack.enter_context(run_eagerly(called) if run_plain else nullcontext())
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(not inference and first_feature is None))
+        stack.enter_context(torch.set_grad_enabled(not begin_graph))
         for layer, module in zip(layers, modules, strict=True):
             handle = module.register_forward_hook(tap(layer))
             stack.callback(handle.remove)
         yield features
     _check_called(model, layers, features)
-    _check_intact(model, features, versions)
+    _check_intact(model, features)
