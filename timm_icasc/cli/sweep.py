@@ -43,7 +43,7 @@ from ..errors import ICASCError
 from ..foreign_text import printable
 from ..runs.tables import text
 from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
-from ..sweep.run_record import check_unchanged, read_records
+from ..sweep.run_record import check_same_images, check_unchanged, read_records
 from ..sweep.runner import Outcome, carry_out
 from ..sweep.study import Study, load_study
 from ..sweep.summary import layers_note, missing_seeds, summarise
@@ -134,6 +134,8 @@ def _carry_out(
 ) -> int:
     runs = study.part(*part) if part else study.runs
     todo = [run for run in runs if run.name not in records]
+    for run in todo:
+        check_same_images(run, output / run.name)
     done, which = len(runs) - len(todo), f'part {part[0]} of {part[1]}, ' if part else ''
     print(f'{printable(study.name)}: {which}{len(runs)} runs, {done} done; logs in {printable(output)}')
     with interruptible() as flag, tqdm(total=len(runs), initial=done, disable=None) as bar:

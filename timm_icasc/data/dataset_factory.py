@@ -183,7 +183,7 @@ def _check_class_map(
 ) -> None:
     """Raise DataError where a class map does not number the classes; of folders, warn of what it leaves out."""
     mapping = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or {}
-    if str(file).endswith('.txt') and ('' in mapping or len(mapping) <= max(mapping.values(), default=-1)):
+    if str(file).lower().endswith('.txt') and ('' in mapping or len(mapping) <= max(mapping.values(), default=-1)):
         raise DataError(f"`class_map`: '{file}' has an empty line, or a class twice: each line is a class.")
     for name, index in mapping.items():
         if not isinstance(index, int) or not 0 <= index < MOST_CLASSES:

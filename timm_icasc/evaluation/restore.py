@@ -15,7 +15,8 @@ from ..data import class_names, create_dataset, is_stream
 from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run, read_checkpoint
 from ..runs.intact import check_intact
-from ..training.arguments import parse_args
+from ..training.argument_files import check_options
+from ..training.arguments import build_parser, parse_args
 from ..training.device import usable_cores
 from ..training.loaders import columns_of
 from ..training.model_factory import UNREGISTERED, check_model_name, set_up_model
@@ -85,10 +86,13 @@ def take_preparation(args: argparse.Namespace, file: Path, given: argparse.Names
         return
     if getattr(own, 'model', None) != args.model:
         return
-    sizes = ('img_size', 'input_size') if getattr(given, 'img_size', None) is not None else ()
-    for name in PREPARED_BY:
-        if hasattr(own, name) and getattr(given, name, None) is None and name not in sizes:
-            setattr(args, name, getattr(own, name))
+    asked = [name for name in PREPARED_BY if getattr(given, name, None) is not None]
+    if 'img_size' in asked:
+        asked.append('input_size')
+    taken = {
+        name: value for name in PREPARED_BY
+        if name not in asked and (value := getattr(own, name, None)) is not None}
+    vars(args).update(check_options(taken, build_parser(), f"the checkpoint '{file}'"))
 
 
 def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> int | None:

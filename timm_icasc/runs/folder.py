@@ -227,21 +227,26 @@ def _load_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _noted_in(file: Path) -> dict[str, Any]:
-    """What a run's checkpoint notes down beside the weights; nothing where it is no such file."""
+def _noted_in(file: Path, name: str, kind: type) -> Any:
+    """What a run's checkpoint notes down beside the weights; None where it is no such file, or somebody else's."""
     if not file.name.endswith(CHECKPOINT) or not file.is_file():
-        return {}
-    return read_checkpoint(file).get('saver') or {}
+        return None
+    try:
+        noted = read_checkpoint(file)['saver'][name]
+    except (ICASCError, KeyError, TypeError):  # what is wrong with it is said where its weights are read
+        return None
+    return noted if isinstance(noted, kind) else None
 
 
 def names_in(file: Path) -> list[str] | None:
     """The classes in the order of the logits, as a run's checkpoint tells them; None where it does not."""
-    return _noted_in(file).get(CLASS_NAMES)
+    names = _noted_in(file, CLASS_NAMES, list)
+    return names if names and all(isinstance(name, str) for name in names) else None
 
 
 def fingerprints_in(file: Path) -> dict[str, str | None]:
     """Of the images of each split, as a run's checkpoint tells them; nothing where it does not."""
-    return _noted_in(file).get(FINGERPRINTS) or {}
+    return _noted_in(file, FINGERPRINTS, dict) or {}
 
 
 def noted_time(checkpoint: dict[str, Any]) -> float | None:

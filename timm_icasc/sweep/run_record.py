@@ -21,7 +21,7 @@ from ..runs.tables import write_json
 from ..training.arguments import parse_args
 from .study import PlannedRun, Study, changed_options
 
-__all__ = ['check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path']
+__all__ = ['check_same_images', 'check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path']
 
 # What the tables and the check of changes read.
 NEEDED = {
@@ -113,7 +113,8 @@ def _check(record: dict[str, Any]) -> None:
                 raise TypeError(name)
     if not record['curve'] or not isinstance(record['options']['val_split'], str):
         raise ValueError('curve')
-    numbers = [*record['final'].values(), *(value for row in record['curve'] for value in row.values())]
+    pixels = record['evaluated'].get('pixels') or ()  # earlier records have none
+    numbers = [*record['final'].values(), *pixels, *(value for row in record['curve'] for value in row.values())]
     if not all(value is None or isinstance(value, (int, float)) for value in numbers):
         raise TypeError('final')
     for row in record['curve']:
@@ -164,13 +165,11 @@ def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Pa
                     f"variant '{run.variant}' is not what '{path}' was made with: "
                     f"{', '.join(f'{name} was {earlier[name]!r}, is {run.options[name]!r}' for name in changed[:5])}. "
                     f'Give the changed variant another name, or remove what is there.')
-        if has_begun(folder) and run.name not in records:
-            _check_same_images(run, folder)
 
 
-def _check_same_images(run: PlannedRun, folder: Path) -> None:
+def check_same_images(run: PlannedRun, folder: Path) -> None:
     """Raise ICASCError where a run has begun on other images than those of the folder that is named now."""
-    before = open_run(folder).arguments.get('data_dir')
+    before = open_run(folder).arguments.get('data_dir') if has_begun(folder) else None
     if not run.data_dir or not before or os.path.realpath(before) == os.path.realpath(run.data_dir):
         return
     then = fingerprints_in(folder / LAST).get('val')
