@@ -295,7 +295,7 @@ class TestReport:
         assert sweep(study.file, '--report') == 0
         page = (tmp_path / 'page.md').read_text()
         row, = [line for line in page.splitlines() if line.startswith('| order-1 | 0 1 |')]
-        assert ' (1 of 2 seeds) | - |' in row
+        assert ', 1 of 2 seeds | - |' in row
         assert '| order-1 | 0.500 ± 0.000 (+0.000, 1 of 2 seeds) |' in page
 
     def test_the_epoch_that_was_evaluated(self, tmp_path):

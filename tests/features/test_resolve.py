@@ -836,9 +836,9 @@ class TestClearErrors:
             def forward(self, x):
                 return (self.net(x) + self.net(x.flip(3))) / 2
 
-        with pytest.raises(LayerResolutionError, match=r"calls 'net\.stem' 2 times .* the last call alone"):
+        with pytest.raises(LayerResolutionError, match=r"calls 'net\.stem' several times .* the last call alone"):
             resolve_layers(Mirrored(), layers, (3, 16, 16))
-        with pytest.raises(LayerResolutionError, match=r"calls 'net\.stage' 2 times"):
+        with pytest.raises(LayerResolutionError, match=r"calls 'net\.stage' several times"):
             resolve_layer(Mirrored(), 'net.stage', input_size=(3, 16, 16))
 
     def test_a_module_called_again_on_what_it_put_out(self):

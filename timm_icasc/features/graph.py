@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-__all__ = ['graph_nodes', 'is_computed_from', 'made_by', 'nodes_on_every_path', 'read_through_views']
+from ..errors import LayerResolutionError
+
+__all__ = ['check_last_call', 'graph_nodes', 'is_computed_from', 'made_by', 'nodes_on_every_path', 'read_through_views']
 
 # Nodes by which a tensor is only read differently, or copied.
 _VIEWS = re.compile(
@@ -32,6 +34,25 @@ def graph_nodes(root: torch.Tensor, cut: Any = None) -> set[Any]:
             seen.add(node)
             nodes.extend(_parents(node))
     return seen
+
+
+def check_last_call(path: str, earlier: set[Any], last: Any, logits: torch.Tensor) -> None:
+    """Raise LayerResolutionError where the class scores also come from earlier calls of a module, around its last one.
+
+    So do those that average the passes of an image and its mirror image: the last call alone would be seen.
+
+    Args:
+        path: Of the module.
+        earlier: The nodes of what the calls before put out; None of an output without a graph.
+        last: The node of what its last call put out.
+        logits: The class scores.
+    """
+    earlier = earlier - {None}
+    if earlier and earlier & graph_nodes(logits, cut=last):
+        raise LayerResolutionError(
+            f"`model` calls '{path}' several times and makes the class scores of all calls, as an average over "
+            f'mirrored images does: a map would be of the last call alone. Give the network inside, or name a module '
+            f'behind the place where they meet.')
 
 
 def read_through_views(node: Any) -> Iterator[Any]:

@@ -9,7 +9,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import LayerResolutionError
 from .candidates import Candidates
-from .graph import graph_nodes, is_computed_from, made_by, nodes_on_every_path, read_through_views
+from .graph import (
+    check_last_call,
+    graph_nodes,
+    is_computed_from,
+    made_by,
+    nodes_on_every_path,
+    read_through_views,
+)
 from .layout import FeatureLayer
 from .meta import random_tensor
 from .module_state import activation_or_norm, check_reentrant, evaluation_mode, is_sharded
@@ -209,13 +216,10 @@ class Probe:
             self._passages[root] = nodes_on_every_path(self.logits.grad_fn, root)
         return self._node(layer) in self._passages[root]
 
-    def is_one_of_several(self, layer: FeatureLayer) -> bool:
-        """Whether the class scores also come from an earlier call of the module, by ways around its last one.
-
-        So do those that average the passes of an image and its mirror image: the last call alone would be seen.
-        """
-        earlier = self._earlier.get(layer.path, set()) - {None}
-        return bool(earlier) and bool(earlier & graph_nodes(self.logits, cut=self._node(layer)))
+    def check_last_call(self, layer: FeatureLayer) -> None:
+        """`graph.check_last_call` of the module that the layer is of."""
+        earlier = self._earlier.get(layer.path, set())
+        check_last_call(layer.path, earlier, self._node(layer), self.logits)
 
     def _is_fixed_by(self, layer: FeatureLayer, source: FeatureLayer) -> bool:
         """Whether no gradient reaches the grid of `source` but by `layer`."""

@@ -43,7 +43,7 @@ def find_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[ICA
             f'{type(model).__name__} shows no two features with a spatial gradient from the logits; name both '
             f'yourself with `layers`, the module paths of the inner and the last{rules.choices()}.')
     for layer in layers:
-        _check_whole(model, probe, layer)
+        probe.check_last_call(layer)
     last = layers.last
     if not (last.has_other_tokens or last.modified_in_place or probe.is_on_every_path(last)):
         _warn_of_ways_around(type(model).__name__, last.path)
@@ -118,15 +118,7 @@ def _check_reached(model: nn.Module, probe: Probe, layer: FeatureLayer) -> None:
         raise LayerResolutionError(
             f"The logits of {type(model).__name__} have no gradient on the grid of layer '{layer.path}', so every "
             f'map would be zero (a class-token head?); name an earlier module.')
-    _check_whole(model, probe, layer)
-
-
-def _check_whole(model: nn.Module, probe: Probe, layer: FeatureLayer) -> None:
-    if probe.is_one_of_several(layer):
-        raise LayerResolutionError(
-            f"{type(model).__name__} calls '{layer.path}' {probe.calls[layer.path].number + 1} times and makes the "
-            'class scores of all calls, as an average over mirrored images does: a map would be of the last call '
-            'alone. Give the network inside, or name a module behind the place where they meet.')
+    probe.check_last_call(layer)
 
 
 @torch.inference_mode(False)

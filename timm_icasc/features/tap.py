@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..double_backward.mode import TwiceDifferentiable
 from ..errors import ICASCError, LayerResolutionError
-from .graph import graph_nodes
+from .graph import check_last_call
 from .layout import FeatureLayer
 from .module_state import is_checkpointing, one_thread, survey
 from .wrappers import compiled_around, run_eagerly, unwrap_model
@@ -65,16 +65,6 @@ def _check_intact(model: nn.Module, features: Features) -> None:
                 f'(Dropout(inplace=True)?), so a map would be of something else: leave inplace out there.')
 
 
-def _check_whole(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
-    """Refuse features of which the class scores know earlier calls too; in evaluation mode they may not have."""
-    for path, nodes in getattr(features, 'earlier', {}).items():
-        if nodes & graph_nodes(logits, cut=features.made_by[path]):
-            raise LayerResolutionError(
-                f"`model` calls '{path}' several times and makes the class scores of all calls, as an average over "
-                f'mirrored images does: a map would be of the last call alone. Give the network inside, or name a '
-                f'module behind the place where they meet.')
-
-
 def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
     """Raise LayerResolutionError where features are not those that the class scores `[B, C]` are made of.
 
@@ -90,7 +80,8 @@ def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> N
                 f"'{path}' gave features of {len(feature)} images, and `model` class scores of {len(logits)}: where it "
                 f'runs its network on parts of the batch, one after the other, maps would be of the last part alone. '
                 f'Give it no more images than a part has, or take the network inside.')
-    _check_whole(features, logits)
+    for path, nodes in getattr(features, 'earlier', {}).items():  # which they may not know in evaluation mode
+        check_last_call(path, nodes, features.made_by[path], logits)
 
 
 def _modules_of(

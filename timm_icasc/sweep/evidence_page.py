@@ -48,8 +48,8 @@ def accuracy_table(summaries: list[VariantSummary], records: dict[str, dict[str,
             row[f'{title}, {selection}'] = mean_sd(*s.means[f'last_{main}'])
             row[f'difference, {selection}'] = '-' if last is None else f'{last.mean:+.2f}'
         row[f'{title}, {split}'] = mean_sd(*s.means[main])
-        row['difference'] = '-' if d is None else mean_sd(d.mean, d.deviation, sign='+') + (
-            f' ({d.seeds} of {len(s.seeds)} seeds)' if d.seeds < len(s.seeds) else '')
+        row['difference'] = '-' if d is None else mean_sd(d.mean, d.deviation, sign='+') + _of_seeds(
+            d.seeds, len(s.seeds))
         row['95 % over seeds'] = '-' if d is None else _interval(d.low, d.high)
         if main == 'top1':
             row['95 % over seeds and images'] = '-' if d is None else _interval(d.low_images, d.high_images)
