@@ -19,6 +19,7 @@ from timm_icasc.data import (
     begin_epoch,
     few_of_each_class,
 )
+from timm_icasc.data.streams import StreamHead
 from timm_icasc.errors import ICASCError
 from timm_icasc.training.arguments import parse_args
 
@@ -109,7 +110,7 @@ def test_what_it_cannot_draw_from():
     with pytest.raises(DataError, match='`balanced_sampling` is for single-label data: .* weights instead'):
         balanced(several, seed=0)
     with pytest.raises(DataError, match='`balanced_sampling` cannot draw from a stream'):
-        balanced(iter(()), seed=0)
+        balanced(StreamHead([], 1), seed=0)
     with pytest.raises(DataError, match='TensorDataset does not tell'):
         balanced(torch.utils.data.TensorDataset(torch.zeros(3, 1)), seed=0)
     with pytest.raises(ICASCError, match='--balanced-sampling and --class-weights balanced balance twice'):

@@ -16,6 +16,7 @@ from timm_icasc.data import (
     few_of_each_class,
     name_classes,
 )
+from timm_icasc.data.streams import StreamHead
 
 NAMES = ['ant', 'bee', 'cow']
 
@@ -91,6 +92,6 @@ def test_what_it_cannot_draw_from():
     with pytest.raises(DataError, match='`limit_train` is for single-label data'):
         few_of_each_class(several, 1, seed=0)
     with pytest.raises(DataError, match='cannot draw from a stream'):
-        few_of_each_class(iter(()), 1, seed=0)
+        few_of_each_class(StreamHead([], 1), 1, seed=0)
     with pytest.raises(DataError, match='TensorDataset does not tell'):
         few_of_each_class(torch.utils.data.TensorDataset(torch.zeros(3, 1)), 1, seed=0)

@@ -111,10 +111,7 @@ def _make_all_cues(
         grid: tuple,
 ) -> Path:
     """Write the cues of every training image to `cues/NAME.png`: class + 1, 0 background, 255 no cue."""
-    config = classifier.data_config
-    transform = create_transform(
-        config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
-        interpolation=config['interpolation'], crop_pct=1., crop_mode='squash')
+    transform = create_transform(**{**classifier.data_config, 'crop_pct': 1., 'crop_mode': 'squash'})
     with replacing_folder(path_inside(args.output, 'cues')) as folder:
         for start in tqdm(range(0, len(images), classifier.batch_size), desc='cues', leave=False, disable=None):
             end = min(start + classifier.batch_size, len(images))

@@ -105,7 +105,7 @@ def train_chosen(
 
 def epoch_maps(job: TrainingJob) -> Image.Image | None:
     """Attention maps of a few validation images, the same in every epoch, by the model as it is."""
-    if not hasattr(job.val_set, '__len__') or job.layers is None:
+    if job.layers is None:
         return None
     with TemporaryDirectory() as folder:
         runs = {method_label(job): {'model': evaluated_model(job), 'job': job}}
@@ -114,9 +114,9 @@ def epoch_maps(job: TrainingJob) -> Image.Image | None:
 
 
 def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:
-    """The figure of attention maps, of data that can be looked up."""
+    """The figure of attention maps."""
     job = next(iter(runs.values()))['job']
-    if hasattr(job.val_set, '__len__') and job.layers is not None:
+    if job.layers is not None:
         try:
             log(args, f'\nattention maps: {printable(validation_figure(runs, run_dir / FIGURE))}')
         except WriteError:

@@ -6,6 +6,7 @@ import numpy as np
 from ..errors import DataError
 from .few_images import FewImages
 from .known_targets import known_targets
+from .streams import is_stream
 
 __all__ = ['BalancedImages', 'balanced']
 
@@ -52,7 +53,7 @@ def balanced(dataset: Any, seed: int, class_names: list[str] | None = None) -> B
     Raises:
         DataError: The data set has several classes per image, is a stream, or does not tell its labels unread.
     """
-    if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
+    if is_stream(dataset):
         raise DataError(
             '`balanced_sampling` cannot draw from a stream, which is read from one end to the other: balance its '
             'shards when you write them, or give the classes weights (`class_weights`).')

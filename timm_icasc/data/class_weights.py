@@ -91,7 +91,7 @@ def class_weights(
     Raises:
         DataError: The file is at fault, or the labels are not known unread.
     """
-    targets = known_targets(dataset) if hasattr(dataset, '__len__') else None
+    targets = known_targets(dataset)
     raw = None
     if choice != BALANCED:
         names = list(names or map(str, range(num_classes)))

@@ -138,7 +138,7 @@ def create_dataset(
         _check_class_map(dataset, kwargs['class_map'], images)
     else:
         settle_classes(dataset)
-    if hasattr(dataset, '__len__') and not len(dataset):
+    if not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
     return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)
 

@@ -7,6 +7,7 @@ import torch
 
 from ..errors import DataError
 from .known_targets import known_targets
+from .streams import is_stream
 
 __all__ = ['FewImages', 'few_of_each_class']
 
@@ -60,7 +61,7 @@ def few_of_each_class(
     Raises:
         DataError: The data set has several classes per image, is a stream, or does not tell its labels unread.
     """
-    if not hasattr(dataset, '__len__'):
+    if is_stream(dataset):
         raise DataError('`limit_train` cannot draw from a stream: write a smaller shard.')
     targets = known_targets(dataset)
     if targets is None:

@@ -22,11 +22,10 @@ def features_only(output: torch.Tensor) -> Iterator[None]:
         begun.add(number)
         _passes.add(number)
 
-    handle = output.register_hook(note)
     try:
-        yield
+        with output.register_hook(note):
+            yield
     finally:
-        handle.remove()
         _passes.difference_update(begun)
 
 

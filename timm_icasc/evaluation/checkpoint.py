@@ -217,9 +217,7 @@ def load_checkpoint(
     if with_data:
         if args.limit_train is not None and args.val_split == args.train_split:
             dataset = few_of_each_class(dataset, args.limit_train, args.seed, names)  # the images trained on
-        dataset.transform = create_transform(
-            config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
-            interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'])
+        dataset.transform = create_transform(**config)
     layers = None
     try:
         layers = resolve_layers(model, given.layers or args.icasc_layers, config['input_size'])

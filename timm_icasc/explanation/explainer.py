@@ -11,7 +11,6 @@ import torch.nn as nn
 from timm.data import create_transform
 
 from ..attention import check_method
-from ..data.geometry import Geometry, transform_geometry
 from ..errors import ICASCError, check_count
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import evaluation_mode
@@ -64,25 +63,12 @@ class Explainer:
         self.model, self.labels = model, kind_by_flag(multilabel)
         self.layers, self.label = layers, label
         self.class_names = None if class_names is None else [str(name) for name in class_names]
-        self.data_config = config = data_config_of(unwrap_model(model), data_config)
-        self.transform = create_transform(
-            config['input_size'], is_training=False, mean=config['mean'], std=config['std'],
-            interpolation=config['interpolation'], crop_pct=config['crop_pct'],
-            crop_mode=config['crop_mode'])
+        self.data_config = data_config_of(unwrap_model(model), data_config)
+        self.transform = create_transform(**self.data_config)
 
-    def follow(self, size: tuple[int, int]) -> Geometry:
-        """Where the pixels of an image of a width and height lie in the model's input."""
-        return transform_geometry(self.transform, size)
-
-    def prepare(
-            self,
-            image: Any,
-            normalised: bool | None = None,
-            max_image_pixels: int | None = None,
-    ) -> Item:
+    def prepare(self, image: Any, normalised: bool | None = None) -> Item:
         """A single image as `explain_items` takes it; as of `explain`."""
-        return prepare(
-            image, self.transform, self.follow, self.data_config, normalised, max_image_pixels)
+        return prepare(image, self.transform, self.data_config, normalised)
 
     def find_classes(self, classes: Classes | None, num_classes: int) -> list[int] | None:
         """Indices of classes given by name or index, of a model of so many classes."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.geometry import Geometry
+from ..data.geometry import Geometry, transform_geometry
 from ..data.read_image import convert_image, read_image
 from ..errors import DataError, ICASCError, one_line
 
@@ -57,21 +57,20 @@ def _of_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(255 * array.astype(np.float64)).astype(np.uint8))
 
 
-def open_image(image: Any, mode: str = 'RGB', max_image_pixels: int | None = None) -> Image.Image:
+def open_image(image: Any, mode: str = 'RGB') -> Image.Image:
     """A file, PIL image or array as an upright PIL image; one that is so already, as it is.
 
     Args:
         image: Path, PIL image (turned as its EXIF orientation says), or array `[H, W]` or `[H, W, 3]`, uint8 or
             floating point in [0, 1].
         mode: Pillow's image mode.
-        max_image_pixels: As for `read_image`.
 
     Raises:
         DataError: The file cannot be read.
         ICASCError: It is nothing of these.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image), mode, upright=True, max_image_pixels=max_image_pixels)
+        return read_image(Path(image), mode, upright=True)
     if isinstance(image, np.ndarray):
         image = _of_array(image)
     if not isinstance(image, Image.Image):
@@ -164,20 +163,16 @@ def _prepare_tensor(
 def prepare(
         image: Any,
         transform: Callable[[Image.Image], torch.Tensor],
-        follow: Callable[[tuple[int, int]], Geometry],
         config: dict[str, Any],
-        normalised: bool | None = None,
-        max_image_pixels: int | None = None,
+        normalised: bool | None,
 ) -> Item:
     """An image as a picture and as a model's input.
 
     Args:
         image: As of `explain`, a single one.
         transform: Makes the input.
-        follow: Where it puts the pixels of an image of a width and height.
         config: timm's: input size, mean, std.
         normalised: As of `explain`.
-        max_image_pixels: As for `read_image`.
 
     Raises:
         DataError: A file cannot be read.
@@ -189,6 +184,6 @@ def prepare(
         if isinstance(image, Item):
             return image
     mode = 'L' if config['input_size'][0] == 1 else 'RGB'
-    opened = open_image(image, mode, max_image_pixels)
-    picture = opened if mode == 'RGB' else open_image(image, 'RGB', max_image_pixels)
-    return Item(transform(opened), picture, follow(opened.size), str(name))
+    opened = open_image(image, mode)
+    picture = opened if mode == 'RGB' else open_image(image)
+    return Item(transform(opened), picture, transform_geometry(transform, opened.size), str(name))

@@ -1,5 +1,6 @@
 """See what a model's modules put out, and what gradient reaches them, without leaving a trace in the model."""
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -119,14 +120,12 @@ class Probe:
                     structure)
             return hook
 
-        named = [(path, module) for path, module in self.model.named_modules() if path]
-        handles = [module.register_forward_pre_hook(before(path)) for path, module in named]
-        handles += [module.register_forward_hook(after(path)) for path, module in named]
-        try:
+        with ExitStack() as stack:
+            for path, module in self.model.named_modules():
+                if path:
+                    stack.enter_context(module.register_forward_pre_hook(before(path)))
+                    stack.enter_context(module.register_forward_hook(after(path)))
             return run_model(self.model, self._images.requires_grad_(), self._random_weights)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _check_logits(self, output: Any) -> torch.Tensor:
         logits, model = find_class_scores(output), self.model
@@ -230,12 +229,11 @@ class Probe:
             again = Probe(self.model, self.input_size)
             again._feature(layer).register_hook(torch.zeros_like)
             return not again.nonzero_share(source)
-        handle = self._again._feature(layer).register_hook(torch.zeros_like)
-        with evaluation_mode(self.model):  # gradient checkpointing runs modules again
+        constant = self._again._feature(layer).register_hook(torch.zeros_like)
+        with constant, evaluation_mode(self.model):  # gradient checkpointing runs modules again
             gradient, = torch.autograd.grad(
                 self._again.logits, [self._again._feature(source)], self._cotangent,
                 retain_graph=True, allow_unused=True)
-        handle.remove()
         return not self._share(source, gradient)
 
     @cached_property

@@ -121,7 +121,6 @@ def _check_reached(model: nn.Module, probe: Probe, layer: FeatureLayer) -> None:
     probe.check_last_call(layer)
 
 
-@torch.inference_mode(False)
 def _resolve_explicit(
         model: nn.Module,
         paths: Sequence[str],
@@ -142,7 +141,6 @@ def _resolve_explicit(
     return layers
 
 
-@torch.inference_mode(False)
 def _resolve_one(model: nn.Module, path: str, input_size: tuple[int, int, int]) -> FeatureLayer:
     path, stated = Layout.split(path)
     _check_paths(model, [path])
@@ -195,7 +193,6 @@ def _shapes_once(model: nn.Module) -> AbstractContextManager:
 _cache: 'weakref.WeakKeyDictionary[nn.Module, dict[Any, ICASCLayers | FeatureLayer]]' = weakref.WeakKeyDictionary()
 
 
-@torch.inference_mode(False)
 def resolve_layers(
         model: nn.Module,
         layers: ICASCLayers | Sequence[str] | Sequence[FeatureLayer] | None = None,

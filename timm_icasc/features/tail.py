@@ -1,6 +1,6 @@
 """What stands behind a feature of a model on meta tensors, run with random values from there on."""
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +95,8 @@ class Tail:
             in place is left out, unless it is the feature itself.
         """
         seen: dict[tuple[str, int], tuple[torch.Tensor, int]] = {}
-        with self._constant(fixed), self._watched(seen), self.run(layer) as (feature, logits):
+        constant = nullcontext() if fixed is None else self._replaced(fixed, torch.Tensor.detach)
+        with constant, self._watched(seen), self.run(layer) as (feature, logits):
             whole = {key: x for key, (x, version) in seen.items() if x._version == version}
             if fixed is None:
                 self._values = {key: x.detach() for key, x in whole.items()} | self._values
@@ -121,14 +122,11 @@ class Tail:
                 return tree_unflatten(leaves, structure)
             return hook
 
-        handles = [
-            self.model.get_submodule(path).register_forward_hook(hook_of(path))
-            for path in self.calls]
-        try:
+        with ExitStack() as stack:
+            for path in self.calls:
+                module = self.model.get_submodule(path)
+                stack.enter_context(module.register_forward_hook(hook_of(path)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def value(self, layer: FeatureLayer) -> torch.Tensor | None:
         """A feature of one image, computed from random values of the latest feature before, or of the end of a stage.
@@ -218,14 +216,6 @@ class Tail:
             for c in self.calls.values())
 
     @contextmanager
-    def _constant(self, layer: FeatureLayer | None) -> Iterator[None]:
-        if layer is None:
-            yield
-        else:
-            with self._replaced(layer, torch.Tensor.detach):
-                yield
-
-    @contextmanager
     def _replaced(
             self,
             layer: FeatureLayer,
@@ -241,8 +231,5 @@ class Tail:
                 return layer.replace(output, function(layer.get(output)))
             return output
 
-        handle = self.model.get_submodule(layer.path).register_forward_hook(hook)
-        try:
+        with self.model.get_submodule(layer.path).register_forward_hook(hook):
             yield
-        finally:
-            handle.remove()

@@ -183,8 +183,7 @@ def capture_features(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(not begin_graph))
         for layer, module in zip(layers, modules, strict=True):
-            handle = module.register_forward_hook(tap(layer))
-            stack.callback(handle.remove)
+            stack.enter_context(module.register_forward_hook(tap(layer)))
         yield features
     _check_called(model, layers, features)
     _check_intact(model, features)

@@ -5,7 +5,7 @@ passes through it, and so twice more than needed where maps are made; and it has
 """
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from types import FunctionType
 from typing import Any
@@ -45,7 +45,6 @@ def watch_trunk(model: nn.Module, layer: FeatureLayer) -> Iterator[list[nn.Modul
     """
     ended: dict[str, bool] = {}  # path of a module -> whether each of its calls ended before the layer's output
     reached = False
-    handles = []
 
     def end(path: str) -> Callable:
         def hook(module, args, output):
@@ -55,14 +54,11 @@ def watch_trunk(model: nn.Module, layer: FeatureLayer) -> Iterator[list[nn.Modul
             reached = reached and path != ''  # the most confused images of a batch run a second time
         return hook
 
-    try:
+    found: list[nn.Module] = []
+    with ExitStack() as stack:
         for path, module in model.named_modules():
-            handles.append(module.register_forward_hook(end(path)))
-        found: list[nn.Module] = []
+            stack.enter_context(module.register_forward_hook(end(path)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
     whole = {
         path for path, before in ended.items()
         if before and any(model.get_submodule(path).children())}

@@ -43,12 +43,9 @@ def _reached_share(
     config = ICASCConfig(order=order)
     parameters = [p for p in model.parameters() if p.requires_grad]
     features = []
-    handle = model.get_submodule(layers.inner.path).register_forward_hook(
-        lambda module, args, output: features.append(layers.inner.get(output)))
-    try:
+    with model.get_submodule(layers.inner.path).register_forward_hook(
+            lambda module, args, output: features.append(layers.inner.get(output))):
         loss = icasc_forward(model, images, target, layers, config).weighted_sum(config)
-    finally:
-        handle.remove()
     before = {node.variable for node in graph_nodes(features[-1]) if hasattr(node, 'variable')}
     behind = [p for p in parameters if p not in before]
     inner, *gradients = torch.autograd.grad(loss, [features[-1], *behind], allow_unused=True)

@@ -233,7 +233,7 @@ def set_up_loaders(
             f'--batch-size {args.batch_size} is more than the {len(train) // args.world_size} training images of a '
             f'process.')
     attention_loader, loaders = None, [loader_train, loader_val]
-    if args.icasc_eval_images and hasattr(val, '__len__'):
+    if args.icasc_eval_images:
         # Of a stream each loading process has shards of its own; the first images are those that one of them reads.
         workers = min(1, args.workers) if is_stream(val) else args.workers
         attention_loader = create_loader(

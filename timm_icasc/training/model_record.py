@@ -56,7 +56,7 @@ def model_record(job: TrainingJob) -> dict[str, Any]:
         'preprocessing': {name: job.data_config[name] for name in (
             'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
         'dataset': args.dataset or Path(args.data_dir).name,
-        'train_images': len(job.train_set) if hasattr(job.train_set, '__len__') else None,
+        'train_images': len(job.train_set),
         'val_images': job.val_images if is_stream(job.val_set) else len(job.val_set),
         'val_split': args.val_split, FINGERPRINT: job.fingerprints['val'],
         'attention_images': 0 if job.attention_loader is None else len(job.attention_loader.dataset),
