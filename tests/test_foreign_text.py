@@ -68,7 +68,7 @@ class TestCSV:
     @pytest.mark.parametrize('value', [
         -0.5, None, True, np.float32(-1), '-0.5', '-1e-05', '+0.31', '+0.31 ± 0.02', '-inf', 'nan', 'a=b', '', "'x"])
     def test_the_rest_stays(self, value):
-        assert csv_cell(value) is value or csv_cell(value) == value
+        assert csv_cell(value) == value
 
     def test_what_is_written_can_be_read(self, tmp_path):
         rows = [{'name': name, 'value': -0.5, '=key': '-1.5'} for name in (*NAMES, 'caf\udce9')]

@@ -80,4 +80,4 @@ def test_the_name_of_a_space_is_looked_at_first(hub, client, card):
     assert client('push', card, 'me/late', '--space', 'a b', token='hf_owner').code == 2
     assert 'me/late' not in hub.repos
     assert client('push', card, 'me/late', '--space', 'page', token='hf_owner').code == 0
-    assert 'spaces/owner/page' in hub.repos or 'spaces/me/page' in hub.repos
+    assert 'spaces/me/page' in hub.repos

@@ -112,15 +112,6 @@ def _map_rows(name: str, seconds: dict[str, float]) -> list[dict[str, str]]:
         for what, value in seconds.items()]
 
 
-def _check_scaling(path: Path) -> None:
-    try:
-        check_format(path)
-    except ValueError as e:
-        raise ICASCError(f'--scaling: {e}') from e
-    if not path.absolute().parent.is_dir():
-        raise ICASCError(f"--scaling: there is no folder '{path.parent}'.")
-
-
 def _check(args: argparse.Namespace) -> BenchmarkSetting:
     for name in args.models:
         check_model_name(name)
@@ -135,13 +126,16 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
     if args.fast and (not args.device.startswith('cuda') or other):
         remedy = f'leave it out, or {other}' if other else 'use --device cuda, or leave it out'
         raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise ICASCError(f"--json: there is no folder '{Path(args.json).parent}'.")
-    for name in ('json', 'scaling'):
-        if getattr(args, name):
-            refuse_file_of_run(Path(getattr(args, name)), name)
     if args.scaling:
-        _check_scaling(Path(args.scaling))
+        try:
+            check_format(Path(args.scaling))
+        except ValueError as e:
+            raise ICASCError(f'--scaling: {e}') from e
+    for name, file in (('json', args.json), ('scaling', args.scaling)):
+        if file and not Path(file).absolute().parent.is_dir():
+            raise ICASCError(f"--{name}: there is no folder '{Path(file).parent}'.")
+        if file:
+            refuse_file_of_run(Path(file), name)
     return BenchmarkSetting(
         args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
         args.share, args.compile)

@@ -12,8 +12,6 @@ import filecmp
 import shutil
 from pathlib import Path
 
-from huggingface_hub.utils import logging as hub_logging
-
 from ..errors import HubError, ICASCError
 from ..evaluation.measures import MEASURES
 from ..foreign_files import path_inside, read_json
@@ -71,7 +69,6 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
     if args.to is not None and not is_free(args.to) and not _is_ours(args.to):  # known before the way to the Hub
         raise HubError(f"--to: '{args.to}' is there already, with files of its own: name a new or an empty folder.")
     folder, where, config, sha256 = pull(args.source)

@@ -20,8 +20,6 @@ Beside a folder of hub_cards/ it writes NAME.hub.json: the commit at which the w
 import argparse
 from pathlib import Path
 
-from huggingface_hub.utils import logging as hub_logging
-
 from ..hub.upload import repo_name
 from ..publish.push import push, report
 from ..publish.space import push_space
@@ -48,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    hub_logging.disable_propagation()  # it has a handler of its own; the root logger's would print all twice
     space = repo_name(args.space) if args.space else args.space  # before anything is published
     published = push(
         args.source, args.repo_id, args.license, args.private, args.figure, args.class_names,

@@ -3,7 +3,6 @@
 Shapes: `N` training images, `C` classes. The weights are scaled so that their mean over the training images is 1: the
 loss keeps its scale beside the other terms, and to the learning rate.
 """
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ def read_class_weights(file: str | Path, names: Sequence[str]) -> np.ndarray:
             weights[name] = weight
         if missing := [name for name in names if name not in weights]:
             raise ValueError(f"{len(missing)} of {len(names)} classes have no weight: {', '.join(missing[:5])}")
-    except (*BROKEN, csv.Error) as e:
+    except BROKEN as e:
         raise DataError(f"`class_weights`: '{file}': {one_line(e, 400)}.") from e
     return np.array([weights[name] for name in names])
 

@@ -20,9 +20,7 @@ FORMATS = (
 
 
 # What a broken list makes its reading say.
-BROKEN = (
-    OSError, csv.Error, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError,
-    IndexError)
+BROKEN = OSError, csv.Error, KeyError, TypeError, AttributeError, ValueError, IndexError
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

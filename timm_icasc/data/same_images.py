@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Subset
 
+from .dataset_factory import evenly_spaced
 from .labelled_images import LabelledImages
 from .streams import is_stream
 
@@ -75,8 +76,7 @@ def fingerprint(dataset: Dataset) -> str | None:
     if is_stream(dataset):
         return None
     files = _files(dataset)
-    count = min(LOOKED_AT, len(files))
-    chosen = (files[i * len(files) // count] for i in range(count))
+    chosen = evenly_spaced(files, LOOKED_AT)
     try:
         contents = [_content(dataset, file) for file in chosen]
     except OSError:

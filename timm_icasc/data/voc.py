@@ -67,9 +67,9 @@ def find_devkit(root: str | Path, year: str) -> Path:
     return folder
 
 
-def targets_of(boxes: list[list[Box]], num_classes: int) -> torch.Tensor:
-    """Multi-label targets `[N, C]` of the objects of N images: 1 present, -1 difficult only, 0 absent."""
-    targets = torch.zeros(len(boxes), num_classes)
+def targets_of(boxes: list[list[Box]]) -> torch.Tensor:
+    """Multi-label targets `[N, 20]` of the objects of N images: 1 present, -1 difficult only, 0 absent."""
+    targets = torch.zeros(len(boxes), len(VOC_CLASSES))
     for row, objects in zip(targets, boxes, strict=True):
         for box in sorted(objects, key=lambda box: not box.difficult):  # one plain object outweighs difficult ones
             row[box.class_index] = -1. if box.difficult else 1.
@@ -117,7 +117,7 @@ class VOCDevkit(MultiLabelImages):
         check_listed(images, f"split '{split}'")
         boxes = [read_boxes(self.folder / 'Annotations' / f'{name}.xml', VOC_CLASSES) for name in self.ids]
         super().__init__(
-            images, targets_of(boxes, len(VOC_CLASSES)), VOC_CLASSES, transform, mode, boxes)
+            images, targets_of(boxes), VOC_CLASSES, transform, mode, boxes)
 
 
 class PackedVOC(MultiLabelImages):

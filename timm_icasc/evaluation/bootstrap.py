@@ -3,7 +3,6 @@
 Shapes: `N` images, `R` resamples.
 """
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,7 +105,6 @@ def compare(
         a: ImageRecords,
         b: ImageRecords,
         resamples: int = 1000,
-        only: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Differences B - A with percentile intervals (Efron and Tibshirani, 1993).
 
@@ -118,7 +116,6 @@ def compare(
         a: Records of the first checkpoint.
         b: Records of the second one, on the same images.
         resamples: Number of resamples `R`.
-        only: Names of measures; all that both have when None.
 
     Localisation is compared twice: over all classes of the images that have boxes in the crops of both, and ('_both')
     over those of which neither map is zero. The latter are a choice that the checkpoints themselves have made.
@@ -139,7 +136,7 @@ def compare(
     result = {}
     curves_a, curves_b = curve_measures(a), curve_measures(b)
     everything = np.arange(count)
-    for name in [name for name in curves_a if name in curves_b and (only is None or name in only)]:
+    for name in [name for name in curves_a if name in curves_b]:
         f, g = curves_a[name], curves_b[name]
         drawn = np.array([(f(r), g(r)) for r in tqdm(rows, desc=f'bootstrap of {name}', leave=False, disable=None)])
         result[name] = _interval(f(everything), drawn[:, 0], g(everything), drawn[:, 1])
@@ -147,7 +144,7 @@ def compare(
         {**mean_measures(own), **_where_both_have_maps(own, other)}
         for own, other in ((a, b), (b, a)))
     counts = np.stack([np.bincount(r, minlength=count) for r in rows]).astype(np.float64)
-    for name in [name for name in means_a if name in means_b and (only is None or name in only)]:
+    for name in [name for name in means_a if name in means_b]:
         if name == 'box_area':  # of the data, not of a model
             continue
         whole = [_mean(np.ones((1, count)), *m[name])[0] for m in (means_a, means_b)]

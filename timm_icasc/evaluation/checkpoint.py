@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from ..data import (
     FewImages,
     class_names,
+    evenly_spaced,
     few_of_each_class,
     fingerprint,
     image_file,
@@ -181,7 +182,6 @@ def _whole_path(source: str) -> Path:
 def load_checkpoint(
         source: str,
         given: argparse.Namespace,
-        label: str | None = None,
         with_data: bool = True,
 ) -> Checkpoint:
     """Load one checkpoint and open its test images.
@@ -189,7 +189,6 @@ def load_checkpoint(
     Args:
         source: Folder of a run, checkpoint file, 'hf-hub:NAME', 'local-dir:PATH' or a name of timm's.
         given: Options of `add_checkpoint_arguments`, or of `add_model_arguments` without data.
-        label: Its name in tables and figures; the folder's name when None.
         with_data: Whether to open the data set; without it, `dataset` and `names` are None.
 
     Raises:
@@ -226,7 +225,7 @@ def load_checkpoint(
             raise
         warnings.warn(f'attention is not measured: {e}', stacklevel=2)
     return Checkpoint(
-        label=printable(label or _whole_path(str(run.folder) if run else source).name),
+        label=printable(_whole_path(str(run.folder) if run else source).name),
         source=str(weights or source), run=run, model=model, dataset=dataset, names=names,
         num_classes=model.num_classes, data_config=config, layers=layers,
         batch_size=given.batch_size or args.validation_batch_size or args.batch_size, args=args)
@@ -275,8 +274,7 @@ def _drawn(checkpoint: Checkpoint) -> list[int] | None:
 
 def _other_file(dataset: Dataset, other: Dataset) -> tuple[Path, Path] | None:
     """The first two files of one name that differ in their length, of 100 at even distances; None without any."""
-    count = min(len(dataset), IMAGES_COMPARED)
-    for index in (i * len(dataset) // count for i in range(count)):
+    for index in evenly_spaced(dataset, IMAGES_COMPARED).indices:
         files = [image_file(one, index) for one in (dataset, other)]
         if None in files or files[0] == files[1] or not all(map(Path.is_file, files)):
             continue

@@ -1,7 +1,7 @@
 """From the records of a checkpoint to its numbers: accuracy, average precision, KS statistic, attention, localisation.
 
 Every number is a function of the images' records and of how often each image counts, so that a bootstrap can draw
-the images anew (`comparison`). Shapes: `N` images, `C` classes.
+the images anew (`bootstrap`). Shapes: `N` images, `C` classes.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace

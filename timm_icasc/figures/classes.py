@@ -18,12 +18,7 @@ CAPTION = (
 
 
 def _note(view: ClassView, topk: int) -> str:
-    notes = [f'#{view.rank}'] if view.rank > topk else []
-    if not view.heat.any():
-        notes.append('map is zero')
-    elif view.overlap is not None and view.overlap == view.overlap:
-        notes.append(f'overlap {view.overlap:.2f}')
-    return ', '.join(notes)
+    return ', '.join(filter(None, [f'#{view.rank}' * (view.rank > topk), view.note]))
 
 
 def classes_figure(
@@ -31,7 +26,7 @@ def classes_figure(
         indices: Sequence[int],
         path: Path,
         topk: int = 5,
-        method: str | Sequence[str] = 'grad_cam',
+        methods: Sequence[str] = ('grad_cam',),
         layer: str = 'last',
 ) -> Path:
     """One row per image: the image, then for each checkpoint and method the maps of the classes that it scores highest.
@@ -41,12 +36,11 @@ def classes_figure(
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
         topk: Number of classes of each image; a ground truth below them takes the last place.
-        method: Of `attention.METHODS`, one or several.
+        methods: Of `attention.METHODS`.
         layer: 'inner' or 'last'.
     """
     check_format(path)
     first = checkpoints[0]
-    methods = [method] if isinstance(method, str) else list(method)
     columns = [(checkpoint, name) for checkpoint in checkpoints for name in methods]
     images, targets = load_items(first, indices)
     colors = colors_of(first, images)
@@ -66,9 +60,8 @@ def classes_figure(
         for row, views in enumerate(view_classes(checkpoint, indices, topk, name, layer)):
             for k, view in enumerate(views):
                 left = grid.block_left(column) + k * (CELL + PAIR_GAP)
-                mark = '\u2717 ' if view.rank == 1 and not view.truth else ''
                 grid.titles(
-                    [f'{mark}{view.name}', f'{view.probability:.1%}'], row, left,
+                    [view.title, f'{view.probability:.1%}'], row, left,
                     weight='bold' if view.rank == 1 else 'normal')
                 grid.picture(blend(greys[row], view.heat), row, left, framed=view.truth)
                 grid.note(_note(view, topk), row, left)

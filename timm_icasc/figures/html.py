@@ -85,12 +85,7 @@ def _figure(picture: str, caption: Sequence[str], classes: Sequence[str] = ()) -
 
 
 def _class_figure(view: ClassView, gray: np.ndarray) -> str:
-    mark = '\u2717 ' if view.rank == 1 and not view.truth else ''
-    caption = [f'{mark}{view.name}', f'{view.probability:.1%}, #{view.rank}']
-    if not view.heat.any():
-        caption.append('map is zero')
-    elif view.overlap is not None and view.overlap == view.overlap:
-        caption.append(f'overlap {view.overlap:.2f}')
+    caption = [view.title, f'{view.probability:.1%}, #{view.rank}', *filter(None, [view.note])]
     classes = ['truth'] * view.truth + ['first'] * (view.rank == 1)
     return _figure(_picture(blend(gray, view.heat)), caption, classes)
 

@@ -32,7 +32,6 @@ def layers_figure(
         indices: Sequence[int],
         path: Path,
         methods: Sequence[str] | None = None,
-        sigma: float = 0.55,
 ) -> Path:
     """One row per image: the image, then for each checkpoint and method the inner and the last layer's map.
 
@@ -41,7 +40,6 @@ def layers_figure(
         indices: Positions of the images in the data set.
         path: File to write: .png, .pdf, .svg, .jpg or .webp.
         methods: Of `attention.METHODS`; when None those that the paper draws, its own last.
-        sigma: Threshold of the mask (Eq. 4).
     """
     check_format(path)
     if methods is None:
@@ -66,7 +64,7 @@ def layers_figure(
             grid.heading(METHODS[method].title, 1, left, PAIR_WIDTH)
             for k, place in enumerate(('inner', 'last')):
                 grid.heading(place, 2, left + k * (CELL + PAIR_GAP), style='italic')
-            classes, views = view_layers(checkpoint, indices, method, sigma)
+            classes, views = view_layers(checkpoint, indices, method)
             for row, (index, view) in enumerate(zip(classes, views, strict=True)):
                 if not m:
                     grid.page.text(

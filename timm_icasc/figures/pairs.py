@@ -197,7 +197,7 @@ def attention_figure(
         class_names: Names of all `C` classes; None prints the indices.
         mean: Mean of each channel in the normalisation, which is undone for display.
         std: Standard deviation of each channel in the normalisation.
-        path: File to write, .png, .pdf or .svg; its folder is created.
+        path: File to write: .png, .pdf, .svg, .jpg or .webp; its folder is created.
         config: Attention method; the weights of the terms do not matter.
         layers: From `resolve_layers`, or module paths (inner, last), for all models instead of the automatic choice.
 
@@ -205,7 +205,7 @@ def attention_figure(
         The path of the file.
 
     Raises:
-        ValueError: No model or image, wrong shapes or lengths, a file type that is not among the three.
+        ValueError: No model or image, wrong shapes or lengths, another file type.
         OSError: The file cannot be written.
     """
     path = Path(path)

@@ -41,6 +41,18 @@ class ClassView:
     heat: np.ndarray
     overlap: float | None
 
+    @property
+    def title(self) -> str:
+        """Its name, with a cross where the highest-scoring class is not in the image."""
+        return '\u2717 ' * (self.rank == 1 and not self.truth) + self.name
+
+    @property
+    def note(self) -> str:
+        """That its map is zero, or how far it overlaps; empty where there is neither to say."""
+        if not self.heat.any():
+            return 'map is zero'
+        return '' if self.overlap is None or np.isnan(self.overlap) else f'overlap {self.overlap:.2f}'
+
 
 @dataclass
 class LayerView:
@@ -77,6 +89,17 @@ def _own_scale(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     return (heats / torch.where(maximum > 0, maximum, 1)).numpy()
 
 
+def _scored(
+        checkpoint: Checkpoint,
+        indices: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, targets, class scores and probabilities."""
+    images, targets = load_items(checkpoint, indices)
+    with torch.inference_mode():
+        logits = checked_scores(checkpoint, class_scores(checkpoint.model(images)))
+    return images, targets, logits, checkpoint.labels.probabilities(logits)
+
+
 def view_classes(
         checkpoint: Checkpoint,
         indices: Sequence[int],
@@ -89,10 +112,7 @@ def view_classes(
     A ground-truth class below them takes the place of the last one, so that it is shown; where an image has more than
     `topk` of them, those of highest score are.
     """
-    images, targets = load_items(checkpoint, indices)
-    with torch.inference_mode():
-        logits = checked_scores(checkpoint, class_scores(checkpoint.model(images)))
-    scores = checkpoint.labels.probabilities(logits)
+    images, targets, logits, scores = _scored(checkpoint, indices)
     topk = min(topk, logits.shape[1])
     order = logits.sort(dim=1, descending=True, stable=True).indices
     truths, chosen = checkpoint.labels.present(targets), []
@@ -125,17 +145,13 @@ def view_layers(
         checkpoint: Checkpoint,
         indices: Sequence[int],
         method: str,
-        sigma: float = 0.55,
 ) -> tuple[list[int], list[LayerView]]:
     """Inner against last layer for each image's ground-truth class (of several, the one of highest score).
 
     Returns:
         The classes and their views. An image without a class is drawn for its highest-scoring one.
     """
-    images, targets = load_items(checkpoint, indices)
-    with torch.inference_mode():
-        logits = checked_scores(checkpoint, class_scores(checkpoint.model(images)))
-    scores = checkpoint.labels.probabilities(logits)
+    images, targets, logits, scores = _scored(checkpoint, indices)
     classes = [
         max(truth or range(len(row)), key=lambda c, row=row: row[c])
         for truth, row in zip(checkpoint.labels.present(targets), logits.tolist(), strict=True)]
@@ -148,7 +164,7 @@ def view_layers(
     heats = {layer: _own_scale(values, tuple(images.shape[-2:])) for layer, values in maps.items()}
     inner, last = maps['inner'][:, 0], maps['last'][:, 0]
     inside = -attention_consistency(
-        inner, resize_mask(target_mask(last, sigma), inner.shape[-2:]), theta=0.)
+        inner, resize_mask(target_mask(last), inner.shape[-2:]), theta=0.)
     overlap = attention_overlap(inner, resize_mask(last, inner.shape[-2:]))
     return classes, [
         LayerView(scores[n, c].item(), heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())

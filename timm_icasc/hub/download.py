@@ -30,13 +30,11 @@ class Download:
     Attributes:
         folder: The commit's snapshot in the cache; timm loads it as `local-dir:FOLDER`.
         where: `repo@commit`.
-        commit: The commit, 40 digits.
         sha256: Of model.safetensors.
         config: config.json.
     """
     folder: Path
     where: str
-    commit: str
     sha256: str
     config: dict[str, Any]
 
@@ -133,4 +131,4 @@ def fetch(
             raise HubError(f'{e} The cache holds commit {snapshot.name[:12]}; HF_HUB_OFFLINE=1 uses it.') from e
     where = repo_at(repo_id, snapshot.name)
     config, found = check_folder(snapshot, where, {'the pinned one': sha256, "the Hub's": hub_sha256})
-    return Download(snapshot, where, snapshot.name, found, config)
+    return Download(snapshot, where, found, config)

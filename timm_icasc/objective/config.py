@@ -87,7 +87,7 @@ class ICASCConfig:
             open. With 'per_class' a batch takes a backward pass for each class of the image that has most, and one for
             the confused class, instead of two in all; measures and figures are of joint maps all the same.
         share: Share of the batch, in (0, 1], that the terms are made of: its most confused samples (`hard_samples.py`).
-            They run through the network twice; with order 2 that pays below about a third, with order 1 hardly.
+            They run through the network twice, which pays below about a half with order 2, a quarter with order 1.
         rival: Which class the true one's map is pushed apart from: 'confused', that of the highest score (the paper);
             or 'random', any other: a control, in training alone.
     """

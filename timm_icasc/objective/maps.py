@@ -94,12 +94,10 @@ class ScoredMaps(NamedTuple):
         maps: `[B, K, h, w]`, values >= 0, not normalised.
         classes: Which class each is of, `[B, K]`.
         logits: Class scores, `[B, C]`.
-        layer: Where the maps were taken.
     """
     maps: torch.Tensor
     classes: torch.Tensor
     logits: torch.Tensor
-    layer: FeatureLayer
 
 
 def _check(images: Images, topk: int, method: str) -> None:
@@ -145,7 +143,7 @@ def scored_maps(
             result = torch.stack(maps, 1)
     if not create_graph:
         result, logits = result.detach(), logits.detach()
-    return ScoredMaps(result, indices, logits, chosen)
+    return ScoredMaps(result, indices, logits)
 
 
 def attention_maps(

@@ -1,6 +1,5 @@
 """What a card reports: runs evaluated again, NAME.json, and the weights and configuration that NAME ships."""
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.measures import summarise
 from ..evaluation.options import default_options
 from ..hub.model_folder import FIGURE, half_precision, tensors_sha256
-from ..runs.files import write_text
 from ..runs.folder import ARGUMENTS, Run
+from ..runs.tables import write_json
 from .card import check_written, read_written
 from .export import export, open_measured_runs
 
@@ -149,7 +148,7 @@ def write_results(paths: list[Path], folders: list[Path]) -> None:
         how = written['dataset'].get('split'), written['half']
         if how not in evaluated:
             evaluated[how] = evaluate_runs([run for _, run in found], *how)
-        write_text(path.with_suffix('.json'), json.dumps(evaluated[how], indent=2) + '\n')
+        write_json(path.with_suffix('.json'), evaluated[how])
         figure = folder / FIGURE if written['figure'] and (folder / FIGURE).is_file() else None
         tag = path.stem.partition('.')[2]
         export(run, path.with_suffix(''), tag, written['license'], figure, half=written['half'])

@@ -1,7 +1,5 @@
 """From a finished run, or a folder of hub_cards/, to a verified commit on the Hub."""
-import json
 import re
-import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -9,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from ..data import is_public
 from ..errors import HubError, ICASCError, WriteError, one_line
 from ..foreign_files import read_yaml
-from ..foreign_text import printable
+from ..foreign_text import printable, shell_command
 from ..hub.failures import endpoint
 from ..hub.model_folder import (
     CONFIG,
@@ -27,6 +25,7 @@ from ..hub.tags import record_path
 from ..hub.upload import Upload, publish, repo_name
 from ..runs.files import write_text
 from ..runs.local_paths import find_local_path
+from ..runs.tables import write_json
 from .card import render_run, render_sources
 from .export import export, is_of_public_images, open_measured_runs, refuse_links, weight_tag
 
@@ -97,7 +96,7 @@ def _note_place(published: Upload, source: Path) -> None:
     record = {'repo_id': published.repo_id, 'revision': published.commit, 'sha256': published.sha256}
     path = record_path(source.resolve())
     try:
-        write_text(path, json.dumps(record, indent=2) + '\n')
+        write_json(path, record)
     except WriteError as e:
         raise HubError(
             f"published as {published.repo_id}@{published.commit}, but '{path}' cannot be written "
@@ -180,5 +179,5 @@ def push_finished(run_dir: Path, repo_id: str, license: str | None = None) -> No
         report(push(run_dir, repo_id, license))
     except ICASCError as e:
         named = ['--license', license] if license else []
-        command = shlex.join(['timm-icasc', 'push', str(run_dir), repo_id, *named])
+        command = shell_command(['timm-icasc', 'push', str(run_dir), repo_id, *named])
         raise HubError(f'`repo_id`: {e} The run is saved; publish it with: {command}') from e

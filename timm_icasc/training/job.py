@@ -18,7 +18,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import fingerprint, labels_of
+from ..data import class_weights, fingerprint, labels_of
 from ..errors import ICASCError, LayerResolutionError
 from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
@@ -32,7 +32,7 @@ from ..task.public_approach import PublicApproachTask
 from .cuda_graph import CudaRecorder, RecordedStep
 from .device import PeakMemory, device_fault
 from .fine_tune import freeze_until, parameter_groups, scale_constant_rates
-from .loaders import mixes, set_up_class_weights, set_up_data, set_up_data_config, set_up_loaders
+from .loaders import mixes, set_up_data, set_up_data_config, set_up_loaders
 from .model_factory import check_model_name, set_up_model
 from .step import Scaler, TrainingStep
 
@@ -245,9 +245,11 @@ def set_up(args: argparse.Namespace, device: torch.device) -> TrainingJob:
     if args.distributed and args.sync_bn:
         model = timm.layers.convert_sync_batchnorm(model)
     frozen = freeze_until(args, model)
+    weights = None
+    if args.class_weights is not None:
+        weights = class_weights(args.class_weights, train_set, args.num_classes, names)
     task = set_up_task(
-        args, model, device, data_config['input_size'], len(loader_train), labels_of(train_set),
-        set_up_class_weights(args, train_set, names))
+        args, model, device, data_config['input_size'], len(loader_train), labels_of(train_set), weights)
     try:
         layers = resolve_layers(model, args.icasc_layers, data_config['input_size'])
     except LayerResolutionError as e:

@@ -14,7 +14,6 @@ from ..data import (
     balanced,
     check_shards,
     class_names,
-    class_weights,
     count_shared,
     create_dataset,
     evenly_spaced,
@@ -28,7 +27,7 @@ from ..errors import DataError, ICASCError, one_line
 from ..labels import SINGLE, LabelKind
 from .interrupt import begin_loading
 
-__all__ = ['columns_of', 'mixes', 'set_up_class_weights', 'set_up_data', 'set_up_data_config', 'set_up_loaders']
+__all__ = ['columns_of', 'mixes', 'set_up_data', 'set_up_data_config', 'set_up_loaders']
 
 
 def mixes(args: argparse.Namespace) -> bool:
@@ -149,17 +148,6 @@ def set_up_data(args: argparse.Namespace) -> tuple[Dataset, Dataset, list[str] |
     if args.balanced_sampling:
         train = balanced(train, args.seed, names)
     return train, val, names
-
-
-def set_up_class_weights(
-        args: argparse.Namespace,
-        train: Dataset,
-        names: list[str] | None,
-) -> torch.Tensor | None:
-    """What --class-weights says of the images that are trained on; None without it."""
-    if args.class_weights is None:
-        return None
-    return class_weights(args.class_weights, train, args.num_classes, names)
 
 
 def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

@@ -40,8 +40,11 @@ def messages_of(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser: Whose options stand for the arguments that messages name.
     """
     logging.basicConfig(level=logging.WARNING)
-    loggers = logging.getLogger(), logging.getLogger('huggingface_hub')  # the Hub's client has a handler of its own
-    before = {handler: handler.formatter for logger in loggers for handler in logger.handlers}
+    # The Hub's client has a handler of its own: the root logger's would print all twice.
+    hub = logging.getLogger('huggingface_hub')
+    handlers = [*logging.getLogger().handlers, *hub.handlers]
+    before = {handler: handler.formatter for handler in handlers}
+    propagate, hub.propagate = hub.propagate, False
     warning_before = warnings.formatwarning
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
@@ -54,6 +57,7 @@ def messages_of(parser: argparse.ArgumentParser) -> Iterator[None]:
     finally:
         for handler, formatter in before.items():
             handler.setFormatter(formatter)
+        hub.propagate = propagate
         warnings.formatwarning = warning_before
 
 

@@ -327,7 +327,7 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--icasc-share', type=float, default=1., metavar='P',
         help='make the terms of the most confused share of the batch only, which runs twice: with order 2 '
-             'cheaper below about 0.4, with order 1 below 0.2 (default: 1)')
+             'cheaper below about 0.5, with order 1 below 0.25 (default: 1)')
     group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), help=argparse.SUPPRESS)
     group.add_argument(
         '--icasc-fast', action=argparse.BooleanOptionalAction, default=False,

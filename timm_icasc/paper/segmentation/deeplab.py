@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.models import segmentation
-from torchvision.transforms.functional import pil_to_tensor, resize
+from torchvision.transforms.functional import normalize, pil_to_tensor, resize
 
 from ...errors import ICASCError, one_line
 from ...runs.intact import check_intact
@@ -59,9 +59,7 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
 def network_input(image, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An image squashed to a square: normalised for the network, and its colours 0 to 255; `[3, size, size]` both."""
     colors = pil_to_tensor(resize(image, [size, size])).float()
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return (colors / 255 - mean) / std, colors
+    return normalize(colors / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), colors
 
 
 def grid_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

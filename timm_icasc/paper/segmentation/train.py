@@ -202,7 +202,6 @@ def train(
         cues: Callable[[int], torch.Tensor],
         config: SegmentationConfig,
         checkpoint: Path,
-        crf: CRFParameters | None = None,
         origin: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train on cues; goes on from `checkpoint` where there is one, as if it had never stopped.
@@ -213,7 +212,6 @@ def train(
         cues: Position of an image -> `[C, h, w]` on the grid of `score_grid`.
         config: Schedule and weights.
         checkpoint: File to write every 200 updates and at the end.
-        crf: Parameters of the CRF.
         origin: What the cues are made with, JSON values by name; a checkpoint of other cues is refused.
 
     Returns:
@@ -243,7 +241,7 @@ def train(
         torch.manual_seed(config.seed * 1_000_003 + iteration)  # dropout
         scores = grid_scores(network, inputs)
         small = F.interpolate(colors, size=scores.shape[-2:], mode='area')
-        losses = sec_losses(scores, seeds.to(scores), labels, small, config, crf or CRFParameters())
+        losses = sec_losses(scores, seeds.to(scores), labels, small, config, CRFParameters())
         values = {name: float(value.detach()) for name, value in losses.items()}
         if not np.isfinite(values['loss']):
             raise _not_finite(f"loss became {values['loss']}", iteration + 1)

@@ -86,7 +86,7 @@ class VOCSegmentation:
     def __getitem__(self, index: int) -> SegmentationImage:
         name = self.ids[index]
         boxes = read_boxes(self._path('Annotations', name, 'xml'), VOC_CLASSES)
-        labels, = targets_of([boxes], len(VOC_CLASSES))
+        labels, = targets_of([boxes])
         image = read_image(self._path('JPEGImages', name, 'jpg'), max_image_pixels=self.max_image_pixels)
         path = self._path('SegmentationClass', name, 'png')
         mask = None
