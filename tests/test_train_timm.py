@@ -617,15 +617,27 @@ def test_sigterm_to_the_whole_group_with_loading_processes(images, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in err and '--resume auto' in err
 
 
-@pytest.mark.parametrize('first, second', [('cat', 'none'), ('none', 'cat')])
-def test_classes_that_differ_between_the_splits(first, second, run, images, tmp_path):
-    root = tmp_path / 'data'
-    for split, has_cats in (('train', first == 'cat'), ('val', second == 'cat')):
+def data_of(images, root, **names):
+    """Folders of these classes in each split."""
+    for split, classes in names.items():
         (root / split).mkdir(parents=True)
-        for name in ('ant', 'bat', 'cat')[:3 if has_cats else 2]:
+        for name in classes.split():
             (root / split / name).symlink_to(images / split / name)
-    code, _, err = run(data=('--data-dir', str(root)))
-    assert code == 2 and f'differ: only the first has {first}; only the second has {second}. Name them alike' in err
+    return '--data-dir', str(root)
+
+
+def test_classes_of_the_validation_alone(run, images, tmp_path):
+    code, _, err = run(data=data_of(images, tmp_path / 'data', train='ant bat', val='ant bat cat'))
+    assert code == 2 and 'differ: only the first has none; only the second has cat. Name them alike' in err
+
+
+def test_classes_without_a_validation_image(run, images, tmp_path):
+    """Rare ones may have none; the others keep their numbers."""
+    data = data_of(images, tmp_path / 'data', train='ant bat cat', val='bat cat')
+    with pytest.warns(UserWarning, match='--val-split validation has no image of 1 of the 3 classes: ant.'):
+        assert run(data=data)[0] == 0
+    results = json.loads(next(tmp_path.rglob('results.json')).read_text())
+    assert results['model']['label_names'] == ['ant', 'bat', 'cat']
 
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])

@@ -529,6 +529,23 @@ def test_a_bare_checkpoint_and_a_local_folder_of_the_hub(tmp_path):
     assert len(results) == 2 and results[0] == pytest.approx(results[1], rel=1e-5)
 
 
+def test_a_run_of_timms_own_script(tmp_path, capsys):
+    """Its args.yaml has options that this package has not; its checkpoint says how images are prepared."""
+    run, own = make_run(tmp_path / 'run'), tmp_path / 'timms' / 'last.pth.tar'
+    own.parent.mkdir()
+    checkpoint = torch.load(run / 'last.pth.tar', weights_only=False)
+    checkpoint['args'] = argparse.Namespace(model='resnet8_cifar', mean=[0.25], lr=None, jsd_loss=False)
+    torch.save(checkpoint, own)
+    (own.parent / 'args.yaml').write_text('model: resnet8_cifar\namp_impl: native\njsd_loss: false\nlr: null\n')
+    assert evaluate(own.parent, '--images', 2) == 2
+    assert 'no args.yaml of timm-icasc train beside it: name its architecture with --model' in capsys.readouterr().err
+    given = ['--model', 'resnet8_cifar', '--dataset', 'digits', '--images', 8, '-j', 0]
+    assert evaluate(own.parent, run, *given, '--compare', '--output', tmp_path / 'out') == 0
+    options = default_options()
+    options.model, options.dataset = 'resnet8_cifar', 'digits'
+    assert load_checkpoint(str(own), options).data_config['mean'] == (0.25,)
+
+
 @pytest.mark.parametrize('architecture', ['resnet8_cifar', 'vit_tiny_patch16_224'])
 def test_a_grey_model_is_evaluated_in_grey_wherever_it_comes_from(architecture, tmp_path):
     torch.manual_seed(0)

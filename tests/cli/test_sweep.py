@@ -464,6 +464,14 @@ class TestReport:
         assert "variant 'order-1' is not what" in message and 'order-1-seed0.json' in message
         assert 'lr was None, is 0.3' in message and not (tmp_path / 'runs').exists()
 
+    def test_what_changes_no_result_may_change(self, recorded, tmp_path, capsys):
+        """Where numbers are logged, how many images are measured at once, the order of a file's lines."""
+        common = {
+            **STUDY['common'], 'log_interval': 7, 'checkpoint_hist': 3, 'validation_batch_size': 5,
+            'log_tensorboard': True}
+        for evaluate in ({'workers': 0, 'batch_size': 4}, {'batch_size': 4, 'device': 'cpu'}):
+            assert sweep(write_study(tmp_path, common=common, evaluate=evaluate), '--report') == 0, capsys.readouterr()
+
     def test_a_run_without_a_checkpoint_begins_anew(self, recorded, tmp_path):
         """Killed while it wrote its options: nothing to go on with, nothing to compare."""
         study, folder = recorded[0], tmp_path / 'runs' / 'order-1-seed2'

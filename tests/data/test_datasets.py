@@ -532,8 +532,10 @@ class TestMultiLabelLists:
             create_dataset('multilabel', str(root), 'train')
 
     def test_no_list(self, root):
-        with pytest.raises(DataError, match="neither 'dev.csv' nor 'dev.json'.*expected a CSV"):
-            create_dataset('multilabel', str(root), 'dev')
+        (root / 'val.csv').touch()
+        for name, missing in (('multilabel', "neither 'dev.csv' nor 'dev.json'"), ('singlelabel', "no 'dev.csv'")):
+            with pytest.raises(DataError, match=f'{missing}.*, which has the lists .*val.*; expected a CSV'):
+                create_dataset(name, str(root), 'dev')
 
 
 @pytest.mark.parametrize('content', [b'', b'no image', None])

@@ -798,8 +798,20 @@ class TestClearErrors:
         with pytest.raises(LayerResolutionError, match='does not return class logits'):
             resolve_layers(model, input_size=(3, 64, 64))
 
+    @pytest.mark.parametrize('name, head', [
+        ('resnet18', 'fc'), ('vit_tiny_patch16_224', 'head'), ('convnext_atto', 'head.fc')])
+    def test_model_with_a_classifier_of_its_users(self, name, head):
+        """timm's way to fine-tune: the model goes on to say that it has no classes."""
+        size = {'img_size': 64} if name.startswith('vit') else {}
+        model = timm.create_model(name, num_classes=0, **size)
+        parent, _, child = head.rpartition('.')
+        setattr(model.get_submodule(parent), child, torch.nn.Linear(model.num_features, 5))
+        expected = resolve_layers(timm.create_model(name, num_classes=5, **size), input_size=(3, 64, 64))
+        assert resolve_layers(model, input_size=(3, 64, 64)) == expected and model.num_classes == 0
+
     def test_layer_hidden_by_an_operation_in_place(self):
         """torchvision's densenet calls F.relu(x, inplace=True) behind its features."""
+        torch.manual_seed(0)  # with so few channels some weights pass nothing on
         model = torchvision.models.DenseNet(2, (1, 1, 1, 1), 4, num_classes=5)
         with pytest.raises(LayerResolutionError, match=(
                 "'features.norm5' of DenseNet is hidden: what follows overwrites its output .* Name 'features'")):

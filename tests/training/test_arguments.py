@@ -83,7 +83,7 @@ def test_missing_file_lists_the_recipes(tmp_path):
     (['--loss', 'asl', '--cutmix', '1'], '--loss asl'),
     (['--pretrained-path', 'a.pth', '--initial-checkpoint', 'b.pth'], '--initial-checkpoint both name the first'),
     (['--data-dir', 'x', '--clip-mode', 'agc'], '--clip-mode does nothing without --clip-grad'),
-    (['--amp-dtype', 'bfloat16'], '--amp-dtype bfloat16 does nothing without --amp'),
+    (['--amp-dtype', 'bfloat16'], '--amp-dtype does nothing without --amp'),
     (['--model-ema-warmup'], '--model-ema-warmup does nothing without --model-ema'),
     (['--torchcompile-mode', 'default'], '--torchcompile-mode does nothing without --torchcompile'),
     (['--recount', '3'], '--recount does nothing without --reprob'),
@@ -181,6 +181,18 @@ class TestResume:
         self.run(tmp_path / 'a')
         with pytest.raises(ICASCError, match="has no run 'b' to go on with; it has a: leave --resume out to begin"):
             parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'b', *options])
+
+    def test_auto_in_the_folder_of_a_run_names_the_run(self, tmp_path):
+        """The remedy was to begin anew."""
+        folder = self.run(tmp_path / 'a')
+        with pytest.raises(ICASCError, match=f"a run itself: say --resume auto --output '{tmp_path}' --experiment 'a'"):
+            parse_args(['--resume', 'auto', '--output', str(folder)])
+
+    def test_a_run_of_timms_own_script_begins_one_from_its_weights(self, tmp_path):
+        folder = self.run(tmp_path / 'a')
+        write(folder / 'args.yaml', 'model: resnet18\njsd_loss: false\namp_impl: native\n')
+        with pytest.raises(ICASCError, match=r"a run of timm's train.py, .* its weights with --initial-checkpoint"):
+            parse_args(['--resume', str(folder / 'last.pth.tar')])
 
     def test_auto_looks_where_a_file_of_options_says(self, tmp_path):
         """It went on with another run, or found none."""

@@ -35,13 +35,15 @@ def test_the_terms_of_an_empty_inner_map():
     assert attention_consistency(empty, mask, theta=0.8).tolist() == pytest.approx([0.8, 0.8])
 
 
-def test_it_is_told_once(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize('options, times', [([], 1), (['--no-icasc'], 0), (['--icasc-start-epoch', 5], 0)])
+def test_it_is_told_once(options, times, monkeypatch, capsys, tmp_path):
+    """And not where ICASC has no part in it: its remedies would be none."""
     monkeypatch.setattr(training_run, 'evaluate', lambda job, flag: {'top1': 1., 'loss': 1., 'zero_maps': 0.75})
     code, out, err = train_in_process(
         monkeypatch, capsys, *TINY, '--dataset', 'digits', '--limit-train', 12, '--epochs', 2,
-        '--output', tmp_path, '--experiment', 'x')
+        '--output', tmp_path, '--experiment', 'x', *options)
     assert code == 0, err
-    assert (out + err).count(TOLD) == 1 and '75% of the images' in out + err
+    assert (out + err).count(TOLD) == (out + err).count('75% of the images') == times
 
 
 def test_what_is_not_measured_is_null_in_the_results(monkeypatch, capsys, tmp_path):

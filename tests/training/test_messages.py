@@ -1,6 +1,8 @@
 """What commands print of warnings and of other libraries' messages."""
 import argparse
 import logging
+import sys
+import warnings
 
 import pytest
 
@@ -32,3 +34,14 @@ def test_messages_of_the_hub_come_once_and_in_one_line(noted):
     assert noted == ['a token is missing']
     hub.warning('as before')
     assert noted[1:] == ['as before', 'as before'], 'a program that calls a command has its own back'
+
+
+@pytest.mark.parametrize('rank, said', [(None, True), ('0', True), ('1', False)])
+def test_of_several_processes_the_first_warns(rank, said, monkeypatch, capsys):
+    """Each of them looks at the same folders."""
+    monkeypatch.delenv('RANK', raising=False)
+    if rank is not None:
+        monkeypatch.setenv('RANK', rank)
+    with messages_of(argparse.ArgumentParser()):
+        sys.stderr.write(warnings.formatwarning('a folder\n is empty', UserWarning, 'file.py', 1))
+    assert capsys.readouterr().err == 'warning: a folder is empty\n' * said

@@ -201,3 +201,11 @@ def test_terms_set_in_at_their_epoch_where_the_batches_have_changed(train, tmp_p
     with open(tmp_path / 'x' / 'summary.csv') as file:
         rows = list(csv.DictReader(file))
     assert [bool(row['train_loss_ac']) for row in rows] == [False] * 4 + [True] * 2
+
+
+def test_other_words_for_the_same_are_no_change(train):
+    """Splits have several names, a size two options."""
+    assert train('--epochs', 1)[0] == 0
+    same = ['--train-split', 'training', '--val-split', 'val', '--image-endings', '.png', '--input-size', 3, 16, 16]
+    code, out, err = train('--resume', 'auto', '--epochs', 2, *same)
+    assert code == 0 and 'do not compare' not in out + err

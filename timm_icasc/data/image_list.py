@@ -23,6 +23,12 @@ FORMATS = (
 BROKEN = OSError, csv.Error, KeyError, TypeError, AttributeError, ValueError, IndexError
 
 
+def _other_lists(folder: Path) -> str:
+    """What else is there that may be meant, in words."""
+    names = sorted(path.stem for path in folder.glob('*') if path.suffix in ('.csv', '.json'))
+    return f", which has the lists {', '.join(names[:8])} (`split` names one)" if names else ''
+
+
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a list."""
     with open(path, newline='', encoding='utf-8-sig') as file:
@@ -149,7 +155,7 @@ class SingleLabelList(LabelledImages):
         path = folder / f'{split}.csv'
         expected = "a CSV with the header 'image,label': a path and the name of its class"
         if not path.is_file():
-            raise DataError(f"`root`: no '{split}.csv' in '{root}'; expected {expected}.")
+            raise DataError(f"`root`: no '{split}.csv' in '{root}'{_other_lists(folder)}; expected {expected}.")
         try:
             columns, rows = read_csv(path)
             if columns != ['image', 'label']:
@@ -212,7 +218,9 @@ class MultiLabelList(MultiLabelImages):
         folder = Path(root)
         path = next((p for p in (folder / f'{split}.csv', folder / f'{split}.json') if p.is_file()), None)
         if path is None:
-            raise DataError(f"`root`: neither '{split}.csv' nor '{split}.json' in '{root}'; expected {FORMATS}.")
+            raise DataError(
+                f"`root`: neither '{split}.csv' nor '{split}.json' in '{root}'{_other_lists(folder)}; expected "
+                f'{FORMATS}.')
         try:
             content = _from_csv(path) if path.suffix == '.csv' else read_json(path)
             records = content['images'] = _with_endings(path, content['images'], endings)

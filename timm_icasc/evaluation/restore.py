@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ..data import class_names, create_dataset, is_stream
 from ..errors import DataError, ICASCError, one_line
-from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, open_run, read_checkpoint
+from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, is_timms, open_run, read_checkpoint
 from ..runs.intact import check_intact
 from ..training.argument_files import check_options
 from ..training.arguments import build_parser, parse_args
@@ -53,7 +53,8 @@ def run_arguments(
     elif is_name(source):
         argv += ['--model', source]
     elif not given.model:
-        raise ICASCError(f"'{source}' has no {ARGUMENTS} beside it: name its architecture with `model`.")
+        raise ICASCError(
+            f"'{source}' has no {ARGUMENTS} of timm-icasc train beside it: name its architecture with `model`.")
     if given.model and not is_name(source):
         argv += ['--model', given.model]
     if with_data and run is None and not given.data_dir and not getattr(given, 'dataset', None):
@@ -194,13 +195,14 @@ def restore(
 
 
 def run_beside(weights: Path | None) -> Run | None:
-    """The run that a file of weights lies in, if it lies in one."""
+    """The run that a file of weights lies in, if it lies in one of this package."""
     if weights is None or not (weights.parent / ARGUMENTS).is_file():
         return None
     try:
-        return open_run(weights.parent)
+        run = open_run(weights.parent)
     except (OSError, ValueError) as e:
         raise ICASCError(f"the run '{weights.parent}' cannot be read: {one_line(e)}") from e
+    return None if is_timms(run.arguments) else run
 
 
 def open_dataset(args: argparse.Namespace) -> Dataset:

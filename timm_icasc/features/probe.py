@@ -28,6 +28,15 @@ from .tail import Call, Tail, run_model
 __all__ = ['Probe']
 
 
+def _has_no_head(model: nn.Module) -> bool:
+    """Whether a model says that it puts out pooled features, and nobody has given it a classifier since."""
+    if getattr(model, 'num_classes', 1) != 0:
+        return False
+    classifier = getattr(model, 'get_classifier', lambda: None)()
+    heads = classifier if isinstance(classifier, tuple) else (classifier or nn.Identity(),)
+    return next(nn.ModuleList(heads).parameters(), None) is None
+
+
 def _is_feature(x: Any) -> bool:
     """Whether `x` can be a feature of the probe's two images; windows and heads folded into the batch are not."""
     return isinstance(x, torch.Tensor) and x.requires_grad and x.ndim in (3, 4) and len(x) == 2
@@ -129,7 +138,7 @@ class Probe:
 
     def _check_logits(self, output: Any) -> torch.Tensor:
         logits, model = find_class_scores(output), self.model
-        if logits is None or logits.ndim != 2 or getattr(model, 'num_classes', 1) == 0:
+        if logits is None or logits.ndim != 2 or _has_no_head(model):
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise LayerResolutionError(
                 f'{type(model).__name__} does not return class logits [B, C] but {got}; a timm model does with '

@@ -171,8 +171,8 @@ def own_input_size(model: nn.Module) -> tuple[int, int, int]:
 def _warn_of_ways_around(model: str, path: str) -> None:
     _logger.warning(
         f"The class scores of {model} also come by ways around '{path}', as those of several networks do: maps and "
-        f'losses are of what passes there. Name a module behind the place where they meet with `layers`, or give one '
-        f'network alone.')
+        f'losses are of what passes there. Name a module behind the place where they meet with `layers`, or the two '
+        f'as they are, or give one network alone.')
 
 
 @lru_cache  # once in a process

@@ -20,7 +20,7 @@ __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION',
     'FIGURE', 'FINGERPRINT', 'FINGERPRINTS', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PLACES',
     'PUBLISHING_OPTIONS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY',
-    'TENSORBOARD', 'WANDB_ID', 'fingerprints_in', 'names_in', 'noted_time', 'open_run', 'read_checkpoint',
+    'TENSORBOARD', 'WANDB_ID', 'fingerprints_in', 'is_timms', 'names_in', 'noted_time', 'open_run', 'read_checkpoint',
     'read_mapping', 'saved_at',
 ]
 
@@ -297,6 +297,11 @@ def read_mapping(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ICASCError(f"'{file}' does not hold names and values, but {type(content).__name__}.")
     return content
+
+
+def is_timms(arguments: dict[str, Any]) -> bool:
+    """Whether the options of a run are those of timm's own train.py, which writes a file of that name too."""
+    return 'jsd_loss' in arguments
 
 
 def open_run(folder: Path) -> Run:

@@ -19,7 +19,7 @@ from ..runs.find import has_begun
 from ..runs.folder import EVALUATED, EVALUATION, LAST, RECORDS, SUMMARY, fingerprints_in, open_run
 from ..runs.tables import write_json
 from ..training.arguments import parse_args
-from .study import PlannedRun, Study, changed_options
+from .study import PlannedRun, Study, changed_options, measured_by
 
 __all__ = ['check_same_images', 'check_unchanged', 'correct_of', 'make_record', 'read_records', 'record_path']
 
@@ -150,7 +150,8 @@ def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Pa
         ICASCError: Names the variant, the options and what to remove.
     """
     for name, record in records.items():
-        if (earlier := record['evaluated']['arguments']) != list(study.evaluation):
+        earlier = record['evaluated']['arguments']
+        if measured_by(earlier) != measured_by(study.evaluation):
             raise ICASCError(
                 f"'{name}' was evaluated with '{' '.join(earlier)}', the study says '{' '.join(study.evaluation)}': "
                 f"take 'evaluate' back, or remove the records, and the sweep evaluates the finished runs again.")

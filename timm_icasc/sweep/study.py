@@ -2,6 +2,7 @@
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from timm.utils import ParseKwargs
 from ..errors import ICASCError
 from ..evaluation.options import add_evaluation_arguments
 from ..foreign_files import read_yaml
-from ..runs.folder import BEST, LAST
+from ..runs.folder import BEST, LAST, LOGGING_OPTIONS
 from ..training.argument_files import check_options, find_config, load_config
 from ..training.arguments import build_parser, parse_args
+from ..training.dependent_options import still_meant
 
-__all__ = ['PlannedRun', 'Study', 'changed_options', 'load_study', 'settled_options']
+__all__ = ['PlannedRun', 'Study', 'changed_options', 'load_study', 'measured_by', 'settled_options']
 
 KEYS = ('baseline', 'seeds', 'common', 'variants', 'evaluate', 'records', 'report')
 
@@ -24,8 +26,13 @@ RESERVED = ('seed', 'output', 'experiment', 'resume', 'push_to_hub', 'icasc_comp
 
 RESERVED_EVALUATION = ('checkpoints', 'compare', 'output', 'robustness')
 
-# Options that say where and how a run is computed, not what.
-MACHINE = (*RESERVED, 'config', 'run_dir', 'data_dir', 'workers', 'device', 'pin_mem', 'icasc_fast')
+# Options that say where and how a run is computed, and what is told of it meanwhile, not what comes of it.
+MACHINE = (
+    *RESERVED, *LOGGING_OPTIONS, 'config', 'run_dir', 'data_dir', 'workers', 'device', 'pin_mem', 'icasc_fast',
+    'no_prefetcher', 'dataset_download', 'max_image_pixels', 'validation_batch_size', 'log_interval',
+    'checkpoint_hist', 'license')
+
+MACHINE_OF_EVALUATION = ('workers', 'device', 'batch_size', 'max_image_pixels')
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,18 @@ def _as_recorded(options: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(options, default=str))
 
 
+def _evaluation_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_evaluation_arguments(parser)
+    return parser
+
+
+def measured_by(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options of timm-icasc eval that decide its numbers, of a command line; and what no option is."""
+    given, unknown = _evaluation_parser().parse_known_args(words)
+    return {k: v for k, v in vars(given).items() if k not in MACHINE_OF_EVALUATION}, unknown
+
+
 def changed_options(options: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
     """Names of the options that differ from those of a record or a run; what these do not tell counts as unchanged."""
     own, earlier = _as_recorded(options), _as_recorded(settled_options(earlier))
@@ -164,7 +183,8 @@ def _options(
     own.pop('config', None)
     found = load_config(find_config(recipe, folder), parser) if recipe else {}
     options = {name: value for name, value in found.items() if name not in RESERVED}
-    return {**options, **check_options(own, parser, where)}
+    own = check_options(own, parser, where)
+    return {**still_meant(options, own), **own}
 
 
 def _with_seed(options: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -188,7 +208,8 @@ def _list_of_runs(
         if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', str(name)):
             raise ICASCError(f"{where}: variant '{name}': a name has letters, digits, '.', '_' and '-' only.")
         here = f"{where}, variant '{name}'"
-        options = {**common, **_options(_mapping(variants, name, where), parser, folder, here)}
+        own = _options(_mapping(variants, name, where), parser, folder, here)
+        options = {**still_meant(common, own), **own}
         if data_dir:
             options['data_dir'] = data_dir
         arguments = [to_arguments(_with_seed(options, seed), parser) for seed in seeds]
@@ -236,8 +257,7 @@ def load_study(
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise ICASCError(f"{where}: 'seeds' must be a list of different whole numbers, got {seeds!r}.")
-    evaluation = argparse.ArgumentParser()
-    add_evaluation_arguments(evaluation)
+    evaluation = _evaluation_parser()
     here = f'{where}, evaluate'
     options = check_options(_without(_mapping(content, 'evaluate', where), RESERVED_EVALUATION, here), evaluation, here)
     runs = _list_of_runs(content, seeds, folder, where, data_dir)

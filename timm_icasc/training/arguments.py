@@ -7,18 +7,17 @@ from typing import Any
 
 from ..data import BALANCED
 from ..errors import ICASCError
-from ..foreign_files import refuse_links_out_of
+from ..foreign_files import read_yaml, refuse_links_out_of
 from ..runs.find import latest_run
-from ..runs.folder import ARGUMENTS, COMPARED, LAST
+from ..runs.folder import ARGUMENTS, COMPARED, LAST, is_timms, read_mapping
 from .argument_files import RECIPES, find_config, list_recipes, load_config
+from .dependent_options import changes_of_images, check_dependent, still_meant
 from .loaders import mixes
 from .option_groups import GROUPS
 
 __all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
-
-WHERE = ('resume', 'output', 'experiment')  # which run is gone on with, and in which folder
 
 INFINITY = math.inf
 
@@ -51,6 +50,7 @@ RANGES = {
     'icasc_sigma': (0, 1), 'icasc_omega': (0, INFINITY), 'icasc_share': (1e-6, 1),
 }
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All options of the training, and the list of the recipes below them."""
     parser.add_argument(
@@ -68,13 +68,17 @@ def _named(folder: Path) -> Path:
     return folder.resolve() if folder.name in ('', '..') else folder
 
 
+def _said_by_name(folder: Path) -> str:
+    """How a run is gone on with that is named as a folder."""
+    whole = folder.absolute()
+    return f"--resume auto --output '{whole.parent}' --experiment '{whole.name}'"
+
+
 def _run_beside(checkpoint: str) -> Path | None:
     """The folder of a checkpoint whose args.yaml lies beside it; None where there is none."""
     if Path(checkpoint).is_dir():
-        folder = Path(checkpoint).absolute()
         raise ICASCError(
-            f"--resume: '{checkpoint}' is a folder: name a checkpoint in it, or say --resume auto --output "
-            f"'{folder.parent}' --experiment '{folder.name}'.")
+            f"--resume: '{checkpoint}' is a folder: name a checkpoint in it, or say {_said_by_name(Path(checkpoint))}.")
     if not Path(checkpoint).is_file():
         raise ICASCError(f"--resume: no checkpoint '{checkpoint}'.")
     folder = _named(Path(checkpoint).parent)
@@ -84,6 +88,8 @@ def _run_beside(checkpoint: str) -> Path | None:
 def _newest_run(output: str, experiment: str) -> Path:
     """The folder that --resume auto means."""
     found = latest_run(Path(output), experiment)
+    if found is None and (Path(output) / ARGUMENTS).is_file():
+        raise ICASCError(f"--resume auto: '{output}' is a run itself: say {_said_by_name(Path(output))}.")
     if found is None:
         others = sorted(path.parent.name for path in Path(output).glob(f'*/{ARGUMENTS}'))
         raise ICASCError(
@@ -113,63 +119,14 @@ def _check_fast(args: argparse.Namespace) -> None:
         raise ICASCError(f'--icasc-fast records an eager step of one batch: leave it out, or {option}.')
 
 
-def _changes_of_images(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that change training images and are off unless asked for."""
-    return {
-        '--aa': args.aa, '--reprob': args.reprob, '--train-crop-mode': args.train_crop_mode, '--vflip': args.vflip,
-        '--grayscale-prob': args.grayscale_prob, '--gaussian-blur-prob': args.gaussian_blur_prob}
-
-
 def _check_resident(args: argparse.Namespace) -> None:
     cropped = args.crop_padding is not None or args.no_aug
     others = {
-        '--crop-padding N or --no-aug is missing': not cropped, **_changes_of_images(args),
+        '--crop-padding N or --no-aug is missing': not cropped, **changes_of_images(args),
         '--color-jitter (give 0)': args.color_jitter and not args.no_aug,
         '--mixup': args.mixup, '--cutmix': args.cutmix or args.cutmix_minmax, '--aug-repeats': args.aug_repeats}
     for option in (option for option, given in others.items() if given):
         raise ICASCError(f'--resident-data pads, crops and mirrors on the device, and nothing else: {option}.')
-
-
-def _check_no_aug(args: argparse.Namespace) -> None:
-    for option in (option for option, given in _changes_of_images(args).items() if given):
-        raise ICASCError(f'--no-aug takes all images as they are, and {option} changes them: leave one of them out.')
-
-
-def _check_of_others(args: argparse.Namespace) -> None:
-    """Options that mean nothing without another one."""
-    for option, given in (
-            ('--bce-target-thresh', args.bce_target_thresh is not None), ('--bce-sum', args.bce_sum),
-            ('--bce-pos-weight', args.bce_pos_weight is not None)):
-        if given and args.loss != 'bce':
-            raise ICASCError(f'{option} is of --loss bce, this is --loss {args.loss}: leave it out.')
-    for option, given in (('--input-key', args.input_key), ('--target-key', args.target_key)):
-        if given and not args.dataset.startswith(('hfds/', 'hfids/', 'wds/')):
-            raise ICASCError(f"{option} names a column of hfds/, hfids/ or wds/ data, not of '{args.dataset}'.")
-    for option, given in (
-            ('--train-num-samples', args.train_num_samples), ('--val-num-samples', args.val_num_samples)):
-        if given and not args.dataset.startswith(('hfids/', 'tfds/', 'wds/')):
-            raise ICASCError(
-                f'{option} is the number of images of a stream (hfids/, tfds/, wds/): leave it out; --limit-train N '
-                f'takes a part of other training images.')
-    for option, needed, alone in (
-            ('--clip-mode', '--clip-grad', args.clip_mode != 'norm' and args.clip_grad is None),
-            ('--amp-dtype bfloat16', '--amp', args.amp_dtype != 'float16' and not args.amp),
-            ('--model-ema-warmup', '--model-ema', args.model_ema_warmup and not args.model_ema),
-            ('--torchcompile-mode', '--torchcompile', args.torchcompile_mode and not args.torchcompile),
-            ('--remode', '--reprob', args.remode != 'pixel' and not args.reprob),
-            ('--recount', '--reprob', args.recount != 1 and not args.reprob),
-            ('--layer-decay-min-scale', '--layer-decay', args.layer_decay_min_scale and args.layer_decay is None),
-            ('--layer-decay-no-opt-scale', '--layer-decay',
-             args.layer_decay_no_opt_scale is not None and args.layer_decay is None),
-            ('--mixup-switch-prob', '--mixup or --cutmix', args.mixup_switch_prob != 0.5 and not mixes(args)),
-            ('--mixup-mode', '--mixup or --cutmix', args.mixup_mode != 'batch' and not mixes(args)),
-            ('--mixup-prob', '--mixup or --cutmix', args.mixup_prob != 1 and not mixes(args)),
-            ('--mixup-off-epoch', '--mixup or --cutmix', args.mixup_off_epoch and not mixes(args))):
-        if alone:
-            raise ICASCError(f'{option} does nothing without {needed}: give that too, or leave it out.')
-    for name in ('num_classes', 'in_chans'):
-        if name in args.model_kwargs:
-            raise ICASCError(f"--model-kwargs: '{name}' has an option of its own, --{name.replace('_', '-')}.")
 
 
 def _check_together(args: argparse.Namespace) -> None:
@@ -184,6 +141,9 @@ def _check_together(args: argparse.Namespace) -> None:
     if args.decay_milestones != sorted(args.decay_milestones):
         raise ICASCError(
             f"--decay-milestones must rise, got {' '.join(map(str, args.decay_milestones))}.")
+    for name in ('num_classes', 'in_chans'):
+        if name in args.model_kwargs:
+            raise ICASCError(f"--model-kwargs: '{name}' has an option of its own, --{name.replace('_', '-')}.")
     if args.val_interval > 1 and args.sched == 'plateau':
         raise ICASCError('--sched plateau asks for a measure after every epoch: leave --val-interval out.')
 
@@ -200,14 +160,12 @@ def _check(args: argparse.Namespace) -> None:
             f'got {args.batch_size}.')
     if args.loss == 'asl' and mixes(args):
         raise ICASCError('--loss asl takes class indices only: leave --mixup and --cutmix out.')
-    _check_of_others(args)
     _check_together(args)
     if args.icasc_fast:
         _check_fast(args)
     if args.resident_data:
         _check_resident(args)
-    if args.no_aug:
-        _check_no_aug(args)
+    check_dependent(args)
     if not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(('hfds/', 'hfids/')):
         raise ICASCError(
             '--data-dir is missing: the folder of the images, DIR/train/CLASS/IMAGE '
@@ -245,18 +203,25 @@ class TrainingParser(argparse.ArgumentParser):
             ICASCError: A message in one line that names the option.
             SystemExit: argparse's own errors (exit code 2) and --help.
         """
-        typed = super().parse_args(argv, argparse.Namespace(**dict.fromkeys(WHERE)))
-        given = {name: value for name in WHERE if (value := getattr(typed, name)) is not None}
-        config = load_config(find_config(typed.config), self) if typed.config else {}
-        run_dir = self._find_run({**config, **given})
+        no_defaults = argparse.Namespace(**{action.dest: None for action in self._actions})
+        parsed = super().parse_args(argv, no_defaults)
+        typed = {name: value for name, value in vars(parsed).items() if value is not None}
+        config = load_config(find_config(typed['config']), self) if typed.get('config') else {}
+        config = still_meant(config, typed)
+        over = {**config, **typed}
+        run_dir = self._find_run(over)
         if run_dir is not None:
             _refuse_links(run_dir)
-            self.set_defaults(**load_config(run_dir / ARGUMENTS, self))
-        elif not typed.config and not typed.data_dir and not typed.dataset:
-            self.set_defaults(**load_config(DEFAULT_RECIPE, self))
+            if is_timms(read_mapping(run_dir / ARGUMENTS, read_yaml)):
+                raise ICASCError(
+                    f"--resume: '{run_dir}' is a run of timm's train.py, which alone goes on with it: begin a run from "
+                    f'its weights with --initial-checkpoint.')
+            self.set_defaults(**still_meant(load_config(run_dir / ARGUMENTS, self), over))
+        elif not any(typed.get(name) for name in ('config', 'data_dir', 'dataset')):
+            self.set_defaults(**still_meant(load_config(DEFAULT_RECIPE, self), over))
         self.set_defaults(**config)
         if run_dir is not None:
-            place = Path(given.get('output', run_dir.parent)) / (given.get('experiment') or run_dir.name)
+            place = Path(typed.get('output', run_dir.parent)) / (typed.get('experiment') or run_dir.name)
             if place.resolve() != run_dir.resolve():  # what the run has done so far stays as it is
                 run_dir = None
                 self.set_defaults(output=str(place.parent), experiment=place.name)

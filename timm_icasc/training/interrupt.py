@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
@@ -149,6 +150,7 @@ def begin_loading(worker: int, then: Callable[[int], None] | None = None) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     answer_for_batches(worker)
+    warnings.filterwarnings('ignore', 'Palette images with Transparency')  # Pillow's, once a process and so an epoch
     if then is not None:
         then(worker)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from timm import utils
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, get_optimizer_info, optimizer_kwargs
+from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset
@@ -30,6 +30,7 @@ from ..objective.config import ICASCConfig
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
 from .cuda_graph import CudaRecorder, RecordedStep
+from .dependent_options import unused_by_optimizer
 from .device import PeakMemory, device_fault
 from .fine_tune import freeze_until, parameter_groups, scale_constant_rates
 from .loaders import mixes, set_up_data, set_up_data_config, set_up_loaders
@@ -132,12 +133,11 @@ def set_up_task(
 
 def _check_used(args: argparse.Namespace) -> None:
     """Raise ICASCError where the optimiser has no such value; timm leaves it out in silence."""
-    known = get_optimizer_info(args.opt.lower().split('_')[-1])  # of lookahead_NAME too
-    for option, used, given in (
-            ('--opt-betas', known.has_betas, args.opt_betas), ('--opt-eps', known.has_eps, args.opt_eps is not None),
-            (f'--momentum {args.momentum:g}', known.has_momentum, args.momentum != 0.9)):
-        if given and not used:
-            raise ICASCError(f'{option} does nothing with --opt {args.opt}: leave it out.')
+    flags = {
+        'opt_betas': args.opt_betas and '--opt-betas', 'opt_eps': args.opt_eps is not None and '--opt-eps',
+        'momentum': args.momentum != 0.9 and f'--momentum {args.momentum:g}'}
+    for flag in filter(None, map(flags.get, unused_by_optimizer(args.opt))):
+        raise ICASCError(f'{flag} does nothing with --opt {args.opt}: leave it out.')
 
 
 def set_up_optimizer(

@@ -78,16 +78,19 @@ def _match_classes(
         val_names: list[str],
         val: Dataset,
 ) -> None:
-    """Number the classes of the validation as those of the training, where they are the same in another order."""
+    """Number the classes of the validation as those of the training, which may be more."""
     train_only = [name for name in names if name not in val_names]
     val_only = [name for name in val_names if name not in names]
-    if not train_only and not val_only:
-        name_classes(val, names)
-        return
-    raise DataError(
-        f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split {args.val_split} '
-        f'({len(val_names)}) differ: only the first has {", ".join(train_only[:5]) or "none"}; only the second has '
-        f'{", ".join(val_only[:5]) or "none"}. Name them alike, or pass --class-map.')
+    if val_only:
+        raise DataError(
+            f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split {args.val_split} '
+            f'({len(val_names)}) differ: only the first has {", ".join(train_only[:5]) or "none"}; only the second has '
+            f'{", ".join(val_only[:5])}. Name them alike, or pass --class-map.')
+    name_classes(val, names)
+    if train_only:
+        warnings.warn(
+            f'--val-split {args.val_split} has no image of {len(train_only)} of the {len(names)} classes: '
+            f"{', '.join(train_only[:8])}{', ...' * (len(train_only) > 8)}.", stacklevel=2)
 
 
 def columns_of(args: argparse.Namespace) -> dict[str, str]:

@@ -45,14 +45,15 @@ def messages_of(parser: argparse.ArgumentParser) -> Iterator[None]:
     handlers = [*logging.getLogger().handlers, *hub.handlers]
     before = {handler: handler.formatter for handler in handlers}
     propagate, hub.propagate = hub.propagate, False
-    warning_before = warnings.formatwarning
+    warning_before, is_first = warnings.formatwarning, os.environ.get('RANK', '0') == '0'  # all of torchrun's say it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     try:
         for handler in before:
             handler.setFormatter(_Formatter(parser))
-        warnings.formatwarning = lambda message, *_, **__: f'warning: {name_options(_plain(str(message)), parser)}\n'
+        warnings.formatwarning = lambda message, *_, **__: is_first * (
+            f'warning: {name_options(_plain(str(message)), parser)}\n')
         yield
     finally:
         for handler, formatter in before.items():

@@ -49,21 +49,25 @@ def resumed_checkpoint(args: argparse.Namespace, run_dir: Path) -> Path | None:
 
 
 def check_ranking(
-        args: argparse.Namespace,
+        job: TrainingJob,
         was: argparse.Namespace | None,
         saver: dict[str, Any],
 ) -> None:
     """Refuse to rank the epochs to come by something else than those so far: the best epoch would be of neither.
 
     Args:
-        args: Options of the training.
+        job: The training.
         was: Those of the checkpoint.
         saver: What the checkpoint tells of the epochs so far.
     """
-    ranked = saver.get('best_metric') is not None or saver.get('pending', (None, None))[1] is not None
+    args, ranked = job.args, saver.get('best_metric') is not None or saver.get('pending', (None, None))[1] is not None
     if not ranked or args.run_dir is None:  # a checkpoint from elsewhere begins a folder, and a ranking, of its own
         return
+    own = job.fingerprints['val']
+    same_images = own is not None and own == (saver.get(FINGERPRINTS) or {}).get('val')
     for name in RANKED_BY:
+        if name == 'val_split' and same_images:  # under another of its names
+            continue
         before, now = getattr(was, name, None), getattr(args, name)
         if before not in (None, now):
             option = f"--{name.replace('_', '-')}"
@@ -93,18 +97,27 @@ def changed(
     return found
 
 
+def _image_size(args: argparse.Namespace | None) -> list[int] | None:
+    """Height and width as an option says them; None where none does."""
+    side, size = getattr(args, 'img_size', None), getattr(args, 'input_size', None)
+    return size[1:] if size else side and [side, side]
+
+
 def warn_of_changes(
         job: TrainingJob,
         was: argparse.Namespace | None,
         fingerprints: dict[str, str | None],
 ) -> None:
     """Say what keeps the epochs to come from being compared with those so far; the same images may lie elsewhere."""
-    args, names = job.args, list(COMPARED_BY)
-    if args.limit_train is not None:
-        names.append('seed')  # which draws them
+    args, elsewhere = job.args, []
     known = [split for split, own in job.fingerprints.items() if own and fingerprints.get(split)]
     if len(known) == len(job.fingerprints):
-        names.remove('data_dir')
+        elsewhere += ['data_dir', 'train_split', 'image_endings']
+    if _image_size(was) == _image_size(args):
+        elsewhere += ['img_size', 'input_size']
+    names = [name for name in COMPARED_BY if name not in elsewhere]
+    if args.limit_train is not None:
+        names.append('seed')  # which draws them
     for option, before, now in changed(args, was, names):
         log(args, f'warning: {option} was {before} so far, and is {now} now: the epochs do not compare')
     for split in known:
@@ -129,7 +142,7 @@ def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
         raise ICASCError(
             f'--opt was {before} so far, and the state of the run is of that: leave --opt {args.opt} '
             f'out, or begin a new run with --initial-checkpoint.')
-    check_ranking(args, was, saver)
+    check_ranking(job, was, saver)
     if (before := getattr(was, 'icasc', args.icasc)) != args.icasc:
         options = ('--no-icasc', '--icasc')
         raise ICASCError(

@@ -67,8 +67,8 @@ def prepare(job: TrainingJob) -> None:
         except Exception as e:
             raise ICASCError(f"--torchcompile {args.torchcompile}: {one_line(e)}") from e
     if args.distributed:
-        job.task.prepare_distributed(
-            device_ids=[job.device] if job.device.type == 'cuda' else None, broadcast_buffers=not args.no_ddp_bb)
+        buffers = {'broadcast_buffers': False} if args.no_ddp_bb else {}  # torch warns of the name, whatever it says
+        job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None, **buffers)
 
 
 def create_saver(
@@ -238,7 +238,8 @@ def run_epochs(
             if epoch == start_epoch and record['waiting'] > SLOW_IMAGES:
                 log(args, f"{record['waiting']:.0%} of the training time went by waiting for images; docs/training.md, "
                           f"'Images that keep up', says what helps")
-            if not warned and (found := empty_maps(record, args.icasc_theta)):
+            has_begun = args.icasc and epoch >= args.icasc_start_epoch
+            if has_begun and not warned and (found := empty_maps(record, args.icasc_theta)):
                 log(args, f'warning: {found}; smaller --icasc-weights, a later --icasc-start-epoch or another '
                           f'--icasc-attention keeps them, or other --icasc-layers (docs/training.md)')
                 warned = True

@@ -1,0 +1,77 @@
+"""Options that mean nothing without another one, which a file names and the command line switches off."""
+import pytest
+import yaml
+
+from timm_icasc import ICASCError
+from timm_icasc.sweep.study import load_study
+from timm_icasc.training.arguments import parse_args
+
+RECIPE = {
+    'dataset': 'digits', 'mixup': 0.2, 'cutmix': 1.0, 'mixup_prob': 0.8, 'mixup_off_epoch': 3, 'reprob': 0.25,
+    'remode': 'const', 'opt': 'adamw', 'opt_betas': [0.9, 0.95], 'loss': 'bce', 'bce_sum': True, 'model_ema': True,
+    'model_ema_warmup': True}
+
+SWITCHED = {
+    'mixing': ({'mixup': 0.0, 'cutmix': 0.0}, {'mixup_prob': 1.0, 'mixup_off_epoch': 0}, {'remode': 'const'}),
+    'erasing': ({'reprob': 0.0}, {'remode': 'pixel'}, {'mixup_prob': 0.8}),
+    'optimiser': ({'opt': 'sgd'}, {'opt_betas': None}, {'bce_sum': True}),
+    'loss': ({'loss': 'ce'}, {'bce_sum': False}, {'opt_betas': [0.9, 0.95]}),
+    'all of the images': ({'no_aug': True}, {'reprob': 0.0, 'remode': 'pixel'}, {'mixup_prob': 0.8})}
+
+
+@pytest.fixture(params=SWITCHED)
+def switched(request):
+    """What is said over a file, what becomes of its options, and what stays."""
+    return SWITCHED[request.param]
+
+
+def words(options):
+    return [word for name, value in options.items() for word in (
+        f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))]
+
+
+def check(args, expected):
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_the_command_line_over_a_file(switched, tmp_path):
+    """It was told to leave out what it had not said, and could not take back."""
+    over, gone, kept = switched
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(RECIPE))
+    check(parse_args(['-c', str(tmp_path / 'recipe.yaml'), *words(over)]), {**over, **gone, **kept})
+
+
+def test_the_command_line_over_a_run(switched, tmp_path):
+    over, gone, kept = switched
+    (tmp_path / 'x').mkdir()
+    (tmp_path / 'x' / 'args.yaml').write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / 'x' / 'last.pth.tar').touch()
+    resumed = parse_args(['--resume', 'auto', '--output', str(tmp_path), *words(over)])
+    check(resumed, {**over, **gone, **kept, 'run_dir': str(tmp_path / 'x')})
+
+
+def test_a_variant_over_what_all_have(switched, tmp_path):
+    over, gone, kept = switched
+    file = tmp_path / 'study.yaml'
+    file.write_text(yaml.safe_dump(
+        {'baseline': 'plain', 'seeds': [0], 'common': RECIPE, 'variants': {'plain': {}, 'other': over}}))
+    options = {run.variant: run.options for run in load_study(file).runs}
+    plain, other = options['plain'], options['other']
+    assert {name: plain[name] for name in RECIPE} == RECIPE
+    assert {name: other[name] for name in {**gone, **kept}} == {**gone, **kept}
+
+
+@pytest.mark.parametrize('over, message', [
+    ({'mixup': 0.0, 'cutmix': 0.0, 'mixup_prob': 0.5}, '--mixup-prob does nothing without --mixup'),
+    ({'loss': 'ce', 'bce_sum': True}, '--bce-sum is of --loss bce'),
+    ({'no_aug': True, 'reprob': 0.5}, '--no-aug takes all images as they are, and --reprob changes them')])
+def test_what_the_command_line_itself_says_in_vain(over, message, tmp_path):
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(RECIPE))
+    with pytest.raises(ICASCError, match=message):
+        parse_args(['-c', str(tmp_path / 'recipe.yaml'), *words(over)])
+
+
+def test_what_a_file_itself_says_in_vain(tmp_path):
+    (tmp_path / 'recipe.yaml').write_text('dataset: digits\nremode: const\n')
+    with pytest.raises(ICASCError, match='--remode does nothing without --reprob: give that too, or leave it out'):
+        parse_args(['-c', str(tmp_path / 'recipe.yaml'), '--lr', '0.1'])
