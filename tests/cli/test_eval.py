@@ -540,10 +540,10 @@ def test_a_run_of_timms_own_script(tmp_path, capsys):
     assert evaluate(own.parent, '--images', 2) == 2
     assert 'no args.yaml of timm-icasc train beside it: name its architecture with --model' in capsys.readouterr().err
     given = ['--model', 'resnet8_cifar', '--dataset', 'digits', '--images', 8, '-j', 0]
-    assert evaluate(own.parent, run, *given, '--compare', '--output', tmp_path / 'out') == 0
+    assert evaluate('--compare', own.parent, run, *given) == 0
     options = default_options()
     options.model, options.dataset = 'resnet8_cifar', 'digits'
-    assert load_checkpoint(str(own), options).data_config['mean'] == (0.25,)
+    assert load_checkpoint(str(own), options).data_config['mean'] == (0.25, 0.25, 0.25)
 
 
 @pytest.mark.parametrize('architecture', ['resnet8_cifar', 'vit_tiny_patch16_224'])

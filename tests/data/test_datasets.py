@@ -460,8 +460,12 @@ class TestMultiLabelLists:
         (root / 'train.csv').write_text('image,labels\nphotos/a.png,dog; potted plant\nphotos/b.png,\n')
         assert self.targets(root) == (['dog', 'potted plant'], [[1, 1], [0, 0]])
 
-    def test_csv_with_a_column_per_class(self, root):
-        (root / 'train.csv').write_text('\ufeffimage,dog,cat\nphotos/a.png,1,0\nphotos/b.png,-1,1\n', 'utf-8')
+    @pytest.mark.parametrize('present, absent, ignored', [
+        ('1', '0', '-1'), ('1.0', '0.0', '-1.0'), ('True', 'False', '-1')])
+    def test_csv_with_a_column_per_class(self, present, absent, ignored, root):
+        """As pandas writes numbers and truth values."""
+        (root / 'train.csv').write_text(
+            f'\ufeffimage,dog,cat\nphotos/a.png,{present},{absent}\nphotos/b.png,{ignored},{present}\n', 'utf-8')
         assert self.targets(root) == (['dog', 'cat'], [[1, 0], [-1, 1]])
 
     def test_json_with_boxes(self, root):

@@ -19,6 +19,9 @@ FORMATS = (
     'JSON {"images": [{"image": ..., "labels": [...]}]}')
 
 
+# What a list says of a class: present, absent, ignored; as numbers and truth values are written too.
+MARKS = {'1': 1, '1.0': 1, 'True': 1, '0': 0, '0.0': 0, 'False': 0, '-1': -1, '-1.0': -1}
+
 # What a broken list makes its reading say.
 BROKEN = OSError, csv.Error, KeyError, TypeError, AttributeError, ValueError, IndexError
 
@@ -50,11 +53,14 @@ def _from_csv(path: Path) -> dict[str, Any]:
             for row in rows]}
     for number, row in enumerate(rows):
         for name in columns[1:]:
-            if row[name].strip() not in ('1', '0', '-1'):
+            if row[name].strip() not in MARKS:
                 raise ValueError(f"line {number + 2} has '{row[name]}' for class '{name}'; it must be 1, 0 or -1")
+
+    def marked(row: dict[str, str], mark: int) -> list[str]:
+        return [name for name in columns[1:] if MARKS[row[name].strip()] == mark]
+
     return {'classes': columns[1:], 'images': [
-        {'image': row['image'], 'labels': [name for name in columns[1:] if row[name].strip() == '1'],
-         'ignore': [name for name in columns[1:] if row[name].strip() == '-1']} for row in rows]}
+        {'image': row['image'], 'labels': marked(row, 1), 'ignore': marked(row, -1)} for row in rows]}
 
 
 def _read_class_names(folder: Path, class_map: str | None) -> list[str] | None:
