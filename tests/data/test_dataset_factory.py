@@ -19,6 +19,8 @@ from timm_icasc.data import (
     use_pad_crop,
 )
 from timm_icasc.labels import SINGLE
+from timm_icasc.training.arguments import build_parser
+from timm_icasc.training.option_names import name_options
 
 
 @pytest.fixture
@@ -207,3 +209,10 @@ def test_the_classes_of_cifar100():
     ('hfds/me/cats', False), ('hfids/me/cats', False), ('wds/cats', False), ('tfds/cats', False)])
 def test_whose_images_may_be_shown(name, public):
     assert is_public(name) == public
+
+
+def test_what_is_to_be_downloaded_is_told_in_the_words_of_the_command(tmp_path):
+    """torchvision advises download=True."""
+    with pytest.raises(DataError, match='You can use `download` to download it') as e:
+        create_dataset('torch/cifar100', str(tmp_path), 'train')
+    assert name_options(str(e.value), build_parser()).endswith('You can use --dataset-download to download it')

@@ -30,6 +30,19 @@ class TestAttentionMaps:
         top = model(images).topk(3).indices
         assert torch.equal(attention_maps(model, images, classes=top), maps)
 
+    def test_of_one_process_of_several(self, toy, monkeypatch):
+        """DistributedDataParallel waits for the others to send it buffers: maps in the first alone never came."""
+        class Waiting(torch.nn.parallel.DistributedDataParallel):
+            def __init__(self, module):
+                torch.nn.Module.__init__(self)
+                self.module = module
+
+            def forward(self, *inputs):
+                raise AssertionError('the other processes are asked')
+
+        images = torch.randn(2, 3, 16, 16)
+        assert torch.equal(attention_maps(Waiting(toy), images, topk=2), attention_maps(toy, images, topk=2))
+
     def test_forms_of_classes(self, toy):
         images = torch.randn(2, 3, 16, 16)
         per_image = attention_maps(toy, images, classes=torch.tensor([[0, 2], [0, 2]]))

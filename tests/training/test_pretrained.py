@@ -1,6 +1,8 @@
 """Weights in other libraries' names."""
 import argparse
+from pathlib import PosixPath
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -221,3 +223,17 @@ def test_a_network_of_one_size_that_its_files_alone_tell_of(size, monkeypatch):
         assert model.eval()(torch.zeros(1, 3, *asked)).shape == (1, 20)
     original = timm.create_model(f'local-dir:{folder}', pretrained=True)
     assert torch.equal(model.head.weight, original.head.weight)
+
+
+@pytest.mark.parametrize('beside', [
+    {'best': np.float64(3)}, {'best': np.float32(3), 'epoch': np.int64(7)}, {'output': PosixPath('runs/x')}])
+@pytest.mark.parametrize('option', ['--pretrained-path', '--initial-checkpoint'])
+def test_records_beside_the_weights(option, beside, tmp_path):
+    """They can run no code, and were refused as if they could."""
+    torch.manual_seed(0)
+    weights = timm.create_model('resnet8_cifar', num_classes=4).state_dict()
+    torch.save({'state_dict': weights, **beside}, tmp_path / 'w.pth')
+    args = parse_args(
+        ['--dataset', 'digits', '--model', 'resnet8_cifar', '--num-classes', '4', option, str(tmp_path / 'w.pth')])
+    model = set_up_model(argparse.Namespace(**{**vars(args), 'in_chans': 3, 'rank': 0}))
+    assert torch.equal(model.state_dict()['layer1.0.conv1.weight'], weights['layer1.0.conv1.weight'])

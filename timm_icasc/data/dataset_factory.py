@@ -133,7 +133,8 @@ def create_dataset(
             dataset = timm.data.create_dataset(
                 name, root=root, split=split, is_training=is_training, **kwargs)
     except Exception as e:  # whatever a foreign list, class map or pickle makes timm's readers say
-        raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {one_line(e, 400)}") from e
+        said = one_line(e, 400).replace('download=True', '`download`')  # torchvision's advice
+        raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {said}") from e
     if kwargs.get('class_map'):
         _check_class_map(dataset, kwargs['class_map'], images)
     else:

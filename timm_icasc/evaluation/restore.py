@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..data import class_names, create_dataset, is_stream
 from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, is_timms, open_run, read_checkpoint
-from ..runs.intact import check_intact
+from ..runs.intact import check_intact, harmless_types
 from ..training.argument_files import check_options
 from ..training.arguments import build_parser, parse_args
 from ..training.device import usable_cores
@@ -121,7 +121,8 @@ def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
         return run.load_weights(file)
     check_intact(file)
     try:
-        return load_state_dict(str(file))
+        with harmless_types():
+            return load_state_dict(str(file))
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"cannot read the checkpoint '{file}': {one_line(e)}") from e
 

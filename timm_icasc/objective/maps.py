@@ -27,6 +27,7 @@ from ..features.module_state import check_reentrant, hold_batch_norm_statistics
 from ..features.outputs import scores_of
 from ..features.resolve import resolve_layer
 from ..features.tap import capture_features, check_batch
+from ..features.wrappers import unwrap_model
 from ..labels import class_indices
 from .all_classes import pooled_gradients
 
@@ -122,7 +123,10 @@ def scored_maps(
     with capture_features(
         model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
         run_plain=True) as features:
-        logits = scores_of(model, recordable(images) if create_graph else images)
+        if create_graph:
+            logits = scores_of(model, recordable(images))
+        else:  # without other processes, for which DistributedDataParallel would wait
+            logits = scores_of(unwrap_model(model), images)
     check_batch(features, logits)
     feature, image_size = features[chosen.path], image_size_of(images)
     with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):

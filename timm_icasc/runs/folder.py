@@ -1,5 +1,4 @@
 """The folder that a training run leaves: its files, whose names stand here alone, and what they say."""
-import argparse
 import json
 import math
 import warnings
@@ -14,7 +13,7 @@ from timm.models import clean_state_dict
 
 from ..errors import HubError, ICASCError, one_line
 from ..foreign_files import read_json, read_yaml
-from .intact import check_intact
+from .intact import check_intact, harmless_types
 
 __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION',
@@ -219,7 +218,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 def _load_checkpoint(file: Path) -> dict[str, Any]:
     try:
         # Mapped, not read: the file may be three times the size of the weights, with the optimiser's state.
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options, beside the weights
+        with harmless_types():
             checkpoint = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
         checkpoint['state_dict'].items(), checkpoint['epoch'] + 0
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say

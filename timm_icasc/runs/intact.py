@@ -1,10 +1,29 @@
-"""Whether a checkpoint is what was written: `torch.save` notes a checksum of each tensor, which no loader looks at."""
+"""Checkpoints before they are opened: whether they are what was written, and what may lie beside the weights.
+
+`torch.save` notes a checksum of each tensor, which no loader looks at.
+"""
+import argparse
 import zipfile
-from pathlib import Path
+from contextlib import AbstractContextManager
+from pathlib import Path, PosixPath
+
+import numpy as np
+import torch
 
 from ..errors import ICASCError, one_line
 
-__all__ = ['check_intact']
+__all__ = ['check_intact', 'harmless_types']
+
+# What many scripts save beside the weights, and holds values alone: options, paths, numbers of numpy.
+NUMBERS = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64')
+HARMLESS = (
+    argparse.Namespace, PosixPath, np.dtype, np.float64(0).__reduce__()[0],
+    *(type(np.dtype(kind)) for kind in NUMBERS))
+
+
+def harmless_types() -> AbstractContextManager:
+    """In this context torch opens checkpoints with `HARMLESS` in them, besides tensors and plain values."""
+    return torch.serialization.safe_globals(list(HARMLESS))
 
 
 def _damage(file: Path) -> str:

@@ -14,7 +14,7 @@ from ..errors import HubError, ICASCError, one_line
 from ..foreign_text import printable
 from ..hub.failures import one_line_errors, repo_at
 from ..hub.tags import WEIGHT_TAGS
-from ..runs.intact import check_intact
+from ..runs.intact import check_intact, harmless_types
 from .console import log
 from .fine_tune import initialise_head
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
@@ -87,8 +87,9 @@ def _create_model(args: argparse.Namespace, kwargs: dict[str, Any], unreachable:
             return model
         if args.initial_checkpoint:
             _warn_of_scaled_head(args, args.initial_checkpoint)
-        model = create(
-            pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
+        with harmless_types():
+            model = create(
+                pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **kwargs)
         own_classes = getattr(model, 'pretrained_cfg', {}).get('num_classes')
         if args.pretrained and model.num_classes == own_classes:  # else the head is new
             _warn_of_scaled_head(args, args.model)

@@ -9,6 +9,7 @@ __all__ = ['FLAGS', 'check_least', 'name_options']
 # The options that mean an argument of the library, where they are not its name with dashes.
 FLAGS = {
     'defects': ('--icasc-defects',),
+    'download': ('--dataset-download',),
     'layers': ('--icasc-layers',),
     'multilabel_maps': ('--icasc-multilabel-maps',),
     'name': ('--dataset',),

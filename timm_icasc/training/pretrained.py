@@ -1,5 +1,4 @@
 """Where pretrained weights come from: the Hub if it answers, files, also those in other libraries' names."""
-import argparse
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from timm.models import clean_state_dict
 
 from ..errors import HubError, ICASCError, one_line
 from ..hub.failures import check_reachable
+from ..runs.intact import harmless_types
 
 __all__ = ['create_from_file', 'go_offline_unless_the_hub_answers', 'rename_to_timm']
 
@@ -105,7 +105,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         if Path(path).suffix.lower() == '.safetensors':
             content = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's checkpoints
+            with harmless_types():
                 content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
         raise ICASCError(f"--pretrained-path: '{path}' cannot be read: {one_line(e)}") from e
