@@ -348,6 +348,13 @@ class TestModels:
         assert 'name its --architecture' in capsys.readouterr().err
         assert command(photos, '--model', file, '--architecture', 'resnet8_cifar', '--output', tmp_path / 'out') == 0
 
+    def test_a_folder_of_timms_own_script(self, photos, tmp_path, capsys):
+        folder = make_run(tmp_path / 'timms')
+        (folder / 'args.yaml').write_text('model: resnet8_cifar\njsd_loss: false\n')
+        assert command(photos, '--model', folder) == 2
+        assert f"'{folder}' is of no run of timm-icasc train: name its --architecture" in capsys.readouterr().err
+        assert command(photos, '--model', folder, '--architecture', 'resnet8_cifar', '--output', tmp_path / 'out') == 0
+
     def test_weights_of_a_timm_name_from_a_file(self, photos, tmp_path):
         run = make_run(tmp_path / 'run')
         weights = tmp_path / 'weights.pth'

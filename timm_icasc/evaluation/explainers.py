@@ -13,10 +13,11 @@ from ..foreign_files import read_json
 from ..hub.model_folder import CONFIG, METADATA_KEY
 from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI
+from ..runs.find import find_weights
 from ..runs.folder import names_in
 from ..training.model_factory import HUB_NAMES
 from .checkpoint import Checkpoint, load_checkpoint, name_apart
-from .restore import run_beside
+from .restore import is_name, run_beside
 
 __all__ = ['load_explainer', 'load_explainers']
 
@@ -74,8 +75,9 @@ def load_explainer(
     Raises:
         ICASCError: As of `load_checkpoint`.
     """
-    if Path(source).is_file() and run_beside(Path(source)) is None and not given.model:
-        raise ICASCError(f"'{source}' lies in no run's folder: name its `architecture`.")
+    weights = None if is_name(source) else find_weights(source, given.best)
+    if weights is not None and run_beside(weights) is None and not given.model:
+        raise ICASCError(f"'{source}' is of no run of timm-icasc train: name its `architecture`.")
     checkpoint = load_checkpoint(source, given, with_data=False)
     file = Path(checkpoint.source)
     names = names_in(file) if checkpoint.run is None else checkpoint.run.class_names(file)
