@@ -52,7 +52,7 @@ from ..runs.folder import (
 )
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
-from ..training.option_names import check_least
+from ..training.option_names import check_least, flag_of
 
 __all__ = ['add_arguments', 'run']
 
@@ -177,7 +177,7 @@ def _compare_earlier(args: argparse.Namespace) -> None:
     """Compare what earlier evaluations have left; options that say what is measured come too late."""
     own = ('checkpoints', 'compare', 'resamples', 'output')
     late = [
-        f"--{name.replace('_', '-')}" for name, default in vars(default_options()).items()
+        flag_of(name) for name, default in vars(default_options()).items()
         if name not in own and getattr(args, name) != default]
     if late:
         raise ICASCError(

@@ -20,6 +20,7 @@ from ..training.arguments import build_parser, parse_args
 from ..training.device import usable_cores
 from ..training.loaders import columns_of
 from ..training.model_factory import UNREGISTERED, check_model_name, set_up_model
+from ..training.option_names import flag_of
 
 __all__ = ['is_name', 'open_dataset', 'restore', 'run_arguments', 'run_beside', 'take_preparation']
 
@@ -63,7 +64,7 @@ def run_arguments(
         argv += ['--data-dir', 'unused']  # never opened; without any, the recipe of the digits would prepare the images
     for name in OVERRIDES:
         if (value := getattr(given, name, None)) is not None:
-            argv += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+            argv += [flag_of(name), *map(str, value if isinstance(value, list) else [value])]
     args = parse_args(argv)
     if getattr(given, 'dataset', None):
         args.image_endings = getattr(given, 'image_endings', None)  # those of the run are of its own data

@@ -9,6 +9,7 @@ from ..runs.folder import INCIDENTAL, PLACES, Run
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..training.argument_files import RECIPES
 from ..training.arguments import add_arguments, parse_args
+from ..training.option_names import flag_of
 
 __all__ = ['architecture', 'recipe_options']
 
@@ -116,7 +117,7 @@ def recipe_options(
     """The options of timm-icasc train that make a row of the paper, and as text those beyond the recipe's."""
     extra = [
         word for name, value in row.get('options', {}).items()
-        for word in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value]))]
+        for word in (flag_of(name), *map(str, value if isinstance(value, list) else [value]))]
     extra += method.split()
     options = parsed_recipe(row.get('recipe', experiment['recipe']), experiment['data_dir'], tuple(extra))
     return options, ''.join(f' {word}' for word in extra)

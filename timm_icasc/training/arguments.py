@@ -14,6 +14,7 @@ from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .dependent_options import changes_of_images, check_dependent, still_meant
 from .loaders import mixes
 from .option_groups import GROUPS
+from .option_names import flag_of
 
 __all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
 
@@ -104,7 +105,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
         for number in value if isinstance(value, list) else [] if value is None else [value]:
             if not least <= number <= most or not math.isfinite(number):
                 limits = f'at least {least}' if most == math.inf else f'between {least} and {most}'
-                raise ICASCError(f"--{name.replace('_', '-')} must be {limits}, got {number}.")
+                raise ICASCError(f"{flag_of(name)} must be {limits}, got {number}.")
     if args.scale[0] > args.scale[1] or args.ratio[0] > args.ratio[1]:
         raise ICASCError('--scale and --ratio are (smallest, largest).')
 
@@ -143,7 +144,7 @@ def _check_together(args: argparse.Namespace) -> None:
             f"--decay-milestones must rise, got {' '.join(map(str, args.decay_milestones))}.")
     for name in ('num_classes', 'in_chans'):
         if name in args.model_kwargs:
-            raise ICASCError(f"--model-kwargs: '{name}' has an option of its own, --{name.replace('_', '-')}.")
+            raise ICASCError(f"--model-kwargs: '{name}' has an option of its own, {flag_of(name)}.")
     if args.val_interval > 1 and args.sched == 'plateau':
         raise ICASCError('--sched plateau asks for a measure after every epoch: leave --val-interval out.')
 

@@ -8,6 +8,7 @@ from typing import Any
 from timm.optim import get_optimizer_info
 
 from ..errors import ICASCError
+from .option_names import flag_of
 
 __all__ = ['changes_of_images', 'check_dependent', 'still_meant', 'unused_by_optimizer']
 
@@ -32,13 +33,9 @@ COLUMNS, OF_COLUMNS = ('input_key', 'target_key'), ('hfds/', 'hfids/', 'wds/')
 NUMBERS, OF_NUMBERS = ('train_num_samples', 'val_num_samples'), ('hfids/', 'tfds/', 'wds/')
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def changes_of_images(args: argparse.Namespace) -> dict[str, Any]:
     """Flag -> value of `CHANGES_OF_IMAGES`."""
-    return {_flag(name): getattr(args, name) for name in CHANGES_OF_IMAGES}
+    return {flag_of(name): getattr(args, name) for name in CHANGES_OF_IMAGES}
 
 
 def unused_by_optimizer(opt: str) -> tuple[str, ...]:
@@ -82,19 +79,19 @@ def check_dependent(args: argparse.Namespace) -> None:
     """Raise ICASCError where an option means nothing without, or beside, another one."""
     for name in OF_BCE:
         if getattr(args, name) not in (None, False) and args.loss != 'bce':
-            raise ICASCError(f'{_flag(name)} is of --loss bce, this is --loss {args.loss}: leave it out.')
+            raise ICASCError(f'{flag_of(name)} is of --loss bce, this is --loss {args.loss}: leave it out.')
     for name in COLUMNS:
         if getattr(args, name) and not args.dataset.startswith(OF_COLUMNS):
-            raise ICASCError(f"{_flag(name)} names a column of hfds/, hfids/ or wds/ data, not of '{args.dataset}'.")
+            raise ICASCError(f"{flag_of(name)} names a column of hfds/, hfids/ or wds/ data, not of '{args.dataset}'.")
     for name in NUMBERS:
         if getattr(args, name) and not args.dataset.startswith(OF_NUMBERS):
             raise ICASCError(
-                f'{_flag(name)} is the number of images of a stream (hfids/, tfds/, wds/): leave it out; '
+                f'{flag_of(name)} is the number of images of a stream (hfids/, tfds/, wds/): leave it out; '
                 f'--limit-train N takes a part of other training images.')
     for name, (default, needed) in NEEDS.items():
         if getattr(args, name) != default and not any(getattr(args, other) for other in needed):
             raise ICASCError(
-                f"{_flag(name)} does nothing without {' or '.join(map(_flag, needed))}: give that too, or leave it "
+                f"{flag_of(name)} does nothing without {' or '.join(map(flag_of, needed))}: give that too, or leave it "
                 f'out.')
     if args.no_aug:
         for flag in (flag for flag, given in changes_of_images(args).items() if given):

@@ -17,6 +17,7 @@ from ..hub.tags import WEIGHT_TAGS
 from ..runs.intact import check_intact, harmless_types
 from .console import log
 from .fine_tune import initialise_head
+from .option_names import flag_of
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 
 __all__ = ['HUB_NAMES', 'UNREGISTERED', 'check_model_name', 'set_up_model']
@@ -123,12 +124,12 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     for option in ('pretrained_path', 'initial_checkpoint'):
         file = getattr(args, option)
         if file and not Path(file).is_file():
-            raise ICASCError(f"--{option.replace('_', '-')}: no file '{file}'.")
+            raise ICASCError(f"{flag_of(option)}: no file '{file}'.")
         if file:
             try:
                 check_intact(Path(file))
             except ICASCError as e:
-                raise ICASCError(f"--{option.replace('_', '-')}: {e}") from e
+                raise ICASCError(f"{flag_of(option)}: {e}") from e
     registered = not args.model.startswith(UNREGISTERED)
     config = timm.get_pretrained_cfg(args.model, allow_unregistered=True) if registered else None
     size = tuple(args.input_size[1:]) if args.input_size else args.img_size

@@ -4,7 +4,7 @@ import re
 
 from ..errors import ICASCError
 
-__all__ = ['FLAGS', 'check_least', 'name_options']
+__all__ = ['FLAGS', 'check_least', 'flag_of', 'name_options']
 
 # The options that mean an argument of the library, where they are not its name with dashes.
 FLAGS = {
@@ -24,13 +24,18 @@ FLAGS = {
 }
 
 
+def flag_of(name: str) -> str:
+    """An option as the command line has it."""
+    return f"--{name.replace('_', '-')}"
+
+
 def check_least(args: argparse.Namespace, **least: float) -> None:
     """Raise ICASCError where a number that was given for an option is below the least that makes sense."""
     for name, minimum in least.items():
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [] if value is None else [value]:
             if number < minimum:
-                raise ICASCError(f"--{name.replace('_', '-')} must be at least {minimum}, got {number}.")
+                raise ICASCError(f"{flag_of(name)} must be at least {minimum}, got {number}.")
 
 
 def name_options(message: str, parser: argparse.ArgumentParser) -> str:
@@ -42,7 +47,7 @@ def name_options(message: str, parser: argparse.ArgumentParser) -> str:
 
     def translate(match: re.Match) -> str:
         name, value = match.groups()
-        flags = [f"--{name.replace('_', '-')}"]
+        flags = [flag_of(name)]
         if flags[0] not in known:
             flags = [flag for flag in FLAGS.get(name, ()) if flag in known]
         if not flags:

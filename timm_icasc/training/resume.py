@@ -16,6 +16,7 @@ from ..runs.intact import check_intact
 from ..task.icasc import ICASCTask
 from .console import log
 from .job import TrainingJob
+from .option_names import flag_of
 from .processes import check_alike
 
 __all__ = ['resume', 'resumed_checkpoint']
@@ -70,7 +71,7 @@ def check_ranking(
             continue
         before, now = getattr(was, name, None), getattr(args, name)
         if before not in (None, now):
-            option = f"--{name.replace('_', '-')}"
+            option = flag_of(name)
             raise ICASCError(
                 f"{option} was {before} in the epochs that the run has done, and by it the best one was chosen: leave "
                 f'{option} {now} out, or begin a new run.')
@@ -93,7 +94,7 @@ def changed(
     for name in names:
         before, now = (_as_written(getattr(options, name, None)) for options in (was, args))
         if hasattr(was, name) and before != now:
-            found.append((f"--{name.replace('_', '-')}", before, now))
+            found.append((flag_of(name), before, now))
     return found
 
 

@@ -14,6 +14,7 @@ from ..runs.files import write_text
 from ..runs.folder import TENSORBOARD, WANDB_ID
 from ..runs.local_paths import without_local_paths
 from .console import log
+from .option_names import flag_of
 
 __all__ = ['Track', 'check_trackers', 'tracking']
 
@@ -39,7 +40,7 @@ def check_trackers(args: argparse.Namespace) -> None:
         raise ICASCError('--wandb-resume-id names one run, and --icasc-compare makes two: leave one of them out.')
     for option in ('wandb_project', 'wandb_tags', 'wandb_resume_id'):
         if getattr(args, option) and not args.log_wandb:
-            raise ICASCError(f"--{option.replace('_', '-')} is of --log-wandb, which is missing.")
+            raise ICASCError(f"{flag_of(option)} is of --log-wandb, which is missing.")
 
 
 @contextmanager
