@@ -529,7 +529,7 @@ def test_a_bare_checkpoint_and_a_local_folder_of_the_hub(tmp_path):
     assert len(results) == 2 and results[0] == pytest.approx(results[1], rel=1e-5)
 
 
-def test_a_run_of_timms_own_script(tmp_path, capsys):
+def test_a_run_of_timms_own_script(tmp_path, monkeypatch, capsys):
     """Its args.yaml has options that this package has not; its checkpoint says how images are prepared."""
     run, own = make_run(tmp_path / 'run'), tmp_path / 'timms' / 'last.pth.tar'
     own.parent.mkdir()
@@ -540,7 +540,9 @@ def test_a_run_of_timms_own_script(tmp_path, capsys):
     assert evaluate(own.parent, '--images', 2) == 2
     assert 'no args.yaml of timm-icasc train beside it: name its architecture with --model' in capsys.readouterr().err
     given = ['--model', 'resnet8_cifar', '--dataset', 'digits', '--images', 8, '-j', 0]
+    monkeypatch.chdir(tmp_path)  # outside of a run's folder, it writes to the current one
     assert evaluate('--compare', own.parent, run, *given) == 0
+    assert (tmp_path / 'eval' / 'eval.json').is_file()
     options = default_options()
     options.model, options.dataset = 'resnet8_cifar', 'digits'
     assert load_checkpoint(str(own), options).data_config['mean'] == (0.25, 0.25, 0.25)
