@@ -198,9 +198,11 @@ def test_two_runs_compared(run, tmp_path, capsys):
     assert 'other - run: 30 images, 50 paired bootstrap resamples' in text
     result = read(other, 'comparison.json')['measures']
     a, b = read(run)['measures'], read(other)['measures']
+    assert result['top1']['images'] == 30 and a['zero_maps'] == b['zero_maps'] == 0
     for name, row in result.items():
         assert row['difference'] == pytest.approx(b[name] - a[name]) and row['low'] <= row['high']
-    assert (other / 'eval' / 'comparison.csv').read_text().startswith('measure,a,b,difference,low,high,share_above')
+    header = (other / 'eval' / 'comparison.csv').read_text().splitlines()[0]
+    assert header == 'measure,a,b,difference,low,high,share_above,images'
 
 
 def test_the_order_of_a_comparison_is_that_of_its_option(run, tmp_path, capsys):

@@ -29,7 +29,7 @@ def records(seed=0, count=40, classes=7, multilabel=False, label='a'):
     scores = 3 * generator.random((count, classes))
     targets = np.random.default_rng(99).integers(classes, size=count)
     images = {'overlap_last': generator.random(count), 'ac': generator.random(count)}
-    images['overlap_last'][::7] = np.nan
+    images['overlap_last'][seed::7] = np.nan  # maps of zeros are each network's own
     places = np.random.default_rng(98)  # objects are the data's, the same for every checkpoint
     cells = np.sort(places.choice(count * classes, size=60, replace=False))
     pairs = {'image': cells // classes, 'class': cells % classes}
@@ -200,6 +200,13 @@ def test_paired_bootstrap_one_resample_at_a_time(multilabel):
 
     mapped = (a.pairs['no_map'] == 0) & (b.pairs['no_map'] == 0)
     assert 0 < mapped.sum() < 60
+    overlaps = [r.images['overlap_last'] for r in (a, b)]
+    assert sum(math.isnan(x) or math.isnan(y) for x, y in zip(*overlaps, strict=True)) == 12
+    a, b = (
+        replace(r, images={**r.images, 'overlap_last': np.array([
+            math.nan if math.isnan(x) or math.isnan(y) else value
+            for x, y, value in zip(*overlaps, r.images['overlap_last'], strict=True)])})
+        for r in (a, b))
 
     def everything(r, rows):
         chosen = ImageRecords(
@@ -220,6 +227,23 @@ def test_paired_bootstrap_one_resample_at_a_time(multilabel):
         assert (row['low'], row['high']) == pytest.approx(tuple(np.quantile(differences, (0.025, 0.975))))
         above = np.mean([1. if d > 0 else 0.5 if d == 0 else 0. for d in differences])
         assert row['share_above'] == pytest.approx(above, abs=1e-9)
+    assert {name for name, row in result.items() if row['images'] == 40} >= {'ks', 'ac'}
+    assert result['overlap_last']['images'] == 28
+    assert result['energy_both']['images'] == len(set(a.pairs['image'][mapped])) < result['energy']['images'] <= 40
+
+
+def test_maps_that_one_of_two_has_lost_are_no_difference():
+    """B has A's maps, but zeros where A's overlap is large: its own mean is lower, and no map lies apart more."""
+    a, b = records(), records(label='b')
+    b.images['overlap_last'] = np.where(a.images['overlap_last'] > 0.5, np.nan, a.images['overlap_last'])
+    assert summarise(b)['overlap_last'] < summarise(a)['overlap_last'] - 0.1
+    for first, second in ((a, b), (b, a)):
+        row = compare(first, second, 20)['overlap_last']
+        assert row['a'] == row['b'] == pytest.approx(np.nanmean(b.images['overlap_last']))
+        assert row['difference'] == row['low'] == row['high'] == 0
+        assert row['images'] == np.isfinite(b.images['overlap_last']).sum()
+    b.images['overlap_last'][:] = np.nan
+    assert math.isnan(compare(a, b, 20)['overlap_last']['difference'])
 
 
 def test_a_checkpoint_does_not_differ_from_itself():

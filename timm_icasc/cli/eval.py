@@ -151,7 +151,7 @@ def _print_comparison(
     print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
     print(text([
         {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
-         '95 % low': row['low'], 'high': row['high'],
+         '95 % low': row['low'], 'high': row['high'], 'images': row['images'],
          '': '*' if row['low'] < row['high'] and not row['low'] <= 0 <= row['high'] else ''}
         for name, row in result.items()]))
     print('* the interval leaves 0 out; the chance of another training seed is not in it')

@@ -22,6 +22,8 @@ LEVEL = 0.95
 
 BOTH = ('pointing', 'energy', 'iou', 'iou50')
 
+Mean = tuple[np.ndarray, np.ndarray]  # numerator and weight of each image
+
 
 def _mean(counts: np.ndarray, numerator: np.ndarray, weight: np.ndarray) -> np.ndarray:
     total = counts @ weight
@@ -92,13 +94,23 @@ def _with_common_pairs(own: ImageRecords, other: ImageRecords) -> ImageRecords:
 def _where_both_have_maps(
         own: ImageRecords,
         other: ImageRecords,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+) -> dict[str, Mean]:
     """Localisation over those classes of the images of which neither checkpoint's map is zero, names with '_both'."""
     if not own.pairs or not other.pairs:
         return {}
     mapped = (own.pairs['no_map'] == 0) & (other.pairs['no_map'] == 0)
     chosen = replace(own, pairs={name: column[mapped] for name, column in own.pairs.items()})
     return {f'{name}_both': value for name, value in mean_measures(chosen).items() if name in BOTH}
+
+
+def _of_common_images(own: dict[str, Mean], other: dict[str, Mean]) -> dict[str, Mean]:
+    """The means that both have, over the images of which both have a value: maps of zeros have no overlap."""
+    result = {}
+    for name in [name for name in own if name in other]:
+        (numerator, weight), (_, others) = own[name], other[name]
+        both = (weight > 0) & (others > 0)
+        result[name] = np.where(both, numerator, 0), np.where(both, weight, 0)
+    return result
 
 
 def compare(
@@ -117,12 +129,13 @@ def compare(
         b: Records of the second one, on the same images.
         resamples: Number of resamples `R`.
 
+    A mean is over the images of which both have a value: a map of zeros has no overlap with another one.
     Localisation is compared twice: over all classes of the images that have boxes in the crops of both, and ('_both')
     over those of which neither map is zero. The latter are a choice that the checkpoints themselves have made.
 
     Returns:
         Measure -> 'a', 'b', 'difference' (B - A), 'low' and 'high' (95 % interval), 'share_above' (share of resamples
-        in which B is larger; equal ones count half).
+        in which B is larger; equal ones count half), 'images' (number of images that it is of).
 
     Raises:
         DataError: The two were not evaluated on the same images, by name and content, or not with the same classes or
@@ -139,21 +152,29 @@ def compare(
     for name in [name for name in curves_a if name in curves_b]:
         f, g = curves_a[name], curves_b[name]
         drawn = np.array([(f(r), g(r)) for r in tqdm(rows, desc=f'bootstrap of {name}', leave=False, disable=None)])
-        result[name] = _interval(f(everything), drawn[:, 0], g(everything), drawn[:, 1])
+        result[name] = _interval(f(everything), drawn[:, 0], g(everything), drawn[:, 1], count)
     means_a, means_b = (
         {**mean_measures(own), **_where_both_have_maps(own, other)}
         for own, other in ((a, b), (b, a)))
+    means_a, means_b = _of_common_images(means_a, means_b), _of_common_images(means_b, means_a)
     counts = np.stack([np.bincount(r, minlength=count) for r in rows]).astype(np.float64)
-    for name in [name for name in means_a if name in means_b]:
+    for name in means_a:
         if name == 'box_area':  # of the data, not of a model
             continue
         whole = [_mean(np.ones((1, count)), *m[name])[0] for m in (means_a, means_b)]
         result[name] = _interval(
-            whole[0], _mean(counts, *means_a[name]), whole[1], _mean(counts, *means_b[name]))
+            whole[0], _mean(counts, *means_a[name]), whole[1], _mean(counts, *means_b[name]),
+            int((means_a[name][1] > 0).sum()))
     return {name: result[name] for name in sorted(result, key=ORDER.index)}
 
 
-def _interval(a: float, drawn_a: np.ndarray, b: float, drawn_b: np.ndarray) -> dict[str, float]:
+def _interval(
+        a: float,
+        drawn_a: np.ndarray,
+        b: float,
+        drawn_b: np.ndarray,
+        images: int,
+) -> dict[str, float]:
     difference = drawn_b - drawn_a
     difference = difference[~np.isnan(difference)]
     low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(
@@ -161,4 +182,4 @@ def _interval(a: float, drawn_a: np.ndarray, b: float, drawn_b: np.ndarray) -> d
     above = (difference > 0).mean() + (difference == 0).mean() / 2 if len(difference) else np.nan
     return {
         'a': float(a), 'b': float(b), 'difference': float(b - a), 'low': float(low), 'high': float(high),
-        'share_above': float(above)}
+        'share_above': float(above), 'images': images}
