@@ -73,8 +73,27 @@ class TestAttentionMaps:
     def test_checkpointing_counts_no_batch_again(self):
         model = create('resnet20_cifar').train()
         model.set_grad_checkpointing(True)
-        attention_maps(model, torch.randn(2, 3, 32, 32), topk=3, layer='inner')
+        attention_maps(model, torch.randn(2, 3, 32, 32), topk=3, layer='inner', create_graph=True)
         assert {int(x) for name, x in model.named_buffers() if name.endswith('num_batches_tracked')} == {1}
+
+    @pytest.mark.parametrize('checkpointing', [False, True])
+    @pytest.mark.parametrize('layer', ['inner', 'last'])
+    def test_a_look_in_the_midst_of_training_is_one_in_evaluation_mode(self, layer, checkpointing):
+        """timm makes models in training mode: dropout and the batch were in the maps, and the weights' statistics
+        moved."""
+        model, images = create('resnet20_cifar', drop_rate=0.5).eval(), torch.randn(2, 3, 32, 32)
+        expected, classes = attention_maps(model, images, topk=3, layer=layer, return_classes=True)
+        assert torch.equal(classes, model(images).topk(3).indices)
+        model.train().set_grad_checkpointing(checkpointing)
+        model.layer1.eval()  # frozen
+        flags, before = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
+        found = attention_maps(model, images, topk=3, layer=layer)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert [m.training for m in model.modules()] == flags
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        trained = attention_maps(model, images, classes, layer=layer, create_graph=True)
+        assert not torch.allclose(trained, expected)
+        assert int(model.bn1.num_batches_tracked) == 1
 
     def test_cosine_scores_times_100_in_half_precision(self):
         """Their gradients are large: a factor that saves small ones must not take these beyond half precision."""

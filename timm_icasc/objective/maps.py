@@ -3,6 +3,7 @@
 Shapes: `B` batch, `C` classes, `K` classes or channels, `H W` feature grid of a layer.
 """
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from ..features.images import (
     recordable,
 )
 from ..features.layout import FeatureLayer, ICASCLayers
-from ..features.module_state import check_reentrant, hold_batch_norm_statistics
+from ..features.module_state import check_reentrant, evaluation_mode, hold_batch_norm_statistics
 from ..features.outputs import scores_of
 from ..features.resolve import resolve_layer
 from ..features.tap import capture_features, check_batch
@@ -107,6 +108,30 @@ def _check(images: Images, topk: int, method: str) -> None:
     check_count('topk', topk)
 
 
+def _mode(model: nn.Module, create_graph: bool) -> AbstractContextManager:
+    """A look at a network is one in evaluation mode; part of a loss is what its training runs."""
+    is_look_in_training = not create_graph and any(module.training for module in model.modules())
+    return evaluation_mode(model) if is_look_in_training else nullcontext()
+
+
+def _run(
+        model: nn.Module,
+        images: Images,
+        layer: FeatureLayer,
+        create_graph: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's feature, in its own layout, and the class scores."""
+    with capture_features(
+        model, [layer], order=2 if create_graph else 1, inference=not create_graph,
+        run_plain=True) as features:
+        if create_graph:
+            logits = scores_of(model, recordable(images))
+        else:  # without other processes, for which DistributedDataParallel would wait
+            logits = scores_of(unwrap_model(model), images)
+    check_batch(features, logits)
+    return features[layer.path], logits
+
+
 def scored_maps(
         model: nn.Module,
         images: Images,
@@ -119,32 +144,26 @@ def scored_maps(
 ) -> ScoredMaps:
     """Maps and class scores from one forward pass; arguments and errors as of `attention_maps`."""
     _check(images, topk, method)
+    image_size = image_size_of(images)
     chosen = resolve_layer(model, layer, layers, input_size(images))
-    with capture_features(
-        model, [chosen], order=2 if create_graph else 1, inference=not create_graph,
-        run_plain=True) as features:
-        if create_graph:
-            logits = scores_of(model, recordable(images))
-        else:  # without other processes, for which DistributedDataParallel would wait
-            logits = scores_of(unwrap_model(model), images)
-    check_batch(features, logits)
-    feature, image_size = features[chosen.path], image_size_of(images)
-    with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):
-        indices = class_indices(classes, topk, logits)
-        gradients = None
-        if indices.shape[1] > 1 and not create_graph:
-            gradients = pooled_gradients(
-                model, method, logits, indices, feature, chosen, image_size)
-        if gradients is not None:
-            grid = chosen.to_nchw(feature, image_size)
-            result = METHODS[method].function(grid[:, None], gradients)
-        else:
-            maps = []
-            for k in range(indices.shape[1]):
-                cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
-                gradient, = score_gradients(method, logits, cotangent, [feature], create_graph)
-                maps.append(class_attention(method, chosen, feature, gradient, image_size))
-            result = torch.stack(maps, 1)
+    with _mode(model, create_graph):
+        feature, logits = _run(model, images, chosen, create_graph)
+        with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):
+            indices = class_indices(classes, topk, logits)
+            gradients = None
+            if indices.shape[1] > 1 and not create_graph:
+                gradients = pooled_gradients(
+                    model, method, logits, indices, feature, chosen, image_size)
+            if gradients is not None:
+                grid = chosen.to_nchw(feature, image_size)
+                result = METHODS[method].function(grid[:, None], gradients)
+            else:
+                maps = []
+                for k in range(indices.shape[1]):
+                    cotangent = torch.zeros_like(logits).scatter(1, indices[:, k:k + 1], 1.)
+                    gradient, = score_gradients(method, logits, cotangent, [feature], create_graph)
+                    maps.append(class_attention(method, chosen, feature, gradient, image_size))
+                result = torch.stack(maps, 1)
     if not create_graph:
         result, logits = result.detach(), logits.detach()
     return ScoredMaps(result, indices, logits)
@@ -163,10 +182,10 @@ def attention_maps(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Class-specific attention maps of a classifier.
 
-    Runs the model in the mode it is in; call `model.eval()` first for maps that do not depend on the batch. Where the
-    network ends in global average pool and linear layer, the maps of any number of classes take one matrix product;
-    elsewhere a backward pass from the scores to the layer for each. `timm_icasc.explain` takes images as they are and
-    gives maps of their size.
+    A model in training mode is run in evaluation mode, and left as it was; with `create_graph` it runs in the mode it
+    is in. Where the network ends in global average pool and linear layer, the maps of any number of classes take one
+    matrix product; elsewhere a backward pass from the scores to the layer for each. `timm_icasc.explain` takes images
+    as they are and gives maps of their size.
 
     Args:
         model: Classifier; a compiled one runs as the plain one that it was made of.
