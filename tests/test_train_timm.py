@@ -415,6 +415,10 @@ BAD_INPUT = {
     'device': (['--device', 'gpu9'], "cannot use 'gpu9'"),
     'fp16 on the CPU': (['--device', 'cpu', '--amp'], '--amp-dtype bfloat16'),
     'batch size': (['--batch-size', 100], '--batch-size 100 is more than the 24 training images'),
+    'batch of one pixel': (
+        ['--model', 'test_efficientnet', '--batch-size', 1],
+        '--batch-size 1: BatchNorm cannot train on one image whose features are one pixel, as those of --model '
+        'test_efficientnet are here: raise --batch-size or --img-size.'),
     'mean': (['--mean', 1, 2], '--mean and --std'),
     'weights': (['--icasc-weights', -1, 1, 1], '--icasc-weights must be at least 0'),
     'fraction': (['--drop', 2], '--drop must be between 0 and 0.99'),
@@ -452,10 +456,13 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(options, message, run):
     assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err
 
 
-def test_recorded_steps_of_several_processes_are_refused(run, monkeypatch):
+@pytest.mark.parametrize('options, message', [
+    (['--icasc-fast'], 'not of several processes'),
+    (['--sync-bn', '--device', 'cpu'], '--sync-bn: torch has no synchronised BatchNorm for a CPU; leave it out.')])
+def test_what_several_processes_cannot_have(options, message, run, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    code, _, err = run('--icasc-fast')
-    assert code == 2 and 'not of several processes' in err and len(err.strip().splitlines()) == 1
+    code, _, err = run(*options)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize('options', [['--model', 'resnet18', '--pretrained'], ['--model', 'hf-hub:no-one/nothing']])

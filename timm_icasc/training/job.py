@@ -53,6 +53,8 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
         raise ICASCError(f"--device: cannot use '{args.device}': {fault}")
     if args.amp and args.amp_dtype == 'float16' and args.device.startswith('cpu'):
         raise ICASCError('--amp on a CPU needs --amp-dtype bfloat16.')
+    if args.sync_bn and utils.is_distributed_env() and args.device.startswith('cpu'):
+        raise ICASCError('--sync-bn: torch has no synchronised BatchNorm for a CPU; leave it out.')
     if args.icasc_fast and (utils.is_distributed_env() or not args.device.startswith('cuda')):
         where = 'several processes' if utils.is_distributed_env() else f'--device {args.device}'
         raise ICASCError(
