@@ -9,14 +9,16 @@ from timm_icasc.training.arguments import parse_args
 RECIPE = {
     'dataset': 'digits', 'mixup': 0.2, 'cutmix': 1.0, 'mixup_prob': 0.8, 'mixup_off_epoch': 3, 'reprob': 0.25,
     'remode': 'const', 'opt': 'adamw', 'opt_betas': [0.9, 0.95], 'loss': 'bce', 'bce_sum': True, 'model_ema': True,
-    'model_ema_warmup': True}
+    'model_ema_warmup': True, 'scale': [0.3, 1.0], 'hflip': 0.3}
 
 SWITCHED = {
     'mixing': ({'mixup': 0.0, 'cutmix': 0.0}, {'mixup_prob': 1.0, 'mixup_off_epoch': 0}, {'remode': 'const'}),
     'erasing': ({'reprob': 0.0}, {'remode': 'pixel'}, {'mixup_prob': 0.8}),
     'optimiser': ({'opt': 'sgd'}, {'opt_betas': None}, {'bce_sum': True}),
     'loss': ({'loss': 'ce'}, {'bce_sum': False}, {'opt_betas': [0.9, 0.95]}),
-    'all of the images': ({'no_aug': True}, {'reprob': 0.0, 'remode': 'pixel'}, {'mixup_prob': 0.8})}
+    'all of the images': (
+        {'no_aug': True}, {'reprob': 0.0, 'remode': 'pixel', 'scale': [0.08, 1.0], 'hflip': 0.5}, {'mixup_prob': 0.8}),
+    'crops': ({'crop_padding': 4}, {'scale': [0.08, 1.0]}, {'hflip': 0.3, 'reprob': 0.25})}
 
 
 @pytest.fixture(params=SWITCHED)
@@ -64,11 +66,35 @@ def test_a_variant_over_what_all_have(switched, tmp_path):
 @pytest.mark.parametrize('over, message', [
     ({'mixup': 0.0, 'cutmix': 0.0, 'mixup_prob': 0.5}, '--mixup-prob does nothing without --mixup'),
     ({'loss': 'ce', 'bce_sum': True}, '--bce-sum is of --loss bce'),
-    ({'no_aug': True, 'reprob': 0.5}, '--no-aug takes all images as they are, and --reprob changes them')])
+    ({'no_aug': True, 'reprob': 0.5}, '--reprob does nothing beside --no-aug')])
 def test_what_the_command_line_itself_says_in_vain(over, message, tmp_path):
     (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(RECIPE))
     with pytest.raises(ICASCError, match=message):
         parse_args(['-c', str(tmp_path / 'recipe.yaml'), *words(over)])
+
+
+@pytest.mark.parametrize('options, message', [
+    ('--no-aug --hflip 0.3', '--hflip does nothing beside --no-aug: leave one of them out'),
+    ('--no-aug --color-jitter 0.2', '--color-jitter does nothing beside --no-aug'),
+    ('--no-aug --color-jitter-prob 0.5', '--color-jitter-prob does nothing beside --no-aug'),
+    ('--no-aug --scale 0.5 1', '--scale does nothing beside --no-aug'),
+    ('--no-aug --ratio 0.5 2', '--ratio does nothing beside --no-aug'),
+    ('--no-aug --crop-padding 4', '--crop-padding does nothing beside --no-aug'),
+    ('--no-aug --train-interpolation bicubic', '--train-interpolation does nothing beside --no-aug'),
+    ('--crop-padding 4 --train-interpolation bicubic', '--train-interpolation does nothing beside --crop-padding'),
+    ('--crop-padding 4 --scale 0.5 1', '--scale does nothing beside --crop-padding'),
+    ('--crop-padding 4 --ratio 0.5 2', '--ratio does nothing beside --crop-padding'),
+    ('--crop-padding 4 --train-crop-mode rkrc', '--train-crop-mode does nothing beside --crop-padding')])
+def test_changes_of_images_that_another_option_replaces(options, message):
+    """timm takes them in silence."""
+    with pytest.raises(ICASCError, match=message):
+        parse_args(['--dataset', 'digits', *options.split()])
+
+
+def test_what_is_off_contradicts_nothing():
+    parse_args(
+        '--dataset digits --no-aug --hflip 0 --color-jitter 0 --scale 1 1 --ratio 1 1 --crop-padding 0'.split())
+    parse_args('--dataset digits --crop-padding 4 --hflip 0.3 --scale 0.08 1 --color-jitter 0.2'.split())
 
 
 def test_what_a_file_itself_says_in_vain(tmp_path):

@@ -23,8 +23,19 @@ NEEDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     'mixup_switch_prob': (0.5, MIXING), 'mixup_mode': ('batch', MIXING), 'mixup_prob': (1., MIXING),
     'mixup_off_epoch': (0, MIXING)}
 
-# Options that change training images and are off unless asked for: --no-aug is against them.
+# Options that change training images and are off unless asked for.
 CHANGES_OF_IMAGES = ('aa', 'reprob', 'train_crop_mode', 'vflip', 'grayscale_prob', 'gaussian_blur_prob')
+
+# Option -> values with which it asks for nothing (its default; that it be off), and the options that take its place.
+REPLACED: dict[str, tuple[tuple, tuple[str, ...]]] = {
+    'scale': (([0.08, 1.], [1., 1.]), ('no_aug', 'crop_padding')),
+    'ratio': (([3 / 4, 4 / 3], [1., 1.]), ('no_aug', 'crop_padding')),
+    'train_crop_mode': ((None,), ('no_aug', 'crop_padding')),
+    'train_interpolation': (('random',), ('no_aug', 'crop_padding')),
+    **{name: (idle, ('no_aug',)) for name, idle in {
+        'crop_padding': (None, 0), 'hflip': (0.5, 0.), 'vflip': (0.,), 'color_jitter': (0.4, 0.),
+        'color_jitter_prob': (None, 0.), 'grayscale_prob': (None, 0.), 'gaussian_blur_prob': (None, 0.), 'aa': (None,),
+        'reprob': (0.,)}.items()}}
 
 OF_BCE = ('bce_target_thresh', 'bce_sum', 'bce_pos_weight')
 
@@ -58,9 +69,7 @@ def still_meant(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         base: Of a recipe, a run or what variants have in common.
         over: Of the command line, or of a variant.
     """
-    gone: set[str] = set()
-    if over.get('no_aug'):
-        gone |= set(CHANGES_OF_IMAGES)
+    gone = {name for name, (_, others) in REPLACED.items() if any(map(over.get, others))}
     if over.get('loss', 'bce') != 'bce':
         gone |= set(OF_BCE)
     if 'dataset' in over:
@@ -73,6 +82,18 @@ def still_meant(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if not any(merged.get(other) for other in needed) and (gone | set(over)) & set(needed):
             gone.add(name)
     return {name: value for name, value in base.items() if name not in gone}
+
+
+def _check_pairs(args: argparse.Namespace) -> None:
+    for name, (default, needed) in NEEDS.items():
+        if getattr(args, name) != default and not any(getattr(args, other) for other in needed):
+            raise ICASCError(
+                f"{flag_of(name)} does nothing without {' or '.join(map(flag_of, needed))}: give that too, or leave it "
+                f'out.')
+    for name, (idle, others) in REPLACED.items():
+        for other in (other for other in others if getattr(args, other)):
+            if getattr(args, name) not in idle:
+                raise ICASCError(f'{flag_of(name)} does nothing beside {flag_of(other)}: leave one of them out.')
 
 
 def check_dependent(args: argparse.Namespace) -> None:
@@ -88,11 +109,4 @@ def check_dependent(args: argparse.Namespace) -> None:
             raise ICASCError(
                 f'{flag_of(name)} is the number of images of a stream (hfids/, tfds/, wds/): leave it out; '
                 f'--limit-train N takes a part of other training images.')
-    for name, (default, needed) in NEEDS.items():
-        if getattr(args, name) != default and not any(getattr(args, other) for other in needed):
-            raise ICASCError(
-                f"{flag_of(name)} does nothing without {' or '.join(map(flag_of, needed))}: give that too, or leave it "
-                f'out.')
-    if args.no_aug:
-        for flag in (flag for flag, given in changes_of_images(args).items() if given):
-            raise ICASCError(f'--no-aug takes all images as they are, and {flag} changes them: leave one of them out.')
+    _check_pairs(args)

@@ -108,7 +108,12 @@ def make_batch(
     return images, target
 
 
-def _step(job: TrainingJob, images: torch.Tensor, target: torch.Tensor, parts: int) -> dict[str, torch.Tensor]:
+def _step(
+        job: TrainingJob,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        parts: int,
+) -> dict[str, torch.Tensor]:
     try:
         return job.step(images, target, parts)
     except ValueError as e:
