@@ -162,6 +162,19 @@ class TestTable:
         assert row['measure'] == f'{mean:.2f} ± {deviation:.2f}' and attention['L_AC'] == '0.250 ± 0.000'
         assert attention['overlap last'] == '-' and row['each'] == ['90.00', '92.00', '97.00']
 
+    def test_overlaps_have_the_share_of_lost_maps_beside_them(self):
+        """Overlaps are without maps of zeros, and L_AS counts them as 0: both look the better the more are lost."""
+        name = 'vit_tiny_patch16_224.icasc_cifar20'
+        runs = json.loads((CARDS / f'{name}.json').read_text())['runs']
+        text = (CARDS / name / 'README.md').read_text()
+        header, *rows = [
+            [cell.strip() for cell in line.split('|')] for line in text.splitlines()
+            if line.startswith(('| method |', '| cross-entropy', '| ICASC'))]
+        lost = [row[header.index('zero maps')] for row in rows]
+        assert lost == [f"{run['metrics']['zero_maps']:.3f}" for run in runs] and float(lost[1]) > 0.3
+        assert 'Zero maps is the share of images' in text
+
+
     def test_differences_are_paired_by_seed(self):
         row, = card._differences(self.RUNS)
         deltas = [1., 0., -2.]
@@ -386,11 +399,11 @@ class TestThePapersRow:
 
     def test_beside_our_own(self, tmp_path):
         lines = self.render(tmp_path, 'cifar100').splitlines()
-        at = lines.index('| cross-entropy in the paper, Table 4 (quoted) | not told | 72.78 | - | - | - | - | - |')
+        at = lines.index('| cross-entropy in the paper, Table 4 (quoted) | not told | 72.78 | - | - | - | - | - | - |')
         assert lines[at - 1].startswith('| ICASC ach, order 2 | 42, 43, 44 |')
         assert lines[at + 1].startswith('| cross-entropy, stochastic depth in the paper, Table 4 (quoted) | not told |')
         assert lines[at + 2].startswith('| ICASC grad_cam in the paper, Table 4 | not told | 74.02 |')
-        assert lines[at + 3] == '| ICASC ach in the paper, Table 4 | not told | 76.11 | - | - | - | - | - |'
+        assert lines[at + 3] == '| ICASC ach in the paper, Table 4 | not told | 76.11 | - | - | - | - | - | - |'
         assert sum(line.startswith('Its rows in the table have no deviation') for line in lines) == 1
         assert 'The gain in its abstract is +3.33 on CIFAR-100: ResNet-110 with ICASC ach against ResNet-110 with ' \
             'cross-entropy.' in lines

@@ -23,7 +23,8 @@ from ..runs.tables import mean_and_deviation, mean_sd, paired_difference
 __all__ = ['check_written', 'read_written', 'render', 'render_run', 'render_sources']
 
 ATTENTION = {  # column of the table -> key of the metrics
-    **{term.title: term.name for term in TERMS}, 'overlap inner': 'overlap_inner', 'overlap last': 'overlap_last'}
+    **{term.title: term.name for term in TERMS}, 'overlap inner': 'overlap_inner', 'overlap last': 'overlap_last',
+    'zero maps': 'zero_maps'}
 
 WRITTEN = {
     'title', 'description', 'license', 'dataset', 'paper', 'shipped', 'shipped_run', 'half', 'twin', 'figure', 'limits'}
