@@ -625,7 +625,7 @@ def test_classes_of_another_folder_are_those_of_the_run_by_name(workers, tmp_pat
     assert [row['target'] for row in rows] == ['bee', 'bee', 'cow', 'cow']
     for row in rows:
         assert row['target_probability'] == expected[row['file']]['target_probability']
-    assert not any('taken as the first ones' in str(w.message) for w in recwarn)
+    assert not any('as the first' in str(w.message) for w in recwarn)
     assert evaluate(run, '--data-dir', tmp_path / 'other', '--dataset', 'torch/image_folder', '-j', workers) == 0
     for row, again in zip(rows, csv.DictReader(open(run / 'eval' / 'images.csv')), strict=True):
         assert row['target_probability'] == again['target_probability']
@@ -727,6 +727,39 @@ def test_a_run_that_has_no_class_names_says_so(tmp_path, recwarn):
         assert evaluate(run, '--data-dir', make_images('other', ['bee', 'cow'])) == 0
 
 
+def test_a_published_model_without_class_names_says_so(tmp_path):
+    """Shared weights do not tell the classes of one's own images unless asked to: other folders passed for theirs."""
+    _, make_images = zoo_run(tmp_path)
+    model = timm.create_model('resnet8_cifar', num_classes=3)
+    timm.models.save_for_hf(model, tmp_path / 'hub', model_config={'num_classes': 3})
+    with pytest.warns(UserWarning, match='has not noted down its class names: those of the data set are taken'):
+        assert evaluate(
+            f"local-dir:{tmp_path / 'hub'}", '--data-dir', make_images('other', ['x', 'y', 'z']), '-j', 0,
+            '--output', tmp_path / 'out') == 0
+
+
+def test_folders_of_imagenet_are_known_to_a_network_of_as_many_classes(tmp_path, recwarn):
+    """A few of its folders are not its first classes."""
+    _, make_images = zoo_run(tmp_path)
+    model = timm.create_model('resnet8_cifar', num_classes=1000)
+    torch.save(model.state_dict(), tmp_path / 'bare.pth')
+    folders = ['n02123045', 'n02099601']  # tabby, golden retriever
+    assert evaluate(
+        tmp_path / 'bare.pth', '--model', 'resnet8_cifar', '--data-dir', make_images('few', folders), '-j', 0,
+        '--output', tmp_path / 'out') == 0
+    assert set(load_records(next((tmp_path / 'out').glob('*/records.npz'))).targets) == {281, 207}
+    assert not [w for w in recwarn if 'class names' in str(w.message)]
+
+
+def test_labels_of_another_kind_than_those_trained_with_are_told(tmp_path):
+    """Scores for a softmax are none for a sigmoid, and look well as such."""
+    run = make_run(tmp_path / 'run', num_classes=3)
+    (tmp_path / 'voc').mkdir()
+    make_packed_voc(tmp_path / 'voc')
+    with pytest.warns(UserWarning, match="'.*run' was trained on single-label images, these are multi-label"):
+        assert evaluate(run, '--dataset', 'voc2007-packed', '--data-dir', tmp_path / 'voc', '--images', 4, '-j', 0) == 0
+
+
 def test_a_class_map_is_not_asked_for_where_there_is_one(tmp_path, recwarn):
     """Of a network with more outputs than the map has classes."""
     run, make_images = zoo_run(tmp_path)
@@ -738,8 +771,8 @@ def test_a_class_map_is_not_asked_for_where_there_is_one(tmp_path, recwarn):
     assert evaluate(*options, '--class-map', tmp_path / 'map.pkl', '--output', tmp_path / 'out') == 0
     rows = list(csv.DictReader(open(next((tmp_path / 'out').glob('*/images.csv')))))
     assert [row['target'] for row in rows] == ['ape, cow'] * 2 + ['bee'] * 2 + ['ape, cow'] * 2
-    assert not [w for w in recwarn if 'taken as the first ones' in str(w.message)]
-    with pytest.warns(UserWarning, match='has 6 classes, the data set 3: taken as the first ones'):
+    assert not [w for w in recwarn if 'as the first' in str(w.message)]
+    with pytest.warns(UserWarning, match='taken in their own order, as the first 3 of its 6'):
         assert evaluate(*options, '--output', tmp_path / 'out2') == 0
 
 
@@ -751,7 +784,7 @@ def test_a_head_of_more_outputs_than_the_data_have_classes(tmp_path):
     for name in ('fc.weight', 'fc.bias'):
         weights[name] = torch.cat([weights[name], torch.ones_like(weights[name])])
     torch.save(weights, tmp_path / 'bare.pth')
-    with pytest.warns(UserWarning, match='has 6 classes, the data set 3: taken as the first ones'):
+    with pytest.warns(UserWarning, match='taken in their own order, as the first 3 of its 6'):
         assert evaluate(
             tmp_path / 'bare.pth', '--model', 'resnet8_cifar', '--dataset', 'voc2007-packed', '--data-dir',
             tmp_path / 'voc', '--val-split', 'val', '-j', 0, '--output', tmp_path / 'out') == 0

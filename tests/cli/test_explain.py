@@ -289,7 +289,8 @@ class TestModels:
     def test_runs_of_one_name_are_told_apart(self, tmp_path):
         """By the folder above; where that has the same name too, by a number."""
         runs = [str(make_run(tmp_path / folder / 'ach')) for folder in ('x/digits', 'y/digits', 'y/flowers')]
-        options = argparse.Namespace(**{**vars(load_options()), 'architecture': None, 'multilabel': None})
+        given = {'architecture': None, 'multilabel': None, 'pretrained_path': None}
+        options = argparse.Namespace(**vars(load_options()), **given)
         labels = [explainer.label for explainer in load_explainers(runs, options)]
         assert labels == ['digits-ach', 'digits-ach-2', 'flowers-ach']
 
@@ -362,6 +363,19 @@ class TestModels:
         explainer = load_explainer('resnet8_cifar', load_options(pretrained_path=str(weights)))
         expected = load_explainer(str(run), load_options()).model.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in explainer.model.state_dict().items())
+
+
+    def test_a_file_of_weights_is_for_one_name(self, runs, photos, tmp_path, capsys):
+        """Beside a run, or two names, whose weights it is could be told by nothing but the numbers."""
+        file = tmp_path / 'weights.pth'
+        torch.save(torch.load(runs[1] / 'last.pth.tar')['state_dict'], file)
+        options = ['--pretrained-path', file, '--output', tmp_path / 'out']
+        assert command(photos, '--model', runs[0], *options) == 2
+        assert f"--pretrained-path holds the weights of one name of timm, not of '{runs[0]}'" in capsys.readouterr().err
+        assert command(photos, '--model', 'resnet8_cifar', '--compare', 'resnet20_cifar', *options) == 2
+        assert "not of those of 'resnet8_cifar' and 'resnet20_cifar': leave it out" in capsys.readouterr().err
+        assert command(photos, '--model', runs[0], '--compare', 'resnet8_cifar', *options) == 0
+        assert 'weights of' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('options, said', [

@@ -87,7 +87,8 @@ def make_run(folder, model='resnet8_cifar', num_classes=10, seed=0, **options):
         **options}
     (folder / 'args.yaml').write_text(yaml.safe_dump(options))
     torch.save({'epoch': 0, 'arch': model, 'state_dict': network.state_dict()}, folder / 'last.pth.tar')
-    results = {'method': 'cross-entropy', 'epochs': 1, 'last': {'eval_top1': 10. + seed}}
+    measure = 'eval_mAP' if options['dataset'].startswith(('voc', 'multilabel')) else 'eval_top1'
+    results = {'method': 'cross-entropy', 'epochs': 1, 'last': {measure: 10. + seed}}
     (folder / 'results.json').write_text(json.dumps(results))
     return folder
 

@@ -30,11 +30,12 @@ from ..features.resolve import resolve_layers
 from ..foreign_text import printable
 from ..labels import MULTI, LabelKind, check_same_classes
 from ..runs.find import find_runs, find_weights
-from ..runs.folder import Run, fingerprints_in, names_in
+from ..runs.folder import Run, fingerprints_in
 from ..training.device import device_fault
 from ..training.loaders import set_up_data_config
 from ..training.model_factory import UNREGISTERED
 from .image_records import ImageRecords
+from .noted import imagenet_names, noted_kind, noted_names
 from .restore import is_name, restore, run_arguments, run_beside, take_preparation
 
 __all__ = [
@@ -85,7 +86,7 @@ class Checkpoint:
     @property
     def noted_names(self) -> list[str] | None:
         """The classes in the order of the logits, as the run, or the published model, has noted them down."""
-        return _noted_names(self.run, Path(self.source), self.model)
+        return noted_names(self.run, Path(self.source), self.model)
 
     @property
     def preparation(self) -> dict[str, Any]:
@@ -109,17 +110,6 @@ class Checkpoint:
         return self.names[index] if self.names and index < len(self.names) else str(index)
 
 
-def _noted_names(run: Run | None, weights: Path | None, model: nn.Module) -> list[str] | None:
-    """The classes in the order of the logits, as the run, or the published model, has noted them down."""
-    if run is not None:
-        names = run.class_names(weights)
-    else:
-        names = weights and names_in(weights) or model.pretrained_cfg.get('label_names')
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        return None  # of a config.json that somebody else wrote
-    return list(names)
-
-
 def _match_classes(
         dataset: Dataset,
         source: str,
@@ -134,30 +124,37 @@ def _match_classes(
     names that are not among these their indices, that of the data set.
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
-    model_names = _noted_names(run, weights, model)
+    model_names = noted_names(run, weights, model) or imagenet_names(num_classes, names or ())
     unknown = [name for name in names or () if name not in (model_names or ())]
     if names and model_names not in (None, names) and not (class_map and unknown):
         if unknown:
             raise DataError(
                 f"the data set has the classes {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}, which "
                 f"'{source}' does not know; it knows {', '.join(model_names[:5])}{', ...' * (len(model_names) > 5)}. "
-                f'Name the classes as these, or give the index of each with `class_map`.')
+                f'Name the classes as these, or give the index of each with `class_map`: a .txt has one folder a line, '
+                f'in the order of these.')
         name_classes(dataset, model_names)
         names = model_names
     elif names and len(names) > num_classes:
         raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
-    if run and given.data_dir and not model_names and not class_map:
+    fewer = len(names or ()) < num_classes
+    if names and not model_names and not class_map and (run is None or given.data_dir or fewer):
+        part = f', as the first {len(names)} of its {num_classes}' if fewer else ''
         warnings.warn(
-            f"the run '{source}' has not noted down its class names (of an older version): those of "
-            f'the data set are taken in their own order', stacklevel=3)
-    if names and len(names) < num_classes and not model_names and not class_map:
-        warnings.warn(
-            f"'{source}' has {num_classes} classes, the data set {len(names)}: taken as the first ones "
+            f"'{source}' has not noted down its class names: those of the data set are taken in their own order{part} "
             f'(`class_map` says otherwise)', stacklevel=3)
-    if names and len(names) < num_classes and labels_of(dataset) is MULTI:
+    if names and fewer and labels_of(dataset) is MULTI:
         names = fill_up(names, num_classes)
         name_classes(dataset, names)  # of the other outputs nothing is known
     return names
+
+
+def _warn_of_other_labels(dataset: Dataset, source: str, run: Run | None) -> None:
+    noted, own = noted_kind(run, source), labels_of(dataset)
+    if noted not in (None, own):
+        warnings.warn(
+            f"'{source}' was trained on {noted.name}-label images, these are {own.name}-label: its scores are taken "
+            f'for what they were not trained to be ({own.score} of them for probabilities)', stacklevel=3)
 
 
 def _warn_of_other_images(
@@ -202,10 +199,12 @@ def load_checkpoint(
         take_preparation(args, weights, given)
     # A run may be of a machine with another device.
     args.device = given.device or next(d for d in (args.device, 'cuda', 'cpu') if d and not device_fault(d))
-    model, dataset = restore(args, weights, run, with_data, getattr(given, 'pretrained_path', None))
+    own_file = None if weights else getattr(given, 'pretrained_path', None)
+    model, dataset = restore(args, weights, run, with_data, own_file)
     names = None
     if with_data:
         names = _match_classes(dataset, source, run, weights, model, given)
+        _warn_of_other_labels(dataset, source, run)
         if run and not any(getattr(given, name, None) for name in ('data_dir', 'dataset', 'val_split')):
             _warn_of_other_images(dataset, source, weights, args)
     try:

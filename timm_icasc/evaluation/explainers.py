@@ -2,60 +2,24 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import try_to_load_from_cache
 
 from ..errors import ICASCError
 from ..explanation import Explainer
 from ..explanation.class_names import class_names_of, fill_up
-from ..foreign_files import read_json
-from ..hub.model_folder import CONFIG, METADATA_KEY
-from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI
 from ..runs.find import find_weights
 from ..runs.folder import names_in
-from ..training.model_factory import HUB_NAMES
 from .checkpoint import Checkpoint, load_checkpoint, name_apart
+from .noted import noted_kind, published_run
 from .restore import is_name, run_beside
 
 __all__ = ['load_explainer', 'load_explainers']
-
-# Data sets whose images can have several classes, by their names.
-MULTI_LABEL_NAMES = ('voc2007', 'voc2012', 'voc2007-packed', 'multilabel')
-
-
-def _published_run(source: str) -> dict[str, Any]:
-    """What the configuration of a published model notes down of its run; nothing where it is not of this package."""
-    if source in WEIGHT_TAGS:
-        return WEIGHT_TAGS[source].noted
-    _, _, place = source.partition(':')
-    file: Any = Path(place) / CONFIG
-    if source.startswith(HUB_NAMES):
-        repo, _, revision = place.partition('@')
-        file = try_to_load_from_cache(repo, CONFIG, revision=revision or None)  # timm has fetched it
-    try:
-        known = isinstance(file, (str, Path)) and place
-        noted = read_json(Path(file))[METADATA_KEY] if known else {}
-        return noted if isinstance(noted, dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):  # somebody else's configuration, which says nothing of it
-        return {}
-
-
-def _says_multilabel(checkpoint: Checkpoint, source: str) -> bool:
-    """Whether the model's images can have several classes, as its run, or the configuration beside it, notes down."""
-    run = checkpoint.run
-    if run is not None and not run.results:
-        return checkpoint.args.dataset in MULTI_LABEL_NAMES
-    metrics = _published_run(source).get('metrics') if run is None else run.metrics
-    return isinstance(metrics, dict) and any(name in MULTI.measures for name in metrics)
-
 
 def _names_of_classes(checkpoint: Checkpoint, source: str) -> list[str]:
     """Names where no run has noted them down. The number of classes tells none of a model trained on one's own data."""
     if checkpoint.run is not None:  # the configuration is that of the weights that it started from
         return [str(c) for c in range(checkpoint.num_classes)]
-    dataset = _published_run(source).get('dataset', 'imagenet')
+    dataset = published_run(source).get('dataset', 'imagenet')
     return class_names_of(
         checkpoint.model, checkpoint.num_classes, by_number=isinstance(dataset, str) and 'imagenet' in dataset)
 
@@ -88,14 +52,22 @@ def load_explainer(
         names = _names_of_classes(checkpoint, source)
     names = fill_up(names, checkpoint.num_classes)
     if multilabel is None:
-        multilabel = _says_multilabel(checkpoint, source)
+        multilabel = noted_kind(checkpoint.run, source) is MULTI
     return Explainer(
         checkpoint.model, names, multilabel, checkpoint.data_config, checkpoint.layers,
         checkpoint.label)
 
 
 def load_explainers(sources: Sequence[str], args: argparse.Namespace) -> list[Explainer]:
-    """`load_explainer` for each, with the options of `add_explained_model_arguments`; labels are made unique."""
+    """`load_explainer` for each, with the options of `add_explained_model_arguments`; labels are made unique.
+
+    Raises:
+        ICASCError: As of `load_explainer`; or `pretrained_path` is not for one of the models alone.
+    """
+    named = [source for source in sources if is_name(source)]
+    if args.pretrained_path and len(named) != 1:
+        which = f"those of {' and '.join(map(repr, named))}" if named else f"'{sources[0]}', which has its own"
+        raise ICASCError(f'`pretrained_path` holds the weights of one name of timm, not of {which}: leave it out.')
     given = argparse.Namespace(**{**vars(args), 'model': args.architecture, 'data_dir': None})
     explainers = [load_explainer(source, given, args.multilabel) for source in sources]
     name_apart(explainers, sources)

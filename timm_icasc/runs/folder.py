@@ -93,7 +93,7 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """What the run's last evaluation said; what was not measured, or is NaN, is left out."""
         return {
-            name.removeprefix('eval_'): value for name, value in self.results['last'].items()
+            name.removeprefix('eval_'): value for name, value in self.results.get('last', {}).items()
             if name.startswith('eval_') and isinstance(value, (int, float)) and math.isfinite(value)}
 
     @cached_property
