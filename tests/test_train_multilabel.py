@@ -107,6 +107,19 @@ def test_terms_that_never_start_are_told(run, tmp_path):
     assert json.loads((tmp_path / 'x' / 'results.json').read_text())['last']['train_loss_as_inner'] is None
 
 
+def test_terms_that_never_come_to_their_weights_are_told(run):
+    _, out, _ = run('--experiment', 'x', '--epochs', 1, '--icasc-start-epoch', 0.5, '--icasc-ramp-epochs', 2)
+    assert (
+        'warning: the terms of ICASC never come to their weights: --icasc-start-epoch 0.5 and --icasc-ramp-epochs 2, '
+        'but --epochs 1') in out
+
+
+def test_weights_of_0_are_told_and_not_called_icasc(run, tmp_path):
+    _, out, _ = run('--experiment', 'x', '--epochs', 1, '--icasc-weights', 0, 0, 0)
+    assert 'warning: this trains like --no-icasc: all three of --icasc-weights are 0' in out
+    assert json.loads((tmp_path / 'x' / 'results.json').read_text())['method'] == 'soft margin'
+
+
 def test_a_rate_that_never_comes_is_told(run):
     code, out, _ = run('--experiment', 'x', '--epochs', 1, '--warmup-epochs', 1)
     assert code == 0

@@ -439,6 +439,7 @@ BAD_INPUT = {
     'resumed comparison': (['--icasc-compare', '--resume', 'x.pth.tar'], "no checkpoint 'x.pth.tar'"),
     'start': (['--icasc-start-epoch', -1], '--icasc-start-epoch must be at least 0, got -1.0'),
     'augmentation': (['--aa', 'nonsense'], 'augmentation options do not fit'),
+    'rising rate': (['--lr', 0.01, '--min-lr', 5], '--min-lr 5 is above --lr 0.01, so that the rate would rise'),
     'infinite loss': (['--lr', 1e30], 'lower --lr'),
     'recorded on a CPU': (['--icasc-fast', '--device', 'cpu'], 'leave it out (--no-icasc-fast)'),
     'recorded maps of each class': (['--icasc-fast', '--icasc-multilabel-maps', 'per_class'],

@@ -152,6 +152,8 @@ def set_up_optimizer(
         update = args.batch_size * args.world_size * args.grad_accum_steps
         growth = update / args.lr_base_size
         args.lr = args.lr_base * (growth ** 0.5 if args.lr_base_scale == 'sqrt' else growth)
+    if args.min_lr > args.lr:
+        raise ICASCError(f'--min-lr {args.min_lr:g} is above --lr {args.lr:g}, so that the rate would rise: lower it.')
     try:
         optimizer = create_optimizer_v2(
             model, **optimizer_kwargs(cfg=args), **args.opt_kwargs,

@@ -20,6 +20,7 @@ from ..runs.folder import LAST, RESULTS
 from ..runs.provenance import provenance
 from ..runs.tables import write_json
 from .console import LOSSES, format_epoch, format_header, log
+from .doubts import empty_maps, unreached
 from .epoch import evaluate, evaluated_model, is_validated, train_one_epoch
 from .fine_tune import base_lr
 from .interrupt import StopSignal
@@ -52,7 +53,7 @@ def method_label(job: TrainingJob) -> str:
 def method_used(job: TrainingJob) -> str:
     """The method in words, for results.json."""
     args, loss = job.args, loss_name(job)
-    if not args.icasc:
+    if not args.icasc or not any(icasc_config(args).weights.values()):
         return loss
     attention = ' '.join([args.icasc_attention, *(f'with defect {name}' for name in args.icasc_defects)])
     return f'ICASC {attention}, order {args.icasc_order}' + f', {loss}' * (args.loss != 'ce')
@@ -109,12 +110,8 @@ def announce(job: TrainingJob, run_dir: Path, start_epoch: int) -> None:
     if layers is not None:
         log(args, f"inner layer '{layers.inner.path}' {layers.inner.grid}, last layer '{layers.last.path}' "
                   f'{layers.last.grid}; {icasc_config(args) if args.icasc else "attention is measured, not trained"}')
-    if args.icasc and args.icasc_start_epoch >= job.epochs:
-        log(args, f'warning: the terms of ICASC never start: --icasc-start-epoch {args.icasc_start_epoch:g}, but '
-                  f'--epochs {job.epochs}')
-    if job.scheduler is not None and args.warmup_epochs >= job.epochs:
-        log(args, f'warning: the learning rate never comes to --lr: --warmup-epochs {args.warmup_epochs}, but --epochs '
-                  f'{job.epochs}')
+    for text in unreached(job):
+        log(args, f'warning: {text}')
     if start_epoch:
         log(args, f'resumed after epoch {start_epoch}')
     log(args, format_header(job.labels))
@@ -202,20 +199,6 @@ def drawn(
     except Exception as e:
         log(job.args, f'warning: the maps of this epoch are not drawn: {one_line(e)}')
         return None
-
-
-def empty_maps(record: dict[str, Any], theta: float) -> str | None:
-    """What says that the terms have emptied the maps, which is a way to a small loss; None where nothing does.
-
-    Where no maps are measured it is the terms themselves: without an inner map, Eq. 3 is 0 and Eq. 5 is theta.
-    """
-    share = record.get('eval_zero_maps')
-    if share is not None:
-        return f'{share:.0%} of the images have an attention map of zeros' if share > 0.5 else None
-    inner, ac = record.get('train_loss_as_inner'), record.get('train_loss_ac')
-    if None in (inner, ac) or inner > 0.01 or ac < 0.95 * theta:
-        return None
-    return f'most inner attention maps are zeros (L_AS inner {inner:.4f}, L_AC {ac:.3f} of at most {theta:g})'
 
 
 def run_epochs(
