@@ -1,10 +1,13 @@
 """Options that mean nothing without another one, which a file names and the command line switches off."""
 import pytest
+import torch
 import yaml
+from timm.scheduler import create_scheduler_v2
 
 from timm_icasc import ICASCError
 from timm_icasc.sweep.study import load_study
 from timm_icasc.training.arguments import parse_args
+from timm_icasc.training.dependent_options import OF_SCHEDULES
 
 RECIPE = {
     'dataset': 'digits', 'mixup': 0.2, 'cutmix': 1.0, 'mixup_prob': 0.8, 'mixup_off_epoch': 3, 'reprob': 0.25,
@@ -89,6 +92,47 @@ def test_changes_of_images_that_another_option_replaces(options, message):
     """timm takes them in silence."""
     with pytest.raises(ICASCError, match=message):
         parse_args(['--dataset', 'digits', *options.split()])
+
+
+@pytest.mark.parametrize('options, message', [
+    ('--decay-epochs 2', '--decay-epochs is of --sched step or wsd or rsqrt, this is --sched cosine: leave it out'),
+    ('--decay-milestones 2 4', '--decay-milestones is of --sched multistep'),
+    ('--decay-rate 0.5', '--decay-rate is of --sched step or multistep or plateau or poly'),
+    ('--patience-epochs 3', '--patience-epochs is of --sched plateau'),
+    ('--sched step --lr-cycle-limit 2', '--lr-cycle-limit is of --sched cosine or tanh or poly'),
+    ('--sched step --min-lr 0.001', '--min-lr is of --sched cosine'),
+    ('--sched tanh --lr-k-decay 2', '--lr-k-decay is of --sched cosine or poly'),
+    ('--sched multistep --cooldown-epochs 3', '--cooldown-epochs is of --sched cosine'),
+    ('--model-ema-decay 0.9', '--model-ema-decay does nothing without --model-ema')])
+def test_options_of_other_schedules(options, message):
+    with pytest.raises(ICASCError, match=message):
+        parse_args(['--dataset', 'digits', *options.split()])
+
+
+CHANGES = {'decay_epochs': 1., 'decay_milestones': [3], 'decay_rate': 0.4, 'patience_epochs': 1, 'lr_cycle_mul': 2.,
+           'lr_cycle_decay': 0.2, 'lr_cycle_limit': 3, 'cooldown_epochs': 2, 'lr_k_decay': 2., 'min_lr': 0.01}
+
+
+def rates_of(sched, **options):
+    """timm's learning rates of 14 epochs, and how many epochs it says that there are."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler, epochs = create_scheduler_v2(optimizer, sched, num_epochs=6, warmup_epochs=1, **{
+        'decay_epochs': 3., 'decay_milestones': [2, 4], 'patience_epochs': 2, 'cycle_limit': 2,
+        **{name.removeprefix('lr_'): value for name, value in options.items()}})
+    rates = []
+    for epoch in range(14):
+        rates.append(optimizer.param_groups[0]['lr'])
+        scheduler.step(epoch + 1, 0.5)
+    return rates, epochs
+
+
+@pytest.mark.parametrize('name', CHANGES)
+@pytest.mark.parametrize('sched', [
+    'cosine', 'tanh', 'poly', 'step', 'multistep', 'plateau', 'wsd', 'rsqrt', 'constant'])
+def test_the_options_of_a_schedule_are_those_that_change_it(sched, name):
+    changed = rates_of(sched, **{name: CHANGES[name]}) != rates_of(sched)
+    assert changed == (sched in OF_SCHEDULES[name][1])
+    assert set(CHANGES) == set(OF_SCHEDULES)
 
 
 def test_what_is_off_contradicts_nothing():

@@ -17,7 +17,8 @@ MIXING = ('mixup', 'cutmix', 'cutmix_minmax')
 # Option -> its default, and the options of which it needs one.
 NEEDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     'clip_mode': ('norm', ('clip_grad',)), 'amp_dtype': ('float16', ('amp',)),
-    'model_ema_warmup': (False, ('model_ema',)), 'torchcompile_mode': (None, ('torchcompile',)),
+    'model_ema_warmup': (False, ('model_ema',)), 'model_ema_decay': (0.9998, ('model_ema',)),
+    'torchcompile_mode': (None, ('torchcompile',)),
     'remode': ('pixel', ('reprob',)), 'recount': (1, ('reprob',)),
     'layer_decay_min_scale': (0., ('layer_decay',)), 'layer_decay_no_opt_scale': (None, ('layer_decay',)),
     'mixup_switch_prob': (0.5, MIXING), 'mixup_mode': ('batch', MIXING), 'mixup_prob': (1., MIXING),
@@ -36,6 +37,16 @@ REPLACED: dict[str, tuple[tuple, tuple[str, ...]]] = {
         'crop_padding': (None, 0), 'hflip': (0.5, 0.), 'vflip': (0.,), 'color_jitter': (0.4, 0.),
         'color_jitter_prob': (None, 0.), 'grayscale_prob': (None, 0.), 'gaussian_blur_prob': (None, 0.), 'aa': (None,),
         'reprob': (0.,)}.items()}}
+
+CYCLES = ('cosine', 'tanh', 'poly')
+
+# Option -> its default, and the schedules of timm's that have it.
+OF_SCHEDULES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    'decay_epochs': (90., ('step', 'wsd', 'rsqrt')), 'decay_milestones': ([90, 180, 270], ('multistep',)),
+    'decay_rate': (0.1, ('step', 'multistep', 'plateau', 'poly')), 'patience_epochs': (10, ('plateau',)),
+    'lr_cycle_mul': (1., CYCLES), 'lr_cycle_decay': (0.5, CYCLES), 'lr_cycle_limit': (1, CYCLES),
+    'cooldown_epochs': (0, (*CYCLES, 'wsd', 'rsqrt')), 'lr_k_decay': (1., ('cosine', 'poly')),
+    'min_lr': (0., (*CYCLES, 'plateau', 'wsd', 'rsqrt'))}
 
 OF_BCE = ('bce_target_thresh', 'bce_sum', 'bce_pos_weight')
 
@@ -75,6 +86,8 @@ def still_meant(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     if 'dataset' in over:
         for names, prefixes in ((COLUMNS, OF_COLUMNS), (NUMBERS, OF_NUMBERS)):
             gone |= set() if over['dataset'].startswith(prefixes) else set(names)
+    if 'sched' in over:
+        gone |= {name for name, (_, schedules) in OF_SCHEDULES.items() if over['sched'] not in schedules}
     if 'opt' in over:
         gone |= set(unused_by_optimizer(over['opt']))
     merged = {**{name: value for name, value in base.items() if name not in gone}, **over}
@@ -90,6 +103,10 @@ def _check_pairs(args: argparse.Namespace) -> None:
             raise ICASCError(
                 f"{flag_of(name)} does nothing without {' or '.join(map(flag_of, needed))}: give that too, or leave it "
                 f'out.')
+    for name, (default, schedules) in OF_SCHEDULES.items():
+        if getattr(args, name) != default and args.sched not in schedules:
+            raise ICASCError(
+                f"{flag_of(name)} is of --sched {' or '.join(schedules)}, this is --sched {args.sched}: leave it out.")
     for name, (idle, others) in REPLACED.items():
         for other in (other for other in others if getattr(args, other)):
             if getattr(args, name) not in idle:
