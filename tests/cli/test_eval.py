@@ -289,8 +289,23 @@ def test_checkpoints_of_one_folder_do_not_overwrite_each_other(run, tmp_path, mo
         assert len({content['checkpoint'] for content in contents}) == len(contents) == count
         assert len({content['measures']['overlap_last'] for content in contents}) == count
         assert not (folder / 'eval.json').exists()
-    assert evaluate('one.pth', *bare) == 0
-    assert json.loads((tmp_path / 'eval' / 'eval.json').read_text())['label'] == 'one.pth', 'alone, where it always was'
+
+
+def test_weights_of_no_run_do_not_overwrite_those_of_the_last_call(tmp_path, monkeypatch):
+    """Neither other files, nor those of the same name in another folder, nor published ones."""
+    monkeypatch.chdir(tmp_path)
+    given = ['--dataset', 'digits', '--images', 6, '-j', 0]
+    for seed, folder in enumerate('ab'):
+        torch.manual_seed(seed)
+        model = timm.create_model('resnet8_cifar', num_classes=10)
+        timm.models.save_for_hf(model, tmp_path / f'hub_{folder}', model_config={'num_classes': 10})
+        (tmp_path / folder).mkdir()
+        torch.save(model.state_dict(), tmp_path / folder / 'model.pth')
+        assert evaluate(f'{folder}/model.pth', '--model', 'resnet8_cifar', *given) == 0
+        assert evaluate(f'local-dir:hub_{folder}', *given) == 0
+    assert sorted(path.parent.name for path in (tmp_path / 'eval').glob('*/eval.json')) == [
+        'a-model.pth', 'b-model.pth', 'local-dir_hub_a', 'local-dir_hub_b']
+    assert evaluate('--compare', 'eval/a-model.pth', 'eval/b-model.pth', '--resamples', 5) == 0
 
 
 @pytest.mark.parametrize('make', [make_run, voc_run])
@@ -544,7 +559,7 @@ def test_a_run_of_timms_own_script(tmp_path, monkeypatch, capsys):
     given = ['--model', 'resnet8_cifar', '--dataset', 'digits', '--images', 8, '-j', 0]
     monkeypatch.chdir(tmp_path)  # outside of a run's folder, it writes to the current one
     assert evaluate('--compare', own.parent, run, *given) == 0
-    assert (tmp_path / 'eval' / 'eval.json').is_file()
+    assert (tmp_path / 'eval' / 'timms' / 'eval.json').is_file()
     options = default_options()
     options.model, options.dataset = 'resnet8_cifar', 'digits'
     assert load_checkpoint(str(own), options).data_config['mean'] == (0.25, 0.25, 0.25)

@@ -76,18 +76,29 @@ def _check(args: argparse.Namespace) -> None:
             raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
 
 
+def _folder_name(checkpoint: Checkpoint) -> str:
+    """Its label; files of no run are often of one name, such as model.pth, and told apart by the folder above."""
+    file = Path(checkpoint.source).absolute()
+    is_bare = checkpoint.run is None and file.is_file() and checkpoint.label == file.name
+    label = '-'.join(file.parts[-2:]) if is_bare else checkpoint.label
+    return printable(label).replace('/', '_').replace(':', '_')
+
+
 def _folders(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list[Path]:
-    """Where each evaluation is written to: `eval` beside the weights, or in it where several would meet there."""
-    own = [checkpoint.label.replace('/', '_').replace(':', '_') for checkpoint in checkpoints]
+    """Where each evaluation is written to: `eval` in a run's folder, or a folder in it where several would meet there.
+
+    What is of no run meets there sooner or later, in the working directory.
+    """
+    own = [_folder_name(checkpoint) for checkpoint in checkpoints]
     if args.output:
         return [Path(args.output) / name for name in own]
     runs = [checkpoint.run.folder if checkpoint.run else None for checkpoint in checkpoints]
     folders = []
     for run_folder, name in zip(runs, own, strict=True):
-        inside = EVALUATION if runs.count(run_folder) == 1 else f'{EVALUATION}/{name}'
         if run_folder is None:
-            folders.append(Path(inside))
+            folders.append(Path(EVALUATION) / name)
             continue
+        inside = EVALUATION if runs.count(run_folder) == 1 else f'{EVALUATION}/{name}'
         folders.append(path_inside(run_folder, inside))  # the run may be somebody else's
         refuse_links_out_of(folders[-1], [EVALUATED, CLASSES, IMAGES, PAIRS, RECORDS])
     return folders

@@ -50,7 +50,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help='margin of the pointing game around the boxes (default: %(default)s)')
     group.add_argument('--per-class', action='store_true', help='print the table of classes, however long')
     group.add_argument(
-        '--output', metavar='DIR', help="folder to write to, not that of a run (default: eval/ in each run's folder)")
+        '--output', metavar='DIR',
+        help="folder to write to, not that of a run (default: eval/ in each run's folder, eval/NAME/ for others)")
 
 
 def default_options() -> argparse.Namespace:

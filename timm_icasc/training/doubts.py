@@ -17,8 +17,8 @@ def unreached(job: TrainingJob) -> Iterator[str]:
         elif start >= job.epochs:
             yield f'the terms of ICASC never start: --icasc-start-epoch {start:g}, but {epochs}'
         elif start + ramp > job.epochs:
-            yield (f'the terms of ICASC never come to their weights: --icasc-start-epoch {start:g} and '
-                   f'--icasc-ramp-epochs {ramp:g}, but {epochs}')
+            given = f'--icasc-start-epoch {start:g} and --icasc-ramp-epochs {ramp:g}'
+            yield f'the terms of ICASC never come to their weights: {given}, but {epochs}'
     if job.scheduler is None or not args.warmup_epochs:
         return
     if args.warmup_epochs >= job.epochs:
