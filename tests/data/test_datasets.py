@@ -498,7 +498,11 @@ class TestMultiLabelLists:
         'value': ('train.csv', 'image,dog,cat\nphotos/a.png,1,yes\n', "line 2 has 'yes' for class 'cat'"),
         'short line': ('train.csv', 'image,dog,cat\nphotos/a.png,1\n', 'line 2 does not have 3 columns'),
         'no JSON': ('train.json', '{', 'Expecting property name'),
-        'no list': ('train.json', '[]', 'expected a CSV'),
+        'no list': ('train.json', '[]', 'it is no {"images": .*; expected a CSV'),
+        'a key nearly right': ('train.json', '{"images": [{"image": "photos/a.png", "labels": ["dog"], '
+                               '"box": [["dog", 1, 2, 3, 4]]}]}', "has 'box', which nothing reads; is it 'boxes'?"),
+        'a key of the list': ('train.json', '{"class": ["dog", "cat"], "images": [{"image": "photos/a.png", '
+                              '"labels": ["dog"]}]}', "it has 'class', which nothing reads; is it 'classes'?"),
         'no image': ('train.csv', 'image,labels\nphotos/z.png,dog\n', "No image '.*z.png'"),
         'no images': ('train.csv', 'image,labels\n', 'is empty'),
         'no classes': ('train.json', '{"images": [{"image": "photos/a.png", "labels": []}]}', 'no class occurs'),

@@ -1,5 +1,6 @@
 """A user's own images, of one class each or of any number, listed in one file per split."""
 import csv
+import difflib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +16,12 @@ from .labelled_images import Box, LabelledImages, MultiLabelImages, check_box, c
 __all__ = ['BROKEN', 'MultiLabelList', 'SingleLabelList', 'read_csv']
 
 FORMATS = (
-    'a CSV with the columns image,labels (names separated by ;) or image,CLASS,CLASS,... (1, 0 or -1), or a '
-    'JSON {"images": [{"image": ..., "labels": [...]}]}')
+    'a CSV with the columns image,labels (names separated by ;) or image,CLASS,CLASS,... (1, 0 or -1), or a JSON '
+    '{"images": [{"image": ..., "labels": [...], "ignore": [...], "boxes": [[name, xmin, ymin, xmax, ymax], ...]}]}, '
+    'where "ignore" and "boxes" may be left out')
 
+# Keys that may be left out, of a JSON list and of its images.
+OF_LIST, OF_IMAGE = ('classes',), ('ignore', 'boxes')
 
 # What a list says of a class: present, absent, ignored; as numbers and truth values are written too.
 MARKS = {'1': 1, '1.0': 1, 'True': 1, '0': 0, '0.0': 0, 'False': 0, '-1': -1, '-1.0': -1}
@@ -104,6 +108,14 @@ def _find_images(folder: Path, path: Path, files: list[str]) -> list[Path]:
         raise DataError(f"'{path}': {e}") from e
     check_listed(images, f"'{path}'")
     return images
+
+
+def _check_keys(record: dict[str, Any], optional: Sequence[str], where: str) -> None:
+    """Raise ValueError where a key is nearly one that may be left out; other keys are the list's own."""
+    for key in record:
+        close = difflib.get_close_matches(str(key).lower(), optional, 1, 0.6)
+        if close and key not in optional:
+            raise ValueError(f"{where} has '{key}', which nothing reads; is it '{close[0]}'?")
 
 
 def _boxes_in(record: dict[str, Any], names: Sequence[str]) -> list[Box]:
@@ -229,10 +241,14 @@ class MultiLabelList(MultiLabelImages):
                 f'{FORMATS}.')
         try:
             content = _from_csv(path) if path.suffix == '.csv' else read_json(path)
+            if not isinstance(content, dict):
+                raise ValueError('it is no {"images": [...]}')
+            _check_keys(content, OF_LIST, 'it')
             records = content['images'] = _with_endings(path, content['images'], endings)
             for record in records:
                 if not isinstance(record['labels'], list) or not isinstance(record.get('ignore', []), list):
                     raise ValueError(f"the labels of '{record['image']}' are no list of names")
+                _check_keys(record, OF_IMAGE, f"'{record['image']}'")
             names = self._class_names(folder, class_map, content)
             if records and not names:
                 raise ValueError('no class occurs in it')
