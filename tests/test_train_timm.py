@@ -377,6 +377,7 @@ def test_results_name_the_loss(options, method, run, tmp_path):
     heading = 'ICASC' if method.startswith('ICASC') else method.capitalize()
     assert out.strip().startswith(f'{heading}: resnet8_cifar, 3 classes, ')
     assert json.loads((tmp_path / 'x' / 'results.json').read_text())['method'] == method
+    assert 'top-1' in out and 'top-5' not in out, 'of three classes it is 100 for all'
 
 
 def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):

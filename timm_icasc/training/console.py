@@ -1,5 +1,6 @@
 """What a training run prints: the table of epochs and the table of results."""
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def format_epoch(epoch: int, record: dict, labels: LabelKind) -> str:
     for name, key in epoch_columns(labels).items():
         value = record.get(key)
         digits = 2 if name in labels.measures.values() else 4
-        cells.append(f"{'-' if value is None else f'{value:.{digits}f}':>{max(len(name), 7)}}")
+        nothing = value is None or math.isnan(value)  # overlaps, where all maps are zeros
+        cells.append(f"{'-' if nothing else f'{value:.{digits}f}':>{max(len(name), 7)}}")
     return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
 
 
@@ -60,6 +62,8 @@ def print_results(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[
     columns = {
         **_measures(job.labels), **{term.title: f'eval_{term.name}' for term in TERMS}, **OVERLAP,
         'zero maps': 'eval_zero_maps', 's/epoch': 'time'}
+    if job.args.num_classes < 6:
+        columns.pop('top-5', None)  # of five classes the target always is among them
     table = [
         {'method': run['result']['method'],
          **{name: run['result']['last'].get(key) for name, key in columns.items()}}
