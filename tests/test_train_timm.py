@@ -380,6 +380,13 @@ def test_results_name_the_loss(options, method, run, tmp_path):
     assert 'top-1' in out and 'top-5' not in out, 'of three classes it is 100 for all'
 
 
+@pytest.mark.parametrize('count, said', [(4, 'images; attention on 4 of them:'), (9, 'images:'), (0, 'images:')])
+def test_results_tell_how_many_images_the_attention_is_of(count, said, run):
+    code, out, err = run('--experiment', 'x', '--epochs', 1, '--icasc-eval-images', count)
+    assert code == 0, err
+    assert f'Results after the last epoch, on the 9 validation {said}' in out
+
+
 def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):
     """Not that of a repository in whose folder the package happens to be installed."""
     assert (provenance._commit() is not None) == (ROOT / '.git').exists()

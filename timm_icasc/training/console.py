@@ -69,5 +69,7 @@ def print_results(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[
          **{name: run['result']['last'].get(key) for name, key in columns.items()}}
         for run in runs.values()]
     write_csv(run_dir / RESULTS_TABLE, table)
-    log(args, '\nResults after the last epoch, on the validation images:')
+    loader, count = job.attention_loader, len(job.val_set)
+    part = '' if loader is None or len(loader.dataset) == count else f'; attention on {len(loader.dataset)} of them'
+    log(args, f'\nResults after the last epoch, on the {count} validation images{part}:')
     log(args, text(table))
