@@ -6,8 +6,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers.in_training import in_training
 from helpers.runs import make_packed_voc
 from helpers.several_outputs import PARAMS, load_run, tapped  # noqa: F401
 
@@ -104,3 +106,16 @@ def test_what_is_kept_of_an_image_is_its_numbers(tmp_path, monkeypatch):
     collect_records(checkpoint, indices=range(4), robustness=True, faithfulness=True)
     cells = math.prod(checkpoint.layers.last.grid)
     assert max(living[1:]) - living[1] < 200 + 2 * cells < 3 * 32 * 32  # scores, target, 20 measures of two images
+
+
+@pytest.mark.parametrize('has_layers', [True, False])
+def test_a_look_in_the_midst_of_training_is_one_in_evaluation_mode(has_layers, tmp_path):
+    checkpoint = load_run(tmp_path / 'run', 'resnet20_cifar', num_classes=10, dataset='digits', drop=0.5)
+    if not has_layers:
+        checkpoint.layers = None
+    measures = {'indices': range(3), 'robustness': has_layers, 'faithfulness': has_layers}
+    expected = collect_records(checkpoint, **measures)
+    with in_training(checkpoint.model):
+        found = collect_records(checkpoint, **measures)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_equal(found.images, expected.images)

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from helpers.in_training import in_training
+from helpers.models import create
 from torch import nn
 
 from timm_icasc import attention_maps
@@ -174,7 +176,7 @@ def test_classes_that_are_not_asked_for_cost_nothing_and_have_no_values(images):
     classes, others = torch.tensor([[0, 1]]).expand(3, 2), torch.tensor([[0., 1.], [1., 0.]]).expand(3, 2, 2)
     maps = torch.stack([map_of(LEFT), map_of(RIGHT)], 1).expand(3, -1, -1, -1)
     valid = torch.tensor([[True, True], [True, False], [True, False]])
-    model = Counted(LEFT, RIGHT)
+    model = Counted(LEFT, RIGHT).eval()
     some = map_faithfulness(model, images, maps, classes, others, [0, 1, 2], softmax, valid)
     all_of_them = map_faithfulness(TWO, images, maps, classes, others, [0, 1, 2], softmax)
     for name, value in some.items():
@@ -284,7 +286,7 @@ def test_the_area_under_a_curve_by_hand(images, probabilities):
 def test_steps_that_do_not_divide_the_pixels(images):
     """The last step is a shorter one, and counts for less."""
     maps = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
-    flat = Subject.of(lambda x: torch.zeros(len(x), 2), images, softmax)
+    flat = Subject.of(LooksAt(LEFT, LEFT), images, softmax)
     areas = deletion_insertion(flat, maps, torch.tensor([0, 1, 0]), steps=7)
     for area in areas.values():
         torch.testing.assert_close(area, torch.full((3,), 0.5))
@@ -343,3 +345,21 @@ def test_a_trained_networks_maps_are_better_than_chance_where_it_looks_at_one_pl
     values = map_faithfulness(
         model, images, maps, classes, torch.tensor([[[0., 1.]]]).expand(8, -1, -1), range(8), softmax)
     assert values['own_drop'].mean() > 2 * values['own_drop_random'].mean() > 0
+
+
+@pytest.mark.parametrize('measure', [
+    lambda subject, maps, classes, others: map_values(subject, maps, classes, others),
+    lambda subject, maps, classes, others: random_values(subject, [0, 1], classes, others),
+    lambda subject, maps, classes, others: deletion_insertion(subject, maps[:, 0], classes[:, 0]),
+    lambda subject, maps, classes, others: average_drop(subject, maps[:, 0], classes[:, 0]),
+    lambda subject, maps, classes, others: {'drops': region_drops(subject, highest(maps[:, 0], subject.size))},
+    lambda subject, maps, classes, others: map_faithfulness(
+        subject.model, subject.images, maps, classes, others, [0, 1], softmax)])
+def test_a_look_in_the_midst_of_training_is_one_in_evaluation_mode(measure):
+    """Dropout and the batch were in the numbers, and BatchNorm's statistics moved."""
+    model, images = create('resnet20_cifar', drop_rate=0.5).eval(), torch.randn(2, 3, 32, 32)
+    arguments = torch.rand(2, 1, 8, 8), torch.tensor([[1], [2]]), torch.eye(10)[[3, 4], None]
+    expected = measure(Subject.of(model, images, softmax), *arguments)
+    with in_training(model):
+        found = measure(Subject.of(model, images, softmax), *arguments)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)

@@ -2,11 +2,18 @@
 import numpy as np
 import pytest
 import torch
+from helpers.in_training import in_training
 from helpers.models import create
 
 from timm_icasc import attention_maps, resolve_layers
 from timm_icasc.evaluation.boxes import localise
-from timm_icasc.evaluation.robustness import across_images, central_crop, map_robustness, region_iou
+from timm_icasc.evaluation.robustness import (
+    across_images,
+    central_crop,
+    map_robustness,
+    region_iou,
+    transformed_maps,
+)
 
 
 def test_region_iou_equals_a_loop():
@@ -121,3 +128,14 @@ def test_of_a_real_network():
     for value in values.values():
         assert value.shape == (3, 1) and ((value >= 0) & (value <= 1) | value.isnan()).all()
     assert (values['flip_overlap'] < 1).all()
+
+
+@pytest.mark.parametrize('measure', [map_robustness, transformed_maps])
+def test_a_look_in_the_midst_of_training_is_one_in_evaluation_mode(measure):
+    model, images, classes = create('resnet20_cifar').eval(), torch.randn(3, 3, 32, 32), torch.tensor([[1], [2], [3]])
+    layers = resolve_layers(model, input_size=(3, 32, 32))
+    maps = attention_maps(model, images, classes, method='ach', layers=layers)
+    expected = measure(model, images, maps, classes, layers)
+    with in_training(model):
+        found = measure(model, images, maps, classes, layers)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)

@@ -1,11 +1,14 @@
-"""Images that are of no class of the model."""
+"""Class scores of images, and images that are of no class of the model."""
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from helpers.in_training import in_training
+from helpers.several_outputs import load_run
 
 from timm_icasc.errors import TargetError
-from timm_icasc.evaluation.scores import check_targets
+from timm_icasc.evaluation.scores import check_targets, score_images, ten_crop_probabilities
 from timm_icasc.figures.views import load_items
 from timm_icasc.labels import MULTI, SINGLE
 
@@ -28,3 +31,13 @@ def test_nor_is_it_drawn_as_one():
 
 def test_of_several_classes_it_is_a_class_that_is_ignored():
     check_targets(torch.tensor([[1., -1.]]), SimpleNamespace(labels=MULTI, num_classes=2, source='run'))
+
+
+@pytest.mark.parametrize('measure', [
+    lambda checkpoint: score_images(checkpoint, range(3)).scores,
+    lambda checkpoint: ten_crop_probabilities(checkpoint, range(3))])
+def test_a_look_in_the_midst_of_training_is_one_in_evaluation_mode(measure, tmp_path):
+    checkpoint = load_run(tmp_path / 'run', 'resnet20_cifar', num_classes=10, dataset='digits', drop=0.5)
+    expected = measure(checkpoint)
+    with in_training(checkpoint.model):
+        np.testing.assert_array_equal(measure(checkpoint), expected)

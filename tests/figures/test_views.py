@@ -3,9 +3,11 @@ import re
 from html import unescape
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.in_training import in_training
 from helpers.models import ToyNet
 from helpers.several_outputs import load_run, tapped  # noqa: F401
 
@@ -90,3 +92,19 @@ def test_the_figure_takes_layers_as_they_are(checkpoint, tapped, tmp_path):  # n
         {'model': checkpoint.model}, images, targets, None, (0.5,) * 3, (0.2,) * 3, tmp_path / 'figure.png',
         layers=checkpoint.layers)
     assert tapped == list(checkpoint.layers)
+
+
+def drawn(checkpoint, path):
+    images, targets = load_items(checkpoint, [0, 1])
+    attention_figure({'model': checkpoint.model}, images, targets, None, (0.5,) * 3, (0.2,) * 3, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize('look', [
+    lambda checkpoint, path: [list(map(vars, views)) for views in view_classes(checkpoint, [0, 1])],
+    lambda checkpoint, path: list(map(vars, view_layers(checkpoint, [0, 1], 'ach')[1])), drawn])
+def test_a_look_in_the_midst_of_training_is_one_in_evaluation_mode(look, tmp_path):
+    trained = load_run(tmp_path / 'run', 'resnet20_cifar', num_classes=10, dataset='digits', drop=0.5)
+    expected = look(trained, tmp_path / 'figure.png')
+    with in_training(trained.model):
+        np.testing.assert_equal(look(trained, tmp_path / 'figure.png'), expected)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..data import evenly_spaced, image_name
 from ..data.geometry import Geometry, transform_geometry
+from ..features.module_state import looking_at
 from ..features.outputs import class_scores
 from ..labels import MULTI
 from ..losses import attention_overlap
@@ -269,7 +270,7 @@ def collect_records(
         TenCropTransform(dataset.transform)  # what it refuses is refused before the work
     collector = _Collector(
         checkpoint, config or ICASCConfig(), indices, tolerance, layer, robustness, faithfulness)
-    with transformed_by(dataset, SizedTransform(dataset.transform)):
+    with looking_at(checkpoint.model), transformed_by(dataset, SizedTransform(dataset.transform)):
         loader = make_loader(checkpoint, Numbered(dataset, indices), checkpoint.batch_size)
         for (images, sizes), target, rows in tqdm(
                 loader, desc=checkpoint.label, leave=False, disable=None):

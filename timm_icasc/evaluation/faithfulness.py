@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from ..features.module_state import looking_at
 from ..features.outputs import class_scores
 
 __all__ = [
@@ -39,12 +40,18 @@ def blurred(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
+@torch.no_grad()
+def _scores(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with looking_at(model):
+        return class_scores(model(images))
+
+
 @dataclass(frozen=True)
 class Subject:
     """Images whose maps are measured, and their scores: computed once for all maps.
 
     Attributes:
-        model: Classifier, in evaluation mode.
+        model: Classifier, run in evaluation mode; its training flags are restored.
         probabilities: From class scores `[B, C]` to probabilities: softmax or sigmoid.
         images: `[B, 3, H, W]`, normalised.
         baseline: The images blurred.
@@ -59,7 +66,6 @@ class Subject:
     baseline_logits: torch.Tensor
 
     @classmethod
-    @torch.no_grad()
     def of(
             cls,
             model: torch.nn.Module,
@@ -68,8 +74,8 @@ class Subject:
     ) -> 'Subject':
         baseline = blurred(images)
         return cls(
-            model, probabilities, images, baseline, class_scores(model(images)),
-            class_scores(model(baseline)))
+            model, probabilities, images, baseline, _scores(model, images),
+            _scores(model, baseline))
 
     def __getitem__(self, rows: torch.Tensor) -> 'Subject':
         """The images `rows`, one after another."""
@@ -81,10 +87,9 @@ class Subject:
     def size(self) -> tuple[int, int]:
         return tuple(self.images.shape[-2:])
 
-    @torch.no_grad()
     def scores(self, images: torch.Tensor) -> torch.Tensor:
         """Class scores `[B, C]` of the images after a change."""
-        return class_scores(self.model(images))
+        return _scores(self.model, images)
 
     def probability(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Probability of one class of each image, `[B]`."""
@@ -302,7 +307,7 @@ def map_faithfulness(
     """Every measure of the maps of a batch, and random regions beside them.
 
     Args:
-        model: Classifier, in evaluation mode.
+        model: Classifier, run in evaluation mode; its training flags are restored.
         images: `[B, 3, H, W]`, normalised as the model expects.
         maps: Maps of `classes`, `[B, K, h, w]`.
         classes: `[B, K]`.

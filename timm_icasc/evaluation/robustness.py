@@ -104,7 +104,7 @@ def map_robustness(
     """Likeness of the maps of an image and of its transformed copies, where both show the same part of it.
 
     Args:
-        model: Classifier, in evaluation mode.
+        model: Classifier, run in evaluation mode; its training flags are restored.
         images: `[B, 3, H, W]`.
         maps: Of the images, `[B, K, h, w]`: what `attention_maps` makes with the arguments that follow.
         classes: Whose maps, `[B, K]`.

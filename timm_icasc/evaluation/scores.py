@@ -11,6 +11,7 @@ from tqdm import tqdm
 from .._precision import at_least_float32
 from ..data import image_name
 from ..errors import TargetError
+from ..features.module_state import looking_at
 from ..features.outputs import check_order, class_scores
 from ..labels import SINGLE
 from .batches import TenCropTransform, make_loader, transformed_by
@@ -67,18 +68,19 @@ def score_images(checkpoint: Checkpoint, indices: Sequence[int]) -> ImageRecords
     loader = make_loader(
         checkpoint, torch.utils.data.Subset(checkpoint.dataset, list(indices)),
         checkpoint.batch_size)
-    for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
-        check_targets(target, checkpoint)
-        scores.append(checked_scores(
-            checkpoint, class_scores(checkpoint.model(images.to(checkpoint.device)))))
-        targets.append(target)
+    with looking_at(checkpoint.model):
+        for images, target in tqdm(loader, desc=checkpoint.label, leave=False, disable=None):
+            check_targets(target, checkpoint)
+            scores.append(checked_scores(
+                checkpoint, class_scores(checkpoint.model(images.to(checkpoint.device)))))
+            targets.append(target)
     return make_records(checkpoint, indices, scores, targets)
 
 
 @torch.inference_mode()
 def ten_crop_probabilities(checkpoint: Checkpoint, indices: Sequence[int]) -> np.ndarray:
     dataset, probabilities = checkpoint.dataset, []
-    with transformed_by(dataset, TenCropTransform(dataset.transform)):
+    with looking_at(checkpoint.model), transformed_by(dataset, TenCropTransform(dataset.transform)):
         loader = make_loader(
             checkpoint, torch.utils.data.Subset(dataset, list(indices)),
             -(-checkpoint.batch_size // 10))

@@ -4,7 +4,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from .wrappers import DATA_PARALLEL, paths_around, unwrap_model
 
 __all__ = [
     'activation_or_norm', 'check_reentrant', 'check_shards', 'evaluation_mode', 'hold_batch_norm_statistics',
-    'is_checkpointing', 'is_inside_shard', 'is_sharded', 'one_survey', 'one_thread', 'survey',
+    'is_checkpointing', 'is_inside_shard', 'is_sharded', 'looking_at', 'one_survey', 'one_thread', 'survey',
 ]
 
 REENTRANT = (
@@ -278,3 +278,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 vars(module).update(attributes)
             for container, content in containers:
                 _put_back(container, content)
+
+
+def looking_at(model: nn.Module) -> AbstractContextManager:
+    """Evaluation mode for a look at the model; of one that is in it already, nothing."""
+    return evaluation_mode(model) if any(module.training for module in model.modules()) else nullcontext()

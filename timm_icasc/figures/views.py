@@ -11,6 +11,7 @@ import torch
 from ..evaluation.checkpoint import Checkpoint
 from ..evaluation.scores import check_targets, checked_scores
 from ..explanation.canvas import displayed, to_size
+from ..features.module_state import looking_at
 from ..features.outputs import class_scores
 from ..labels import MULTI
 from ..losses import attention_consistency, attention_overlap, resize_mask, target_mask
@@ -95,7 +96,7 @@ def _scored(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images, targets, class scores and probabilities."""
     images, targets = load_items(checkpoint, indices)
-    with torch.inference_mode():
+    with looking_at(checkpoint.model), torch.inference_mode():
         logits = checked_scores(checkpoint, class_scores(checkpoint.model(images)))
     return images, targets, logits, checkpoint.labels.probabilities(logits)
 

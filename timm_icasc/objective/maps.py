@@ -3,7 +3,7 @@
 Shapes: `B` batch, `C` classes, `K` classes or channels, `H W` feature grid of a layer.
 """
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from ..features.images import (
     recordable,
 )
 from ..features.layout import FeatureLayer, ICASCLayers
-from ..features.module_state import check_reentrant, evaluation_mode, hold_batch_norm_statistics
+from ..features.module_state import check_reentrant, hold_batch_norm_statistics, looking_at
 from ..features.outputs import scores_of
 from ..features.resolve import resolve_layer
 from ..features.tap import capture_features, check_batch
@@ -108,12 +108,6 @@ def _check(images: Images, topk: int, method: str) -> None:
     check_count('topk', topk)
 
 
-def _mode(model: nn.Module, create_graph: bool) -> AbstractContextManager:
-    """A look at a network is one in evaluation mode; part of a loss is what its training runs."""
-    is_look_in_training = not create_graph and any(module.training for module in model.modules())
-    return evaluation_mode(model) if is_look_in_training else nullcontext()
-
-
 def _run(
         model: nn.Module,
         images: Images,
@@ -146,7 +140,8 @@ def scored_maps(
     _check(images, topk, method)
     image_size = image_size_of(images)
     chosen = resolve_layer(model, layer, layers, input_size(images))
-    with _mode(model, create_graph):
+    # A look at a network is one in evaluation mode; part of a loss is what its training runs.
+    with nullcontext() if create_graph else looking_at(model):
         feature, logits = _run(model, images, chosen, create_graph)
         with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):
             indices = class_indices(classes, topk, logits)
