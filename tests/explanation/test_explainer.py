@@ -19,6 +19,7 @@ from timm_icasc import (
     attention_maps,
     explain,
 )
+from timm_icasc.explanation import Explainer
 from timm_icasc.explanation.overlay import UNSEEN, overlay, spread
 
 ORIENTATIONS = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -263,13 +264,30 @@ class TestModels:
         torch.testing.assert_close(
             several.probabilities.logit().softmax(0), single.probabilities, rtol=1e-4, atol=1e-6)
 
-    def test_a_head_put_in_by_hand(self):
-        """It leaves the model's `num_classes` as it was."""
+    @pytest.mark.parametrize('kind', ['layer', 'several', 'beside', 'on top'])
+    def test_a_head_put_in_by_hand(self, kind):
+        """It leaves the model's `num_classes` as it was; a backbone tells that of its own head, or of none."""
         model, image = create('resnet18').eval(), square_image((64, 64), (8, 8, 30, 30))
-        model.fc = torch.nn.Linear(512, 2)
-        found = explain(
-            model, image, classes='dog', class_names=['cat', 'dog'], data_config={'input_size': (3, 64, 64)})
+        if kind in ('layer', 'several'):
+            head = torch.nn.Linear(512, 2)
+            model.fc = head if kind == 'layer' else torch.nn.Sequential(torch.nn.Dropout(0.5), head)
+        else:
+            if kind == 'beside':
+                model.fc = torch.nn.Identity()
+            model = torch.nn.Sequential(model, torch.nn.Linear(512 if kind == 'beside' else 10, 2))
+        config = {'input_size': (3, 64, 64)}
+        explainer = Explainer(model, ['cat', 'dog'], data_config=config)
+        assert explainer.num_classes() == 2
+        found = explain(model, image, classes='dog', class_names=['cat', 'dog'], data_config=config)
         assert found.classes == [1] and found.probabilities.sum() == pytest.approx(1)
+        assert explain(model, image, classes=[1], data_config=config).class_names == ['1']
+        with pytest.raises(TargetError, match='`classes` must lie in 0 to 1, got 2'):
+            explain(model, image, classes=2, data_config=config)
+
+    def test_the_number_of_classes_is_found_once(self):
+        explainer = Explainer(BrightNet())
+        passes = count_passes(explainer.model)
+        assert explainer.num_classes() == explainer.num_classes() == 2 and passes == [1]
 
     def test_scores_near_one_keep_their_order(self):
         """Sigmoids of scores above 17 are all 1 in single precision."""

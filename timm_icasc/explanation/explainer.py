@@ -3,6 +3,7 @@
 Shapes: `B` batch, `C` classes, `K` classes shown.
 """
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -15,7 +16,6 @@ from ..errors import ICASCError, check_count
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.outputs import check_order, class_scores
-from ..features.owner import owners
 from ..features.wrappers import check_model, unwrap_model
 from ..labels import kind_by_flag
 from ..objective.maps import scored_maps
@@ -63,6 +63,7 @@ class Explainer:
         self.model, self.labels = model, kind_by_flag(multilabel)
         self.layers, self.label = layers, label
         self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self._num_classes: int | None = None
         self.data_config = data_config_of(unwrap_model(model), data_config)
         self.transform = create_transform(**self.data_config)
 
@@ -80,17 +81,15 @@ class Explainer:
         return find_classes(classes, self.class_names)
 
     def num_classes(self) -> int:
-        """Number of class scores: as its classifier or the model says, else as a pass over an empty image shows."""
-        model = unwrap_model(self.model)
-        heads = [get() for _, get in owners(model, 'get_classifier') if callable(get)]
-        # The head first: one put in by hand leaves `num_classes` as it was.
-        told = [*(getattr(head, 'out_features', 0) for head in heads), *(n for _, n in owners(model, 'num_classes'))]
-        count = next((n for n in told if isinstance(n, int) and n > 0), 0)
-        if count:
-            return count
-        empty = self._batch([torch.zeros(*self.data_config['input_size'], device='cpu')])
-        with evaluation_mode(self.model), torch.inference_mode():
-            return class_scores(self.model(empty)).shape[1]
+        """Number of class scores, as a pass over an empty image shows; kept.
+
+        What a model says of itself is that of its backbone, or from before a head was put in by hand.
+        """
+        if self._num_classes is None:
+            empty = self._batch([torch.zeros(*self.data_config['input_size'], device='cpu')])
+            with evaluation_mode(self.model), torch.inference_mode():
+                self._num_classes = class_scores(self.model(empty)).shape[1]
+        return self._num_classes
 
     def _batch(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         parameter = next(self.model.parameters(), None)
@@ -111,15 +110,11 @@ class Explainer:
             items: Of `prepare`.
             classes, topk, method, layer: As of `explain`.
         """
-        indices = None
-        if classes is not None:
-            indices = self.find_classes(classes, self.num_classes())
         with evaluation_mode(self.model):
             found = scored_maps(
-                self.model, self._batch([item.tensor for item in items]), indices, topk, method,
-                layer, self.layers)
+                self.model, self._batch([item.tensor for item in items]),
+                partial(self.find_classes, classes), topk, method, layer, self.layers)
         check_order(found.logits, f"'{self.label}'" if self.label else 'the model')
-        self.find_classes(None, found.logits.shape[1])
         probabilities = self.labels.probabilities(found.logits).cpu()
         shown, maps = found.classes.tolist(), found.maps.float().cpu()
         # By the scores: sigmoids of those above 17 are all 1 in single precision.

@@ -282,4 +282,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def looking_at(model: nn.Module) -> AbstractContextManager:
     """Evaluation mode for a look at the model; of one that is in it already, nothing."""
-    return evaluation_mode(model) if any(module.training for module in model.modules()) else nullcontext()
+    if any(module.training for module in model.modules()):
+        return evaluation_mode(model)
+    return nullcontext()

@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `C` classes, `K` classes or channels, `H W` feature grid of a layer.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ from ..labels import class_indices
 from .all_classes import pooled_gradients
 
 __all__ = ['ScoredMaps', 'attention_maps', 'scored_maps']
+
+Classes = torch.Tensor | Sequence[int] | int | None
 
 # Gradients of a class score with respect to features are small (1/Z of a weight); half precision would flush them. It
 # ends at 65,504, and the gradient of cosine scores times 100 (CLIP's) passes 64 in each feature. Neither the scores nor
@@ -129,14 +131,17 @@ def _run(
 def scored_maps(
         model: nn.Module,
         images: Images,
-        classes: torch.Tensor | Sequence[int] | int | None = None,
+        classes: Classes | Callable[[int], Classes] = None,
         topk: int = 5,
         method: str = 'grad_cam',
         layer: str | FeatureLayer = 'last',
         layers: ICASCLayers | Sequence[str] | None = None,
         create_graph: bool = False,
 ) -> ScoredMaps:
-    """Maps and class scores from one forward pass; arguments and errors as of `attention_maps`."""
+    """Maps and class scores from one forward pass; arguments and errors as of `attention_maps`.
+
+    `classes` can also be a function that tells them by the number of class scores, which only the pass shows.
+    """
     _check(images, topk, method)
     image_size = image_size_of(images)
     chosen = resolve_layer(model, layer, layers, input_size(images))
@@ -144,7 +149,8 @@ def scored_maps(
     with nullcontext() if create_graph else looking_at(model):
         feature, logits = _run(model, images, chosen, create_graph)
         with torch.enable_grad(), torch.inference_mode(False), hold_batch_norm_statistics(model):
-            indices = class_indices(classes, topk, logits)
+            chosen_classes = classes(logits.shape[1]) if callable(classes) else classes
+            indices = class_indices(chosen_classes, topk, logits)
             gradients = None
             if indices.shape[1] > 1 and not create_graph:
                 gradients = pooled_gradients(
@@ -167,7 +173,7 @@ def scored_maps(
 def attention_maps(
         model: nn.Module,
         images: Images,
-        classes: torch.Tensor | Sequence[int] | int | None = None,
+        classes: Classes = None,
         topk: int = 5,
         method: str = 'grad_cam',
         layer: str | FeatureLayer = 'last',
