@@ -6,6 +6,7 @@ from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from timm_icasc import ICASCTask, attention_maps, resolve_layers
 from timm_icasc.attention import METHODS
 from timm_icasc.features.images import PatchGrid, image_size_of, input_size
+from timm_icasc.objective.separability import evaluate_attention
 
 PATCH = 8
 
@@ -76,3 +77,20 @@ def test_training_on_patches(model):
     result['loss'].backward()
     assert result['loss'].isfinite() and {'loss_as_inner', 'loss_as_last', 'loss_ac'} < set(result)
     assert model.get_submodule(layers.inner.path).attn.qkv.weight.grad.any()
+
+
+def test_measuring_on_patches(model):
+    """Of the dictionary each tensor is brought to the model; what else timm's loader puts in stays as it is."""
+    class Elsewhere:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def to(self, device):
+            assert device == next(model.parameters()).device
+            return self.tensor
+
+    images, target = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    patches = {**{name: Elsewhere(x) for name, x in as_patches(images).items()}, 'seq_len': 16}
+    model.eval()
+    assert evaluate_attention(model, [(patches, target)]) == pytest.approx(
+        evaluate_attention(model, [(images, target)]), rel=1e-4)

@@ -4,8 +4,16 @@ import torch
 from helpers.models import ToyNet, create
 from helpers.objective import double_batch
 
-from timm_icasc import ICASCConfig, ICASCError, attention_maps, icasc_forward, resolve_layers
+from timm_icasc import (
+    ICASCConfig,
+    ICASCError,
+    TargetError,
+    attention_maps,
+    icasc_forward,
+    resolve_layers,
+)
 from timm_icasc.attention import METHODS
+from timm_icasc.labels import MULTI
 from timm_icasc.losses import attention_overlap
 from timm_icasc.objective.separability import evaluate_attention
 
@@ -35,6 +43,29 @@ def test_batches_are_brought_to_the_model(toy):
     images, target = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
     brought = evaluate_attention(toy, [(Elsewhere(images), Elsewhere(target))])
     assert brought == evaluate_attention(toy, [(images, target)])
+
+
+def test_targets_as_lists(toy):
+    images = torch.randn(2, 3, 16, 16)
+    assert evaluate_attention(toy, [(images, [0, 1])]) == evaluate_attention(toy, [(images, torch.tensor([0, 1]))])
+    present = [[1., 0., 0., 1.], [0., 1., 0., -1.]]
+    assert evaluate_attention(toy, [(images, present)], labels=MULTI) == evaluate_attention(
+        toy, [(images, torch.tensor(present))], labels=MULTI)
+
+
+IMAGES, TARGET = torch.zeros(2, 3, 16, 16), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize('batches, error, said', [
+    ([{'image': IMAGES, 'label': TARGET}], ICASCError, r"got a dictionary of \['image', 'label'\].*b\['image'\]"),
+    ((IMAGES, TARGET), ICASCError, r'got Tensor: \[\(images, target\)\] makes them of one batch'),
+    (IMAGES, ICASCError, 'pairs of images and targets, got Tensor'),
+    ([(IMAGES, TARGET, TARGET)], ICASCError, 'pairs of images and targets, got 3 items'),
+    ([(IMAGES, ['cat', 'dog'])], TargetError, r"targets must be class indices \[B\].* got \['cat', 'dog'\]"),
+    ([(IMAGES, [[0], [0, 1]])], TargetError, r'got \[\[0\], \[0, 1\]\]')])
+def test_what_are_no_pairs(batches, error, said, toy):
+    with pytest.raises(error, match=f'`batches`.*{said}'):
+        evaluate_attention(toy, batches)
 
 
 def test_every_term_is_measured_whatever_its_weight(toy):
