@@ -93,6 +93,23 @@ def test_resized_mask_is_bilinear_and_keeps_its_range():
     assert resize_mask(mask, (2, 2)) is mask
 
 
+def test_maps_of_several_classes_are_each_as_one_alone():
+    """`[B, K, h, w]`, as `attention_maps` makes them; one map alone too."""
+    maps, others = torch.rand(2, B, 3, H, W, dtype=torch.float64)
+    mask = resize_mask(target_mask(maps), (8, 10))
+    assert mask.shape == (B, 3, 8, 10)
+    masks = [target_mask(maps), target_mask(others)]
+    for k in range(3):
+        torch.testing.assert_close(mask[:, k], resize_mask(target_mask(maps[:, k]), (8, 10)))
+        for function, arguments in (
+                (attention_separation, [maps, others, masks[0]]), (attention_consistency, [maps, masks[1]]),
+                (attention_overlap, [maps, others])):
+            torch.testing.assert_close(
+                function(*arguments)[:, k], function(*(argument[:, k] for argument in arguments)))
+    torch.testing.assert_close(resize_mask(maps[0, 0], (8, 10)), resize_mask(maps, (8, 10))[0, 0])
+    assert resize_mask(maps[:0], (8, 10)).shape == (0, 3, 8, 10)
+
+
 @pytest.mark.parametrize('scale', ['max', 'raw'])
 def test_derivatives_of_the_mask(scale):
     target_map = random_maps(1)[0].requires_grad_()
@@ -210,3 +227,39 @@ def test_weights_of_other_classes_are_refused():
 def test_unknown_mask_scale_is_named():
     with pytest.raises(ValueError, match="scale must be one of .*'mean'"):
         target_mask(torch.rand(1, 2, 2), scale='mean')
+
+
+MAPS = torch.ones(2, 3, 3)
+
+
+@pytest.mark.parametrize('call, name', [
+    (lambda whole: target_mask(whole), 'target_map'),
+    (lambda whole: attention_overlap(whole, MAPS), 'target_map'),
+    (lambda whole: attention_overlap(MAPS, whole), 'confused_map'),
+    (lambda whole: attention_separation(MAPS, whole, MAPS), 'confused_map'),
+    (lambda whole: attention_consistency(whole, MAPS), 'inner_map')])
+def test_maps_of_whole_numbers_are_refused(call, name):
+    """As of a picture, 0 to 255."""
+    for dtype in (torch.uint8, torch.int64, torch.bool):
+        with pytest.raises(ICASCError, match=rf'`{name}` must be floating point, got {dtype}: `{name}\.float\(\)`'):
+            call(MAPS.to(dtype))
+
+
+def test_a_mask_can_be_hard():
+    hard = DEGENERATE['one pixel set'].bool()
+    assert torch.equal(attention_separation(MAPS, MAPS, hard), attention_separation(MAPS, MAPS, hard.float()))
+    assert torch.equal(attention_consistency(MAPS, hard), attention_consistency(MAPS, hard.float()))
+
+
+@pytest.mark.parametrize('grid', [(1, 1), (3, 1), (6, 6)])
+@pytest.mark.parametrize('call, name, first', [
+    (lambda other: attention_separation(MAPS, MAPS, other), 'mask', 'target_map'),
+    (lambda other: attention_separation(MAPS, other, MAPS), 'confused_map', 'target_map'),
+    (lambda other: attention_consistency(MAPS, other), 'mask', 'inner_map'),
+    (lambda other: attention_overlap(MAPS, other), 'confused_map', 'target_map')])
+def test_maps_of_different_grids_are_refused(call, name, first, grid):
+    """One of a single cell was stretched over all cells in silence."""
+    other = torch.ones(2, *grid)
+    with pytest.raises(ICASCError, match=rf'`{name}` must lie on the grid of `{first}`, \(2, 3, 3\), got \(2, '):
+        call(other)
+    assert call(resize_mask(other, (3, 3))).isfinite().all()

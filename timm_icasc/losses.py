@@ -1,7 +1,8 @@
 """The mask and the loss terms of ICASC (Wang et al., ICCV 2019, section 3), one value per sample.
 
-Shapes: `B` batch, `C` classes, `H W` feature grid. No function averages over the batch: take the mean outside. The
-modules are classification losses, beside the terms.
+Shapes: `B` batch, `C` classes, `H W` feature grid. Maps and masks `[B, H, W]` can also be `[B, K, H, W]`, as
+`attention_maps` makes them. No function averages over the batch: take the mean outside. The modules are classification
+losses, beside the terms.
 """
 import copy
 
@@ -34,6 +35,23 @@ def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
     return torch.where(exists, numerator / torch.where(exists, denominator, 1), 0)
 
 
+def _as_float(name: str, maps: torch.Tensor) -> torch.Tensor:
+    """Maps in at least float32; whole numbers, as of a picture, are refused."""
+    if not maps.is_floating_point():
+        raise ICASCError(f'`{name}` must be floating point, got {maps.dtype}: `{name}.float()`.')
+    return at_least_float32(maps)
+
+
+def _check_grids(**maps: torch.Tensor) -> None:
+    """Raise ICASCError where maps lie on different grids: one of a single cell would be taken for all cells."""
+    (first, one), *others = maps.items()
+    for name, other in others:
+        if other.shape[-2:] != one.shape[-2:]:
+            raise ICASCError(
+                f'`{name}` must lie on the grid of `{first}`, {tuple(one.shape)}, got {tuple(other.shape)}: '
+                f'resize_mask({name}, {first}.shape[-2:]) brings it there.')
+
+
 def target_mask(
         target_map: torch.Tensor,
         sigma: float = 0.55,
@@ -53,10 +71,13 @@ def target_mask(
 
     Returns:
         Mask `[B, H, W]` in [0, 1]. A map without any attention gives 0.5 everywhere, as the formula does.
+
+    Raises:
+        ICASCError: A map of whole numbers.
     """
     if scale not in MASK_SCALES:
         raise ValueError(f"scale must be one of {MASK_SCALES}, got '{scale}'.")
-    target_map = at_least_float32(target_map)
+    target_map = _as_float('target_map', target_map)
     maximum = target_map.amax((-2, -1), keepdim=True)
     if scale == 'max':
         return torch.sigmoid(
@@ -76,7 +97,9 @@ def resize_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """
     if tuple(mask.shape[-2:]) == tuple(grid):
         return mask
-    return F.interpolate(mask[:, None], size=tuple(grid), mode='bilinear', align_corners=False)[:, 0]
+    masks = mask.reshape(-1, 1, *mask.shape[-2:])
+    masks = F.interpolate(masks, size=tuple(grid), mode='bilinear', align_corners=False)
+    return masks.reshape(*mask.shape[:-2], *grid)
 
 
 def attention_separation(
@@ -93,8 +116,14 @@ def attention_separation(
 
     Returns:
         `[B]` in [0, 1]; 0 where the maps do not overlap inside the mask, and where both are zero.
+
+    Raises:
+        ICASCError: Different grids, or a map of whole numbers.
     """
-    target_map, confused_map, mask = map(at_least_float32, (target_map, confused_map, mask))
+    _check_grids(target_map=target_map, confused_map=confused_map, mask=mask)
+    target_map = _as_float('target_map', target_map)
+    confused_map = _as_float('confused_map', confused_map)
+    mask = at_least_float32(mask)
     overlap = 2 * (torch.minimum(target_map, confused_map) * mask).sum((-2, -1))
     return _ratio(overlap, (target_map + confused_map).sum((-2, -1)))
 
@@ -113,8 +142,12 @@ def attention_consistency(
 
     Returns:
         `[B]` in [theta - 1, theta]; `theta` where the inner map is zero.
+
+    Raises:
+        ICASCError: Different grids, or a map of whole numbers.
     """
-    inner_map, mask = at_least_float32(inner_map), at_least_float32(mask)
+    _check_grids(inner_map=inner_map, mask=mask)
+    inner_map, mask = _as_float('inner_map', inner_map), at_least_float32(mask)
     return theta - _ratio((inner_map * mask).sum((-2, -1)), inner_map.sum((-2, -1)))
 
 
@@ -130,8 +163,13 @@ def attention_overlap(target_map: torch.Tensor, confused_map: torch.Tensor) -> t
     Returns:
         `[B]` in [0, 1]: 1 for proportional maps, 0 for disjoint ones; NaN where either map is zero everywhere, since
         a missing map is neither, and where its sum is too large a number for its type.
+
+    Raises:
+        ICASCError: Different grids, or a map of whole numbers.
     """
-    target_map, confused_map = at_least_float32(target_map), at_least_float32(confused_map)
+    _check_grids(target_map=target_map, confused_map=confused_map)
+    target_map = _as_float('target_map', target_map)
+    confused_map = _as_float('confused_map', confused_map)
     target_mass, confused_mass = target_map.sum((-2, -1)), confused_map.sum((-2, -1))
     overlap = torch.minimum(
         _ratio(target_map, target_mass[..., None, None]),
