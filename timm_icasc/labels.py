@@ -66,6 +66,10 @@ class LabelKind:
         """
         raise NotImplementedError
 
+    def for_criterion(self, target: torch.Tensor) -> torch.Tensor:
+        """Targets that the kind takes as torch's losses take them; others as they are."""
+        raise NotImplementedError
+
     def sides(
             self,
             scores: torch.Tensor,
@@ -160,6 +164,10 @@ def _check_logits(logits: torch.Tensor) -> None:
         raise TargetError(f'ICASC needs a second class to confuse the first with; the model has {logits.shape[1]}.')
 
 
+def _is_integer(target: torch.Tensor) -> bool:
+    return not target.is_floating_point() and target.dtype != torch.bool
+
+
 def _check_tensor(target: torch.Tensor) -> None:
     if not isinstance(target, torch.Tensor):
         raise TargetError(f'target must be a tensor, got {type(target).__name__}: torch.as_tensor makes one.')
@@ -181,12 +189,13 @@ class _SingleLabel(LabelKind):
         _check_logits(logits)
         _check_tensor(target)
         num_classes = logits.shape[1]
-        indices = not target.is_floating_point() and target.dtype != torch.bool
+        indices = _is_integer(target)
         fits = target.shape == logits.shape[:1] if indices else target.shape == logits.shape
         if not fits or target.dtype == torch.bool:
             raise TargetError(
                 f'target must be class indices [B] or class probabilities [B, C] for logits {tuple(logits.shape)}, '
-                f'got {target.dtype} {tuple(target.shape)}.')
+                f'got {target.dtype} {tuple(target.shape)}'
+                f"{': `target.float()` makes probabilities of one-hot rows' * (target.shape == logits.shape)}.")
         # On other devices the comparison would wait for the device at every step; the criterion checks there.
         if target.device.type != 'cpu' or not target.numel():
             return
@@ -203,6 +212,9 @@ class _SingleLabel(LabelKind):
                 raise TargetError(
                     f'target holds class {high}, but the model has classes 0 to {num_classes - 1}: set `num_classes` '
                     f"to the data set's number.")
+
+    def for_criterion(self, target: torch.Tensor) -> torch.Tensor:
+        return target.long() if isinstance(target, torch.Tensor) and _is_integer(target) else target
 
     def sides(
             self,
@@ -241,7 +253,7 @@ class _SingleLabel(LabelKind):
 
 
 class _MultiLabel(LabelKind):
-    """Any number of classes per image: `[B, C]` in {1 present, 0 absent, -1 ignored}, floating point.
+    """Any number of classes per image: `[B, C]` in {1 present, 0 absent, -1 ignored}, of any type.
 
     All present classes together are the ground truth. An ignored class is on neither side. Samples without a present
     or without an absent class are not valid.
@@ -254,16 +266,20 @@ class _MultiLabel(LabelKind):
         """As `LabelKind.check`; `ignored` says whether -1 is allowed."""
         _check_logits(logits)
         _check_tensor(target)
-        if target.shape != logits.shape or not target.is_floating_point():
+        if target.shape != logits.shape:
             raise TargetError(
-                f'a multi-label target must be floating point, [B, C] = {tuple(logits.shape)}, with 1 '
-                f'for present and 0 for absent classes, got {target.dtype} {tuple(target.shape)}.')
+                f'a multi-label target must be [B, C] = {tuple(logits.shape)}, with 1 for present and 0 for absent '
+                f'classes, got {target.dtype} {tuple(target.shape)}: torch.nn.functional.one_hot makes it of indices.')
         # On other devices the comparison would wait for the device at every step.
         if target.device.type == 'cpu':
             fits = (target == 0) | (target == 1) | ((target == -1) & ignored)
             if not fits.all():
                 values = '1 (present), 0 (absent)' + ' or -1 (ignored)' * ignored
                 raise TargetError(f'a multi-label target must be {values}, got {target[~fits][0].item()}.')
+
+    def for_criterion(self, target: torch.Tensor) -> torch.Tensor:
+        is_whole = isinstance(target, torch.Tensor) and not target.is_floating_point()
+        return target.float() if is_whole and target.ndim == 2 else target
 
     def sides(
             self,

@@ -206,7 +206,7 @@ def multilabel_soft_margin(
             f'`weights` must be [2, C], of absent and of present classes, C = {logits.shape[1]}, got '
             f'{tuple(weights.shape)}: torch.stack([weights, weights]) makes them of one weight for each class.')
     counted = (target >= 0).to(logits.dtype)
-    losses = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits.dtype), reduction='none')
+    losses = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype).clamp(min=0), reduction='none')
     if weights is not None:
         losses = losses * torch.where(target > 0, weights[1], weights[0])
     return (losses * counted).sum(1) / counted.sum(1).clamp(min=1)

@@ -1,5 +1,6 @@
 """`timm_icasc.explain`: where the maps lie in the image as it is, and what it takes for an image."""
 import gc
+import io
 
 import numpy as np
 import pytest
@@ -173,6 +174,7 @@ class TestImages:
         (torch.zeros(3, 8, 8, dtype=torch.int64), 'uint8 or floating point'),
         (torch.full((1, 8, 8), -1.), 'takes 3 channels, the tensor has 1'),
         (Image.new('RGB', (0, 8)), 'no pixels: it is of 0 x 8'),
+        ({'a.jpg': 0}, 'a list of these, got dict'), (io.BytesIO(b'a'), 'got BytesIO'), (b'a.jpg', 'got bytes'),
         (7, 'a path, a PIL image'), (None, 'a path, a PIL image')])
     def test_what_is_no_image(self, image, said):
         with pytest.raises(ICASCError, match=said):
@@ -197,7 +199,7 @@ class TestImages:
         again = explain(model, square_image((64, 64), (8, 8, 30, 30)), data_config={'img_size': 64, 'in_chans': 1})
         assert torch.equal(again.probabilities, found.probabilities)
 
-    def test_lists_and_batches(self):
+    def test_lists_and_batches(self, tmp_path):
         model = BrightNet()
         images = [square_image((40 + 9 * n, 64), (4, 4, 20, 20)) for n in range(7)]
         passes = count_passes(model)
@@ -205,6 +207,11 @@ class TestImages:
         assert passes[-3:] == [3, 3, 1] and [one.image.size for one in found] == [image.size for image in images]
         tensors = [torch.randn(3, side, 64).clamp(-1, 1) for side in (64, 64, 96, 64)]
         assert [one.grid_maps.shape[1] for one in explain(model, tensors)] == [16, 16, 24, 16]
+        one_by_one = explain(model, (image for image in images))
+        assert [one.scores for one in one_by_one] == [one.scores for one in found]
+        images[0].save(tmp_path / 'a.png')
+        several, = explain(model, tmp_path.glob('*.png'))
+        assert several.scores == found[0].scores and explain(model, iter([])) == []
         assert explain(model, []) == [] and len(explain(model, images[:1])) == 1
 
 

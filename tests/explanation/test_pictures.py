@@ -37,7 +37,7 @@ def test_a_notebook_shows_several_pictures(found, monkeypatch):
     assert several._repr_html_().count('<img') == 2 and '... and 1 more: look at [2:].' in several._repr_html_()
 
 
-@pytest.mark.parametrize('ending', ['.png', '.pdf', '.svg', '.jpg', '.webp'])
+@pytest.mark.parametrize('ending', ['.png', '.pdf', '.svg', '.jpg', '.jpeg', '.JPEG', '.webp'])
 def test_save(found, ending, tmp_path):
     path = found.save(tmp_path / 'new' / f'picture{ending}')
     assert path.stat().st_size > 1000 and [file.name for file in path.parent.iterdir()] == [path.name]

@@ -229,7 +229,7 @@ def test_no_pyplot(monkeypatch, tmp_path, images, toy):
     ({'targets': (0, 4)}, r'0 to 3, the classes named, got \[0, 4\]'),
     ({'targets': (0, -1)}, r'0 to 3, the classes named, got \[0, -1\]'),
     ({'names': NAMES + ['cow']}, "has 5 names, but model 'ICASC' has 4 classes"),
-    ({'file': 'figure.docx'}, r"must end in one of \.png, \.pdf, \.svg, \.jpg, \.webp, got '.*figure\.docx'"),
+    ({'file': 'figure.docx'}, r"must end in one of \.png, \.pdf, \.svg, \.jpg, \.jpeg, \.webp, got '.*figure\.docx'"),
     ({'file': 'figure'}, 'must end in one of'),
 ])
 def test_bad_arguments_are_named(arguments, message, draw, tmp_path):

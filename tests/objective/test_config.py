@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 
+import numpy as np
 import pytest
 from helpers.objective import double_batch, layers_of
 
@@ -20,6 +21,14 @@ from timm_icasc.objective.config import TERMS
 def test_bad_parameters_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         ICASCConfig(**{field: value})
+
+
+def test_numbers_of_numpy():
+    config = ICASCConfig(weight_ac=np.float32(0.5), theta=np.float64(0.75), omega=np.int64(50))
+    assert config == ICASCConfig(weight_ac=0.5, theta=0.75, omega=50.) and hash(config) == hash(copy.deepcopy(config))
+    assert json.loads(config.to_json_string()) == config.to_dict()
+    with pytest.raises(ValueError, match='weight_ac must be a finite number'):
+        ICASCConfig(weight_ac=np.float32('nan'))
 
 
 def test_a_share_of_the_most_confused_has_no_random_rival():

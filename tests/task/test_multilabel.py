@@ -41,7 +41,8 @@ class TestSelectClasses:
         assert pair.valid.tolist() == [True, True, False, False]
 
     @pytest.mark.parametrize('target, message', [
-        (torch.zeros(4, 4, dtype=torch.long), r'floating point, \[B, C\] = \(4, 4\).*torch.int64 \(4, 4\)'),
+        (torch.full((4, 4), 2), r'-1 \(ignored\), got 2'),
+        (torch.zeros(4, dtype=torch.long), r'\[B, C\] = \(4, 4\).*torch.int64 \(4,\): .*one_hot makes it of indices'),
         (torch.zeros(4), r'got torch.float32 \(4,\)'),
         (torch.full((4, 4), 0.5), r'1 \(present\), 0 \(absent\) or -1 \(ignored\), got 0.5'),
         (torch.full((4, 4), 2.), 'got 2.0'),
@@ -149,6 +150,22 @@ class TestTask:
         for name, values in single.terms.items():
             torch.testing.assert_close(multi.terms[name], values)
 
+    @pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int8, torch.int64])
+    @pytest.mark.parametrize('loss_type', [None, 'bce', 'asl'])
+    @pytest.mark.parametrize('multilabel_maps', ['joint', 'per_class'])
+    def test_targets_of_any_type(self, multilabel_maps, loss_type, dtype, toy, batch):
+        """0 and 1 are clear whatever their type, and so is -1 where the type has it."""
+        ignored = loss_type is None and dtype.is_signed
+        images, target = batch[0], batch[1] if ignored else batch[1].clamp(min=0)
+        given = {} if loss_type is None else {'criterion_kwargs': {'loss_type': loss_type}}
+        task = make_task(toy, multilabel_maps=multilabel_maps, **given)
+        expected, found = task(images, target), task(images, target.to(dtype))
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+        assert evaluate_attention(toy, [(images, target.to(dtype))], labels=MULTI) == evaluate_attention(
+            toy, [(images, target)], labels=MULTI)
+        assert torch.equal(
+            multilabel_soft_margin(toy(images), target.to(dtype)), multilabel_soft_margin(toy(images), target))
+
     @pytest.mark.parametrize('loss_type', ['bce', 'asl'])
     def test_timms_multi_label_losses(self, loss_type, toy, batch):
         target = batch[1].clamp(min=0)
@@ -164,7 +181,7 @@ class TestTask:
 
     @pytest.mark.parametrize('start_steps', [0, 5])
     def test_class_indices_are_refused(self, start_steps, toy, batch):
-        with pytest.raises(TargetError, match='multi-label target must be floating point'):
+        with pytest.raises(TargetError, match=r'multi-label target must be \[B, C\] .* got torch.int64 \(4,\)'):
             make_task(toy, start_steps=start_steps)(batch[0], torch.tensor([0, 1, 2, 3]))
 
     def test_evaluation_is_the_plain_model(self, toy, batch):

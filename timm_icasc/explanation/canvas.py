@@ -24,11 +24,11 @@ from .overlay import blend
 
 __all__ = ['ENLARGED', 'Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'save', 'to_size', 'wrapped']
 
-FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.webp')
+FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.jpeg', '.webp')
 
 ENLARGED = ('.pdf', '.svg')  # who looks at them may want to see more than fits into the page's own pixels
 
-LOSSY = {'.jpg': {'quality': 85}, '.webp': {'quality': 80}}
+LOSSY = {'.jpg': {'quality': 85}, '.jpeg': {'quality': 85}, '.webp': {'quality': 80}}
 
 # The layout is in pixels at this resolution; a power of two, so that pixels / DPI * DPI is exact.
 DPI = 128

@@ -168,9 +168,10 @@ def explain(
 
     Args:
         model: Classifier, run in evaluation mode; its training flags are restored.
-        image: Path, PIL image, array or tensor; or a list of these, or a batch. Images are turned as their EXIF
-            orientation says. Arrays are `[H, W, 3]` or `[H, W]`, uint8 or floating point in [0, 1]. Tensors are
-            `[channels, h, w]`: uint8 pixels, or floating point as `normalised` says.
+        image: Path, PIL image, array or tensor; or a list of these, or whatever else gives them one by one, or a
+            batch. Images are turned as their EXIF orientation says. Arrays are `[H, W, 3]` or `[H, W]`, uint8 or
+            floating point in [0, 1]. Tensors are `[channels, h, w]`: uint8 pixels, or floating point as `normalised`
+            says.
         classes: Indices or names of the classes to draw; None for the `topk` highest ones.
         topk: Number of classes where `classes` is None.
         method: Of `attention.METHODS`.
@@ -186,7 +187,7 @@ def explain(
         batch_size: Images of a list that go through the model at once.
 
     Returns:
-        The explanation of the image, or a list of them for a list or a batch.
+        The explanation of the image, or a list of them where it is several.
 
     Raises:
         DataError: A file cannot be read.

@@ -1,7 +1,8 @@
 """Images as people have them, as pictures and as a model's input: files, PIL images, arrays, tensors."""
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,13 @@ def open_image(image: Any, mode: str = 'RGB') -> Image.Image:
 
 
 def take_apart(image: Any) -> tuple[list[Any], bool]:
-    """The single images, and whether there was but one, not in a list or batch."""
-    if isinstance(image, (list, tuple)):
-        return [one for several in image for one in take_apart(several)[0]], False
-    if isinstance(image, (torch.Tensor, np.ndarray)) and image.ndim == 4:
-        return list(image), False
-    return [image], True
+    """The single images, and whether there was but one, not in a list, batch or anything else to go through."""
+    if isinstance(image, (torch.Tensor, np.ndarray)):
+        return (list(image), False) if image.ndim == 4 else ([image], True)
+    # Texts are paths, whose letters are none; an opened file is lines, and a dictionary's names are no images.
+    if isinstance(image, (str, bytes, IOBase, Mapping)) or not isinstance(image, Iterable):
+        return [image], True
+    return [one for several in image for one in take_apart(several)[0]], False
 
 
 def _is_normalised(

@@ -3,6 +3,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -136,11 +137,12 @@ class ICASCConfig:
                 raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
         for name in (*(f'weight_{term.name}' for term in TERMS), 'theta', 'sigma', 'omega', 'share'):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(
-                value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f'{name} must be a finite number, got {value!r}.')
             if value < 0:
                 raise ValueError(f'{name} must be >= 0, got {value}.')
+            if not isinstance(value, (int, float)):  # NumPy's, which JSON does not know
+                vars(self)[name] = float(value)
         if not isinstance(self.mask_grad, bool):
             raise ValueError(f'mask_grad must be True or False, got {self.mask_grad!r}.')
         if self.sigma > 1:

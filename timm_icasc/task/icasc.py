@@ -26,7 +26,7 @@ from ..features.wrappers import (
     is_compiled,
     unwrap_model,
 )
-from ..labels import MULTI, SINGLE
+from ..labels import MULTI, SINGLE, kind_by_flag
 from ..losses import MultiLabelSoftMarginLoss
 from ..objective.config import ICASCConfig
 from ..objective.forward import ICASCOutput, icasc_forward
@@ -38,14 +38,6 @@ if TYPE_CHECKING:
 __all__ = ['ICASCTask', 'MultiLabelICASCTask']
 
 _logger = logging.getLogger(__name__)
-
-
-def _as_indices(target: torch.Tensor) -> torch.Tensor:
-    """Class indices of any integer type as torch's losses take them; other targets as they are."""
-    is_tensor = isinstance(target, torch.Tensor)
-    if not is_tensor or target.is_floating_point() or target.dtype == torch.bool:
-        return target
-    return target.long()
 
 
 class ICASCTask(ClassificationTask):
@@ -251,7 +243,7 @@ class ICASCTask(ClassificationTask):
         if getattr(self, '_is_replica', False):
             raise ICASCError(DATA_PARALLEL)
         with one_survey(self.trainable_module), self._compiling_trunk(input):
-            result = self._forward(input, _as_indices(target))
+            result = self._forward(input, kind_by_flag(self.multi_label).for_criterion(target))
         if torch.is_grad_enabled() and self.training:
             self.step += 1
         return result
@@ -289,7 +281,7 @@ class ICASCTask(ClassificationTask):
 class MultiLabelICASCTask(ICASCTask):
     """ICASC for images with any number of classes each (PASCAL VOC).
 
-    Targets are `[B, C]`, floating point: 1 present, 0 absent, -1 ignored. `A^T` is the map of the present classes
+    Targets are `[B, C]`, of any type: 1 present, 0 absent, -1 ignored. `A^T` is the map of the present classes
     together (a multi-hot cotangent), or there is one of each (`multilabel_maps='per_class'`); `Conf` is the absent
     class of highest score. An ignored class is neither, and has no classification loss. A sample without a present or
     without an absent class has terms of 0. The weights of the terms are 0.03 by default: larger ones cost average
