@@ -14,7 +14,7 @@ from timm_icasc.objective.config import TERMS
 
 
 @pytest.mark.parametrize('field, value', [
-    ('weight_ac', '1'), ('theta', float('nan')), ('omega', float('inf')), ('sigma', 1.5),
+    ('weight_ac', '1'), ('theta', float('nan')), ('omega', float('inf')), ('omega', 0), ('omega', -1.), ('sigma', 1.5),
     ('attention', 'gradcam'), ('order', 3), ('mask_scale', 'mean'), ('weight_ac', -1.),
     ('weight_as_last', float('nan')), ('multilabel_maps', 'each'), ('rival', 'next'),
     ('mask_grad', 'no')])

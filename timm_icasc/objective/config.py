@@ -80,7 +80,7 @@ class ICASCConfig:
         weight_ac: Weight of the consistency term.
         theta: Offset of the consistency term (Eq. 5).
         sigma: Threshold of the target mask as a fraction of the map's maximum (Eq. 4).
-        omega: Steepness of the target mask (Eq. 4).
+        omega: Steepness of the target mask (Eq. 4), above 0.
         mask_scale: 'max' divides the map by its maximum inside the mask, 'raw' does not (`losses.target_mask`).
         mask_grad: Whether the mask carries gradient; if not, it is a pseudo-label made by the last layer.
         multilabel_maps: Of images with several classes: 'joint' makes one map, of the sum of the present classes'
@@ -147,6 +147,8 @@ class ICASCConfig:
             raise ValueError(f'mask_grad must be True or False, got {self.mask_grad!r}.')
         if self.sigma > 1:
             raise ValueError(f'sigma is a fraction of the maximum, at most 1, got {self.sigma}.')
+        if not self.omega:  # the mask would be 0.5 everywhere, and Eq. 4 and 5 mean nothing
+            raise ValueError(f'omega must be above 0, got {self.omega}.')
         if not 0 < self.share <= 1:
             raise ValueError(f'share must be above 0 and at most 1, got {self.share}.')
         if self.share < 1 and self.rival == 'random':

@@ -48,7 +48,7 @@ RANGES = {
     'clip_grad': (1e-12, INFINITY), 'weight_decay': (0, INFINITY), 'model_ema_decay': (0, 1),
     'std': (1e-6, INFINITY), 'icasc_start_epoch': (0, INFINITY), 'icasc_ramp_epochs': (0, INFINITY),
     'icasc_eval_images': (0, INFINITY), 'icasc_weights': (0, INFINITY), 'icasc_theta': (0, INFINITY),
-    'icasc_sigma': (0, 1), 'icasc_omega': (0, INFINITY), 'icasc_share': (1e-6, 1),
+    'icasc_sigma': (0, 1), 'icasc_omega': (1e-6, INFINITY), 'icasc_share': (1e-6, 1),
 }
 
 
