@@ -1,7 +1,9 @@
 """Which layers are chosen, and that looking leaves no trace."""
 import copy
 import logging
+import types
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import timm_icasc
 from timm_icasc import FeatureLayer, LayerResolutionError, attention_maps, resolve_layers
 from timm_icasc.features import resolve
-from timm_icasc.features.resolve import resolve_layer
+from timm_icasc.features.resolve import find_layers, resolve_layer
 from timm_icasc.features.tap import capture_features
 
 
@@ -244,6 +246,109 @@ def test_a_pooling_of_ones_own_is_a_new_question(replaced):
                 model[1] = Pooling(kind)
             model[1].kind = kind
             assert resolve_layers(model, input_size=(3, 64, 64)).last.path == path
+
+
+class PooledByFlag(torch.nn.Module):
+    """A head of one's own that a flag tells which tokens to take."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit = create('vit_tiny_patch16_224', depth=4, embed_dim=24)
+        self.use_cls = False
+
+    def pool(self, tokens):
+        return tokens[:, 1:].mean(1)
+
+    def forward(self, x):
+        tokens = self.vit.forward_features(x)
+        return self.vit.head(tokens[:, 0] if self.use_cls else self.pool(tokens))
+
+
+def set_flag(model):
+    model.use_cls = True
+
+
+def replace_method(model):
+    model.pool = types.MethodType(lambda self, tokens: tokens[:, 0], model)
+
+
+def replace_by_partial(model):
+    model.pool = partial(torch.select, dim=1, index=0)
+
+
+@pytest.mark.parametrize('switch', [set_flag, replace_method, replace_by_partial])
+def test_a_switch_to_the_class_token_is_a_new_question(switch):
+    """The layers of before have no gradient then: all maps were zero, without a word."""
+    model, images = PooledByFlag().eval(), torch.linspace(-1, 1, 3 * 64 * 64).sin().view(1, 3, 64, 64)
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'vit.norm'
+    switch(model)
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.path == 'vit.blocks.3.norm1'
+    assert attention_maps(model, images, 0).any()
+
+
+def test_a_method_replaced_again_and_again_is_a_new_question():
+    """A function may be where one was that is gone."""
+    model = PooledByFlag()
+    for _ in range(5):
+        for place, path in ((slice(1, None), 'vit.norm'), (slice(0, 1), 'vit.blocks.3.norm1')):
+            model.pool = types.MethodType(lambda self, tokens, place=place: tokens[:, place].mean(1), model)
+            assert resolve_layers(model, input_size=(3, 64, 64)).last.path == path
+
+
+def widen(model):
+    model.layer4[0].conv1.stride = model.layer4[0].downsample[0].stride = (1, 1)
+
+
+def widen_pooling(model):
+    model.maxpool.stride = 1
+
+
+@pytest.mark.parametrize('change', [widen, widen_pooling])
+def test_another_stride_is_a_new_question(change):
+    model = create('resnet18')
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.grid == (2, 2)
+    change(model)
+    assert resolve_layers(model, input_size=(3, 64, 64)).last.grid == (4, 4)
+
+
+class Restless(torch.nn.Module):
+    """Counts its calls, follows a schedule, and keeps what cannot be compared."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.rate, self.merged = 0, 0., False
+        self.kept = ([1], {2: 3}), torch.ones(2)
+        self.bound = types.MethodType(dict, self)
+
+    def train(self, mode=True):
+        self.merged = not mode  # as LoRA layers' weights are at evaluation
+        return super().train(mode)
+
+    def forward(self, x):
+        self.calls, self.rate, self.last = self.calls + 1, self.rate + 0.1, (x.shape,)
+        return x
+
+
+def test_what_a_module_counts_is_no_new_question():
+    """Every step of a training would look for the layers."""
+    model = create('resnet20_cifar')
+    model.conv1 = torch.nn.Sequential(model.conv1, Restless())
+    task = timm_icasc.ICASCTask(model, verbose=False)
+    images, target, probes = torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolve, 'find_layers', lambda *args: probes.append(args) or find_layers(*args))
+        for mode in (True, False) * 3:
+            model.train(mode)
+            task(images, target)
+    assert len(probes) == 2, 'one with its weights merged, one without'
+
+
+def test_not_every_answer_is_kept(toy, monkeypatch):
+    monkeypatch.setattr(resolve, 'MOST_ANSWERS', 3)
+    for number in range(8):
+        toy.setting = (number,)
+        layers = resolve_layers(toy, input_size=(3, 16, 16))
+    assert len(resolve._cache[toy]) == 3 and resolve_layers(toy, input_size=(3, 16, 16)) is layers
 
 
 def test_zero_initialised_head_does_not_hide_the_layers():

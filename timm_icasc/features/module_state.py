@@ -5,6 +5,8 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -103,14 +105,14 @@ class Survey(NamedTuple):
         synchronised: BatchNorm counts the batches of all processes.
         drops_patches: In training, tokens are left out at random.
         norms: BatchNorm and InstanceNorm.
-        made_of: Another number for other modules, or for another text among their attributes, such as a pooling's.
+        made_of: Another one for other modules, and for other settings of theirs, such as a pooling's or a stride.
     """
     checkpointing: bool
     sharded: bool
     synchronised: bool
     drops_patches: bool
     norms: tuple[nn.Module, ...]
-    made_of: int
+    made_of: tuple
 
 
 def _walk(model: nn.Module) -> Iterator[nn.Module]:
@@ -124,14 +126,45 @@ def _walk(model: nn.Module) -> Iterator[nn.Module]:
             waiting.extend(child for child in module._modules.values() if child is not None)
 
 
-_numbers: 'weakref.WeakKeyDictionary[nn.Module, int]' = weakref.WeakKeyDictionary()
+_numbers: 'weakref.WeakKeyDictionary[Any, int]' = weakref.WeakKeyDictionary()
 _counter = itertools.count()
 
 
-def _number(module: nn.Module) -> int:
-    """Of its own for each module; its `id` may have been that of another one, which is gone."""
-    number = _numbers.get(module)
-    return _numbers.setdefault(module, next(_counter)) if number is None else number
+def _number(thing: Any) -> int:
+    """Of its own for each module or function; its `id` may have been that of another one, which is gone."""
+    number = _numbers.get(thing)
+    return _numbers.setdefault(thing, next(_counter)) if number is None else number
+
+
+_SCALARS = frozenset({bool, int, float, str, type(None)})
+_FUNCTIONS = frozenset({FunctionType, MethodType, partial})
+_SETTINGS = frozenset({str, bool, int, tuple}) | _FUNCTIONS
+
+
+def _settings(module: nn.Module) -> Iterator[Any]:
+    """What among a module's attributes may say which way the features take through it.
+
+    Texts, functions that are put on the module (as a method of its own in place of its class's), flags, and tuples of
+    plain values. Numbers count where torch defines the module; elsewhere they may count steps, and floats may be a
+    rate on a schedule, which would make every step a new question.
+    """
+    from_torch = type(module).__module__.startswith('torch.nn.modules.')
+    for name, value in vars(module).items():
+        kind = type(value)
+        if kind not in _SETTINGS:
+            continue
+        if kind is str:
+            yield value
+        elif kind in _FUNCTIONS:
+            function = getattr(value, '__func__', value)  # a bound method is another object whenever it is asked for
+            if type(function) in _FUNCTIONS:
+                yield _number(function)
+        elif name[0] == '_' or name == 'training':
+            continue
+        elif kind is bool or kind is int and from_torch:
+            yield value
+        elif kind is tuple and _SCALARS.issuperset(map(type, value)):
+            yield value
 
 
 def _survey(model: nn.Module) -> Survey:
@@ -147,9 +180,9 @@ def _survey(model: nn.Module) -> Survey:
             norms.append(module)
         if type(module).__name__.startswith('PatchDropout'):  # timm's two, open_clip's
             drops_patches |= module.training and own.get('prob', 0) > 0
-        made_of += _number(module), str(own.get('global_pool')), *[x for x in own.values() if type(x) is str]
+        made_of += _number(module), str(own.get('global_pool')), *_settings(module)
     return Survey(
-        checkpointing, sharded, synchronised, drops_patches, tuple(norms), hash(tuple(made_of)))
+        checkpointing, sharded, synchronised, drops_patches, tuple(norms), tuple(made_of))
 
 
 _surveyed = threading.local()  # .model and .survey, inside of `one_survey`

@@ -25,6 +25,8 @@ DEFAULT_INPUT_SIZE = (3, 224, 224)
 # Fewer cells along a side say little about where something is; the paper's networks have 7.
 MIN_CELLS, USUAL_CELLS = 4, 7
 
+MOST_ANSWERS = 256  # kept per model: a module that sets itself anew in every step would fill the memory
+
 _logger = logging.getLogger(__name__)
 
 
@@ -202,7 +204,7 @@ def resolve_layers(
 
     Runs the model once (with class tokens, twice) on two random images, forward and backward, in evaluation mode;
     parameters, buffers, training flags and the global random state stay as they are. The answer is cached per model
-    (its modules and pooling as they are), choice of layers, input size and state of gradient checkpointing.
+    (its modules, methods and settings as they are), choice of layers, input size and state of gradient checkpointing.
 
     Args:
         model: Classifier `[B, C, H, W] -> [B, num_classes]`, or one that returns an object or a dictionary with
@@ -278,14 +280,16 @@ def _resolved(
     is_size = isinstance(input_size, (list, tuple)) and len(input_size) == 3
     if not is_size or not all(map(is_count, input_size)):
         raise LayerResolutionError(f'input_size must be (channels, height, width), got {input_size!r}.')
-    # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head
-    # or another pooling changes which tokens the logits see.
+    # Checkpointed containers are not called as modules, so the taps differ with gradient checkpointing on; a new head,
+    # another pooling or another method changes which tokens the logits see, a stride the grid.
     now = survey(model)
     key = (choice, tuple(input_size), now.checkpointing, now.made_of)
     resolved = _cache.setdefault(model, {})
     if key not in resolved:
         with one_thread(model), _shapes_once(model):
             resolved[key] = find(tuple(input_size))
+        if len(resolved) > MOST_ANSWERS:
+            del resolved[next(iter(resolved))]
         last = resolved[key].last if isinstance(resolved[key], ICASCLayers) else resolved[key]
         if min(last.grid) < MIN_CELLS:
             _warn_of_few_cells(last.path, last.grid, tuple(input_size[1:]))
