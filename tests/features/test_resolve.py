@@ -13,6 +13,7 @@ import torchvision
 from helpers.models import create, made_once
 from helpers.several_outputs import NAMES, PARAMS, RECORDS
 from helpers.versions import recent_timm
+from helpers.wrappers import LightningLike
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_icasc
@@ -381,6 +382,17 @@ def test_token_grid_follows_the_image():
     tokens = torch.arange(17.).view(1, 17, 1)
     converted = last.to_nchw(tokens, (32, 128))
     assert torch.equal(converted[0, 0], torch.arange(1., 17.).view(2, 8))
+
+
+@pytest.mark.parametrize('wrap', [lambda model: model, LightningLike])
+def test_a_model_made_for_another_size_is_asked_on_images_of_that(wrap):
+    """It was run on images of the size that its weights were made for, which it refuses."""
+    model = create('vit_tiny_patch16_224', depth=4, embed_dim=24, img_size=(64, 96))
+    assert resolve_layers(wrap(model)).last.grid == (4, 6)
+    model.set_input_size((96, 64))
+    assert resolve_layers(wrap(model)).last.grid == (6, 4)
+    flexible = create('vit_tiny_patch16_224', depth=4, embed_dim=24, dynamic_img_size=True)
+    assert resolve_layers(wrap(flexible)).last.grid == (14, 14)
 
 
 def test_tokens_without_a_grid_are_refused():

@@ -69,13 +69,9 @@ def data_config_of(model: nn.Module, given: dict[str, Any] | None) -> dict[str, 
             f"{type(model).__name__} does not tell how its images are prepared: ImageNet's mean and deviation are "
             f'taken, at {size[1]} x {size[2]} pixels; `data_config` says otherwise, such as dict(input_size=(3, 224, '
             f'224), mean=..., std=...)', stacklevel=4)
-    config = {**(config or {}), 'input_size': size}
-    for _, embedding in owners(model, 'patch_embed'):  # made for another size than its weights were
-        size = getattr(embedding, 'img_size', None)
-        if isinstance(size, tuple) and len(size) == 2 and getattr(embedding, 'strict_img_size', True):
-            config['input_size'] = (config['input_size'][0], *size)
     try:
-        found = resolve_data_config(dict(given or {}), pretrained_cfg=config)
+        found = resolve_data_config(
+            dict(given or {}), pretrained_cfg={**(config or {}), 'input_size': size})
     except (AssertionError, TypeError) as e:
         raise ICASCError(
             "`data_config`: 'input_size' is (channels, height, width), 'img_size' a number, and 'mean' and 'std' are "

@@ -152,8 +152,17 @@ def _resolve_one(model: nn.Module, path: str, input_size: tuple[int, int, int]) 
     return layer
 
 
-def own_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """The input size that the model, or the first part of it that tells one, was made for."""
+def _embedded_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width that a timm ViT takes alone, which may have been made for others than its weights were."""
+    for _, embedding in owners(model, 'patch_embed'):
+        size = getattr(embedding, 'img_size', None)
+        if isinstance(size, tuple) and len(size) == 2 and getattr(embedding, 'strict_img_size', True):
+            return size
+    return None
+
+
+def _configured_size(model: nn.Module) -> tuple[int, int, int]:
+    """The input size in the configuration of the model, or of the first part of it that has one."""
     for path, config in owners(model, 'pretrained_cfg'):
         channels, height, width = config.get('input_size', DEFAULT_INPUT_SIZE)
         own_channels = own_value(model.get_submodule(path), 'in_chans')
@@ -167,6 +176,12 @@ def own_input_size(model: nn.Module) -> tuple[int, int, int]:
             return size
     channels = own_value(model, 'in_chans')
     return DEFAULT_INPUT_SIZE if channels is None else (channels, *DEFAULT_INPUT_SIZE[1:])
+
+
+def own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """The input size that the model, or the first part of it that tells one, was made for."""
+    channels, *size = _configured_size(model)
+    return (channels, *(_embedded_size(model) or size))
 
 
 @lru_cache  # once in a process
@@ -214,7 +229,8 @@ def resolve_layers(
             'stages.2:NHWC', or 'blocks.5:NLC+5' for tokens of which the first 5 are no pixels. `ICASCLayers`, or two
             `FeatureLayer`, are handed back as they are, whatever the input size: they say which tensor is meant, and
             how it is read.
-        input_size: Channels, height, width of the images; the model's pretrained_cfg when None, else 3 x 224 x 224.
+        input_size: Channels, height, width of the images; when None those that the model was made for, as its patch
+            embedding or its pretrained_cfg says, else 3 x 224 x 224.
 
     Returns:
         The layers `.inner` and `.last`: module path, layout, channels, grid.
