@@ -1,4 +1,5 @@
 """How images are prepared for a model, and what of it is refused."""
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from helpers.bright import BrightNet, square_image
 from helpers.versions import recent_timm
 from helpers.wrappers import LightningLike
 from timm.data import resolve_data_config
+from torchvision.transforms import Normalize
 
 from timm_icasc import ICASCError, explain, resolve_layers
 from timm_icasc.explanation.data_config import data_config_of
@@ -59,6 +61,62 @@ def test_the_size_of_a_model_of_transformers(config, expected):
 def test_what_would_change_nothing_or_fail_later_is_refused(given, said):
     with pytest.raises(ICASCError, match=f'`data_config`.*{said}'):
         explain(BrightNet(), square_image((64, 64), (8, 8, 30, 30)), data_config=given)
+
+
+class Normalised(torch.nn.Module):
+    """Normalises images by buffers of its own, as models of robustness research do."""
+
+    def __init__(self, model, shape=(3, 1, 1)):
+        super().__init__()
+        self.register_buffer('mean', torch.full(shape, 0.5))
+        self.register_buffer('std', torch.full(shape, 0.5))
+        self.model = model
+
+    def forward(self, x):
+        return self.model((x - self.mean) / self.std)
+
+
+NORMALISED = {
+    "'0' of Sequential": lambda model: torch.nn.Sequential(Normalize((0.5,) * 3, (0.5,) * 3), model),
+    'Normalised': Normalised,
+    "'0' of Sequential holds": lambda model: torch.nn.Sequential(Normalised(torch.nn.Identity(), (1, 1, 1)), model),
+    "'net' of LightningLike": lambda model: LightningLike(Normalised(model)),
+}
+
+
+@pytest.mark.parametrize('said', NORMALISED)
+def test_a_model_that_normalises_images_itself(said):
+    """The model's own mean and deviation are those of the `pretrained_cfg` inside, and were taken off twice."""
+    model, image = BrightNet(), square_image((64, 64), (8, 8, 30, 30))
+    wrapped = NORMALISED[said](model)
+    with pytest.warns(UserWarning, match=rf'{said}.*`data_config=dict\(mean=\(0, 0, 0\), std=\(1, 1, 1\)\)`'):
+        twice = explain(wrapped, image)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        once = explain(wrapped, image, data_config=dict(mean=(0, 0, 0), std=(1, 1, 1)))
+        expected = explain(model, image)
+    torch.testing.assert_close(once.grid_maps, expected.grid_maps)
+    assert once.scores == pytest.approx(expected.scores) and twice.scores != pytest.approx(expected.scores)
+
+
+class Noise(torch.nn.Module):
+    mean, std = 0., 0.1
+
+
+class Statistics(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean, self.std = torch.zeros(2, 64), torch.ones(2, 64)
+
+
+@pytest.mark.parametrize('add', [
+    Noise, lambda: Normalize((0., 0., 0.), (1., 1., 1.)), lambda: torch.nn.BatchNorm2d(3), Statistics])
+def test_other_means_and_deviations_are_no_normalisation_of_images(add):
+    model = BrightNet()
+    model.other = add()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        data_config_of(model, None)
 
 
 @recent_timm

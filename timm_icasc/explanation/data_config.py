@@ -6,12 +6,14 @@ from dataclasses import fields
 from numbers import Real
 from typing import Any
 
+import torch
 import torch.nn as nn
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 
 from ..errors import ICASCError, is_count
-from ..features.owner import owners
+from ..features.module_state import activation_or_norm
+from ..features.owner import own_value, owners
 from ..features.resolve import own_input_size
 
 __all__ = ['data_config_of']
@@ -51,6 +53,43 @@ def _check_values(config: dict[str, Any]) -> None:
                 f"`data_config`: '{name}' must be finite{', and above 0' * (least == 0)}, got {config[name]!r}.")
 
 
+def _numbers(module: nn.Module, name: str) -> list[float] | None:
+    """A buffer, parameter or attribute of the module's own that holds numbers, one after the other; else None."""
+    value = {**module._parameters, **module._buffers}.get(name)
+    value = own_value(module, name) if value is None else value
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return None
+    try:
+        return torch.as_tensor(value, dtype=torch.float64, device='cpu').flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _normalising_module(model: nn.Module, channels: int) -> str | None:
+    """Path of the first module that holds a mean and a deviation of images, '' for the model; None if there is none."""
+    for path, module in model.named_modules():
+        if activation_or_norm(module) == 'norm':
+            continue
+        mean, std = _numbers(module, 'mean'), _numbers(module, 'std')
+        if mean is None or std is None or not {len(mean), len(std)} <= {1, channels}:
+            continue
+        # A single mean of 0 is that of noise; 0 and 1 change nothing.
+        if any(mean) or len(mean) > 1 and set(std) != {1.}:
+            return path
+    return None
+
+
+def _warn_of_two_normalisations(model: nn.Module, channels: int) -> None:
+    path = _normalising_module(model, channels)
+    if path is not None:
+        who = f"'{path}' of {type(model).__name__}" if path else type(model).__name__
+        off = f'dict(mean={(0,) * channels}, std={(1,) * channels})'
+        warnings.warn(
+            f'{who} holds a mean and a deviation: if it normalises images itself, they are normalised twice, and maps '
+            f'and scores are wrong. `data_config={off}` leaves it to the model; if it does not, the mean and std that '
+            f'`explain` is to take, given there, end this warning too.', stacklevel=5)
+
+
 def data_config_of(model: nn.Module, given: dict[str, Any] | None) -> dict[str, Any]:
     """How images are prepared for the model: as said, else as its own configuration says.
 
@@ -69,6 +108,8 @@ def data_config_of(model: nn.Module, given: dict[str, Any] | None) -> dict[str, 
             f"{type(model).__name__} does not tell how its images are prepared: ImageNet's mean and deviation are "
             f'taken, at {size[1]} x {size[2]} pixels; `data_config` says otherwise, such as dict(input_size=(3, 224, '
             f'224), mean=..., std=...)', stacklevel=4)
+    if not {'mean', 'std'} & set(given or {}):
+        _warn_of_two_normalisations(model, size[0])
     try:
         found = resolve_data_config(
             dict(given or {}), pretrained_cfg={**(config or {}), 'input_size': size})
