@@ -1,6 +1,7 @@
 """`timm_icasc.explain`: where the maps lie in the image as it is, and what it takes for an image."""
 import gc
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -306,6 +307,29 @@ class TestModels:
         found = explain(
             model, square_image((64, 64), (8, 8, 30, 30)), multilabel=True, data_config={'input_size': (3, 64, 64)})
         assert found.classes == found.ranking[:3] == [2, 1, 0] and found.scores == [1., 1., 1.]
+
+    def test_one_class_score_has_no_softmax(self):
+        """It was 1 of every image."""
+        model, image = create('resnet18'), square_image((64, 64), (8, 8, 30, 30))
+        model.fc, config = torch.nn.Linear(512, 1), {'input_size': (3, 64, 64)}
+        with pytest.raises(ICASCError, match='one class score.*`multilabel=True` takes its sigmoid'):
+            explain(model, image, data_config=config)
+        found = explain(model, image, multilabel=True, data_config=config)
+        assert found.classes == [0] and 0 < found.scores[0] < 1
+
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+    def test_a_softmax_inside_of_the_model_is_told(self, dtype):
+        """The probabilities were taken for scores, and a softmax of them is nearly the same for every class."""
+        model, image = create('resnet18').to(dtype), square_image((64, 64), (8, 8, 30, 30))
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            explain(model, image, data_config={'input_size': (3, 64, 64)})
+        model.fc = torch.nn.Sequential(model.fc, torch.nn.Softmax(1))
+        with pytest.warns(UserWarning, match='`model` returns probabilities.*scores before softmax are expected'):
+            explain(model, image, data_config={'input_size': (3, 64, 64)})
+        with pytest.warns(UserWarning, match='`model` returns probabilities') as told:
+            attention_maps(model, torch.zeros(2, 3, 64, 64, dtype=dtype))
+        assert told[0].filename == __file__
 
     def test_half_precision(self):
         model = create('resnet18').to(torch.bfloat16)

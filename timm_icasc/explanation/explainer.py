@@ -17,7 +17,7 @@ from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.outputs import check_order, class_scores
 from ..features.wrappers import check_model, unwrap_model
-from ..labels import kind_by_flag
+from ..labels import SINGLE, kind_by_flag
 from ..objective.maps import scored_maps
 from .class_names import class_names_of, find_classes
 from .data_config import data_config_of
@@ -115,6 +115,10 @@ class Explainer:
                 self.model, self._batch([item.tensor for item in items]),
                 partial(self.find_classes, classes), topk, method, layer, self.layers)
         check_order(found.logits, f"'{self.label}'" if self.label else 'the model')
+        if found.logits.shape[1] == 1 and self.labels is SINGLE:
+            raise ICASCError(
+                'the model has one class score, and a softmax of one is 1 whatever the image shows: `multilabel=True` '
+                'takes its sigmoid.')
         probabilities = self.labels.probabilities(found.logits).cpu()
         shown, maps = found.classes.tolist(), found.maps.float().cpu()
         # By the scores: sigmoids of those above 17 are all 1 in single precision.

@@ -1,4 +1,5 @@
 """The class scores in what a model returns."""
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch.nn as nn
 from ..errors import ICASCError
 from .images import Images
 
-__all__ = ['check_order', 'class_scores', 'find_class_scores', 'scores_of', 'without_order']
+__all__ = [
+    'check_order', 'class_scores', 'find_class_scores', 'scores_of', 'warn_of_probabilities', 'without_order',
+]
 
 
 def find_class_scores(output: Any) -> torch.Tensor | None:
@@ -104,3 +107,17 @@ def check_order(scores: torch.Tensor, whose: str = 'the model') -> None:
         raise ICASCError(
             f'{whose} gives class scores that are NaN or infinite, for {int(broken.sum())} of the {len(scores)} images '
             f'of a batch: its weights are broken, as after training with too high a rate.')
+
+
+def warn_of_probabilities(scores: torch.Tensor) -> None:
+    """Warn where what should be class scores `[B, C]` are probabilities: a softmax inside of the model.
+
+    Of two classes or fewer, scores that happen to add up to 1 are not that rare.
+    """
+    if scores.shape[1] < 3 or not len(scores):
+        return
+    tolerance = max(1e-4, torch.finfo(scores.dtype).eps)
+    if (scores >= 0).all() and ((scores.float().sum(1) - 1).abs() < tolerance).all():
+        warnings.warn(
+            '`model` returns probabilities (a softmax inside of it?), and class scores before softmax are expected: '
+            'maps, and the probabilities made of these, are wrong. Let it return the scores.', stacklevel=4)

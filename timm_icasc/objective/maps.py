@@ -25,7 +25,7 @@ from ..features.images import (
 )
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.module_state import check_reentrant, hold_batch_norm_statistics, looking_at
-from ..features.outputs import scores_of
+from ..features.outputs import scores_of, warn_of_probabilities
 from ..features.resolve import resolve_layer
 from ..features.tap import capture_features, check_batch
 from ..features.wrappers import unwrap_model
@@ -167,6 +167,7 @@ def scored_maps(
                 result = torch.stack(maps, 1)
     if not create_graph:
         result, logits = result.detach(), logits.detach()
+        warn_of_probabilities(logits)
     return ScoredMaps(result, indices, logits)
 
 
