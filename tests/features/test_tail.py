@@ -4,6 +4,7 @@ import timm
 import torch
 from helpers.models import ToyNet, create
 
+from timm_icasc import LayerResolutionError, attention_maps, explain, resolve_layers
 from timm_icasc.features.layout import FeatureLayer
 from timm_icasc.features.meta import Materialize
 from timm_icasc.features.probe import Probe
@@ -143,3 +144,15 @@ def test_the_model_is_left_as_it_was():
     tail.value(layer)
     assert all(m.training and not m._forward_hooks for m in model.modules())
     assert all(p.is_meta for p in model.parameters())
+
+
+def test_weights_made_in_inference_mode_have_a_message_of_their_own():
+    """The size of the images was blamed."""
+    with torch.inference_mode():
+        model = timm.create_model('resnet20_cifar', num_classes=3)
+    images = torch.zeros(1, 3, 32, 32)
+    for look in (
+            resolve_layers, lambda model: attention_maps(model, images),
+            lambda model: explain(model, images[0], normalised=True)):
+        with pytest.raises(LayerResolutionError, match=r'`torch.inference_mode\(\)`.*: create or load .* outside of it'):
+            look(model)

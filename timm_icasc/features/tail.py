@@ -54,6 +54,11 @@ def run_model(model: nn.Module, images: torch.Tensor, weights: dict[str, torch.T
         except _Enough:
             raise
         except Exception as e:  # whatever 1,400 architectures say of an input that they cannot take
+            if 'inference tensor' in str(e).lower():
+                raise LayerResolutionError(
+                    f'{type(model).__name__} holds weights, or other tensors, that were made in '
+                    f'`torch.inference_mode()` and let no gradient through: create or load the model outside of it.'
+                ) from e
             raise LayerResolutionError(
                 f'{type(model).__name__} cannot run on {" x ".join(map(str, images.shape[1:]))} images '
                 f'(`input_size` says channels, height and width): {one_line(e)}') from e
