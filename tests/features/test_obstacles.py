@@ -74,6 +74,12 @@ def no_gradient_at_all():
     return model
 
 
+def scripted_part():
+    model = ToyNet()
+    model.stage = torch.jit.script(model.stage)
+    return model
+
+
 @pytest.mark.filterwarnings('ignore')  # of torch, of its quantisation and scripting
 @pytest.mark.parametrize('make, message', [
     (Unrecorded, r"'stem' runs with gradients switched off \(torch.no_grad\(\)"),
@@ -82,6 +88,8 @@ def no_gradient_at_all():
     (DetachInside, r'no gradient of the scores reaches the images.*\(detach\(\) in a forward\(\)\?\)'),
     (quantised, "'fc' is quantised and has no derivative, so pass the model"),
     (lambda: torch.jit.trace(ToyNet(), IMAGES), 'its modules are not called one by one'),
+    (lambda: torch.jit.script(torch.nn.Sequential(ToyNet().stem)), 'its modules are not called one by one'),
+    (scripted_part, "ToyNet shows no layers: 'stage' is scripted or traced.*put the module that it was made of"),
 ])
 def test_each_obstacle_has_its_own_sentence(make, message):
     for wrap in (lambda model: model, torch.nn.Sequential):
@@ -89,6 +97,13 @@ def test_each_obstacle_has_its_own_sentence(make, message):
             message = message.replace("'st", "'0.st").replace("'fc", "'0.fc").replace('ToyNet', 'Sequential')
         with pytest.raises(LayerResolutionError, match=message):
             resolve_layers(wrap(make()), input_size=SIZE)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_traced_part_is_no_obstacle():
+    model = ToyNet()
+    model.stage[0] = torch.jit.trace(model.stage[0], torch.zeros(2, 5, 8, 8))
+    assert resolve_layers(model, input_size=SIZE).last.path == 'stage'
 
 
 def test_an_exported_model_is_refused_in_one_sentence():

@@ -67,7 +67,9 @@ class Probe:
         self.tail = Tail(model, input_size, self.calls)
         self.unrecorded: list[str] = []  # modules that ran with gradients switched off
         self.stops: list[str] = []  # modules that took a gradient's path in and put out none, innermost first
-        if isinstance(model, torch.jit.ScriptModule):  # cannot be run with other weights
+        # A scripted model cannot be run with other weights, and its parts take no hooks; those of a traced one do.
+        if isinstance(model, torch.jit.ScriptModule) or any(
+                isinstance(module, torch.jit.RecursiveScriptModule) for module in model.modules()):
             raise LayerResolutionError(f'{type(model).__name__} shows no layers: {self.obstacle()}.')
         parameter = next(model.parameters(), torch.empty(0, device='cpu'))
         self.on_meta = parameter.device.type == 'meta'
