@@ -169,8 +169,8 @@ def test_what_a_model_switches_off_is_not_trained(tuned):
     assert all(parameter.grad is None for parameter in model.trunk.parameters())
 
 
-@pytest.mark.parametrize('inference', [True, False])
-def test_several_passes_in_training_alone(inference, toy):
+@pytest.mark.parametrize('maps', [True, False])
+def test_several_passes_in_training_alone(maps, toy):
     """The probe runs in evaluation mode, where this model takes one; the map was of the mirror image alone."""
     class Mirrored(torch.nn.Module):
         def __init__(self):
@@ -183,8 +183,8 @@ def test_several_passes_in_training_alone(inference, toy):
     model, images = Mirrored(), torch.randn(2, 3, 16, 16)
     layers = resolved(model, 16)
     with pytest.raises(LayerResolutionError, match=r"calls 'net\.st.*' several times .* the last call alone"):
-        if inference:
-            attention_maps(model.train(), images, topk=1, layers=layers)
+        if maps:
+            attention_maps(model.train(), images, topk=1, layers=layers, create_graph=True)
         else:
             icasc_forward(model.train(), images, torch.arange(2), layers, ICASCConfig())
     assert attention_maps(model.eval(), images, topk=1, layers=layers).isfinite().all()

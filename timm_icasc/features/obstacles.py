@@ -23,10 +23,10 @@ def obstacle_to_gradients(
         stops: Of those that put out no graph though their input had one, innermost first.
         is_cut: Whether no path of the graph leads from the class scores back to the images.
     """
-    scripted = next((p for p, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), '')
-    if scripted:
+    scripted = [path for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted and scripted[0]:
         return (
-            f"'{scripted}' is scripted or traced: its modules are not called one by one, so put the module that it was "
+            f"'{scripted[0]}' is scripted or traced: its modules are not called one by one, so put the module that it was "
             'made of in its place')
     if isinstance(model, torch.jit.ScriptModule) or (not called and any(True for _ in model.children())):
         return (
