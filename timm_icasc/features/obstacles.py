@@ -23,7 +23,8 @@ def obstacle_to_gradients(
         stops: Of those that put out no graph though their input had one, innermost first.
         is_cut: Whether no path of the graph leads from the class scores back to the images.
     """
-    scripted = [path for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    modules = model.named_modules()
+    scripted = [path for path, module in modules if isinstance(module, torch.jit.ScriptModule)]
     if scripted and scripted[0]:
         return (
             f"'{scripted[0]}' is scripted or traced: its modules are not called one by one, so put the module that it was "
