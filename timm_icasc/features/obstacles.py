@@ -29,7 +29,7 @@ def obstacle_to_gradients(
         return (
             f"'{scripted[0]}' is scripted or traced: its modules are not called one by one, so put the module that it was "
             'made of in its place')
-    if isinstance(model, torch.jit.ScriptModule) or (not called and any(True for _ in model.children())):
+    if scripted or (not called and any(True for _ in model.children())):
         return (
             'its modules are not called one by one (scripted, traced or exported?), so pass the model that it was made '
             'of')
