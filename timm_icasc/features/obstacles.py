@@ -27,8 +27,8 @@ def obstacle_to_gradients(
     scripted = [path for path, module in modules if isinstance(module, torch.jit.ScriptModule)]
     if scripted and scripted[0]:
         return (
-            f"'{scripted[0]}' is scripted or traced: its modules are not called one by one, so put the module that it was "
-            'made of in its place')
+            f"'{scripted[0]}' is scripted or traced: its modules are not called one by one, so put the module that it "
+            'was made of in its place')
     if scripted or (not called and any(True for _ in model.children())):
         return (
             'its modules are not called one by one (scripted, traced or exported?), so pass the model that it was made '
