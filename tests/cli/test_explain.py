@@ -373,7 +373,7 @@ class TestModels:
         assert command(photos, '--model', runs[0], *options) == 2
         assert f"--pretrained-path holds the weights of one name of timm, not of '{runs[0]}'" in capsys.readouterr().err
         assert command(photos, '--model', 'resnet8_cifar', '--compare', 'resnet20_cifar', *options) == 2
-        assert "not of those of 'resnet8_cifar' and 'resnet20_cifar': leave it out" in capsys.readouterr().err
+        assert "not of 'resnet8_cifar' and 'resnet20_cifar': leave it out" in capsys.readouterr().err
         assert command(photos, '--model', runs[0], '--compare', 'resnet8_cifar', *options) == 0
         assert 'weights of' in capsys.readouterr().out
 

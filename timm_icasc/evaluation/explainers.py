@@ -66,7 +66,7 @@ def load_explainers(sources: Sequence[str], args: argparse.Namespace) -> list[Ex
     """
     named = [source for source in sources if is_name(source)]
     if args.pretrained_path and len(named) != 1:
-        which = f"those of {' and '.join(map(repr, named))}" if named else f"'{sources[0]}', which has its own"
+        which = ' and '.join(map(repr, named)) if named else f"'{sources[0]}', which has its own"
         raise ICASCError(f'`pretrained_path` holds the weights of one name of timm, not of {which}: leave it out.')
     given = argparse.Namespace(**{**vars(args), 'model': args.architecture, 'data_dir': None})
     explainers = [load_explainer(source, given, args.multilabel) for source in sources]
