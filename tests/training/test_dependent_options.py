@@ -87,14 +87,7 @@ def test_what_the_command_line_itself_says_in_vain(over, message, tmp_path):
     ('--crop-padding 4 --train-interpolation bicubic', '--train-interpolation does nothing beside --crop-padding'),
     ('--crop-padding 4 --scale 0.5 1', '--scale does nothing beside --crop-padding'),
     ('--crop-padding 4 --ratio 0.5 2', '--ratio does nothing beside --crop-padding'),
-    ('--crop-padding 4 --train-crop-mode rkrc', '--train-crop-mode does nothing beside --crop-padding')])
-def test_changes_of_images_that_another_option_replaces(options, message):
-    """timm takes them in silence."""
-    with pytest.raises(ICASCError, match=message):
-        parse_args(['--dataset', 'digits', *options.split()])
-
-
-@pytest.mark.parametrize('options, message', [
+    ('--crop-padding 4 --train-crop-mode rkrc', '--train-crop-mode does nothing beside --crop-padding'),
     ('--decay-epochs 2', '--decay-epochs is of --sched step or wsd or rsqrt, this is --sched cosine: leave it out'),
     ('--decay-milestones 2 4', '--decay-milestones is of --sched multistep'),
     ('--decay-rate 0.5', '--decay-rate is of --sched step or multistep or plateau or poly'),
@@ -104,7 +97,8 @@ def test_changes_of_images_that_another_option_replaces(options, message):
     ('--sched tanh --lr-k-decay 2', '--lr-k-decay is of --sched cosine or poly'),
     ('--sched multistep --cooldown-epochs 3', '--cooldown-epochs is of --sched cosine'),
     ('--model-ema-decay 0.9', '--model-ema-decay does nothing without --model-ema')])
-def test_options_of_other_schedules(options, message):
+def test_what_another_option_replaces_or_the_schedule_has_not(options, message):
+    """timm takes them in silence."""
     with pytest.raises(ICASCError, match=message):
         parse_args(['--dataset', 'digits', *options.split()])
 
