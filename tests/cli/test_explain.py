@@ -347,7 +347,11 @@ class TestModels:
         file = shutil.move(run / 'last.pth.tar', tmp_path / 'alone.pth.tar')
         assert command(photos, '--model', file, '--output', tmp_path / 'out') == 2
         assert 'name its --architecture' in capsys.readouterr().err
-        assert command(photos, '--model', file, '--architecture', 'resnet8_cifar', '--output', tmp_path / 'out') == 0
+        own = ('--architecture', 'resnet8_cifar', '--output', tmp_path / 'out')
+        assert command(photos, '--model', file, *own) == 0
+        assert command(photos, '--model', make_run(tmp_path / 'other'), '--compare', file, *own) == 0
+        assert command(photos, '--model', tmp_path / 'other', *own) == 2
+        assert "--architecture is for a checkpoint file outside a run's folder" in capsys.readouterr().err
 
     def test_a_folder_of_timms_own_script(self, photos, tmp_path, capsys):
         folder = make_run(tmp_path / 'timms')

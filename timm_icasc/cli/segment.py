@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..attention import METHODS
 from ..errors import DataError, ICASCError
-from ..evaluation.checkpoint import Checkpoint, load_checkpoint
+from ..evaluation.checkpoint import Checkpoint, check_architecture, load_checkpoint
 from ..evaluation.options import add_model_arguments
 from ..foreign_files import path_inside
 from ..foreign_text import printable
@@ -174,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
     images = VOCSegmentation(args.data_dir, args.train_split, args.year, False, most)
     test = None if args.cues_only else VOCSegmentation(
         args.data_dir, args.test_split, args.year, max_image_pixels=most)
+    check_architecture(args.checkpoints, args)
     classifier = load_checkpoint(args.checkpoints[0], args, with_data=False)
     if classifier.num_classes != len(images.class_names):
         raise DataError(f'the classifier has {classifier.num_classes} classes, VOC {len(images.class_names)}.')

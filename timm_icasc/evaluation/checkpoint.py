@@ -39,8 +39,8 @@ from .noted import imagenet_names, noted_kind, noted_names
 from .restore import is_name, restore, run_arguments, run_beside, take_preparation
 
 __all__ = [
-    'Checkpoint', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints', 'name_apart',
-    'warn_of_other_layers',
+    'Checkpoint', 'check_architecture', 'check_same_data', 'expand_sources', 'load_checkpoint', 'load_checkpoints',
+    'name_apart', 'warn_of_other_layers',
 ]
 
 IMAGES_COMPARED = 100  # of two data sets: a look at each file is enough to tell another folder
@@ -257,9 +257,29 @@ def name_apart(
         taken.add(model.label)
 
 
+def check_architecture(
+        sources: Sequence[str],
+        given: argparse.Namespace,
+        name: str = 'model',
+) -> None:
+    """Raise ICASCError where `given.model` is the architecture of none of the sources, as each tells its own.
+
+    Args:
+        sources: Of `load_checkpoint`.
+        given: Its options.
+        name: What the caller calls `given.model`.
+    """
+    files = (find_weights(source, given.best) for source in sources if not is_name(source))
+    if given.model and all(run_beside(file) is not None for file in files):
+        raise ICASCError(
+            f"`{name}` is for a checkpoint file outside a run's folder; '{sources[0]}' tells its own architecture: "
+            f'leave it out.')
+
+
 def load_checkpoints(sources: Sequence[str], given: argparse.Namespace) -> list[Checkpoint]:
-    """`load_checkpoint` for each of `expand_sources`; labels are made unique."""
+    """`load_checkpoint` for each of `expand_sources`, with `check_architecture`; labels are made unique."""
     expanded = expand_sources(sources)
+    check_architecture(expanded, given)
     checkpoints = [load_checkpoint(source, given) for source in expanded]
     name_apart(checkpoints, expanded)
     return checkpoints

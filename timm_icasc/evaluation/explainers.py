@@ -9,7 +9,7 @@ from ..explanation.class_names import class_names_of, fill_up
 from ..labels import MULTI
 from ..runs.find import find_weights
 from ..runs.folder import names_in
-from .checkpoint import Checkpoint, load_checkpoint, name_apart
+from .checkpoint import Checkpoint, check_architecture, load_checkpoint, name_apart
 from .noted import noted_kind, published_run
 from .restore import is_name, run_beside
 
@@ -62,13 +62,15 @@ def load_explainers(sources: Sequence[str], args: argparse.Namespace) -> list[Ex
     """`load_explainer` for each, with the options of `add_explained_model_arguments`; labels are made unique.
 
     Raises:
-        ICASCError: As of `load_explainer`; or `pretrained_path` is not for one of the models alone.
+        ICASCError: As of `load_explainer`; `pretrained_path` is not for one of the models alone; or
+            `architecture` for none of them.
     """
     named = [source for source in sources if is_name(source)]
     if args.pretrained_path and len(named) != 1:
         which = ' and '.join(map(repr, named)) if named else f"'{sources[0]}', which has its own"
         raise ICASCError(f'`pretrained_path` holds the weights of one name of timm, not of {which}: leave it out.')
     given = argparse.Namespace(**{**vars(args), 'model': args.architecture, 'data_dir': None})
+    check_architecture(sources, given, 'architecture')
     explainers = [load_explainer(source, given, args.multilabel) for source in sources]
     name_apart(explainers, sources)
     return explainers

@@ -53,11 +53,11 @@ def run_arguments(
         argv += ['--config', str(run.folder / ARGUMENTS)]
     elif is_name(source):
         argv += ['--model', source]
-    elif not given.model:
+    elif given.model:
+        argv += ['--model', given.model]
+    else:
         raise ICASCError(
             f"'{source}' has no {ARGUMENTS} of timm-icasc train beside it: name its architecture with `model`.")
-    if given.model and not is_name(source):
-        argv += ['--model', given.model]
     if with_data and run is None and not given.data_dir and not getattr(given, 'dataset', None):
         raise ICASCError(f"'{source}' tells no data set: name it with `data_dir` (and `dataset`).")
     if run is None and not with_data:
