@@ -80,6 +80,15 @@ def test_a_random_rival_is_any_class_that_is_not_in_the_image(kind, target):
     assert plain.confused.argmax(1).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_a_random_rival_is_as_random_in_half_precision(dtype):
+    """Of 256 numbers that bfloat16 has between 0 and 1, many classes draw the highest: the first of them won."""
+    torch.manual_seed(0)
+    drawn = SINGLE.select(torch.zeros(4000, 1000, dtype=dtype), torch.full((4000,), 999), 'random').confused.argmax(1)
+    tenths = drawn.div(100, rounding_mode='floor').bincount(minlength=10)
+    assert ((tenths - 400).abs() < 100).all(), tenths.tolist()
+
+
 def test_targets_one_by_one():
     present = [[1., 0., 1., -1.], [0., 1., 0., 0.], [0., 0., 0., 0.]]
     first, second = MULTI.select(torch.zeros(3, 4), torch.tensor(present)).one_by_one()

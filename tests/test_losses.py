@@ -263,3 +263,13 @@ def test_maps_of_different_grids_are_refused(call, name, first, grid):
     with pytest.raises(ICASCError, match=rf'`{name}` must lie on the grid of `{first}`, \(2, 3, 3\), got \(2, '):
         call(other)
     assert call(resize_mask(other, (3, 3))).isfinite().all()
+
+
+@pytest.mark.parametrize('call', [attention_separation, lambda maps, others, mask: attention_consistency(maps, mask)])
+def test_a_mask_of_each_image_beside_maps_of_several_classes(call):
+    """With as many classes as images it was taken for that of another image."""
+    maps, mask = torch.rand(2, 3, 3, 4, 4), torch.rand(3, 4, 4)
+    with pytest.raises(ICASCError, match=r'`mask` must have the 4 axes of `\w+`, \(3, 3, 4, 4\), got \(3, 4, 4\)'):
+        call(*maps, mask)
+    expected = torch.stack([call(*maps[:, image], mask[image].expand(3, 4, 4)) for image in range(3)])
+    torch.testing.assert_close(call(*maps, mask[:, None]), expected)

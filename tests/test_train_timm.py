@@ -307,6 +307,7 @@ class TestOneRun:
             path.write_bytes(content)
         torch.load(folder / 'last.pth.tar', weights_only=False)
         code, _, err = run('--experiment', 'x', '--resume', 'auto')
+        os.utime(min(kept), (2 ** 31, 2 ** 31))  # as of a copied folder
         damaged = (folder / 'last.pth.tar').read_bytes()
         intact = max(path for path in kept if path.read_bytes() != damaged)
         assert code == 2 and 'last.pth.tar' in err and 'is damaged: the checksum of' in err
@@ -444,6 +445,8 @@ BAD_INPUT = {
     'folder name': (['--experiment', 'a/b'], 'plain folder name'),
     'data set type': (['--dataset', 'foo/bar'], "unknown type 'foo/bar'"),
     'weights file': (['--initial-checkpoint', '/nope'], "--initial-checkpoint: no file '/nope'"),
+    'archive': (['--data-dir', __file__], "test_train_timm.py', but a file: unpack it, and name the folder"),
+    'archive of our own kinds': (['--data-dir', __file__, '--dataset', 'cub200'], 'but a file: unpack it'),
     'resumed comparison': (['--icasc-compare', '--resume', 'x.pth.tar'], "no checkpoint 'x.pth.tar'"),
     'start': (['--icasc-start-epoch', -1], '--icasc-start-epoch must be at least 0, got -1.0'),
     'augmentation': (['--aa', 'nonsense'], 'augmentation options do not fit'),

@@ -105,7 +105,9 @@ class LabelKind:
         self.check(logits, target)
         present, absent = self._with_rivals(logits, target)
         has_rival = absent.any(1)
-        confused = _highest(logits if rival == 'confused' else torch.rand_like(logits), absent)
+        # Draws in half precision are equal so often that the first classes would win.
+        ranked = logits if rival == 'confused' else torch.rand_like(logits, dtype=torch.float32)
+        confused = _highest(ranked, absent)
         return ClassPair(
             target=self.cotangent(target, present).to(logits.dtype),
             confused=torch.zeros_like(logits).scatter(

@@ -43,9 +43,15 @@ def _as_float(name: str, maps: torch.Tensor) -> torch.Tensor:
 
 
 def _check_grids(**maps: torch.Tensor) -> None:
-    """Raise ICASCError where maps lie on different grids: one of a single cell would be taken for all cells."""
+    """Raise ICASCError where maps lie on different grids or have other axes: torch would repeat one over the other.
+
+    A single cell would be taken for all cells, a mask `[B, H, W]` beside maps `[B, K, H, W]` for that of other images.
+    """
     (first, one), *others = maps.items()
     for name, other in others:
+        if other.ndim != one.ndim:
+            raise ICASCError(
+                f'`{name}` must have the {one.ndim} axes of `{first}`, {tuple(one.shape)}, got {tuple(other.shape)}.')
         if other.shape[-2:] != one.shape[-2:]:
             raise ICASCError(
                 f'`{name}` must lie on the grid of `{first}`, {tuple(one.shape)}, got {tuple(other.shape)}: '

@@ -157,7 +157,7 @@ def multilabel_metrics(
     """
     rows = per_class_metrics(scores, targets, class_names)
     if all(np.isnan(row['AUC']) for row in rows):
-        raise DataError('No class is present in some of the validation images and absent in others.')
+        raise DataError('No class is present in some of the validation images and absent in others: take more images.')
     return {
         **{f'm{key}' if key != 'AUC' else key: float(np.nanmean([row[key] for row in rows]))
            for key in ('AP', 'AP_11point', 'AP_sklearn', 'AUC')},

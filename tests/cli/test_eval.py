@@ -883,6 +883,21 @@ def test_boxes_of_a_turned_image(orientation, stored, tmp_path, recwarn):
     assert "(1 in all), the first (90, 5, 110, 25) of 'third.png', which is 40 x 120" in warning
 
 
+@pytest.mark.parametrize('content, target', [
+    ('image,labels\na.png,a\nb.png,b\n', 0), ('image,a,b\na.png,1,0\nb.png,0,1\n', -1)])
+def test_a_class_that_no_image_of_the_list_has(content, target, tmp_path, recwarn):
+    run = make_run(tmp_path / 'run', num_classes=3, dataset='multilabel', data_dir=str(tmp_path), val_split='val')
+    (run / 'results.json').write_text(json.dumps({'model': {'label_names': ['a', 'b', 'c']}}))
+    for name in 'ab':
+        noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f'{name}.png')
+    (tmp_path / 'val.csv').write_text(content)
+    assert evaluate(run) == 0
+    assert load_records(run / 'eval' / 'records.npz').targets.tolist() == [[1, 0, target], [0, 1, target]]
+    said = 'no image is of 1 of the 3 classes, so that these count as absent from all'
+    assert sum(said in str(w.message) for w in recwarn) == (target == 0)
+
+
 def test_layers_of_ones_own(run):
     assert evaluate(run, '--images', 10, '--layers', 'layer1', 'layer2') == 0
     assert read(run)['layers'] == ['layer1', 'layer2']
@@ -900,6 +915,8 @@ def test_layers_of_ones_own(run):
     (['RUN', '--data-dir', 'nowhere'], "no folder 'nowhere'"),
     (['RUN', '--val-split', 'test'], "has the splits train and validation (val), no 'test'"),
     (['RUN', '--images', '0'], '--images must be at least 1'),
+    (['RUN', '--tolerance', 'nan'], '--tolerance must be finite, and at least 0, got nan'),
+    (['RUN', '--tolerance', 'inf'], '--tolerance must be finite, and at least 0, got inf'),
     (['RUN', '--sigma', '2'], '--sigma is a fraction'),
     (['nowhere', '--output', 'FILE'], '--output: cannot write to'),  # known before the checkpoint is looked for
     (['RUN', '--layers', 'layer1', 'nowhere'], "has no layer 'nowhere'"),

@@ -430,9 +430,9 @@ class TestReport:
         write_record(second, second.runs[0], [1] * IMAGES)
         assert sweep(empty, silent, study.file, '--report') == 0
         out = capsys.readouterr().out
-        assert 'a_empty: no record yet' in out and "a_silent.yaml' names no page: its tables are not written" in out
+        assert 'a_empty: no record yet' in out and "a_silent.yaml' names no page ('report: FILE.md')" in out
         assert '\nold\n' not in (tmp_path / 'page.md').read_text(), 'the last one has its tables'
-        assert sweep(silent, '--report') == 2 and 'names no page' in capsys.readouterr().err
+        assert sweep(silent, '--report') == 0 and 'names no page' in capsys.readouterr().out
 
     def test_several_classes_per_image(self, recorded, tmp_path):
         """No top-1, so average precision, and no interval over images; what boxes tell has a table of its own."""
@@ -488,6 +488,47 @@ class TestReport:
         (tmp_path / 'records' / 's' / 'plain-seed1.json').write_text(text)
         assert sweep(recorded[0].file, '--report') == 2
         assert 'plain-seed1.json' in capsys.readouterr().err
+
+    @pytest.mark.parametrize('change', [
+        lambda record: record.pop('correct'), lambda record: record['final'].update(top1=None),
+        lambda record: record['curve'][0].pop('eval_top1'), lambda record: record['correct'].update(images=9),
+        lambda record: record['correct'].update(bits=record['correct']['bits'][:4])])
+    def test_a_record_that_lacks_what_tables_need_is_named(self, change, recorded, capsys):
+        """It was a traceback, or a mean of fewer seeds than the table said."""
+        file = recorded[0].records / 'plain-seed1.json'
+        record = json.loads(file.read_text())
+        change(record)
+        file.write_text(json.dumps(record))
+        assert sweep(recorded[0].file, '--report') == 2
+        assert "plain-seed1.json' is no record of a run; remove it" in capsys.readouterr().err
+
+    def test_a_report_needs_no_runs(self, recorded, tmp_path, capsys):
+        """A damaged file in one of their folders kept the tables from being made."""
+        folder = tmp_path / 'runs' / 'plain-seed0'
+        folder.mkdir(parents=True)
+        for name, content in (('args.yaml', 'a: ['), ('results.json', '{'), ('last.pth.tar', '')):
+            (folder / name).write_text(content)
+        assert sweep(recorded[0].file, '--report', '--output', tmp_path / 'runs') == 0
+        capsys.readouterr()
+        assert sweep(recorded[0].file, '--output', tmp_path / 'runs') == 2
+        assert f"Remove '{folder}', and the sweep does the run again." in capsys.readouterr().err
+
+    def test_a_variant_that_changes_nothing_is_told(self, recorded, tmp_path, capsys):
+        """An effect of +0.00 (+0.00 to +0.00) is none that was measured."""
+        study, correct = recorded
+        assert sweep(study.file, '--report') == 0 and 'to the last digit' not in capsys.readouterr().out
+        for run in study.runs[:-1]:
+            write_record(study, run, correct[f'plain-seed{run.seed}'])
+        assert sweep(study.file, '--report') == 0
+        assert 'order-1: every result is that of plain, to the last digit' in capsys.readouterr().out
+        assert '*`order-1`: every result is that of `plain`' in (tmp_path / 'page.md').read_text()
+
+    def test_where_no_record_can_be_written_nothing_runs(self, recorded, tmp_path, capsys):
+        blocked = tmp_path / 'blocked'
+        blocked.write_text('')
+        assert sweep(recorded[0].file, '--records', blocked, '--output', tmp_path / 'runs') == 2
+        assert f"--records: cannot write to '{blocked}': " in capsys.readouterr().err
+        assert not (tmp_path / 'runs').exists()
 
     @pytest.mark.parametrize('part', ['0/3', '4/3', '1/0', '2', '1/3/3', '-1/3', '', '²/3'])
     def test_bad_parts(self, part, recorded, capsys):
@@ -555,10 +596,13 @@ def test_three_sessions(tiny, tmp_path, monkeypatch, capsys):
     done = len((folder / 'summary.csv').read_text().splitlines()) - 1
     assert 1 <= done < EPOCHS
 
+    with open(log, 'a') as file_of_log:
+        file_of_log.write(2 * 'warning: of the run\n')
     assert sweep(tiny, '--jobs', 2, '--output', output) == 1
     printed = capsys.readouterr()
     assert 'broken-seed3 FAILED' in printed.err and "no file 'nowhere.pth'" in printed.err
     assert 'plain-seed3 done: top1 ' in printed.out and f'resumed after epoch {done}' in log.read_text()
+    assert printed.err.count('plain-seed3: warning: of the run\n') == 1
     record = json.loads(file.read_text())
     assert (record['variant'], record['seed'], record['options']['icasc']) == ('plain', 3, False)
     assert [row['epoch'] for row in record['curve']] == list(range(EPOCHS))

@@ -177,6 +177,14 @@ class TestPadCrop:
             found.add(next(i for i, window in enumerate(windows) if np.array_equal(crop, window)))
         assert len(found) > 20
 
+    def test_other_sizes_are_resized_as_asked(self):
+        dataset = DigitsDataset('train')
+        self.loader(dataset)
+        use_pad_crop(dataset, (24, 24), 0, 'bicubic')
+        crop = transforms.Compose(dataset.transform.transforms[:2])
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+        assert np.array_equal(crop(image), image.resize((24, 24), Image.Resampling.BICUBIC))
+
     def test_without_augmentation(self):
         dataset = DigitsDataset('train')
         self.loader(dataset, no_aug=True)

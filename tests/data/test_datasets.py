@@ -15,7 +15,15 @@ from timm.data import create_loader
 from torchvision.datasets import CIFAR100
 
 from timm_icasc import DataError
-from timm_icasc.data import VOC_CLASSES, Box, class_names, create_dataset, evenly_spaced, labels_of
+from timm_icasc.data import (
+    VOC_CLASSES,
+    Box,
+    class_names,
+    create_dataset,
+    evenly_spaced,
+    labels_of,
+    name_classes,
+)
 from timm_icasc.labels import MULTI, SINGLE
 
 
@@ -491,6 +499,16 @@ class TestMultiLabelLists:
         (root / place).write_text('cat\ndog\nemu\n')
         kwargs = {'class_map': str(root / place)} if place == 'elsewhere.txt' else {}
         assert self.targets(root, **kwargs) == (['cat', 'dog', 'emu'], [[0, 1, 0]])
+
+    @pytest.mark.parametrize('content, emu', [
+        ('image,labels\nphotos/a.png,dog;cat\nphotos/b.png,\n', 0),  # each image names all of its classes
+        ('image,cat,dog\nphotos/a.png,1,1\nphotos/b.png,0,0\n', -1)])  # of others nothing is said
+    def test_a_class_that_no_image_has(self, content, emu, root):
+        """A validation without any emu counted as one in which nobody had looked for emus."""
+        (root / 'train.csv').write_text(content)
+        dataset = create_dataset('multilabel', str(root), 'train')
+        name_classes(dataset, ['emu', 'dog', 'cat'])
+        assert [dataset[i][1].tolist() for i in range(2)] == [[emu, 1, 1], [emu, 0, 0]]
 
     BAD = {
         'unknown label': ('train.csv', 'image,labels\nphotos/a.png,dgo\n', "'a.png' has the label 'dgo'"),

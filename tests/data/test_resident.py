@@ -46,6 +46,17 @@ def test_without_augmentation_they_are_the_images_that_timm_loads():
         torch.testing.assert_close(images, expected[0][target])
 
 
+@pytest.mark.parametrize('interpolation', ['nearest', 'bilinear', 'bicubic'])
+def test_images_of_another_size_are_resized_as_timm_does(interpolation):
+    loaded = torch.cat([images for images, _ in loader(Noise((9, 12), 4), interpolation=interpolation)])
+    expected, = create_loader(
+        Noise((9, 12), 4), (3, 6, 5), 4, is_training=True, no_aug=True, mean=MEAN, std=STD, num_workers=0,
+        interpolation=interpolation, device=torch.device('cpu'))
+    order = (loaded[:, None] - expected[0]).abs().amax((2, 3, 4)).argmin(1)
+    assert order.unique().numel() == 4
+    torch.testing.assert_close(loaded, expected[0][order])
+
+
 def test_a_crop_is_a_window_of_the_padded_image_or_its_mirror_image():
     torch.manual_seed(0)
     dataset, padding = Noise(), 2

@@ -12,6 +12,7 @@ from helpers.models import ToyNet
 from helpers.several_outputs import load_run, tapped  # noqa: F401
 
 from timm_icasc import ICASCError, ICASCTask, attention_maps
+from timm_icasc.explanation.canvas import CELL, Grid, Page
 from timm_icasc.features.resolve import resolve_layers
 from timm_icasc.figures import attention_figure
 from timm_icasc.figures.html import browsing_page
@@ -53,6 +54,20 @@ def of_known_scores():
             num_classes=4, source='run',
             data_config={'mean': (0.5,) * 3, 'std': (0.5,) * 3})
     return make
+
+
+def test_images_of_another_shape_keep_it_in_their_cells(monkeypatch):
+    """As of a second model, of another input: they were stretched to the shape of the first one's."""
+    places = []
+    monkeypatch.setattr(Page, 'image', lambda self, rgb, *place: places.append(place))
+    grid = Grid((32, 64), 1, 2, CELL, 1, 1, [])
+    for shape in ((32, 64), (64, 128), (64, 64), (16, 64)):
+        grid.picture(np.zeros((*shape, 3)), 0, 100)
+    top, half, quarter = grid.tops[0], CELL // 2, CELL // 4
+    assert grid.cell_height == half
+    assert places == [
+        (100, top, CELL, half), (100, top, CELL, half), (100 + quarter, top, half, half),
+        (100, top + quarter // 2, CELL, quarter)]
 
 
 @pytest.mark.parametrize('target, topk, shown', [

@@ -371,6 +371,12 @@ def test_the_whole_command(voc, tmp_path, capsys):
     assert 'Table 2' in text and 'grad_cam_plus_plus' in text and f"{result['mIoU']:.2f}" in text
 
 
+def test_the_folder_of_a_run_is_no_place_for_its_files(voc, tmp_path, capsys):
+    run = make_classifier(tmp_path / 'run', seed=1)
+    assert segment(run, '--data-dir', voc, '--cues-only', '--output', run) == 2
+    assert f"--output: '{run}' is the folder of a run" in capsys.readouterr().err and not (run / 'cues').exists()
+
+
 OTHER_CUES = (
     (['--attention', 'grad_cam'], "attention was 'ach', is 'grad_cam'"),
     (['--foreground', '0.5'], 'foreground was 0.2, is 0.5'),

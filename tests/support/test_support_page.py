@@ -101,6 +101,16 @@ def test_file_round_trip(record, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ['record.json']
 
 
+def test_a_page_that_holds_something_else_is_kept(record, tmp_path):
+    """The table went over README.md, of --json README.json."""
+    page = tmp_path / 'README.md'
+    page.write_text('my notes\n')
+    with pytest.raises(ICASCError, match="README.md', which holds something else: name another file"):
+        load_record(tmp_path / 'README.json')
+    page.write_text(support_page(record))
+    assert not load_record(tmp_path / 'README.json')['models']
+
+
 def test_a_folder_that_cannot_be_written(record, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(ICASCError, match='cannot write'):

@@ -1,5 +1,6 @@
 """Options, recipes, and messages about both."""
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,11 @@ def test_missing_file_lists_the_recipes(tmp_path):
     (['--no-aug', '--reprob', '0.2'], '--reprob does nothing beside --no-aug'),
     (['--no-aug', '--aa', 'rand-m9'], '--aa does nothing beside --no-aug'),
     (['--no-aug', '--vflip', '0.5'], '--vflip does nothing beside --no-aug'),
+    (['--in-chans', '0'], '--in-chans must be between 1 and 3, got 0'),  # passed for 3
+    (['--lr-noise', '0.5', '0.2'], '--lr-noise is the share of the epochs at which noise begins, and .* got 0.5 0.2'),
+    (['--lr-noise', '0.1', '0.2', '0.3'], 'got 0.1 0.2 0.3'),
+    (['--model-kwargs', 'pretrained=True'], "--model-kwargs: 'pretrained' has an option of its own, --pretrained"),
+    (['--model-kwargs', 'drop_path_rate=0.1'], "'drop_path_rate' has an option of its own, --drop-path"),
     (['--model-kwargs', 'num_classes=7'], "--model-kwargs: 'num_classes' has an option of its own, --num-classes"),
     (['--dataset', 'torch/cifar100'], '--data-dir is missing'),
     (['--config', 'x.yaml', '--dataset', 'digits'], "cannot read 'x.yaml'"),
@@ -165,7 +171,6 @@ class TestResume:
         assert parse_args(['--resume', 'auto', '--output', str(tmp_path), '--icasc-compare']).run_dir == str(folder)
 
     def test_auto_takes_the_newest_run(self, tmp_path):
-        import os
         old, new = self.run(tmp_path / 'old', epochs=1), self.run(tmp_path / 'new', epochs=2)
         os.utime(old / 'last.pth.tar', (1, 1))
         assert parse_args(['--resume', 'auto', '--output', str(tmp_path)]).run_dir == str(new)
@@ -182,6 +187,15 @@ class TestResume:
         self.run(tmp_path / 'a')
         with pytest.raises(ICASCError, match="has no run 'b' to go on with; it has a: leave --resume out to begin"):
             parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'b', *options])
+
+    def test_auto_without_the_last_checkpoint_names_the_newest(self, tmp_path):
+        """It said that the run is not there, and to begin anew."""
+        folder = self.run(tmp_path / 'a')
+        (folder / 'last.pth.tar').rename(folder / 'checkpoint-10.pth.tar')
+        for name in ('checkpoint-9.pth.tar', 'model_best.pth.tar'):  # copies, which are younger files
+            shutil.copy(folder / 'checkpoint-10.pth.tar', folder / name)
+        with pytest.raises(ICASCError, match=f"has no last.pth.tar: say --resume '{folder / 'checkpoint-10.pth.tar'}'"):
+            parse_args(['--resume', 'auto', '--output', str(tmp_path), '--experiment', 'a'])
 
     def test_auto_in_the_folder_of_a_run_names_the_run(self, tmp_path):
         """The remedy was to begin anew."""

@@ -168,6 +168,12 @@ def rates_of(*options):
     return rates, optimizer, scheduler
 
 
+@pytest.mark.parametrize('given, option', [('lr=5', '--lr'), ('eps=1e-3', '--opt-eps')])
+def test_an_argument_of_the_optimiser_that_has_an_option(given, option):
+    with pytest.raises(ICASCError, match=f"--opt-kwargs: '.*' has an option of its own, {option}"):
+        rates_of('--opt', 'adamw', '--opt-eps', '1e-6', '--opt-kwargs', given)
+
+
 def test_too_few_betas():
     with pytest.raises(ICASCError, match='--opt-betas 0.9: --opt adamw needs more of them'):
         rates_of('--opt', 'adamw', '--opt-betas', '0.9')
@@ -222,6 +228,12 @@ class TestRates:
     def test_of_both(self):
         rates, *_ = rates_of('--layer-decay', '0.5', '--head-lr-scale', '3', '--layer-decay-min-scale', '0.25')
         assert rates['fc.weight'] == pytest.approx(0.15) and rates['conv1.weight'] == pytest.approx(0.05 / 4)
+
+    @pytest.mark.parametrize('options', [(), ('--layer-decay', '0.5'), ('--head-lr-scale', '10')])
+    def test_a_decay_of_all_parameters_stays_one(self, options):
+        """--head-lr-scale took biases and norms out of it."""
+        _, optimizer, _ = rates_of('--weight-decay', '0.01', '--opt-kwargs', 'filter_bias_and_bn=False', *options)
+        assert {group['weight_decay'] for group in optimizer.param_groups} == {0.01}
 
     def test_layers_that_would_hardly_learn(self):
         rates, *_ = rates_of('--layer-decay', '0.5', '--layer-decay-no-opt-scale', '0.2')

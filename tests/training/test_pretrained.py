@@ -225,6 +225,13 @@ def test_a_network_of_one_size_that_its_files_alone_tell_of(size, monkeypatch):
     assert torch.equal(model.head.weight, original.head.weight)
 
 
+@pytest.mark.parametrize('option', ['--pretrained-path', '--initial-checkpoint'])
+def test_a_folder_of_a_run_in_the_place_of_its_weights(option, tmp_path):
+    (tmp_path / 'last.pth.tar').touch()
+    with pytest.raises(ICASCError, match=f"^{option}: no file '{tmp_path}': name the weights in it, as .*last.pth.tar"):
+        set_up_model(parse_args(['--data-dir', 'x', option, str(tmp_path)]))
+
+
 @pytest.mark.parametrize('beside', [
     {'best': np.float64(3)}, {'best': np.float32(3), 'epoch': np.int64(7)}, {'output': PosixPath('runs/x')}])
 @pytest.mark.parametrize('option', ['--pretrained-path', '--initial-checkpoint'])

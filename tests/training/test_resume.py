@@ -88,6 +88,31 @@ def test_an_evaluation_of_weights_that_are_gone_is_none_of_the_run(train, tmp_pa
     assert 'ks' in open_run(folder).measures
 
 
+def test_the_time_is_that_of_all_epochs(train, tmp_path):
+    """It was that of the last session, beside the number of all epochs."""
+    assert train('--epochs', 2)[0] == 0
+    assert train('--resume', 'auto', '--epochs', 3)[0] == 0
+    with open(tmp_path / 'x' / 'summary.csv') as file:
+        seconds = [float(row['eval_seconds']) for row in csv.DictReader(file)]
+    found = json.loads((tmp_path / 'x' / 'results.json').read_text())
+    assert len(seconds) == found['epochs'] == 3 and found['wall_time'] == pytest.approx(sum(seconds))
+
+
+@pytest.mark.parametrize('left', [None, 0, 1])
+def test_epochs_that_the_table_has_lost_are_told(left, train, tmp_path):
+    assert train('--epochs', 2)[0] == 0
+    table = tmp_path / 'x' / 'summary.csv'
+    lines = table.read_text().splitlines()
+    if left is None:
+        table.unlink()
+    else:
+        table.write_text('\n'.join(lines[:1 + left]) + '\n')
+    (tmp_path / 'x' / 'results.json').unlink()
+    code, out, _ = train('--resume', 'auto', '--epochs', 3)
+    assert code == 0 and f"summary.csv' tells of {left or 0} of the 2 epochs done: tables and figures will lack" in out
+    assert json.loads((tmp_path / 'x' / 'results.json').read_text())['wall_time'] is None
+
+
 def test_numbers_of_the_optimiser_are_those_of_now(train, tmp_path):
     """Those of the checkpoint were taken, and args.yaml told the new ones."""
     assert train('--epochs', 1, '--opt', 'momentum', '--head-lr-scale', 2, '--opt-kwargs', 'dampening=0.1')[0] == 0

@@ -38,6 +38,7 @@ from ..paper.segmentation.mean_iou import count_pixels, evaluate, intersection_o
 from ..paper.segmentation.train import SegmentationConfig, read_checkpoint, train
 from ..paper.segmentation.voc_masks import VOCSegmentation
 from ..runs.files import replacing_folder, together
+from ..runs.find import refuse_folder_of_run
 from ..runs.folder import CHECKPOINT, SEGMENTATION
 from ..runs.provenance import provenance
 from ..runs.tables import text, write_csv, write_json
@@ -94,6 +95,7 @@ def _check(args: argparse.Namespace) -> SegmentationConfig:
             raise ICASCError(f'--{name} lies between 0 and 1, got {getattr(args, name)}.')
     if min(args.weights) < 0 or not args.lr > 0:
         raise ICASCError('--weights and --lr must not be negative.')
+    refuse_folder_of_run(args.output, 'output')
     cues = path_inside(args.output, 'cues')
     if cues.is_dir() and any(file.suffix != '.png' for file in cues.iterdir()):
         raise ICASCError(f"--output: '{cues}' holds other files than cues, and would be replaced: name another folder.")

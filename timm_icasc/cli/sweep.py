@@ -41,12 +41,13 @@ from tqdm import tqdm
 
 from ..errors import ICASCError
 from ..foreign_text import printable
+from ..runs.files import check_writable
 from ..runs.tables import text
 from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
 from ..sweep.run_record import check_same_images, check_unchanged, read_records
 from ..sweep.runner import Outcome, carry_out
 from ..sweep.study import Study, load_study
-from ..sweep.summary import layers_note, missing_seeds, summarise
+from ..sweep.summary import equal_note, layers_note, missing_seeds, summarise
 from ..training.interrupt import interruptible
 
 MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is done
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         study = load_study(file, args.data_dir, args.records, args.baseline)
         output = args.output or Path('output') / study.name
         records = read_records(study)
-        check_unchanged(study, records, output)
+        check_unchanged(study, records, None if args.report else output)
         if args.report:
             _report(study, records, alone=len(args.files) == 1, written=args.baseline is None)
     return 0 if args.report else _carry_out(args, study, part, records, output)
@@ -119,10 +120,18 @@ def _report(study: Study, records: dict[str, dict[str, Any]], alone: bool, writt
     _print_tables(study, records)
     if not written:
         return
-    if study.report is None and not alone:
-        print(f"\n'{printable(study.file)}' names no page: its tables are not written")
+    if study.report is None:
+        print(f"\n'{printable(study.file)}' names no page ('report: FILE.md'): its tables are not written")
         return
     print(f'\nwritten to {printable(write_page(study, records, summarise(study, records)))}')
+
+
+def _check_records(study: Study) -> None:
+    """Raise ICASCError where no record can be written: better known before the runs than after them."""
+    try:
+        check_writable(study.records)
+    except OSError as e:
+        raise ICASCError(f"`records`: cannot write to '{study.records}': {e.strerror}.") from e
 
 
 def _carry_out(
@@ -136,16 +145,23 @@ def _carry_out(
     todo = [run for run in runs if run.name not in records]
     for run in todo:
         check_same_images(run, output / run.name)
+    if todo:
+        _check_records(study)
     done, which = len(runs) - len(todo), f'part {part[0]} of {part[1]}, ' if part else ''
     print(f'{printable(study.name)}: {which}{len(runs)} runs, {done} done; logs in {printable(output)}')
     with interruptible() as flag, tqdm(total=len(runs), initial=done, disable=None) as bar:
         told: list[str] = []
+        warned: set[str] = set()
 
         def on_change(under_way: list[str], outcome: Outcome) -> None:
             bar.set_postfix_str(', '.join(under_way))
             bar.update(done + len(outcome.finished) - bar.n)
             for name in [n for n in (*outcome.finished, *outcome.failed) if n not in told]:
                 told.append(name)
+                for line in outcome.warned.get(name, ()):
+                    if line not in warned:  # most are of all runs alike
+                        warned.add(line)
+                        tqdm.write(f'{name}: {line}', file=sys.stderr)
                 if name in outcome.failed:
                     place = printable(output / f'{name}.log')
                     tqdm.write(f'{name} FAILED, see {place}:\n{outcome.failed[name]}', file=sys.stderr)
@@ -176,7 +192,7 @@ def _print_tables(study: Study, records: dict[str, dict[str, Any]]) -> None:
     summaries = summarise(study, records)
     for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
         print(f'\n{text(rows)}')
-    if note := layers_note(summaries):
+    for note in filter(None, (layers_note(summaries), equal_note(study, records))):
         print(f'\n{note}')
     if missing := missing_seeds(study, records):
         print(f'\nno record yet, with these seeds: {missing}')

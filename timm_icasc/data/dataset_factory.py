@@ -16,7 +16,7 @@ from .cifar import cifar100
 from .cub import CUB200
 from .digits import DigitsDataset
 from .image_endings import check_endings, timm_reading
-from .image_folder import check_folder, check_map, settle_classes
+from .image_folder import check_folder, check_map, no_folder, settle_classes
 from .image_list import MultiLabelList, SingleLabelList
 from .imagenet import ILSVRC2012
 from .read_image import read_with_names
@@ -166,7 +166,7 @@ def _create_own(
 ) -> torch.utils.data.Dataset:
     """One of `NAMES`; `options` as of `create_dataset`."""
     if not Path(root).is_dir():
-        raise DataError(f"`root`: no folder '{root}'.")
+        raise no_folder(Path(root))
     own = {'transform': options.get('transform'), 'mode': options.get('input_img_mode', 'RGB')}
     if name in LISTS:
         own.update(class_map=options.get('class_map'), endings=image_endings)

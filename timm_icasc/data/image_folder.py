@@ -13,7 +13,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from ..errors import DataError
 from .image_endings import ENDINGS, ending_of, tell_left_out
 
-__all__ = ['check_folder', 'check_map', 'is_class', 'settle_classes']
+__all__ = ['check_folder', 'check_map', 'is_class', 'no_folder', 'settle_classes']
 
 # The folder names that timm tries in place of the split's own.
 SPLIT_SYNONYMS = {
@@ -23,6 +23,11 @@ SPLIT_SYNONYMS = {
 
 # What systems leave in folders: archives of macOS, network drives, recycle bins, file systems.
 NO_CLASSES = ('', '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
+
+
+def no_folder(root: Path) -> DataError:
+    """What is said where `root` is not there, or an archive."""
+    return DataError(f"`root`: no folder '{root}'{', but a file: unpack it, and name the folder' * root.exists()}.")
 
 
 def check_folder(
@@ -47,7 +52,7 @@ def check_folder(
             folders would be one class.
     """
     if not root.is_dir():
-        raise DataError(f"`root`: no folder '{root}'.")
+        raise no_folder(root)
     names = next((s for s in SPLIT_SYNONYMS.values() if split in s), (split,))
     folder = next((root / name for name in (split, *names) if (root / name).is_dir()), None)
     if folder is None:

@@ -84,6 +84,18 @@ def _all_different(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _occurring(records: Sequence[dict[str, Any]]) -> set[str]:
+    """The classes that images of a JSON list have or leave open."""
+    return {name for record in records for key in ('labels', 'ignore') for name in record.get(key, ())}
+
+
+def _checked_names(names: Sequence[str] | set[str]) -> list[str]:
+    """Class names in their order; sorted where they have none."""
+    if numbers := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f'the class {numbers[0]!r} is no name: write it in quotes')
+    return _all_different(sorted(names) if isinstance(names, set) else names)
+
+
 def _with_endings(
         path: Path,
         rows: list[dict[str, Any]],
@@ -249,7 +261,11 @@ class MultiLabelList(MultiLabelImages):
                 if not isinstance(record['labels'], list) or not isinstance(record.get('ignore', []), list):
                     raise ValueError(f"the labels of '{record['image']}' are no list of names")
                 _check_keys(record, OF_IMAGE, f"'{record['image']}'")
-            names = self._class_names(folder, class_map, content)
+            names = _read_class_names(folder, class_map)
+            if names is None:
+                names = content.get('classes') or None
+            self.names_all = names is None
+            names = _checked_names(_occurring(records) if self.names_all else names)
             if records and not names:
                 raise ValueError('no class occurs in it')
             labels = [set(record['labels']) for record in records]
@@ -274,15 +290,3 @@ class MultiLabelList(MultiLabelImages):
             row[[index[name] for name in present]] = 1.
             row[[index[name] for name in skipped]] = -1.
         super().__init__(images, targets, names, transform, mode, boxes if has_boxes else None)
-
-    @staticmethod
-    def _class_names(folder: Path, class_map: str | None, content: dict[str, Any]) -> list[str]:
-        names = _read_class_names(folder, class_map)
-        if names is None:
-            occurring = {
-                name for record in content['images'] for key in ('labels', 'ignore') for name in record.get(key, ())}
-            names = content.get('classes') or occurring
-            if numbers := [name for name in names if not isinstance(name, str)]:
-                raise ValueError(f'the class {numbers[0]!r} is no name: write it in quotes')
-            names = sorted(names) if names is occurring else names
-        return _all_different(names)

@@ -137,10 +137,16 @@ class MultiLabelImages(LabelledImages):
     """Images with any number of classes each.
 
     `targets` is a float tensor `[N, C]`: 1 present, 0 absent, -1 ignored (neither counted as present nor as absent).
+
+    Attributes:
+        names_all: Whether each image names all of its classes, so that those that occur nowhere are absent. Otherwise
+            nothing is known of a class besides `class_names`.
     """
     label_kind = MULTI
+    names_all = False
 
     def _reordered(self, order: list[int], num_classes: int) -> torch.Tensor:
-        targets = self.targets.new_full((len(self.targets), num_classes), -1.)  # of other classes nothing is known
+        others = 0. if self.names_all else -1.
+        targets = self.targets.new_full((len(self.targets), num_classes), others)
         targets[:, order] = self.targets
         return targets

@@ -2,6 +2,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
+from timm.data.transforms import str_to_interp_mode
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,12 +25,13 @@ MAX_BYTES = 8 * 2 ** 30
 def _read(
         dataset: Dataset,
         image_size: tuple[int, int],
+        interpolation: str,
         num_workers: int,
         worker_init_fn: Callable[[int], None] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All images, uint8 `[N, C, H, W]`, resized where they are of another size, and their targets."""
-    dataset.transform = transforms.Compose(
-        [transforms.Resize(image_size), transforms.PILToTensor()])
+    resize = transforms.Resize(image_size, str_to_interp_mode(interpolation))
+    dataset.transform = transforms.Compose([resize, transforms.PILToTensor()])
     loader = DataLoader(
         dataset, batch_size=256, num_workers=num_workers, worker_init_fn=worker_init_fn)
     images, targets = zip(*tqdm(loader, desc='reading images', leave=False, disable=None), strict=True)
@@ -50,6 +52,7 @@ class ResidentLoader:
         std: Per channel.
         padding: Pixels of zeros on each side, from which the crop is taken; 0 for none.
         hflip: Probability of the mirror image.
+        interpolation: With which images of another size are resized.
         device: Where the images are to live.
         distributed: Whether each process takes its share of the images.
         num_workers: Processes that read the images, once.
@@ -68,6 +71,7 @@ class ResidentLoader:
             std: tuple[float, ...],
             padding: int = 0,
             hflip: float = 0.,
+            interpolation: str = 'bilinear',
             device: torch.device | str = 'cpu',
             distributed: bool = False,
             num_workers: int = 0,
@@ -85,7 +89,8 @@ class ResidentLoader:
         self.padding, self.hflip = padding, hflip
         self.drawn = isinstance(dataset, BalancedImages)
         images, targets = _read(
-            dataset.dataset if self.drawn else dataset, image_size, num_workers, worker_init_fn)
+            dataset.dataset if self.drawn else dataset, image_size, interpolation, num_workers,
+            worker_init_fn)
         self.images = torch.nn.functional.pad(images, [padding] * 4).to(device)
         self.targets = targets.to(device)
         self.mean, self.std = (

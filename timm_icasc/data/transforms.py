@@ -1,7 +1,7 @@
 """Augmentation of the CIFAR protocols."""
 
 import torch
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torchvision import transforms
 
 from ..errors import DataError
@@ -13,6 +13,7 @@ def use_pad_crop(
         dataset: torch.utils.data.Dataset,
         image_size: tuple[int, int],
         padding: int,
+        interpolation: str = 'bilinear',
 ) -> None:
     """Replace the random resized crop in a timm training transform by zero-padding and a random crop, in place.
 
@@ -23,6 +24,7 @@ def use_pad_crop(
         dataset: Data set with timm's training transform, as `create_loader` leaves it.
         image_size: Height and width of the crop.
         padding: Pixels of zeros on each side.
+        interpolation: With which images of another size are resized.
 
     Raises:
         DataError: The transform has no random resized crop (augmentation switched off?).
@@ -35,5 +37,6 @@ def use_pad_crop(
             '`padding` replaces the random resized crop of training; remove `no_aug` and '
             '`train_crop_mode`.')
     steps[places[0]:places[0] + 1] = [
-        transforms.Resize(image_size), transforms.RandomCrop(image_size, padding=padding)]
+        transforms.Resize(image_size, str_to_interp_mode(interpolation)),
+        transforms.RandomCrop(image_size, padding=padding)]
     dataset.transform = transforms.Compose(steps)

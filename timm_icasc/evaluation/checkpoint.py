@@ -134,6 +134,11 @@ def _match_classes(
                 f'Name the classes as these, or give the index of each with `class_map`: a .txt has one folder a line, '
                 f'in the order of these.')
         name_classes(dataset, model_names)
+        if getattr(dataset, 'names_all', False) and (missing := [name for name in model_names if name not in names]):
+            warnings.warn(
+                f'no image is of {len(missing)} of the {len(model_names)} classes, so that these count as absent from '
+                f'all (a `class_map` of the classes that were looked for leaves the others open): '
+                f"{', '.join(missing[:8])}{', ...' * (len(missing) > 8)}", stacklevel=3)
         names = model_names
     elif names and len(names) > num_classes:
         raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")
@@ -145,7 +150,8 @@ def _match_classes(
             f'(`class_map` says otherwise)', stacklevel=3)
     if names and fewer and labels_of(dataset) is MULTI:
         names = fill_up(names, num_classes)
-        name_classes(dataset, names)  # of the other outputs nothing is known
+        dataset.names_all = False  # what an output without a name stands for, no image can say
+        name_classes(dataset, names)
     return names
 
 

@@ -204,9 +204,15 @@ class Grid:
                 text, left + CELL / 2, self.tops[row] - above * LINE - DESCENT, CELL, **style)
 
     def picture(self, rgb: np.ndarray, row: int, left: int, framed: bool = False) -> None:
-        self.page.image(rgb, left, self.tops[row], CELL, self.cell_height)
+        """An image in its cell; one of another shape than the grid's, as of a second model, is centred in it."""
+        across = max(1, round(CELL * rgb.shape[0] / rgb.shape[1]))
+        height = min(self.cell_height, across)
+        width = CELL if height == across else max(1, round(height * rgb.shape[1] / rgb.shape[0]))
+        left += (CELL - width) // 2
+        top = self.tops[row] + (self.cell_height - height) // 2
+        self.page.image(rgb, left, top, width, height)
         if framed:
-            self.page.frame(left, self.tops[row], CELL, self.cell_height)
+            self.page.frame(left, top, width, height)
 
     def note(self, text: str, row: int, left: int, width: int = CELL) -> None:
         """Small text below what is `width` wide."""

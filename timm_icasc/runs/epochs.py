@@ -1,6 +1,7 @@
 """summary.csv of a run: a row for each epoch, written anew as a whole, under columns that fit every row."""
 import csv
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from ..errors import HubError, ICASCError, one_line
 from .folder import BEST, RESULTS, SUMMARY, Run, read_checkpoint
 from .tables import write_csv
 
-__all__ = ['SECONDS', 'add_epoch', 'epoch_record', 'of_best_epoch', 'read_epochs']
+__all__ = ['SECONDS', 'add_epoch', 'epoch_record', 'of_best_epoch', 'read_epochs', 'seconds_of_epochs']
 
 SECONDS = 'eval_seconds'  # column of the time that an epoch took
 
@@ -51,6 +52,12 @@ def epoch_record(folder: Path, epoch: int) -> dict[str, float | None]:
         if int(float(row['epoch'])) == epoch:
             return {name: float(value) if value else None for name, value in row.items()}
     return {}
+
+
+def seconds_of_epochs(folder: Path, epochs: int) -> float | None:
+    """The time that so many epochs took together, in however many sessions; None where the file does not tell."""
+    found = [float(row.get(SECONDS) or 'nan') for row in read_epochs(folder, epochs)]
+    return sum(found) if len(found) == epochs and all(map(math.isfinite, found)) else None
 
 
 def of_best_epoch(run: Run) -> Run:

@@ -3,6 +3,7 @@
 `torch.save` notes a checksum of each tensor, which no loader looks at.
 """
 import argparse
+import re
 import zipfile
 from contextlib import AbstractContextManager
 from pathlib import Path, PosixPath
@@ -12,7 +13,7 @@ import torch
 
 from ..errors import ICASCError, one_line
 
-__all__ = ['check_intact', 'harmless_types']
+__all__ = ['saved_order', 'check_intact', 'harmless_types']
 
 # What many scripts save beside the weights, and holds values alone: options, paths, numbers of numpy.
 NUMBERS = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64')
@@ -44,11 +45,16 @@ def _damage(file: Path) -> str:
         return one_line(e)
 
 
+def saved_order(file: Path) -> tuple[int, float]:
+    """By which checkpoints are in order: the epoch in the name, as copies have other times, then the time."""
+    return int((re.findall(r'-(\d+)\.', file.name) or [-1])[-1]), file.stat().st_mtime
+
+
 def _intact_beside(file: Path) -> str:
     """In words, the newest other checkpoint of the folder that is intact."""
     kind = ''.join(file.suffixes[-2:])
     others = [path for path in file.parent.glob(f'*{kind}') if path != file and path.is_file() and kind]
-    for other in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+    for other in sorted(others, key=saved_order, reverse=True):
         if zipfile.is_zipfile(other) and not _damage(other):
             return f" '{other}' beside it is intact."
     return ''

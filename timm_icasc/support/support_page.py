@@ -14,6 +14,8 @@ from ..runs.tables import markdown
 
 __all__ = ['MARKS', 'load_record', 'row', 'summary', 'support_page', 'timms', 'write_record']
 
+TITLE = '# Supported architectures'
+
 MARKS = 'support'  # the name of the two lines around the summary
 
 LEVELS = ('order 2', 'order 1 only', 'unsupported')
@@ -31,6 +33,9 @@ def load_record(path: Path | None, img_size: int | None = None) -> dict[str, Any
     """
     if path is not None and (path.is_dir() or path.suffix == '.md'):
         raise ICASCError(f"`path`: '{path}' must be a file such as support.json; the table goes beside it, as .md.")
+    table = None if path is None else path.with_suffix('.md')
+    if table and table.is_file() and not table.read_text(encoding='utf-8', errors='replace').startswith(TITLE):
+        raise ICASCError(f"`path`: the table would go to '{table}', which holds something else: name another file.")
     if path is None or not path.exists():
         return {'versions': installed_versions(), 'img_size': img_size, 'models': {}}
     try:
@@ -164,7 +169,7 @@ def support_page(record: dict[str, Any]) -> str:
         families.setdefault(_family(result), []).append(result)
     versions = markdown_text(', '.join(f'{name} {version}' for name, version in sorted(record['versions'].items())))
     lines = [
-        '# Supported architectures', '', f'Made by `timm-icasc layers --all` with {versions}; not to be edited.',
+        TITLE, '', f'Made by `timm-icasc layers` with {versions}; not to be edited.',
         '', *_totals(record), *_falling_short(record), '',
         "By module. Non-zero: share of the last layer's grid that the class scores depend on, the least of all. Never",
         "negative: architectures whose last layer has no value below 0. `ach`, Grad-CAM: share of random quarters of",

@@ -12,11 +12,21 @@ from ..errors import ICASCError, one_line
 from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
 from ..evaluation.restore import open_dataset
-from ..foreign_files import read_json
+from ..foreign_files import read_json, read_yaml
 from ..labels import SINGLE
 from ..runs.epochs import SECONDS
 from ..runs.find import has_begun
-from ..runs.folder import EVALUATED, EVALUATION, LAST, RECORDS, SUMMARY, fingerprints_in, open_run
+from ..runs.folder import (
+    ARGUMENTS,
+    EVALUATED,
+    EVALUATION,
+    LAST,
+    RECORDS,
+    SUMMARY,
+    fingerprints_in,
+    open_run,
+    read_mapping,
+)
 from ..runs.tables import write_json
 from ..training.arguments import parse_args
 from .study import PlannedRun, Study, changed_options, measured_by
@@ -42,11 +52,16 @@ def _number(text: str) -> float | None:
         return None  # a loss term that had not set in
 
 
-def _curve(folder: Path) -> list[dict[str, Any]]:
+def _curve(folder: Path, epochs: int) -> list[dict[str, Any]]:
     with open(folder / SUMMARY, newline='') as file:
-        return [
+        rows = [
             {name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
             for row in csv.DictReader(file)]
+    if [row['epoch'] for row in rows] != list(range(epochs)):
+        raise ICASCError(
+            f"'{folder / SUMMARY}' does not tell of all {epochs} epochs: remove '{folder}', and the sweep does the run "
+            f'again.')
+    return rows
 
 
 def _processor() -> str:
@@ -80,7 +95,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
     try:
         result, evaluated = open_run(folder).results, folder / EVALUATION
         evaluation = read_json(evaluated / EVALUATED)
-        images, curve = load_records(evaluated / RECORDS), _curve(folder)
+        images, curve = load_records(evaluated / RECORDS), _curve(folder, result['epochs'])
         commit = result['commit'] or ''
         record = {
             'study': study.name, 'variant': run.variant, 'seed': run.seed, 'command': result['command'],
@@ -99,8 +114,10 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
         }
         if images.labels is SINGLE:
             record['correct'] = {'images': len(images.indices), 'bits': _pack(correct_predictions(images))}
+        _check(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
-        raise ICASCError(f"no record of '{folder}': {type(e).__name__} {one_line(e)}") from e
+        kind = '' if isinstance(e, ICASCError) else f'{type(e).__name__} '
+        raise ICASCError(f"no record of '{folder}': {kind}{one_line(e, 400)}") from e
     write_json(path, record)
     return path
 
@@ -113,15 +130,20 @@ def _check(record: dict[str, Any]) -> None:
                 raise TypeError(name)
     if not record['curve'] or not isinstance(record['options']['val_split'], str):
         raise ValueError('curve')
+    main = 'top1' if 'correct' in record else 'mAP'
+    if None in (record['final'][main], record['curve'][-1][f'eval_{main}']):
+        raise ValueError(main)
     pixels = record['evaluated'].get('pixels') or ()  # earlier records have none
     numbers = [*record['final'].values(), *pixels, *(value for row in record['curve'] for value in row.values())]
     if not all(value is None or isinstance(value, (int, float)) for value in numbers):
         raise TypeError('final')
     for row in record['curve']:
-        row[SECONDS] + 0
+        row[SECONDS] + 0, row['epoch'], row[f'eval_{main}']
     for part, names in (('versions', ('torch', 'timm')), ('machine', ('processor', 'device', 'threads'))):
         [record[part][name] for name in names]
-    correct_of(record)
+    correct = correct_of(record)
+    if correct is not None and len(correct) != record['evaluated']['images']:
+        raise ValueError('correct')
 
 
 def read_records(study: Study) -> dict[str, dict[str, Any]]:
@@ -143,8 +165,25 @@ def read_records(study: Study) -> dict[str, dict[str, Any]]:
     return records
 
 
-def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Path) -> None:
+def _arguments(folder: Path) -> dict[str, Any]:
+    """The options of a run that has begun.
+
+    Raises:
+        ICASCError: They cannot be read.
+    """
+    try:
+        return read_mapping(folder / ARGUMENTS, read_yaml)
+    except ICASCError as e:
+        raise ICASCError(f"{e} Remove '{folder}', and the sweep does the run again.") from e
+
+
+def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Path | None) -> None:
     """Refuse a study of which a variant was changed after it has run, or begun to run, or the evaluation.
+
+    Args:
+        study: As its file has it now.
+        records: Of `read_records`.
+        output: Folder of the runs that have begun; None where the records alone are meant.
 
     Raises:
         ICASCError: Names the variant, the options and what to remove.
@@ -156,10 +195,9 @@ def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Pa
                 f"'{name}' was evaluated with '{' '.join(earlier)}', the study says '{' '.join(study.evaluation)}': "
                 f"take 'evaluate' back, or remove the records, and the sweep evaluates the finished runs again.")
     for run in study.runs:
-        folder = output / run.name
         begun = [(record_path(study, run), records[run.name]['options'])] if run.name in records else []
-        if has_begun(folder):
-            begun.append((folder, open_run(folder).arguments))
+        if output is not None and has_begun(folder := output / run.name):
+            begun.append((folder, _arguments(folder)))
         for path, earlier in begun:
             if changed := changed_options(run.options, earlier):
                 raise ICASCError(
@@ -170,7 +208,7 @@ def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Pa
 
 def check_same_images(run: PlannedRun, folder: Path) -> None:
     """Raise ICASCError where a run has begun on other images than those of the folder that is named now."""
-    before = open_run(folder).arguments.get('data_dir') if has_begun(folder) else None
+    before = _arguments(folder).get('data_dir') if has_begun(folder) else None
     if not run.data_dir or not before or os.path.realpath(before) == os.path.realpath(run.data_dir):
         return
     then = fingerprints_in(folder / LAST).get('val')

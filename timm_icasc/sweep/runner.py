@@ -34,8 +34,12 @@ PATIENCE = 120  # seconds that a stopped run may take to leave
 
 @dataclass
 class Outcome:
-    """What a session came to: names of runs that finished, that failed, with the last lines, and of others' runs."""
+    """What a session came to: names of runs that finished, that failed, with the last lines, and of others' runs.
+
+    `warned` has what those that are over have warned of.
+    """
     finished: list[str] = field(default_factory=list)
+    warned: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
     stopped: str | None = None
@@ -125,8 +129,15 @@ class _Work:
             self.process.wait()
         self.close()
 
+    def _lines(self) -> list[str]:
+        return self.log.read_text(errors='replace').splitlines()
+
+    def warnings(self) -> list[str]:
+        """What the run has warned of, each once."""
+        return list(dict.fromkeys(printable(line) for line in self._lines() if line.startswith('warning: ')))
+
     def last_lines(self, count: int = 8) -> str:
-        lines = self.log.read_text(errors='replace').splitlines()[-count:]
+        lines = self._lines()[-count:]
         if shutil.disk_usage(self.output).free < LEAST:
             lines.append(f"the disk is full: make room in '{self.output}'")  # perhaps the log had no room for it
         return '\n'.join(printable(line) for line in lines if line.strip())
@@ -200,6 +211,7 @@ def carry_out(
                     under_way.remove(work)
                     work.close()
                     changed = True
+                    outcome.warned[work.run.name] = work.warnings()
                     if success:
                         outcome.finished.append(work.run.name)
                     else:

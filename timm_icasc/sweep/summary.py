@@ -14,12 +14,13 @@ from scipy.stats import t
 from ..errors import ICASCError
 from ..evaluation.image_records import SAME_PIXELS
 from ..evaluation.measures import OF_MAPS
+from ..runs.epochs import SECONDS
 from ..runs.tables import mean_and_deviation, paired_difference
 from .run_record import correct_of
 from .study import Study
 
 __all__ = [
-    'Difference', 'VariantSummary', 'difference', 'interval_over_seeds',
+    'Difference', 'VariantSummary', 'difference', 'equal_note', 'interval_over_seeds',
     'interval_over_seeds_and_images', 'layers_note', 'missing_seeds', 'summarise',
 ]
 
@@ -104,7 +105,7 @@ def _measures(record: dict[str, Any]) -> dict[str, float | None]:
     last = {
         f'last_{name.removeprefix("eval_")}': value for name, value in record['curve'][-1].items()
         if name.startswith('eval_')}
-    seconds = statistics.fmean(row['eval_seconds'] for row in record['curve'])
+    seconds = statistics.fmean(row[SECONDS] for row in record['curve'])
     return {**record['final'], **last, 'seconds': seconds}
 
 
@@ -161,6 +162,35 @@ def layers_note(summaries: list[VariantSummary], quote: str = '') -> str:
         f"Maps of {quote}{s.variant}{quote} are from "
         f"{' and '.join(f'{quote}{layer}{quote}' for layer in s.other_layers)}, the baseline's from other layers: "
         f'their measures do not compare.' for s in summaries if s.other_layers)
+
+
+def _results(record: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What was measured of a run, its times aside."""
+    return record['final'], [
+        {name: value for name, value in row.items() if name.startswith('eval_') and name != SECONDS}
+        for row in record['curve']]
+
+
+def equal_note(study: Study, records: dict[str, dict[str, Any]], quote: str = '') -> str:
+    """Variants that have the baseline's results to the last digit, with every seed; empty where there is none.
+
+    Args:
+        study: All runs.
+        records: Name of a run -> its record.
+        quote: What stands on both sides of a variant's name.
+    """
+    by_variant: dict[str, dict[int, Any]] = {}
+    for record in records.values():
+        by_variant.setdefault(record['variant'], {})[record['seed']] = _results(record)
+    baseline = by_variant.pop(study.baseline, {})
+    equal = []
+    for variant, own in by_variant.items():
+        seeds = own.keys() & baseline.keys()
+        if seeds and all(own[seed] == baseline[seed] for seed in seeds):
+            equal.append(f'{quote}{variant}{quote}')
+    return '' if not equal else (
+        f"{', '.join(equal)}: every result is that of {quote}{study.baseline}{quote}, to the last digit, so that what "
+        f'the variant changes has done nothing. The logs of its runs may say why.')
 
 
 def _network_and_layers(record: dict[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -9,7 +9,8 @@ from ..data import BALANCED
 from ..errors import ICASCError
 from ..foreign_files import read_yaml, refuse_links_out_of
 from ..runs.find import latest_run
-from ..runs.folder import ARGUMENTS, COMPARED, LAST, is_timms, read_mapping
+from ..runs.folder import ARGUMENTS, CHECKPOINT, COMPARED, LAST, is_timms, read_mapping
+from ..runs.intact import saved_order
 from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .dependent_options import changes_of_images, check_dependent, still_meant
 from .loaders import mixes
@@ -40,8 +41,8 @@ RANGES = {
     'decay_epochs': (1e-6, INFINITY), 'decay_milestones': (0, INFINITY), 'decay_rate': (0, INFINITY),
     'lr_cycle_mul': (1e-6, INFINITY), 'lr_cycle_decay': (0, INFINITY), 'lr_cycle_limit': (1, INFINITY),
     'momentum': (0, 1), 'opt_eps': (0, INFINITY),
-    'img_size': (1, INFINITY), 'input_size': (1, INFINITY), 'num_classes': (1, INFINITY), 'workers': (0, INFINITY),
-    'seed': (0, INFINITY), 'crop_padding': (0, INFINITY), 'crop_pct': (0.01, 1),
+    'img_size': (1, INFINITY), 'input_size': (1, INFINITY), 'num_classes': (1, INFINITY), 'in_chans': (1, 3),
+    'workers': (0, INFINITY), 'seed': (0, INFINITY), 'crop_padding': (0, INFINITY), 'crop_pct': (0.01, 1),
     'scale': (0.001, 1), 'ratio': (0.01, 100), 'hflip': (0, 1), 'vflip': (0, 1), 'reprob': (0, 1),
     'color_jitter': (0, INFINITY), 'mixup': (0, INFINITY), 'cutmix': (0, INFINITY), 'mixup_prob': (0, 1),
     'mixup_switch_prob': (0, 1), 'smoothing': (0, 0.99), 'drop': (0, 0.99), 'drop_path': (0, 0.99),
@@ -50,6 +51,12 @@ RANGES = {
     'icasc_eval_images': (0, INFINITY), 'icasc_weights': (0, INFINITY), 'icasc_theta': (0, INFINITY),
     'icasc_sigma': (0, 1), 'icasc_omega': (1e-6, INFINITY), 'icasc_share': (1e-6, 1),
 }
+
+# Arguments of timm's models -> the options that give them.
+OF_MODEL = {
+    'num_classes': 'num_classes', 'in_chans': 'in_chans', 'pretrained': 'pretrained', 'global_pool': 'gp',
+    'checkpoint_path': 'initial_checkpoint', 'drop_rate': 'drop', 'drop_path_rate': 'drop_path',
+    'drop_block_rate': 'drop_block', 'bn_momentum': 'bn_momentum', 'bn_eps': 'bn_eps'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,15 +95,18 @@ def _run_beside(checkpoint: str) -> Path | None:
 
 def _newest_run(output: str, experiment: str) -> Path:
     """The folder that --resume auto means."""
-    found = latest_run(Path(output), experiment)
-    if found is None and (Path(output) / ARGUMENTS).is_file():
-        raise ICASCError(f"--resume auto: '{output}' is a run itself: say {_said_by_name(Path(output))}.")
-    if found is None:
-        others = sorted(path.parent.name for path in Path(output).glob(f'*/{ARGUMENTS}'))
-        raise ICASCError(
-            f"--resume auto: '{output}' has no run{f' {experiment!r}' * bool(experiment)} to go on with"
-            f"{'; it has ' + ', '.join(others[:8]) if others else ''}: leave --resume out to begin a new run.")
-    return found
+    folder = Path(output)
+    if (found := latest_run(folder, experiment)) is not None:
+        return found
+    if (folder / ARGUMENTS).is_file():
+        raise ICASCError(f"--resume auto: '{output}' is a run itself: say {_said_by_name(folder)}.")
+    left = sorted((folder / experiment).glob(f'*{CHECKPOINT}'), key=saved_order) if experiment else ()
+    if left:
+        raise ICASCError(f"--resume auto: '{folder / experiment}' has no {LAST}: say --resume '{left[-1]}'.")
+    others = sorted(path.parent.name for path in folder.glob(f'*/{ARGUMENTS}'))
+    raise ICASCError(
+        f"--resume auto: '{output}' has no run{f' {experiment!r}' * bool(experiment)} to go on with"
+        f"{'; it has ' + ', '.join(others[:8]) if others else ''}: leave --resume out to begin a new run.")
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
@@ -142,9 +152,13 @@ def _check_together(args: argparse.Namespace) -> None:
     if args.decay_milestones != sorted(args.decay_milestones):
         raise ICASCError(
             f"--decay-milestones must rise, got {' '.join(map(str, args.decay_milestones))}.")
-    for name in ('num_classes', 'in_chans'):
+    if args.lr_noise and (len(args.lr_noise) > 2 or args.lr_noise != sorted(args.lr_noise)):
+        raise ICASCError(
+            f"--lr-noise is the share of the epochs at which noise begins, and at which it ends, got "
+            f"{' '.join(map(str, args.lr_noise))}.")
+    for name, option in OF_MODEL.items():
         if name in args.model_kwargs:
-            raise ICASCError(f"--model-kwargs: '{name}' has an option of its own, {flag_of(name)}.")
+            raise ICASCError(f"--model-kwargs: '{name}' has an option of its own, {flag_of(option)}.")
     if args.val_interval > 1 and args.sched == 'plateau':
         raise ICASCError('--sched plateau asks for a measure after every epoch: leave --val-interval out.')
 

@@ -114,6 +114,7 @@ def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict[st
     exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
     options = {
         'weight_decay': args.weight_decay, 'no_weight_decay_list': exempt,
+        'weight_decay_exclude_1d': args.opt_kwargs.get('filter_bias_and_bn', True),
         **{name: value for name, value in args.opt_kwargs.items() if name.startswith('fallback_')}}
     if args.layer_decay is None:
         groups = param_groups_weight_decay(model, **options)

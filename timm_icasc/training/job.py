@@ -35,11 +35,18 @@ from .device import PeakMemory, device_fault
 from .fine_tune import freeze_until, parameter_groups, scale_constant_rates
 from .loaders import mixes, set_up_data, set_up_data_config, set_up_loaders
 from .model_factory import check_model_name, set_up_model
+from .option_names import flag_of
 from .step import Scaler, TrainingStep
+
+# Arguments of timm's optimisers whose options are not called alike.
+OF_OPTIMIZER = {'eps': '--opt-eps', 'betas': '--opt-betas'}
 
 
 def seed_epoch(args: argparse.Namespace, epoch: int) -> None:
-    """Every epoch's randomness follows from (seed, epoch, rank) alone, so a resumed run repeats it exactly."""
+    """Every epoch's randomness follows from (seed, epoch, rank) alone, so a resumed run repeats it exactly.
+
+    Of several processes the order of the images is timm's: of the epoch alone.
+    """
     state = np.random.SeedSequence((args.seed, epoch + 1, args.rank)).generate_state(1)[0]
     utils.random_seed(int(state) % 2 ** 31)
 
@@ -154,9 +161,12 @@ def set_up_optimizer(
         args.lr = args.lr_base * (growth ** 0.5 if args.lr_base_scale == 'sqrt' else growth)
     if args.min_lr > args.lr:
         raise ICASCError(f'--min-lr {args.min_lr:g} is above --lr {args.lr:g}, so that the rate would rise: lower it.')
+    options = optimizer_kwargs(cfg=args)
+    for name in sorted(options.keys() & args.opt_kwargs):
+        raise ICASCError(f"--opt-kwargs: '{name}' has an option of its own, {OF_OPTIMIZER.get(name, flag_of(name))}.")
     try:
         optimizer = create_optimizer_v2(
-            model, **optimizer_kwargs(cfg=args), **args.opt_kwargs,
+            model, **options, **args.opt_kwargs,
             param_group_fn=None if args.head_lr_scale is None else partial(parameter_groups, args))
     except ICASCError:
         raise

@@ -168,7 +168,7 @@ def set_up_data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, 
 
 
 def _augmentation(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
-    """What timm's loader does with training images; without augmentation they are resized as those of validation."""
+    """What timm's loader does with training images; without augmentation resized as the model says."""
     return {
         'no_aug': args.no_aug, 'train_crop_mode': args.train_crop_mode, 'scale': args.scale, 'ratio': args.ratio,
         'hflip': args.hflip, 'vflip': args.vflip, 'color_jitter': args.color_jitter,
@@ -215,10 +215,10 @@ def set_up_loaders(
     if args.resident_data:
         loader_train = ResidentLoader(
             train, image_size, args.batch_size, data_config['mean'], data_config['std'], args.crop_padding or 0,
-            0. if args.no_aug else args.hflip, device, args.distributed, args.workers,
-            begin_loading)
+            0. if args.no_aug else args.hflip, data_config['interpolation'], device, args.distributed,
+            args.workers, begin_loading)
     elif args.crop_padding is not None:
-        use_pad_crop(train, image_size, args.crop_padding)
+        use_pad_crop(train, image_size, args.crop_padding, data_config['interpolation'])
     if not len(loader_train):
         raise DataError(
             f'--batch-size {args.batch_size} is more than the {len(train) // args.world_size} training images of a '

@@ -14,6 +14,7 @@ from ..errors import HubError, ICASCError, one_line
 from ..foreign_text import printable
 from ..hub.failures import one_line_errors, repo_at
 from ..hub.tags import WEIGHT_TAGS
+from ..runs.folder import LAST
 from ..runs.intact import check_intact, harmless_types
 from .console import log
 from .fine_tune import initialise_head
@@ -124,7 +125,9 @@ def set_up_model(args: argparse.Namespace) -> nn.Module:
     for option in ('pretrained_path', 'initial_checkpoint'):
         file = getattr(args, option)
         if file and not Path(file).is_file():
-            raise ICASCError(f"{flag_of(option)}: no file '{file}'.")
+            inside = Path(file, LAST)
+            hint = f': name the weights in it, as {inside}' if inside.is_file() else ''
+            raise ICASCError(f"{flag_of(option)}: no file '{file}'{hint}.")
         if file:
             try:
                 check_intact(Path(file))

@@ -231,7 +231,9 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
 
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Augmentation')
-    group.add_argument('--no-aug', action='store_true', help='no training augmentation')
+    group.add_argument(
+        '--no-aug', action='store_true',
+        help='no training augmentation: images are resized to the input, whatever their shape')
     group.add_argument(
         '--crop-padding', type=int, metavar='N',
         help='pad by N zeros and crop at random, as the CIFAR protocols do, not random resized crop')
@@ -256,7 +258,8 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--recount', type=int, default=1, metavar='N', help='erased areas (default: %(default)s)')
     group.add_argument(
         '--aug-repeats', type=int, default=0, metavar='N',
-        help='augment each drawn image N times in different processes (torchrun), as many batches as without')
+        help='augment each drawn image N times in different processes (torchrun); an epoch is as long as without, but '
+             'for what is left of 256 images')
     group.add_argument('--mixup', type=float, default=0., metavar='ALPHA', help='mixup if > 0')
     group.add_argument('--cutmix', type=float, default=0., metavar='ALPHA', help='cutmix if > 0')
     group.add_argument(
@@ -265,7 +268,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--mixup-prob', type=float, default=1., metavar='P', help='default: %(default)s')
     group.add_argument('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='default: %(default)s')
     group.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='default: %(default)s')
-    group.add_argument('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
+    group.add_argument('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup after the first N epochs')
 
     group = parser.add_argument_group('Average of the weights')
     group.add_argument('--model-ema', action='store_true', help='track an average of the weights, and evaluate it')

@@ -1,5 +1,6 @@
 """Messages in the words of a command line. Light to import: every command needs it first."""
 import argparse
+import math
 import re
 
 from ..errors import ICASCError
@@ -30,12 +31,13 @@ def flag_of(name: str) -> str:
 
 
 def check_least(args: argparse.Namespace, **least: float) -> None:
-    """Raise ICASCError where a number that was given for an option is below the least that makes sense."""
+    """Raise ICASCError where a number that was given for an option is below the least that makes sense, or is none."""
     for name, minimum in least.items():
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [] if value is None else [value]:
-            if number < minimum:
-                raise ICASCError(f"{flag_of(name)} must be at least {minimum}, got {number}.")
+            if not minimum <= number < math.inf:
+                kind = '' if math.isfinite(number) else 'finite, and '
+                raise ICASCError(f"{flag_of(name)} must be {kind}at least {minimum}, got {number}.")
 
 
 def name_options(message: str, parser: argparse.ArgumentParser) -> str:

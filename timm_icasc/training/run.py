@@ -14,9 +14,9 @@ from ..errors import ICASCError, NonFiniteLossError, one_line
 from ..foreign_text import printable
 from ..labels import MULTI
 from ..runs.begin import save_args
-from ..runs.epochs import SECONDS, add_epoch, epoch_record, read_epochs
+from ..runs.epochs import SECONDS, add_epoch, epoch_record, read_epochs, seconds_of_epochs
 from ..runs.find import finished_results
-from ..runs.folder import LAST, RESULTS
+from ..runs.folder import LAST, RESULTS, SUMMARY
 from ..runs.provenance import provenance
 from ..runs.tables import write_json
 from .console import LOSSES, format_epoch, format_header, log
@@ -255,7 +255,7 @@ def train(
     Returns:
         The 'result' (results.json), the 'model' and the 'job'.
     """
-    args, started = job.args, time.monotonic()
+    args = job.args
     checkpoint = resumed_checkpoint(args, run_dir)
     start_epoch = resume(job, checkpoint)
     result = said_by_first(args, finished_before(job, run_dir, start_epoch))
@@ -265,7 +265,10 @@ def train(
     prepare(job)
     saver = None
     if utils.is_primary(args):
-        read_epochs(run_dir, start_epoch)  # one that cannot be read is better known before the work
+        told = len(read_epochs(run_dir, start_epoch))  # one that cannot be read is better known before the work
+        if told < start_epoch and args.run_dir:
+            log(args, f"warning: '{run_dir / SUMMARY}' tells of {told} of the {start_epoch} epochs done: tables and "
+                      f'figures will lack the others')
         if checkpoint is None:  # --resume auto goes on by it alone; what began elsewhere needs its checkpoint too
             save_args(given, run_dir, command)
         saver = create_saver(job, run_dir, checkpoint, start_epoch)
@@ -278,11 +281,12 @@ def train(
     result = {
         'method': method_used(job), 'epochs': epochs, 'world_size': args.world_size,
         'ended_by_patience': args.patience if epochs < job.epochs else None, 'last': record,
-        'wall_time': time.monotonic() - started, **provenance(args, command),
+        **provenance(args, command),
         'model': model_record(job)}
     if (peak := job.memory.mib()) is not None:
         result['peak_memory_mib'] = peak
     if saver is not None:
         result['best'] = {args.eval_metric: saver.best_metric, 'epoch': saver.best_epoch}
+        result['wall_time'] = seconds_of_epochs(run_dir, epochs)
         write_json(run_dir / RESULTS, result)  # without NaN, which is no JSON
     return {'result': result, 'model': evaluated_model(job), 'job': job}
