@@ -429,6 +429,7 @@ def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
     (['--train-split', 'nowhere'], "No split 'nowhere'"),
     (['--train-batch-size', '1'], 'at least 2'),
     (['--foreground', '0'], '--foreground lies between'),
+    (['--lr', 'inf'], '--lr must be above 0, and all finite'), (['--weights', '1', 'nan', '1'], '--weights must not be'),
     (['--backbone-weights', 'nowhere.pth'], 'cannot read'),
     (['--weights', '0', '0', '0', '--iterations', '1', '--network', TINY['network'], '--image-size', '32'],
      'nothing to train'),

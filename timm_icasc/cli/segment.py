@@ -13,6 +13,7 @@ Interrupted, it goes on from the checkpoint in --output. The CRF behind the boun
 none is run on the predictions.
 """
 import argparse
+import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -93,8 +94,8 @@ def _check(args: argparse.Namespace) -> SegmentationConfig:
     for name in ('foreground', 'background'):
         if not 0 < getattr(args, name) < 1:
             raise ICASCError(f'--{name} lies between 0 and 1, got {getattr(args, name)}.')
-    if min(args.weights) < 0 or not args.lr > 0:
-        raise ICASCError('--weights and --lr must not be negative.')
+    if not all(0 <= weight < math.inf for weight in args.weights) or not 0 < args.lr < math.inf:
+        raise ICASCError('--weights must not be negative, --lr must be above 0, and all finite.')
     refuse_folder_of_run(args.output, 'output')
     cues = path_inside(args.output, 'cues')
     if cues.is_dir() and any(file.suffix != '.png' for file in cues.iterdir()):
