@@ -54,6 +54,19 @@ def test_the_examples_run(path):
         exec(compile(block, path.name, 'exec'), {})
 
 
+def test_the_examples_of_weights_that_do_not_ship_load_them(tmp_path, monkeypatch):
+    """They said a name that timm does not know."""
+    source = CARDS / 'resnet20_cifar.icasc_digits'
+    shutil.copytree(source, tmp_path / 'mine.icasc')
+    for kind in ('.yaml', '.json'):
+        shutil.copy(f'{source}{kind}', tmp_path / f'mine.icasc{kind}')
+    code = re.findall(r'```python\n(.*?)```', card.render_sources(tmp_path / 'mine.icasc.yaml'), re.S)
+    monkeypatch.chdir(tmp_path)
+    for block in code:
+        assert "'local-dir:mine.icasc'" in block
+        exec(compile(block, 'mine', 'exec'), {})
+
+
 @pytest.mark.parametrize('error, stages', [
     (None, []), (IndexError('list index out of range'), [0, 1, 2, 3]), (RuntimeError('not implemented'), None)])
 def test_the_example_of_feature_maps_is_for_the_stages_of_the_model(error, stages, monkeypatch):

@@ -13,7 +13,7 @@ from ..evaluation.measures import Measure, measure_of
 from ..foreign_files import read_json, read_yaml
 from ..foreign_text import code_span, fenced, markdown_text
 from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config
-from ..hub.tags import CARDS, TEMPLATE
+from ..hub.tags import CARDS, TEMPLATE, WEIGHT_TAGS
 from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
 from ..paper.rows import PAPER, abstract_gain
@@ -234,7 +234,8 @@ def _read_sources(path: Path) -> tuple:
 def render_sources(path: Path, load: str | None = None, figure: bool = True) -> str:
     """The card of hub_cards/NAME.yaml, with NAME.json and NAME/ beside it; `load`, `figure` as for `render`."""
     written, results = _read_sources(path)
-    return render(path.with_suffix(''), written, results, path.stem, load or path.stem, figure)
+    own = path.stem if path.stem in WEIGHT_TAGS else f'local-dir:{path.stem}'
+    return render(path.with_suffix(''), written, results, path.stem, load or own, figure)
 
 
 def render_run(run: Run, siblings: list[Run], folder: Path, repo_id: str) -> str:
