@@ -13,7 +13,7 @@ import torch
 
 from ..errors import ICASCError, one_line
 
-__all__ = ['saved_order', 'check_intact', 'harmless_types']
+__all__ = ['check_intact', 'harmless_types', 'saved_order']
 
 # What many scripts save beside the weights, and holds values alone: options, paths, numbers of numpy.
 NUMBERS = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64')

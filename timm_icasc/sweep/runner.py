@@ -39,10 +39,10 @@ class Outcome:
     `warned` has what those that are over have warned of.
     """
     finished: list[str] = field(default_factory=list)
-    warned: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
     stopped: str | None = None
+    warned: dict[str, list[str]] = field(default_factory=dict)
 
 
 class _Elsewhere(Exception):
