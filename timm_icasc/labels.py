@@ -2,8 +2,8 @@
 
 Shapes: `B` batch, `C` classes, `K` chosen classes per image.
 """
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from .errors import DataError, ICASCError, TargetError
 
 __all__ = [
     'KINDS', 'MULTI', 'RIVALS', 'SINGLE', 'ClassPair', 'LabelKind', 'check_same_classes', 'class_indices',
-    'kind_by_flag', 'kind_of',
+    'kind_by_flag', 'kind_of', 'kind_of_measures',
 ]
 
 RIVALS = ('confused', 'random')
@@ -323,6 +323,14 @@ def kind_by_flag(multilabel: bool) -> LabelKind:
     if multilabel not in (False, True):
         raise ICASCError(f'`multilabel` must be True or False, got {multilabel!r}.')
     return KINDS[multilabel]
+
+
+def kind_of_measures(measures: Any) -> LabelKind | None:
+    """The kind whose measures of accuracy are among `measures`, by name; None of what has none, or is no mapping."""
+    if not isinstance(measures, Mapping):
+        return None
+    kinds = [kind for kind in KINDS.values() if measures.keys() & kind.measures.keys()]
+    return kinds[0] if kinds else None
 
 
 def check_same_classes(

@@ -145,6 +145,14 @@ def test_faithfulness_of_several_classes_by_loops(layer, tmp_path, capsys):
     assert printed.index('own drop (logit)') < printed.index('silent maps') < printed.index('pointing game')
 
 
+def test_networks_of_other_outputs_are_not_compared(run, tmp_path, capsys):
+    """It was said after both were measured."""
+    other = make_run(tmp_path / 'other', num_classes=12)
+    assert evaluate('--compare', run, other, '--images', 4) == 2
+    assert "'run' has 10 class scores, 'other' 12, and probabilities of one among more" in capsys.readouterr().err
+    assert not (run / 'eval').exists() and not (other / 'eval').exists()
+
+
 def test_faithfulness_of_one_class_is_told_from_its_rival_and_compared(run, tmp_path, capsys):
     other = make_run(tmp_path / 'other', seed=1)
     assert evaluate('--compare', run, other, '--faithfulness', '--images', 4, '--resamples', 20) == 0

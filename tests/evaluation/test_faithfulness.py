@@ -8,7 +8,7 @@ from helpers.in_training import in_training
 from helpers.models import create
 from torch import nn
 
-from timm_icasc import attention_maps
+from timm_icasc import ICASCError, attention_maps
 from timm_icasc.evaluation.faithfulness import (
     Subject,
     average_drop,
@@ -188,6 +188,12 @@ def test_classes_that_are_not_asked_for_cost_nothing_and_have_no_values(images):
     assert set(alone) == {'own_drop', 'other_drop', 'class_specificity', 'silent_maps'}
     for name, value in alone.items():
         torch.testing.assert_close(value, some[name], equal_nan=True)
+
+
+def test_other_classes_are_weights(images):
+    classes = torch.tensor([[0, 1]]).expand(3, 2)
+    with pytest.raises(ICASCError, match=r'`others` must be weights of each class score, \(3, 2, 2\), got \(3, 2\)'):
+        map_faithfulness(TWO, images, torch.ones(3, 2, 4, 4), classes, 1 - classes, [0, 1, 2], softmax)
 
 
 def test_random_regions_by_loops(images):

@@ -2,6 +2,7 @@
 import gc
 import io
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,6 +272,19 @@ class TestModels:
         assert single.probabilities.sum() == pytest.approx(1, abs=1e-5) and several.probabilities.sum() > 2
         torch.testing.assert_close(
             several.probabilities.logit().softmax(0), single.probabilities, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize('changes, score', [({}, 'sigmoid'), ({'num_classes': 7}, 'softmax')])
+    def test_weights_of_several_classes_an_image_say_so(self, changes, score):
+        """As the command took them; a head put in the place of theirs says nothing."""
+        model = timm.create_model('tf_efficientnet_lite0.icasc_voc2007', pretrained=True, **changes)
+        assert Explainer(model).labels.score == score == Explainer(torch.nn.Sequential(model)).labels.score
+        assert Explainer(model, multilabel=False).labels.score == 'softmax'
+
+    def test_transformers_says_what_kind_of_problem_it_is(self):
+        model = BrightNet()
+        for problem, score in ((None, 'softmax'), ('multi_label_classification', 'sigmoid')):
+            model.config = SimpleNamespace(problem_type=problem)
+            assert Explainer(model).labels.score == score
 
     @pytest.mark.parametrize('kind', ['layer', 'several', 'beside', 'on top'])
     def test_a_head_put_in_by_hand(self, kind):

@@ -91,8 +91,18 @@ def test_two_sets_of_scores_leave_open_which_is_meant():
     scores = torch.zeros(2, 5)
     assert find_class_scores((scores, torch.zeros(2, 7))) is scores
     assert find_class_scores((scores, scores + 1)) is None
-    with pytest.raises(ICASCError, match='several sets of class scores'):
+    with pytest.raises(ICASCError, match='several tensors of one shape'):
         class_scores((scores, scores + 1))
+
+
+def test_probabilities_beside_the_scores_leave_open_which_is_meant():
+    """The remedy was to return the scores first, which they were."""
+    class Both(ToyNet):
+        def forward(self, x):
+            scores = super().forward(x)
+            return scores, scores.softmax(1)
+    with pytest.raises(LayerResolutionError, match=r"several tensors of one shape, .* or a dictionary with 'logits'"):
+        resolve_layers(Both(), input_size=(3, 16, 16))
 
 
 class WithFeatures(ToyNet):

@@ -56,6 +56,16 @@ def of_known_scores():
     return make
 
 
+def test_the_nearest_class_is_one_with_a_map(of_known_scores, monkeypatch):
+    """Beside a true class whose map is zero, the overlap with the other one was not told."""
+    maps = torch.tensor([[[0., 1, 1]], [[1, 1, 0]], [[0, 0, 0]]])[None]
+    monkeypatch.setattr('timm_icasc.figures.views.attention_maps', lambda *args, **kwargs: maps)
+    first, second, third = view_classes(of_known_scores([0., 1., 1., 0.]), [0], 3)[0]
+    assert [view.index for view in (first, second, third)] == [3, 2, 1]
+    assert first.overlap == pytest.approx(0.5) and first.note == 'overlap 0.50'
+    assert np.isnan([second.overlap, third.overlap]).all() and third.note == 'map is zero'
+
+
 def test_images_of_another_shape_keep_it_in_their_cells(monkeypatch):
     """As of a second model, of another input: they were stretched to the shape of the first one's."""
     places = []

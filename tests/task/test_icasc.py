@@ -463,7 +463,7 @@ class TestClearErrors:
         model = create('deit_tiny_distilled_patch16_224').train()
         task = make_task(model, input_size=(3, 64, 64))
         model.set_distilled_training(True)
-        with pytest.raises(ICASCError, match='several sets of class scores, as a distilled'):
+        with pytest.raises(ICASCError, match='several tensors of one shape, as a distilled'):
             task(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
 
 

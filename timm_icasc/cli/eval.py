@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import fingerprint
-from ..errors import ICASCError
+from ..errors import DataError, ICASCError
 from ..evaluation.bootstrap import check_same_maps, compare
 from ..evaluation.checkpoint import (
     Checkpoint,
@@ -34,6 +34,7 @@ from ..evaluation.options import default_options
 from ..evaluation.report import print_measures, write_evaluation
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
+from ..labels import SINGLE
 from ..runs.files import check_writable, together
 from ..runs.find import find_runs, refuse_folder_of_run
 from ..runs.folder import (
@@ -220,6 +221,10 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         check_same_data(checkpoints[-2:])
         a, b = checkpoints[-2:]
+        if a.num_classes != b.num_classes and a.labels is SINGLE:
+            raise DataError(
+                f"'{a.label}' has {a.num_classes} class scores, '{b.label}' {b.num_classes}, and probabilities of one "
+                f'among more do not compare: evaluate each without `compare`.')
         check_same_maps(a.map_settings, b.map_settings, a.label, b.label)
     warn_of_other_layers(checkpoints)
     records, folders = [], _folders(args, checkpoints)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from ..errors import ICASCError
 from ..features.module_state import looking_at
 from ..features.outputs import class_scores
 
@@ -311,7 +312,7 @@ def map_faithfulness(
         images: `[B, 3, H, W]`, normalised as the model expects.
         maps: Maps of `classes`, `[B, K, h, w]`.
         classes: `[B, K]`.
-        others: As of `map_values`, `[B, K, C]`.
+        others: Weights `[B, K, C]` of the classes that each is told from: they add up to 1, or are all 0.
         rows: Numbers of the images, `[B]`: the seeds of their random regions.
         probabilities: From class scores `[B, C]` to probabilities: softmax or sigmoid.
         valid: Which of the classes are asked for, bool `[B, K]`; all when None.
@@ -321,6 +322,11 @@ def map_faithfulness(
         there is a map: `[B, K]` each.
     """
     subject = Subject.of(model, images, probabilities)
+    expected = (*classes.shape, subject.logits.shape[1])
+    if tuple(others.shape) != expected:
+        raise ICASCError(
+            f'`others` must be weights of each class score, {expected}, got {tuple(others.shape)}; of class indices '
+            f'they are one_hot(indices, {expected[-1]}).')
     values = map_values(subject, maps, classes, others, valid)
     for name, value in random_values(subject, rows, classes, others, valid).items():
         values[f'{name}_random'] = torch.where(values['silent_maps'] == 0, value, torch.nan)

@@ -10,7 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from ..foreign_files import read_json
 from ..hub.model_folder import CONFIG, METADATA_KEY
 from ..hub.tags import WEIGHT_TAGS
-from ..labels import MULTI, SINGLE, LabelKind
+from ..labels import MULTI, LabelKind, kind_of_measures
 from ..runs.folder import Run, names_in
 from ..training.model_factory import HUB_NAMES
 
@@ -41,11 +41,7 @@ def noted_kind(run: Run | None, source: str) -> LabelKind | None:
     """The kind of the labels that a model was trained with; None where nothing tells."""
     if run is not None and not run.results:
         return MULTI if run.arguments.get('dataset') in MULTI_LABEL_NAMES else None
-    metrics = published_run(source).get('metrics') if run is None else run.metrics
-    if not isinstance(metrics, dict):
-        return None
-    kinds = [kind for kind in (SINGLE, MULTI) if any(name in kind.measures for name in metrics)]
-    return kinds[0] if kinds else None
+    return kind_of_measures(published_run(source).get('metrics') if run is None else run.metrics)
 
 
 def noted_names(run: Run | None, weights: Path | None, model: nn.Module) -> list[str] | None:

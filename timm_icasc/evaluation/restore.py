@@ -219,5 +219,7 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
         batch_size=args.batch_size, seed=args.seed, max_image_pixels=args.max_image_pixels,
         image_endings=args.image_endings, **columns_of(args))
     if is_stream(dataset):
-        raise DataError(f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed.")
+        raise DataError(
+            f"data set '{args.dataset}' is a stream; evaluation needs one that can be indexed: name a folder of images "
+            f'with `data_dir` and `dataset`.')
     return dataset

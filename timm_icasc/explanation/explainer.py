@@ -23,6 +23,7 @@ from .class_names import class_names_of, find_classes
 from .data_config import data_config_of
 from .pictures import Explanation, Explanations
 from .pixels import Item, prepare, take_apart
+from .trained_kind import is_multilabel
 
 __all__ = ['Explainer', 'explain']
 
@@ -35,7 +36,8 @@ class Explainer:
     Args:
         model: Classifier; it is run in evaluation mode, on its own device, and its training flags are restored.
         class_names: In the order of the class scores; by default those of the model (`class_names_of`).
-        multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax.
+        multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax. None: where the
+            model says so, as weights of this package do, and `config.problem_type` of transformers.
         data_config: timm's: 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode'; what is left out is
             the model's own.
         layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
@@ -50,7 +52,7 @@ class Explainer:
             self,
             model: nn.Module,
             class_names: Sequence[str] | None = None,
-            multilabel: bool = False,
+            multilabel: bool | None = None,
             data_config: dict[str, Any] | None = None,
             layers: ICASCLayers | Sequence[str] | None = None,
             label: str = '',
@@ -60,7 +62,8 @@ class Explainer:
             raise ICASCError(
                 f'`class_names` must be a list, in the order of the class scores, got {type(class_names).__name__}: of '
                 f'numbers and names, [names[c] for c in range(len(names))] makes one.')
-        self.model, self.labels = model, kind_by_flag(multilabel)
+        self.model = model
+        self.labels = kind_by_flag(is_multilabel(model) if multilabel is None else multilabel)
         self.layers, self.label = layers, label
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self._num_classes: int | None = None
@@ -158,7 +161,7 @@ def explain(
         layer: str | FeatureLayer = 'last',
         *,
         class_names: Sequence[str] | None = None,
-        multilabel: bool = False,
+        multilabel: bool | None = None,
         data_config: dict[str, Any] | None = None,
         layers: ICASCLayers | Sequence[str] | None = None,
         normalised: bool | None = None,
@@ -182,7 +185,8 @@ def explain(
         layer: 'inner', 'last', or the path of a module.
         class_names: In the order of the class scores. By default those of the model's `pretrained_cfg`, of timm's
             ImageNets where the number of classes is theirs, else numbers.
-        multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax.
+        multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax. None: where the
+            model says so, as weights of this package do, and `config.problem_type` of transformers.
         data_config: timm's, where it is not the model's own: 'input_size', 'mean', 'std', 'crop_pct', ...
         layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
         normalised: Whether floating point tensors are what the model takes already (they go to it as they are), or

@@ -10,8 +10,14 @@ from ..errors import ICASCError
 from .images import Images
 
 __all__ = [
-    'check_order', 'class_scores', 'find_class_scores', 'scores_of', 'warn_of_probabilities', 'without_order',
+    'SEVERAL_SCORES', 'check_order', 'class_scores', 'find_class_scores', 'scores_of', 'several_scores',
+    'warn_of_probabilities', 'without_order',
 ]
+
+SEVERAL_SCORES = (
+    '`model` returned several tensors of one shape, as a distilled network does in training, which leaves open what '
+    'the class scores are: return one of them (timm: `set_distilled_training(False)`), or a dictionary with '
+    "'logits'.")
 
 
 def find_class_scores(output: Any) -> torch.Tensor | None:
@@ -28,6 +34,13 @@ def find_class_scores(output: Any) -> torch.Tensor | None:
     return scores if isinstance(scores, torch.Tensor) else None
 
 
+def several_scores(output: Any) -> bool:
+    """Whether it is a tuple of which it is open which tensor has the class scores."""
+    if not isinstance(output, (tuple, list)) or len(output) < 2:
+        return False
+    return isinstance(output[0], torch.Tensor) and find_class_scores(output) is None
+
+
 def class_scores(output: Any) -> torch.Tensor:
     """The class scores `[B, C]` in what a model returned.
 
@@ -39,11 +52,8 @@ def class_scores(output: Any) -> torch.Tensor:
         ICASCError: It is nothing of these.
     """
     scores = find_class_scores(output)
-    several = isinstance(output, (tuple, list)) and len(output) > 1
-    if scores is None and several and isinstance(output[0], torch.Tensor):
-        raise ICASCError(
-            '`model` returned several sets of class scores, as a distilled network does in training: return one of '
-            'them (timm: `set_distilled_training(False)`).')
+    if several_scores(output):
+        raise ICASCError(SEVERAL_SCORES)
     if scores is None:
         raise ICASCError(
             f'`model` returned {type(output).__name__} without class scores: return a tensor [B, C], an object or a '

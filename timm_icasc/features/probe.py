@@ -22,7 +22,7 @@ from .layout import FeatureLayer
 from .meta import random_tensor
 from .module_state import activation_or_norm, check_reentrant, evaluation_mode, is_sharded
 from .obstacles import obstacle_to_gradients
-from .outputs import find_class_scores
+from .outputs import SEVERAL_SCORES, find_class_scores, several_scores
 from .tail import Call, Tail, run_model
 
 __all__ = ['Probe']
@@ -140,6 +140,8 @@ class Probe:
 
     def _check_logits(self, output: Any) -> torch.Tensor:
         logits, model = find_class_scores(output), self.model
+        if several_scores(output):
+            raise LayerResolutionError(SEVERAL_SCORES)
         if logits is None or logits.ndim != 2 or _has_no_head(model):
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise LayerResolutionError(
@@ -151,8 +153,7 @@ class Probe:
             if isinstance(x, torch.Tensor) and x.ndim == 2 and is_computed_from(x, logits):
                 raise LayerResolutionError(
                     f'{type(model).__name__} returns {tuple(logits.shape)} first, which would be the class scores, and '
-                    f'computes {tuple(x.shape)} from it: let it return the scores first, or a dictionary with '
-                    f"'logits'.")
+                    f"computes {tuple(x.shape)} from it: let it return a dictionary with the scores as 'logits'.")
         return logits
 
     def obstacle(self) -> str:

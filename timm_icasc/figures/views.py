@@ -133,8 +133,9 @@ def view_classes(
             others = [j for j in own if j != k]
             overlap = None
             if others and (c not in truth or checkpoint.labels is MULTI):
-                overlap = attention_overlap(
-                    maps[n, [k] * len(others)], maps[n, others]).max().item()
+                overlaps = attention_overlap(maps[n, [k] * len(others)], maps[n, others])
+                known = overlaps[~overlaps.isnan()]  # a class without a map is not the nearest
+                overlap = known.max().item() if len(known) else torch.nan
             rows.append(ClassView(
                 c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1,
                 c in truth, heats[n, k], overlap))
