@@ -161,7 +161,7 @@ class TestWeights:
                 *(['train', *noise_options[1:], option, file]
                   for option in ('--pretrained-path', '--initial-checkpoint', '--resume')),
                 ['train', '--resume', 'auto', '--output', tmp_path, '--experiment', 'run', '--epochs', 2],
-                ['eval', folder], ['eval', file, '--model', 'resnet20_cifar', '--data-dir', noise],
+                ['eval', folder], ['eval', file, '--data-dir', noise],
                 ['figure', 'ks', folder], [*segment, '--backbone-weights', file]):
             said = command(*words)
             assert f"the checkpoint '{file}' is damaged: the checksum of '" in said, said
