@@ -47,7 +47,7 @@ from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
 from ..sweep.run_record import check_same_images, check_unchanged, read_records
 from ..sweep.runner import Outcome, carry_out
 from ..sweep.study import Study, load_study
-from ..sweep.summary import equal_note, layers_note, missing_seeds, summarise
+from ..sweep.summary import missing_seeds, notes, summarise
 from ..training.interrupt import interruptible
 
 MAIN = ('top1', 'mAP', 'overlap_last')  # what is told of a run as soon as it is done
@@ -192,7 +192,7 @@ def _print_tables(study: Study, records: dict[str, dict[str, Any]]) -> None:
     summaries = summarise(study, records)
     for rows in (accuracy_table(summaries, records), *measure_tables(summaries)):
         print(f'\n{text(rows)}')
-    for note in filter(None, (layers_note(summaries), equal_note(study, records))):
+    for note in notes(study, records, summaries):
         print(f'\n{note}')
     if missing := missing_seeds(study, records):
         print(f'\nno record yet, with these seeds: {missing}')

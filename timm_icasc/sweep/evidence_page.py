@@ -15,7 +15,7 @@ from ..foreign_text import code_span, markdown_text, printable
 from ..runs.files import replacing
 from ..runs.tables import around_marks, markdown, mean_sd, replace_between
 from .study import Study
-from .summary import Difference, VariantSummary, equal_note, layers_note, missing_seeds
+from .summary import Difference, VariantSummary, missing_seeds, notes
 
 __all__ = ['accuracy_table', 'curves_figure', 'measure_tables', 'write_page']
 
@@ -120,7 +120,7 @@ def _body(
         f'{markdown_text(first["evaluated"]["attention"])} maps.*',
         f'![{TITLES[main]} by epoch]({quote(figure.as_posix())})',
     ]
-    for note in filter(None, (layers_note(summaries, quote='`'), equal_note(study, records, quote='`'))):
+    for note in notes(study, records, summaries, quote='`'):
         parts.insert(-1, f'*{note}*')
     if missing := missing_seeds(study, records, quote='`'):
         parts.append(f'Not run yet, with these seeds: {missing}.')

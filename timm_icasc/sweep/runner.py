@@ -133,8 +133,8 @@ class _Work:
         return self.log.read_text(errors='replace').splitlines()
 
     def warnings(self) -> list[str]:
-        """What the run has warned of, each once."""
-        return list(dict.fromkeys(printable(line) for line in self._lines() if line.startswith('warning: ')))
+        """What the run has warned of."""
+        return [printable(line) for line in self._lines() if line.startswith('warning: ')]
 
     def last_lines(self, count: int = 8) -> str:
         lines = self._lines()[-count:]

@@ -20,8 +20,8 @@ from .run_record import correct_of
 from .study import Study
 
 __all__ = [
-    'Difference', 'VariantSummary', 'difference', 'equal_note', 'interval_over_seeds',
-    'interval_over_seeds_and_images', 'layers_note', 'missing_seeds', 'summarise',
+    'Difference', 'VariantSummary', 'difference', 'interval_over_seeds', 'interval_over_seeds_and_images',
+    'missing_seeds', 'notes', 'summarise',
 ]
 
 LEVEL = 0.95
@@ -162,6 +162,17 @@ def layers_note(summaries: list[VariantSummary], quote: str = '') -> str:
         f"Maps of {quote}{s.variant}{quote} are from "
         f"{' and '.join(f'{quote}{layer}{quote}' for layer in s.other_layers)}, the baseline's from other layers: "
         f'their measures do not compare.' for s in summaries if s.other_layers)
+
+
+def notes(
+        study: Study,
+        records: dict[str, dict[str, Any]],
+        summaries: list[VariantSummary],
+        quote: str = '',
+) -> list[str]:
+    """What has to be said below the tables; arguments as of `layers_note` and `equal_note`."""
+    found = layers_note(summaries, quote), equal_note(study, records, quote)
+    return [note for note in found if note]
 
 
 def _results(record: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
