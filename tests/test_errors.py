@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from timm_icasc import cli
-from timm_icasc.errors import ICASCError, one_line
+from timm_icasc.errors import ICASCError, first_of, one_line
 from timm_icasc.training.arguments import build_parser
 from timm_icasc.training.option_names import FLAGS, name_options
 
@@ -105,3 +105,13 @@ def test_a_program_has_its_own_formats_back_behind_a_command(monkeypatch, caplog
     logging.getLogger('mine').warning('use `device`')
     assert 'use `device`' in caplog.text and 'test_errors.py' in caplog.text
     assert warnings.formatwarning is before
+
+
+@pytest.mark.parametrize('names, said', [
+    (['cat'], 'cat'),
+    (iter(['cat', 'dog']), 'cat, dog'),
+    ([1, 2, 3], '1, 2 and 1 more'),
+    ([], ''),
+])
+def test_a_list_that_is_cut_says_so(names, said):
+    assert first_of(names, 2) == said

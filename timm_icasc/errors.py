@@ -6,7 +6,7 @@ the option of its own that means the argument in its place (`training.option_nam
 import errno
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .foreign_text import printable
@@ -57,6 +57,13 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return said if ' ' in said else f"{type(error).__name__}{': ' * bool(said)}{said}"
 
 
+def first_of(names: Iterable[Any], most: int = 5, between: str = ', ') -> str:
+    """Names in a row, as a message has them: the first `most`, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f' and {len(names) - most} more' * (len(names) > most)
+    return between.join(names[:most]) + more
+
+
 def explain(error: Exception) -> str | None:
     """What the user can mend although no code foresaw it, as one line; None of a fault of the program."""
     if isinstance(error, ICASCError):
@@ -72,6 +79,8 @@ def explain(error: Exception) -> str | None:
         gone = 'the folder is not there any more' if failed['gone'] else 'the file cannot be written'
         return f"'{printable(failed['gone'] or failed['refused'])}': {gone}; {REMEDIES[errno.EACCES]}."
     return None
+
+
 def error_chain(error: BaseException) -> Iterator[BaseException]:
     """An exception and those that led to it, each once: raised while others were handled, they may form a ring."""
     seen: set[int] = set()

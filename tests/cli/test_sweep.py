@@ -154,7 +154,7 @@ class TestDefinition:
     @pytest.mark.parametrize('changes, message', [
         ({'baseline': 'none'}, "baseline 'none' is not among the variants: plain, order-1"),
         ({'variants': {'plain': {}, 'b': {'icasc_oder': 1}}},
-         "variant 'b' has the unknown key 'icasc_oder'; did you mean 'icasc_order'"),
+         "variant 'b' has the unknown key 'icasc_oder' (did you mean 'icasc_order'"),
         ({'variants': {'plain': {}, 'b': {'icasc_order': 3}}}, "variant 'b': 'icasc_order' must be one of"),
         ({'variants': {'plain': {}, 'b': {'epochs': 0}}}, "variant 'b': --epochs must be at least 1"),
         ({'variants': {'plain': {}, 'b': {'seed': 1}}}, "variant 'b': 'seed' is not for a study to set"),
@@ -162,7 +162,7 @@ class TestDefinition:
         ({'variants': {'plain': {}, 'a/b': {'epochs': 3}}}, "variant 'a/b': a name has letters"),
         ({'variants': {}}, 'has no variants'),
         ({'common': {'dataset': 'torch/cifar100'}}, '--data-dir is missing'),
-        ({'common': {'modle': 'x'}}, "common has the unknown key 'modle'; did you mean 'model'"),
+        ({'common': {'modle': 'x'}}, "common has the unknown key 'modle' (did you mean 'model'"),
         ({'common': [1]}, "'common' must hold 'name: value' lines"),
         ({'evaluate': {'spilt': 'test'}}, "evaluate has the unknown key 'spilt'"),
         ({'evaluate': {'output': 'x'}}, "evaluate: 'output' is not for a study to set"),

@@ -46,8 +46,9 @@ def test_scientific_notation_without_a_dot(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('modle: resnet18', "unknown key 'modle'; did you mean 'model'"),
+    ('modle: resnet18', "unknown key 'modle' .did you mean 'model'"),
     ('qqqq: 1', "unknown key 'qqqq'"),
+    ('modle: resnet18\nqqqq: 1', "unknown keys 'modle' .did you mean 'model'.., 'qqqq'[.]$"),
     ('epochs: many', "'epochs' must be int, got 'many'"),
     ('icasc_order: 3', r"'icasc_order' must be one of \(1, 2\), got 3"),
     ('amp: please', "'amp' must be true or false, got 'please'"),

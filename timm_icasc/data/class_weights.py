@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DataError, one_line
+from ..errors import DataError, first_of, one_line
 from .image_list import BROKEN, read_csv
 from .known_targets import known_targets
 
@@ -39,7 +39,7 @@ def read_class_weights(file: str | Path, names: Sequence[str]) -> np.ndarray:
                 raise ValueError(f'line {number}: a weight must be above 0, got {weight}')
             weights[name] = weight
         if missing := [name for name in names if name not in weights]:
-            raise ValueError(f"{len(missing)} of {len(names)} classes have no weight: {', '.join(missing[:5])}")
+            raise ValueError(f"{len(missing)} of {len(names)} classes have no weight: {first_of(missing)}")
     except BROKEN as e:
         raise DataError(f"`class_weights`: '{file}': {one_line(e, 400)}.") from e
     return np.array([weights[name] for name in names])

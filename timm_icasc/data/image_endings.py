@@ -9,7 +9,7 @@ from pathlib import Path
 
 from timm.data.readers.img_extensions import get_img_extensions, set_img_extensions
 
-from ..errors import DataError
+from ..errors import DataError, first_of
 
 __all__ = ['ENDINGS', 'check_endings', 'ending_of', 'tell_left_out', 'timm_reading']
 
@@ -49,10 +49,10 @@ def tell_left_out(left_out: Counter[str], where: Path | str, endings: Sequence[s
     if not left_out:
         return
     told = [f"{ending or 'no ending'} ({count})" for ending, count in sorted(left_out.items())]
-    more = ', ...' * (len(told) > MOST_TOLD)
     warnings.warn(
-        f"{sum(left_out.values())} files of '{where}' are left out, by their endings: {', '.join(told[:MOST_TOLD])}"
-        f"{more}; images here end in {', '.join(endings)} (`image_endings` says which)", stacklevel=4)
+        f"{sum(left_out.values())} files of '{where}' are left out, by their endings: "
+        f"{first_of(told, MOST_TOLD)}; images here end in {', '.join(endings)} (`image_endings` says which)",
+        stacklevel=4)
 
 
 @contextmanager

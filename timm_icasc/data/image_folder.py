@@ -10,7 +10,7 @@ import torchvision
 from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from ..errors import DataError
+from ..errors import DataError, first_of
 from .image_endings import ENDINGS, ending_of, tell_left_out
 
 __all__ = ['check_folder', 'check_map', 'is_class', 'no_folder', 'settle_classes']
@@ -104,8 +104,7 @@ def check_map(classes: Mapping[str, int], images: Mapping[str, int], file: str) 
             ([f'{name} ({count})' for name, count in left_out.items()], 'leaves out the images of these folders'),
             (empty, 'has classes without an image here')):
         if names:
-            more = f' and {len(names) - 8} more' * (len(names) > 8)
-            warnings.warn(f"the class map '{file}' {what}: {', '.join(sorted(names)[:8])}{more}.", stacklevel=4)
+            warnings.warn(f"the class map '{file}' {what}: {first_of(sorted(names), 8)}.", stacklevel=4)
 
 
 def is_class(name: str) -> bool:
@@ -134,7 +133,7 @@ def _check_endings(folder: Path, readable: Sequence[str], has_map: bool) -> dict
                 f'are): name all endings that are with `image_endings`.')
     for name, endings in sorted(found.items()):
         if endings.isdisjoint(readable) and not has_map:  # it would be no class, without a word
-            have = f"its files end in {', '.join(sorted(endings)[:5])}" if any(endings) else (
+            have = f"its files end in {first_of(sorted(endings))}" if any(endings) else (
                 'its files have no endings' if endings else 'it is empty')
             raise DataError(
                 f"`root`: the class '{folder / name}' has no image that is read here ({', '.join(readable)}): "

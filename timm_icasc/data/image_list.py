@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError, ICASCError, one_line
+from ..errors import DataError, ICASCError, first_of, one_line
 from ..foreign_files import path_inside, read_json
 from .image_endings import ending_of, tell_left_out
 from .labelled_images import Box, LabelledImages, MultiLabelImages, check_box, check_listed
@@ -33,7 +33,7 @@ BROKEN = OSError, csv.Error, KeyError, TypeError, AttributeError, ValueError, In
 def _other_lists(folder: Path) -> str:
     """What else is there that may be meant, in words."""
     names = sorted(path.stem for path in folder.glob('*') if path.suffix in ('.csv', '.json'))
-    return f", which has the lists {', '.join(names[:8])} (`split` names one)" if names else ''
+    return f", which has the lists {first_of(names, 8)} (`split` names one)" if names else ''
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

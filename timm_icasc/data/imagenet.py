@@ -5,7 +5,7 @@ from pathlib import Path
 
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from ..errors import DataError
+from ..errors import DataError, first_of
 from ..foreign_files import path_inside
 from .image_folder import is_class
 from .labelled_images import Box, LabelledImages
@@ -51,7 +51,7 @@ class ILSVRC2012(LabelledImages):
             found = {p.name for p in folder.iterdir() if p.is_dir() and is_class(p.name)}
             unknown = sorted(found ^ set(names))
             if unknown:
-                raise DataError(f"'{folder}' and '{base / 'train'}' differ in the classes: {', '.join(unknown[:5])}.")
+                raise DataError(f"'{folder}' and '{base / 'train'}' differ in the classes: {first_of(unknown)}.")
             samples, _ = find_images_and_targets(str(folder), class_to_idx=class_to_idx)
         else:
             samples = self._flat(folder, [root, base / '..' / '..' / '..'], class_to_idx)

@@ -22,7 +22,7 @@ from ..data import (
     labels_of,
     name_classes,
 )
-from ..errors import DataError, ICASCError, LayerResolutionError, one_line
+from ..errors import DataError, ICASCError, LayerResolutionError, first_of, one_line
 from ..explanation import Explainer
 from ..explanation.class_names import fill_up
 from ..features.layout import ICASCLayers
@@ -129,8 +129,8 @@ def _match_classes(
     if names and model_names not in (None, names) and not (class_map and unknown):
         if unknown:
             raise DataError(
-                f"the data set has the classes {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}, which "
-                f"'{source}' does not know; it knows {', '.join(model_names[:5])}{', ...' * (len(model_names) > 5)}. "
+                f"the data set has the classes {first_of(unknown)}, which '{source}' does not know; it "
+                f"knows {first_of(model_names)}. "
                 f'Name the classes as these, or give the index of each with `class_map`: a .txt has one folder a line, '
                 f'in the order of these.')
         name_classes(dataset, model_names)
@@ -138,7 +138,7 @@ def _match_classes(
             warnings.warn(
                 f'no image is of {len(missing)} of the {len(model_names)} classes, so that these count as absent from '
                 f'all (a `class_map` of the classes that were looked for leaves the others open): '
-                f"{', '.join(missing[:8])}{', ...' * (len(missing) > 8)}", stacklevel=3)
+                f'{first_of(missing, 8)}', stacklevel=3)
         names = model_names
     elif names and len(names) > num_classes:
         raise DataError(f"the data set has {len(names)} classes, the model of '{source}' {num_classes}.")

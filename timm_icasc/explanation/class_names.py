@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ..errors import TargetError
+from ..errors import TargetError, first_of
 from ..features.owner import owners
 
 __all__ = ['class_names_of', 'fill_up', 'find_classes', 'parts_of']
@@ -91,16 +91,15 @@ def _find(wanted: int | str, names: Sequence[str]) -> int:
         return found[0]
     if len(found) > 1:
         raise TargetError(
-            f"`classes`: '{wanted}' is the name of the classes {', '.join(map(str, found[:MOST]))}: give the number.")
+            f"`classes`: '{wanted}' is the name of the classes {first_of(found, MOST)}: give the number.")
     try:
         index = int(wanted) if isinstance(wanted, str) else operator.index(wanted)
     except TypeError as e:
         raise TargetError(f'`classes` must be numbers or names of classes, got {wanted!r}.') from e
     except ValueError:
-        near = [name for name in names if wanted.casefold() in name.casefold()][:MOST]
-        said = f"these names have it in them: {'; '.join(near)}" if near else (
-            f"there are {'; '.join(names[:MOST])}{'; ...' * (len(names) > MOST)}")
-        raise TargetError(f"`classes`: no class '{wanted}': {said}.") from None
+        near = [name for name in names if wanted.casefold() in name.casefold()]
+        said = 'these names have it in them:' if near else 'there are'
+        raise TargetError(f"`classes`: no class '{wanted}': {said} {first_of(near or names, MOST, '; ')}.") from None
     if not 0 <= index < len(names):
         raise TargetError(f'`classes` must lie in 0 to {len(names) - 1}, got {index}.')
     return index

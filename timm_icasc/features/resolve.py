@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ..errors import LayerResolutionError, is_count
+from ..errors import LayerResolutionError, first_of, is_count
 from .layout import FeatureLayer, ICASCLayers, Layout
 from .meta import RememberShapes
 from .module_state import check_shards, one_thread, survey
@@ -58,8 +58,7 @@ def _check_paths(model: nn.Module, paths: Sequence[str]) -> None:
         if path not in modules or not path:
             siblings = [name for name in modules if name.count('.') == path.count('.') and name]
             raise LayerResolutionError(
-                f"{type(model).__name__} has no layer '{path}'; modules at that depth: {', '.join(siblings[:12])}"
-                f"{', ...' if len(siblings) > 12 else ''}."
+                f"{type(model).__name__} has no layer '{path}'; modules at that depth: {first_of(siblings, 12)}."
                 f"{' A layout behind a colon is NCHW, NHWC, NLC or NLC+N.' if ':' in path else ''}")
 
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import HubError
+from ..errors import HubError, first_of
 from ..evaluation.checkpoint import Checkpoint, load_checkpoint
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.measures import summarise
@@ -58,7 +58,7 @@ def _check_rows(runs: list[Run]) -> None:
             name for name in own.keys() & other.keys() - {*COMPUTED} if own[name] != other[name])
         if differ or run.seed in row:
             beside = first if differ else row[run.seed]
-            why = f"with other options ({', '.join(differ[:5])})" if differ else f'of seed {run.seed}'
+            why = f"with other options ({first_of(differ)})" if differ else f'of seed {run.seed}'
             raise HubError(
                 f"'{beside.folder}' and '{run.folder}' are both {run.method}, {why}; one table cannot hold both.")
         row[run.seed] = run

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data import fingerprint
-from ..errors import ICASCError, one_line
+from ..errors import ICASCError, first_of, one_line
 from ..evaluation.image_records import load_records
 from ..evaluation.measures import correct_predictions
 from ..evaluation.restore import open_dataset
@@ -200,9 +200,9 @@ def check_unchanged(study: Study, records: dict[str, dict[str, Any]], output: Pa
             begun.append((folder, _arguments(folder)))
         for path, earlier in begun:
             if changed := changed_options(run.options, earlier):
+                said = first_of(f'{name} was {earlier[name]!r}, is {run.options[name]!r}' for name in changed)
                 raise ICASCError(
-                    f"variant '{run.variant}' is not what '{path}' was made with: "
-                    f"{', '.join(f'{name} was {earlier[name]!r}, is {run.options[name]!r}' for name in changed[:5])}. "
+                    f"variant '{run.variant}' is not what '{path}' was made with: {said}. "
                     f'Give the changed variant another name, or remove what is there.')
 
 

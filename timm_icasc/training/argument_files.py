@@ -8,7 +8,7 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
-from ..errors import ICASCError
+from ..errors import ICASCError, first_of
 from ..foreign_files import read_yaml
 from ..foreign_text import shell_command
 
@@ -97,11 +97,10 @@ def check_options(
         ICASCError: A key or value is not an option's; the message begins with `where`.
     """
     actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
-    options = {}
-    for key, value in config.items():
-        name = str(key).replace('-', '_')
-        if name not in actions:
-            close = difflib.get_close_matches(name, actions, 1)
-            raise ICASCError(f"{where} has the unknown key '{key}'{f'; did you mean {close[0]!r}?' if close else '.'}")
-        options[name] = _checked(actions[name], value, where)
-    return options
+    named = {str(key).replace('-', '_'): value for key, value in config.items()}
+    if unknown := [name for name in named if name not in actions]:
+        close = {name: difflib.get_close_matches(name, actions, 1) for name in unknown}
+        told = [f"'{name}'{f' (did you mean {close[name][0]!r}?)' if close[name] else ''}" for name in unknown]
+        raise ICASCError(
+            f"{where} has the unknown key{'s' * (len(told) > 1)} {first_of(told, 10)}.")
+    return {name: _checked(actions[name], value, where) for name, value in named.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BALANCED
-from ..errors import ICASCError
+from ..errors import ICASCError, first_of
 from ..foreign_files import read_yaml, refuse_links_out_of
 from ..runs.find import latest_run
 from ..runs.folder import ARGUMENTS, CHECKPOINT, COMPARED, LAST, is_timms, read_mapping
@@ -106,7 +106,7 @@ def _newest_run(output: str, experiment: str) -> Path:
     others = sorted(path.parent.name for path in folder.glob(f'*/{ARGUMENTS}'))
     raise ICASCError(
         f"--resume auto: '{output}' has no run{f' {experiment!r}' * bool(experiment)} to go on with"
-        f"{'; it has ' + ', '.join(others[:8]) if others else ''}: leave --resume out to begin a new run.")
+        f"{'; it has ' + first_of(others, 8) if others else ''}: leave --resume out to begin a new run.")
 
 
 def _check_ranges(args: argparse.Namespace) -> None:

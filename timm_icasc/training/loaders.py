@@ -23,7 +23,7 @@ from ..data import (
     name_classes,
     use_pad_crop,
 )
-from ..errors import DataError, ICASCError, one_line
+from ..errors import DataError, ICASCError, first_of, one_line
 from ..labels import SINGLE, LabelKind
 from .interrupt import begin_loading
 
@@ -84,13 +84,13 @@ def _match_classes(
     if val_only:
         raise DataError(
             f'The classes of --train-split {args.train_split} ({len(names)}) and --val-split {args.val_split} '
-            f'({len(val_names)}) differ: only the first has {", ".join(train_only[:5]) or "none"}; only the second has '
-            f'{", ".join(val_only[:5])}. Name them alike, or pass --class-map.')
+            f'({len(val_names)}) differ: only the first has {first_of(train_only) or "none"}; only the second has '
+            f'{first_of(val_only)}. Name them alike, or pass --class-map.')
     name_classes(val, names)
     if train_only:
         warnings.warn(
             f'--val-split {args.val_split} has no image of {len(train_only)} of the {len(names)} classes: '
-            f"{', '.join(train_only[:8])}{', ...' * (len(train_only) > 8)}.", stacklevel=2)
+            f'{first_of(train_only, 8)}.', stacklevel=2)
 
 
 def columns_of(args: argparse.Namespace) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from timm.models import clean_state_dict
 
-from ..errors import HubError, ICASCError, one_line
+from ..errors import HubError, ICASCError, first_of, one_line
 from ..hub.failures import check_reachable
 from ..runs.intact import harmless_types
 
@@ -89,7 +89,7 @@ def _find_tensors(content: Any, path: str | Path) -> dict[str, Any]:
             return found[name]
     if len(found) == 1:
         return next(iter(found.values()))
-    have = ', '.join(map(str, list(found or (content if isinstance(content, dict) else ()))[:5]))
+    have = first_of(found or (content if isinstance(content, dict) else ()))
     raise ICASCError(
         f"--pretrained-path: '{path}' holds {'several sets of' if found else 'no'} tensors"
         f"{f' (it has: {have})' if have else ''}; save the model's state dict alone.")
@@ -238,8 +238,8 @@ def create_from_file(
         own = loading.model.state_dict()
         why = loading.error or (
             f"{len(own) - len(loading.missing)} of the model's {len(own)} tensors are in it; it lacks "
-            f"{', '.join(loading.misfits[:3])}")
+            f"{first_of(loading.misfits, 3)}")
         raise ICASCError(
-            f"--pretrained-path: '{path}' does not fit --model: {why}; it has {', '.join(list(weights)[:3])}. Name "
+            f"--pretrained-path: '{path}' does not fit --model: {why}; it has {first_of(weights, 3)}. Name "
             f'the architecture that the file is of, or rename its tensors.')
     return loading.model, loading.describe(), loading.has_head

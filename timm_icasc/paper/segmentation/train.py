@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ...errors import ICASCError, NonFiniteLossError, one_line
+from ...errors import ICASCError, NonFiniteLossError, first_of, one_line
 from ...features.module_state import evaluation_mode
 from ...runs.files import replacing
 from ...runs.intact import check_intact
@@ -146,7 +146,7 @@ def read_checkpoint(
     now = {**asdict(config), **origin}
     changed = [name for name in now if earlier.get(name) != now[name]]
     if changed:
-        said = ', '.join(f'{name} was {earlier.get(name)!r}, is {now[name]!r}' for name in changed[:3])
+        said = first_of((f'{name} was {earlier.get(name)!r}, is {now[name]!r}' for name in changed), 3)
         raise ICASCError(
             f"'{checkpoint}' belongs to a training with other options or cues ({said}): remove it, or write "
             f'elsewhere.')
