@@ -23,9 +23,9 @@ from timm_icasc.data.geometry import transform_geometry
 from timm_icasc.evaluation import collect
 from timm_icasc.evaluation.batches import Numbered, SizedTransform, make_loader, transformed_by
 from timm_icasc.evaluation.boxes import boxes_by_class, localise_batch
-from timm_icasc.evaluation.checkpoint import load_checkpoints
 from timm_icasc.evaluation.faithfulness import Subject, map_values, random_values
 from timm_icasc.evaluation.options import add_checkpoint_arguments
+from timm_icasc.evaluation.side_by_side import load_checkpoints
 from timm_icasc.features.outputs import class_scores
 from timm_icasc.features.resolve import resolve_layers
 from timm_icasc.features.tap import capture_features

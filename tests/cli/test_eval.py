@@ -30,11 +30,12 @@ from timm_icasc.data import (
     image_name,
 )
 from timm_icasc.evaluation import restore
-from timm_icasc.evaluation.checkpoint import load_checkpoint, load_checkpoints
+from timm_icasc.evaluation.checkpoint import load_checkpoint
 from timm_icasc.evaluation.faithfulness import blurred, highest
 from timm_icasc.evaluation.image_records import load_records, save_records
 from timm_icasc.evaluation.options import default_options
 from timm_icasc.evaluation.restore import _in_chans
+from timm_icasc.evaluation.side_by_side import load_checkpoints
 from timm_icasc.losses import attention_overlap
 
 

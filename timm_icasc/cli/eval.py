@@ -18,20 +18,20 @@ from typing import Any
 from ..data import fingerprint
 from ..errors import DataError, ICASCError
 from ..evaluation.bootstrap import check_same_maps, compare
-from ..evaluation.checkpoint import (
-    Checkpoint,
-    check_same_data,
-    expand_sources,
-    load_checkpoints,
-    name_apart,
-    warn_of_other_layers,
-)
+from ..evaluation.checkpoint import Checkpoint
 from ..evaluation.collect import evaluate_checkpoint
 from ..evaluation.image_records import ImageRecords, load_records
 from ..evaluation.measures import TITLES, class_table, summarise
 from ..evaluation.options import add_evaluation_arguments as add_arguments
 from ..evaluation.options import default_options
 from ..evaluation.report import print_measures, write_evaluation
+from ..evaluation.side_by_side import (
+    check_same_data,
+    expand_sources,
+    load_checkpoints,
+    name_apart,
+    warn_of_other_layers,
+)
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
 from ..labels import SINGLE

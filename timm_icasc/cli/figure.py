@@ -18,15 +18,11 @@ import numpy as np
 from ..attention import METHODS
 from ..data import evenly_spaced
 from ..errors import ICASCError
-from ..evaluation.checkpoint import (
-    Checkpoint,
-    check_same_data,
-    load_checkpoints,
-    warn_of_other_layers,
-)
+from ..evaluation.checkpoint import Checkpoint
 from ..evaluation.measures import ks_of
 from ..evaluation.options import add_checkpoint_arguments
 from ..evaluation.scores import score_images
+from ..evaluation.side_by_side import check_same_data, load_checkpoints, warn_of_other_layers
 from ..explanation.canvas import check_format
 from ..figures.classes import classes_figure
 from ..figures.html import browsing_page

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from ..attention import METHODS
 from ..errors import DataError, ICASCError
-from ..evaluation.checkpoint import Checkpoint, check_architecture, load_checkpoint
+from ..evaluation.checkpoint import Checkpoint, load_checkpoint
 from ..evaluation.options import add_model_arguments
+from ..evaluation.side_by_side import check_architecture
 from ..foreign_files import path_inside
 from ..foreign_text import printable
 from ..hub.model_folder import file_sha256, tensors_sha256

@@ -9,9 +9,10 @@ from ..explanation.class_names import class_names_of, fill_up
 from ..labels import MULTI
 from ..runs.find import find_weights
 from ..runs.folder import names_in
-from .checkpoint import Checkpoint, check_architecture, load_checkpoint, name_apart
+from .checkpoint import Checkpoint, load_checkpoint
 from .noted import noted_kind, published_run
 from .restore import is_name, run_beside
+from .side_by_side import check_architecture, name_apart
 
 __all__ = ['load_explainer', 'load_explainers']
 
