@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.forked import fork_in
+from helpers.forked import Forked, fork_in
 from helpers.hub_fixtures import save_noise
 from helpers.kills import contents
 from helpers.runs import blank_figures, make_run
@@ -64,6 +64,24 @@ def train(images, monkeypatch, capsys):
 
 def assert_one_line(err, folder):
     assert len(err.strip().splitlines()) == 1 and 'the disk is full' in err and f"make room in '{folder}'" in err, err
+
+
+@pytest.mark.parametrize('command', [
+    ['layers', 'resnet20_cifar'],
+    ['train', '--dataset', 'digits', '--epochs', '1', '-j', '0'],
+])
+def test_output_that_goes_to_a_full_disk(command, tmp_path):
+    """Not the memory that data loading processes share, which ends in the same error."""
+    with open('/dev/full', 'w') as full, open(tmp_path / 'err', 'w+') as err:
+        process = Forked(
+            [sys.executable, '-m', 'timm_icasc.cli', *command, *['--output', tmp_path] * (command[0] == 'train')],
+            stdout=full, stderr=err)
+        assert process.wait(60) == 2
+        err.seek(0)
+        said = err.read().strip()
+    assert said.splitlines()[-1].endswith(
+        f'timm-icasc {command[0]}: error: what is printed cannot be written: [Errno 28] No space left on device. Make '
+        f'room where the output goes to, or send it elsewhere.'), said
 
 
 def test_training(train, disk, tmp_path):

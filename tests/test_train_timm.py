@@ -426,8 +426,8 @@ BAD_INPUT = {
     'batch size': (['--batch-size', 100], '--batch-size 100 is more than the 24 training images'),
     'batch of one pixel': (
         ['--model', 'test_efficientnet', '--batch-size', 1],
-        '--batch-size 1: BatchNorm cannot train on one image whose features are one pixel, as those of --model '
-        'test_efficientnet are here: raise --batch-size or --img-size.'),
+        '--batch-size 1: BatchNorm cannot train on one image whose features are one pixel, as those of this model are '
+        'here: raise --batch-size or --img-size.'),
     'mean': (['--mean', 1, 2], '--mean and --std'),
     'weights': (['--icasc-weights', -1, 1, 1], '--icasc-weights must be at least 0'),
     'fraction': (['--drop', 2], '--drop must be between 0 and 0.99'),

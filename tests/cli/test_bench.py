@@ -1,6 +1,8 @@
 """The table of costs, and that each measurement measures what it says."""
 import json
 import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from functools import partialmethod
 
@@ -39,6 +41,14 @@ def test_memory_is_measured_in_a_fresh_process(monkeypatch):
     monkeypatch.setattr(steps, 'VARIANTS', [PLAIN])
     (variant, peak), = cost.measure_memory('resnet20_cifar', SMALL).items()
     assert variant == PLAIN and (peak is None or 0 < peak < 1000)
+
+
+def test_a_process_that_is_killed_is_not_waited_for(forked, monkeypatch, capsys):
+    """As the system does where memory runs out."""
+    monkeypatch.setattr(cost, 'make_step', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr('timm_icasc.cli.bench.measure_time', lambda *_: {})
+    assert main(['bench', 'resnet8_cifar', '--img-size', '16', '-b', '2', '--device', 'cpu']) == 2
+    assert '--batch-size 2: the process that measures the memory of resnet8_cifar, ' in capsys.readouterr().err
 
 
 def test_table_and_record_of_all_variants(forked, tmp_path, capsys):
@@ -256,6 +266,11 @@ def test_an_architecture_whose_weights_have_no_head_gets_one():
     (['resnet18', '--device', 'cpu', '--fast'], '--fast records training steps as CUDA graphs: use --device cuda'),
     (['resnet18', '--device', 'cpu', '--fast', '--compile'], 'CUDA graphs: leave it out, or --compile'),
     (['resnet18', '--json', 'nowhere/bench.json'], "--json: there is no folder 'nowhere'"),
+    (['resnet18', '--json', '.'], "' is a folder: name a file in it"),
+    (['resnet18', '--topk', '3'], '--topk is of --maps: leave it out'),
+    (['resnet18', '--maps', '--share', '0.5'], '--share is of training steps, and --maps makes none: leave it out'),
+    (['test_resnet', '--img-size', '32', '-b', '1', '--profile', '--repeats', '1'],
+     '--batch-size 1: BatchNorm cannot train on one image whose features are one pixel'),
     (['resnet18', '--scaling', 'cost.doc'], '--scaling: path must end in one of .png'),
     (['resnet18', '--scaling', 'nowhere/cost.png'], "--scaling: there is no folder 'nowhere'"),
     (['resnet20_cifar', '--scaling', 'cost.png', '-b', '1'], 'give resnet20_cifar a larger --batch-size'),

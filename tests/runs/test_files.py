@@ -95,10 +95,12 @@ def test_a_full_disk_is_named_in_one_line(failing, tmp_path, monkeypatch):
     assert path.read_text() == 'old' and names(tmp_path) == ['x.txt']
 
 
-def test_torch_does_not_say_that_the_disk_is_full(tmp_path):
-    """A limit on the size of files stands for the disk; torch's own error says nothing of it."""
+@pytest.mark.parametrize('write', ['torch.save(torch.zeros(100_000), partial)', 'np.save(partial, np.zeros(100_000))'])
+def test_torch_and_numpy_do_not_say_that_the_disk_is_full(write, tmp_path):
+    """A limit on the size of files stands for the disk; their own errors say nothing of it."""
     code = (
         'import resource, signal, sys, torch\n'
+        'import numpy as np\n'
         'from pathlib import Path\n'
         'from timm_icasc.errors import WriteError\n'
         'from timm_icasc.runs.files import replacing\n'
@@ -106,16 +108,29 @@ def test_torch_does_not_say_that_the_disk_is_full(tmp_path):
         'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
         'try:\n'
         '    with replacing(Path(sys.argv[1])) as partial:\n'
-        '        torch.save(torch.zeros(100_000), partial)\n'
+        f'        {write}\n'
         'except WriteError as e:\n'
         '    print(e.line)\n')
-    path = tmp_path / 'x.pth.tar'
+    path = tmp_path / 'x.npy'
     path.write_text('old')
     process = Forked([sys.executable, '-c', code, path])
     out, err = process.communicate(60)
     assert process.returncode == 0, err
     assert f"cannot write '{path}': the disk is full (File too large)" in out
-    assert path.read_text() == 'old' and names(tmp_path) == ['x.pth.tar']
+    assert path.read_text() == 'old' and names(tmp_path) == ['x.npy']
+
+
+def test_a_file_of_a_folder_that_is_being_filled_is_named_by_its_place(tmp_path):
+    with pytest.raises(WriteError) as e, replacing_folder(tmp_path / 'maps') as folder, replacing(folder / 'a' / 'x'):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    assert str(e.value) == (
+        f"cannot write '{tmp_path / 'maps' / 'a' / 'x'}': the disk is full (No space left on device); make room in "
+        f"'{tmp_path}'.")
+
+
+def test_a_device_that_takes_no_more(tmp_path):
+    with pytest.raises(WriteError, match="cannot write '/dev/full': the disk is full .*; make room in '/dev'.$"):
+        write_text(Path('/dev/full'), 'x')
 
 
 def test_a_link_is_replaced_and_a_device_is_not(tmp_path, capfd):

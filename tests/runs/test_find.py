@@ -1,12 +1,14 @@
 """Which folders hold runs: named by a user, the newest, the finished ones."""
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers.runs import make_run
 
 from timm_icasc.errors import HubError, ICASCError
 from timm_icasc.runs.find import (
+    check_file_to_write,
     collect_runs,
     find_runs,
     find_weights,
@@ -15,7 +17,6 @@ from timm_icasc.runs.find import (
     latest_run,
     nothing_to_lose,
     open_runs,
-    refuse_file_of_run,
     refuse_folder_of_run,
 )
 
@@ -59,10 +60,13 @@ def test_what_may_be_replaced(run, tmp_path):
 def test_what_a_run_has_left_is_not_written_over(run, tmp_path):
     for name in ('args.yaml', 'results.json', 'last.pth.tar'):
         with pytest.raises(ICASCError, match=f'`json`: .*{name}. was left by a run, .* name another'):
-            refuse_file_of_run(run / name, 'json')
+            check_file_to_write(run / name, 'json')
     (tmp_path / 'results.json').touch()
     for path in (run / 'paper.json', run / 'summary.csv', tmp_path / 'results.json'):
-        refuse_file_of_run(path, 'json')  # another name, not there, no run beside it
+        check_file_to_write(path, 'json')  # another name, not there, no run beside it
+    check_file_to_write(Path('/dev/stdout'), 'json')
+    with pytest.raises(ICASCError, match='`json`: .* is a folder: name a file in it'):
+        check_file_to_write(tmp_path, 'json')
     with pytest.raises(ICASCError, match='`output`: .* is the folder of a run, .* name another'):
         refuse_folder_of_run(run, 'output')
     refuse_folder_of_run(run / 'eval', 'output')

@@ -5,6 +5,8 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from tqdm import tqdm
 
+from ..errors import ICASCError
 from ..features.meta import RememberShapes
 from ..training.device import PeakMemory
 from .steps import BenchmarkSetting, make_step
@@ -94,6 +97,9 @@ def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | No
 
     On the CPU by Linux's account of resident memory (glibc), every variant in a process of its own; None on other
     systems. On a GPU by torch's account, which one process keeps as well.
+
+    Raises:
+        ICASCError: Such a process was killed.
     """
     peaks = {}
     for variant in tqdm(setting.variants, desc=f'{name}: memory', leave=False, disable=None):
@@ -101,9 +107,14 @@ def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | No
             torch.cuda.empty_cache()
             peaks[variant] = _peak_memory(name, variant, setting, torch.get_num_threads())
         else:
-            with multiprocessing.get_context('spawn').Pool(1) as pool:
-                peaks[variant] = pool.apply(
-                    _peak_memory, (name, variant, setting, torch.get_num_threads()))
+            with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+                measured = pool.submit(_peak_memory, name, variant, setting, torch.get_num_threads())
+            try:
+                peaks[variant] = measured.result()
+            except BrokenProcessPool as e:
+                raise ICASCError(
+                    f"`batch_size={setting.batch_size}`: the process that measures the memory of {name}, '{variant}', "
+                    f'was killed (out of memory?): take a smaller one.') from e
     return peaks
 
 

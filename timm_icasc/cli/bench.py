@@ -27,12 +27,14 @@ from ..benchmark.steps import PLAIN, BenchmarkSetting, plain_of
 from ..errors import ICASCError
 from ..explanation.canvas import check_format, save
 from ..runs.files import write_text
-from ..runs.find import refuse_file_of_run
+from ..runs.find import check_file_to_write
 from ..runs.provenance import installed_versions
 from ..runs.tables import text
 from ..training.device import device_fault
 from ..training.model_factory import UNREGISTERED, check_model_name
 from ..training.option_names import check_least
+
+TOPK = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='on which operations a step with ICASC spends more than a plain one: milliseconds, and '
              'percent of the whole plain step')
     parser.add_argument(
-        '--topk', type=int, nargs='+', default=[5], metavar='N',
-        help='with --maps: maps of this many classes an image; several numbers, one after the other (default: 5)')
+        '--topk', type=int, nargs='+', metavar='N',
+        help=f'with --maps: maps of this many classes an image; several numbers, one after the other (default: {TOPK})')
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
 
 
@@ -131,11 +133,15 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
             check_format(Path(args.scaling))
         except ValueError as e:
             raise ICASCError(f'--scaling: {e}') from e
+    if args.topk and not args.maps:
+        raise ICASCError('--topk is of --maps: leave it out.')
+    if args.maps and args.share < 1:
+        raise ICASCError('--share is of training steps, and --maps makes none: leave it out.')
     for name, file in (('json', args.json), ('scaling', args.scaling)):
         if file and not Path(file).absolute().parent.is_dir():
             raise ICASCError(f"--{name}: there is no folder '{Path(file).parent}'.")
         if file:
-            refuse_file_of_run(Path(file), name)
+            check_file_to_write(Path(file), name)
     return BenchmarkSetting(
         args.batch_size, args.img_size, args.device, args.channels_last, args.amp, args.fast,
         args.share, args.compile)
@@ -149,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     models: dict[str, Any] = {}
     for name in args.models:
         if args.maps:
-            models[name] = measure_maps(name, setting, args.topk, args.repeats)
+            models[name] = measure_maps(name, setting, args.topk or [TOPK], args.repeats)
             table = text(_map_rows(name, models[name]), left=2)
         elif args.scaling:
             models[name] = measure_scaling(name, setting, args.repeats)

@@ -25,7 +25,7 @@ from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_error
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
 from ..runs.files import check_writable, write_text
-from ..runs.find import refuse_file_of_run
+from ..runs.find import check_file_to_write
 from ..runs.provenance import installed_versions
 from ..version import TIMM_FOR_TRAINING
 
@@ -142,7 +142,7 @@ def _findings() -> Iterator[Finding]:
 
 def run(args: argparse.Namespace) -> int:
     if args.json:
-        refuse_file_of_run(Path(args.json), 'json')
+        check_file_to_write(Path(args.json), 'json')
     versions, findings = _versions(), []
     print(', '.join(f'{name} {number}' for name, number in versions.items()))
     for finding in _findings():

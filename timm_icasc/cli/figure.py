@@ -29,7 +29,7 @@ from ..figures.html import browsing_page
 from ..figures.inner_last import layers_figure
 from ..figures.ks import ks_figure
 from ..foreign_text import printable
-from ..runs.find import refuse_file_of_run
+from ..runs.find import check_file_to_write
 from ..training.option_names import check_least
 
 # Kind -> default file and number of images.
@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
             check_format(path)
         except ValueError as e:
             raise ICASCError(f'--output: {e}') from e
-    refuse_file_of_run(path, 'output')
+    check_file_to_write(path, 'output')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     except OSError as e:

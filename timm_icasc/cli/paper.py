@@ -19,7 +19,7 @@ from ..foreign_text import code_span
 from ..paper.paper_page import HEAD, show
 from ..paper.rows import PAPER, class_rows, figure_rows, paper_rows, segmentation_rows, setting_rows
 from ..runs.files import write_text
-from ..runs.find import check_folders, collect_runs, collect_segmentations, refuse_file_of_run
+from ..runs.find import check_file_to_write, check_folders, collect_runs, collect_segmentations
 from ..runs.folder import RESULTS
 from ..runs.tables import write_csv, write_json
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output and args.output.suffix not in ('.md', '.json', '.csv'):
         raise ICASCError(f"--output ends in .md, .json or .csv, got '{args.output}'.")
     if args.output:
-        refuse_file_of_run(args.output, 'output')
+        check_file_to_write(args.output, 'output')
     check_folders(args.folders)
     runs, segmentations = collect_runs(args.folders), collect_segmentations(args.folders)
     if args.folders and not runs and not segmentations:

@@ -5,6 +5,7 @@ holds a lock on it: what a killed one has left is removed when the same file is 
 """
 import errno
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ICASCError, WriteError, error_chain
+from ..errors import ICASCError, WriteError, error_chain, one_line
 
 try:
     import fcntl
@@ -24,6 +25,9 @@ except ImportError:  # Windows: nothing is locked, and what a kill leaves stays
 __all__ = ['check_writable', 'is_free', 'replacing', 'replacing_folder', 'together', 'write_text']
 
 PARTIAL = '.part'
+
+# What `_partial` calls that of NAME.
+PARTIAL_NAME = re.compile(r'\.(?P<name>.+)\.[0-9a-f]{8}\.part(?:\.[^.]*)?')
 
 # The errors of a disk that takes no more.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -107,7 +111,7 @@ def _reason(error: BaseException, partial: Path) -> OSError | None:
     for link in error_chain(error):
         if isinstance(link, OSError) and link.errno:
             return link
-    if isinstance(error, RuntimeError) and partial.is_file():  # torch's, which does not say why
+    if isinstance(error, (RuntimeError, OSError)) and partial.is_file():  # torch's, and numpy's, which do not say why
         try:
             with open(partial, 'ab') as file:
                 file.write(bytes(2 ** 20))
@@ -118,11 +122,18 @@ def _reason(error: BaseException, partial: Path) -> OSError | None:
     return None
 
 
+def _in_its_place(path: Path) -> Path:
+    """Where a file will be that is written into a temporary folder."""
+    parts = ((match := PARTIAL_NAME.fullmatch(part)) and match['name'] or part for part in path.parts)
+    return Path(*parts)
+
+
 def _failure(path: Path, reason: OSError) -> WriteError:
-    full, there = reason.errno in FULL, path.exists()
-    message = f"cannot write '{path}': {'the disk is full' if full else reason.strerror}"
+    path = _in_its_place(path)
+    full, there = reason.errno in FULL, path.exists() and not _in_place(path)
+    message = f"cannot write '{path}': {'the disk is full' if full else reason.strerror or one_line(reason)}"
     if full:
-        message += f" ({reason.strerror}); make room in '{path.parent}'"
+        message += f" ({reason.strerror}); make room in '{next(filter(Path.is_dir, path.parents), path.parent)}'"
     error = WriteError(f"{message}.{' The file is as it was before.' * there}")
     error.errno, error.strerror, error.filename = reason.errno, reason.strerror, str(path)
     return error
@@ -149,7 +160,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     if _in_place(path):
-        yield path
+        try:
+            yield path
+        except BrokenPipeError:  # nobody reads it any more
+            raise
+        except OSError as e:
+            raise e if isinstance(e, ICASCError) else _failure(path, e) from e
         return
     group = _waiting.get()
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import HubError, ICASCError, one_line
 from ..foreign_files import read_json
+from .files import check_writable
 from .folder import (
     ARGUMENTS,
     BEST,
@@ -25,9 +26,8 @@ from .folder import (
 )
 
 __all__ = [
-    'check_folders', 'collect_runs', 'collect_segmentations', 'find_runs', 'find_weights', 'finished_results',
-    'group_runs', 'has_begun', 'latest_run', 'nothing_to_lose', 'open_runs', 'refuse_file_of_run',
-    'refuse_folder_of_run',
+    'check_file_to_write', 'check_folders', 'collect_runs', 'collect_segmentations', 'find_runs', 'find_weights',
+    'finished_results', 'group_runs', 'has_begun', 'latest_run', 'nothing_to_lose', 'open_runs', 'refuse_folder_of_run',
 ]
 
 
@@ -101,14 +101,22 @@ def refuse_folder_of_run(folder: Path, argument: str) -> None:
             f"`{argument}`: '{folder}' is the folder of a run, whose files could be written over: name another.")
 
 
-def refuse_file_of_run(path: Path, argument: str) -> None:
-    """Raise ICASCError where a file to write is one that a run has left.
+def check_file_to_write(path: Path, argument: str) -> None:
+    """Raise where a file that long work will end in is a folder, or one that a run has left, or cannot be written.
 
     Args:
         path: The file.
         argument: What names it.
+
+    Raises:
+        ICASCError: It is a folder, or left by a run.
+        OSError: Nothing can be written to its folder.
     """
     path = Path(path).absolute()
+    if path.is_file() or not path.exists():  # no device, no pipe
+        check_writable(path.parent)
+    if path.is_dir():
+        raise ICASCError(f"`{argument}`: '{path}' is a folder: name a file in it.")
     own = (ARGUMENTS, SUMMARY, RESULTS, RESULTS_TABLE, FIGURE, WANDB_ID)
     left = path.name in own or path.name.endswith(CHECKPOINT)
     if left and path.exists() and (path.parent / ARGUMENTS).is_file():

@@ -10,7 +10,7 @@ from timm import utils
 from tqdm import tqdm
 
 from ..data import is_stream
-from ..errors import DataError, ICASCError, NonFiniteLossError
+from ..errors import DataError, NonFiniteLossError
 from ..features.module_state import evaluation_mode
 from ..features.outputs import without_order
 from ..features.wrappers import run_eagerly, unwrap_model
@@ -108,22 +108,6 @@ def make_batch(
     return images, target
 
 
-def _step(
-        job: TrainingJob,
-        images: torch.Tensor,
-        target: torch.Tensor,
-        parts: int,
-) -> dict[str, torch.Tensor]:
-    try:
-        return job.step(images, target, parts)
-    except ValueError as e:
-        if 'more than 1 value per channel' not in str(e):
-            raise
-        raise ICASCError(
-            f'--batch-size {len(images)}: BatchNorm cannot train on one image whose features are one pixel, as those '
-            f'of --model {job.args.model} are here: raise --batch-size or --img-size.') from e
-
-
 def timed(batches: Iterable, waits: list[float]) -> Iterator:
     """What `batches` yields; the seconds that each took to come are added to `waits`."""
     iterator, end = iter(batches), object()
@@ -156,7 +140,7 @@ def train_one_epoch(epoch: int, job: TrainingJob, flag: StopSignal) -> dict[str,
         group = min(args.grad_accum_steps, batches - group_start)  # the last group may be smaller
         update = index - group_start == group - 1
         with nullcontext() if update else task.no_sync():
-            result = _step(job, images, target, group)
+            result = job.step(images, target, group)
         if update:
             update_weights(job)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import ICASCError, error_chain, one_line
+from .messages import output_fault
 
 __all__ = ['Interrupted', 'StopSignal', 'answer_for_batches', 'begin_loading', 'interruptible', 'stopping_loaders']
 
@@ -185,7 +186,7 @@ def stopping_loaders() -> Iterator[None]:
             for error in error_chain(e):
                 traceback.clear_frames(error.__traceback__)
         ended = isinstance(e, RuntimeError) and 'DataLoader worker' in str(e)
-        refused = isinstance(e, OSError) and e.errno == errno.ENOSPC
+        refused = isinstance(e, OSError) and e.errno == errno.ENOSPC and output_fault() is None
         if ended or refused and not isinstance(e, ICASCError):
             said = 'a data loading process has ended before its batch was there: killed, out of memory, or' if ended \
                 else 'data loading processes cannot hand on their batches:'

@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import explain
+from ..errors import explain, one_line
 from ..foreign_text import printable
 from .option_names import name_options
 
-__all__ = ['messages_of', 'report_error']
+__all__ = ['messages_of', 'output_fault', 'report_error']
 
 
 def _plain(text: str) -> str:
@@ -71,14 +71,33 @@ def _nobody_reads() -> bool:
     except (AttributeError, OSError, ValueError):  # Windows; a stdout that is no file
         return False
     if closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
     return closed
+
+
+def output_fault() -> OSError | None:
+    """Why what was printed to stdout cannot be written, as to a file on a full disk; None where it can be."""
+    try:
+        sys.stdout.flush()  # once more: what could not be written waits
+    except OSError as e:
+        return e
+    return None
+
+
+def _print_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_error(error: Exception, parser: argparse.ArgumentParser) -> int:
     """Say in one line what the user can mend, and return the exit code; a fault of the program is raised again."""
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return 1
+    if isinstance(error, OSError) and (fault := output_fault()):
+        _print_no_more()
+        print(
+            f'{parser.prog}: error: what is printed cannot be written: {one_line(fault)}. Make room where the output '
+            f'goes to, or send it elsewhere.', file=sys.stderr)
+        return 2
     said = explain(error)
     if said is None:
         raise error

@@ -6,6 +6,8 @@ import torch
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad
 
+from ..errors import ICASCError
+
 __all__ = ['Scaler', 'TrainingStep']
 
 
@@ -61,9 +63,19 @@ class TrainingStep:
 
         Returns:
             The task's result, without its graph.
+
+        Raises:
+            ICASCError: BatchNorm has one value per channel.
         """
-        with self.autocast():
-            result = self.task(images, target)
+        try:
+            with self.autocast():
+                result = self.task(images, target)
+        except ValueError as e:
+            if 'more than 1 value per channel' not in str(e):
+                raise
+            raise ICASCError(
+                f'`batch_size={len(images)}`: BatchNorm cannot train on one image whose features are one pixel, as '
+                f'those of this model are here: raise `batch_size` or `img_size`.') from e
         loss = result['loss'] / parts
         if self.scaler is None:
             loss.backward()
