@@ -194,10 +194,14 @@ class _SingleLabel(LabelKind):
         indices = _is_integer(target)
         fits = target.shape == logits.shape[:1] if indices else target.shape == logits.shape
         if not fits or target.dtype == torch.bool:
+            remedy = ''
+            if target.shape == logits.shape:
+                remedy = ': `target.float()` makes probabilities of one-hot rows'
+            elif target.numel() == len(logits):
+                remedy = ': `target.long().flatten()` makes indices of one number an image'
             raise TargetError(
                 f'target must be class indices [B] or class probabilities [B, C] for logits {tuple(logits.shape)}, '
-                f'got {target.dtype} {tuple(target.shape)}'
-                f"{': `target.float()` makes probabilities of one-hot rows' * (target.shape == logits.shape)}.")
+                f'got {target.dtype} {tuple(target.shape)}{remedy}.')
         # On other devices the comparison would wait for the device at every step; the criterion checks there.
         if target.device.type != 'cpu' or not target.numel():
             return

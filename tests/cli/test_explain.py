@@ -395,6 +395,11 @@ def test_mistakes_are_one_line(options, said, runs, photos, tmp_path, capsys):
     assert not (tmp_path / 'out').exists() or not list((tmp_path / 'out').iterdir())
 
 
+def test_a_run_s_folder_is_not_written_to(runs, photos, capsys):
+    assert command(photos, '--model', runs[0], '--output', runs[0]) == 2
+    assert "' is the folder of a run, whose files could be written over: name another" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_not_there(runs, tmp_path, capsys):
     assert command(tmp_path / 'none', '--model', runs[0]) == 2
     assert "no file or folder '" in capsys.readouterr().err

@@ -239,6 +239,11 @@ class TestCommand:
         assert main(['card', str(copy)]) == 2
         assert '--runs ... makes the results' in capsys.readouterr().err
 
+    def test_missing_text(self, copy, capsys):
+        copy.unlink()
+        assert main(['card', str(copy)]) == 2
+        assert f"error: no file '{copy}': people write it, with the keys " in capsys.readouterr().err
+
 
 class TestResultsFromRuns:
     """`timm-icasc card --runs`: what `timm-icasc eval` measures of the runs, of the weights that ship."""

@@ -1,5 +1,6 @@
 """ICASCTask as a timm training task: result, schedules, and every way timm scripts train."""
 import copy
+import warnings
 from functools import partial
 
 import pytest
@@ -339,6 +340,19 @@ class TestTrainingFeatures:
         for _ in range(2):
             task(*batch)
         assert caplog.text.count('ICASCTask: the terms train nothing. With `order=1`') == warned
+
+    def test_a_model_that_returns_probabilities_is_warned_of_once(self, batch):
+        model = create('resnet20_cifar')
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            make_task(model)(*batch)
+        model.fc = torch.nn.Sequential(model.fc, torch.nn.Softmax(1))
+        task = make_task(model)
+        with pytest.warns(UserWarning, match='`model` returns probabilities .* Let it return the scores') as told:
+            for _ in range(2):
+                task(*batch)
+        assert len(told) == 1
+
 
 @pytest.mark.parametrize('order', [1, 2])
 def test_two_process_ddp_equals_one_process_on_the_joined_batch(order, tmp_path):

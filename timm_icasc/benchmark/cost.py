@@ -107,14 +107,15 @@ def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | No
             torch.cuda.empty_cache()
             peaks[variant] = _peak_memory(name, variant, setting, torch.get_num_threads())
         else:
+            asked = name, variant, setting, torch.get_num_threads()
             with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-                measured = pool.submit(_peak_memory, name, variant, setting, torch.get_num_threads())
+                measured = pool.submit(_peak_memory, *asked)
             try:
                 peaks[variant] = measured.result()
             except BrokenProcessPool as e:
                 raise ICASCError(
-                    f"`batch_size={setting.batch_size}`: the process that measures the memory of {name}, '{variant}', "
-                    f'was killed (out of memory?): take a smaller one.') from e
+                    f'`batch_size={setting.batch_size}`: the process that measures the memory of '
+                    f"{name}, '{variant}', was killed (out of memory?): take a smaller one.") from e
     return peaks
 
 

@@ -67,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              'percent of the whole plain step')
     parser.add_argument(
         '--topk', type=int, nargs='+', metavar='N',
-        help=f'with --maps: maps of this many classes an image; several numbers, one after the other (default: {TOPK})')
+        help='with --maps: maps of this many classes an image; several numbers, one after the other '
+             f'(default: {TOPK})')
     parser.add_argument('--json', metavar='FILE', help='write the measurements here too')
 
 

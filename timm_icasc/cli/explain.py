@@ -19,6 +19,7 @@ from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
 from ..figures.explained import RAW, Outputs, explain_files
 from ..foreign_text import printable
+from ..runs.find import refuse_folder_of_run
 from ..training.device import usable_cores
 from ..training.option_names import check_least
 
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_least(args, topk=1, side=0, page=0, batch_size=1, workers=0, img_size=1)
+    refuse_folder_of_run(args.output, 'output')
     files = find_images(args.images, args.output, check_endings(args.image_endings))
     sources = [source for source in (args.model, args.compare) if source is not None]
     explainers = load_explainers(sources, args)

@@ -19,7 +19,7 @@ from ..features.resolve import resolve_layers
 from ..foreign_text import printable
 from ..labels import MULTI, LabelKind
 from ..runs.find import find_weights
-from ..runs.folder import Run, fingerprints_in
+from ..runs.folder import Run, fingerprints_in, is_untrained
 from ..training.device import device_fault
 from ..training.loaders import set_up_data_config
 from .noted import imagenet_names, noted_kind, noted_names
@@ -189,6 +189,8 @@ def load_checkpoint(
     args.device = given.device or next(d for d in (args.device, 'cuda', 'cpu') if d and not device_fault(d))
     own_file = None if weights else getattr(given, 'pretrained_path', None)
     model, dataset = restore(args, weights, run, with_data, own_file)
+    if run is not None and is_untrained(weights):
+        warnings.warn(f"'{source}' has finished no epoch yet: these are the weights that it began with", stacklevel=2)
     names = None
     if with_data:
         names = _match_classes(dataset, source, run, weights, model, given)

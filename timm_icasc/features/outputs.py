@@ -130,4 +130,4 @@ def warn_of_probabilities(scores: torch.Tensor) -> None:
     if (scores >= 0).all() and ((scores.float().sum(1) - 1).abs() < tolerance).all():
         warnings.warn(
             '`model` returns probabilities (a softmax inside of it?), and class scores before softmax are expected: '
-            'maps, and the probabilities made of these, are wrong. Let it return the scores.', stacklevel=4)
+            'maps, losses and the probabilities made of these are wrong. Let it return the scores.', stacklevel=4)

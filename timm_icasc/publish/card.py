@@ -214,6 +214,8 @@ def render(
 
 def read_written(path: Path) -> dict[str, Any]:
     """What people say of a model."""
+    if not path.is_file():
+        raise HubError(f"no file '{path}': people write it, with the keys {', '.join(sorted(WRITTEN))}.")
     written = read_yaml(path)
     if not isinstance(written, dict):
         raise HubError(f"'{path}' holds no 'key: value' lines; its keys are {', '.join(sorted(WRITTEN))}.")
@@ -221,14 +223,12 @@ def read_written(path: Path) -> dict[str, Any]:
 
 
 def _read_sources(path: Path) -> tuple:
+    written, file = read_written(path), path.with_suffix('.json')
     try:
-        written = read_written(path)
-        results = read_json(path.with_suffix('.json'))
+        return written, read_json(file)
     except (OSError, ValueError) as e:
         raise HubError(
-            f"'{path}': {one_line(e, 400)}; timm-icasc card {path} --runs ... makes the "
-            f'results.') from e
-    return written, results
+            f"'{file}': {one_line(e, 400)}; timm-icasc card {path} --runs ... makes the results.") from e
 
 
 def render_sources(path: Path, load: str | None = None, figure: bool = True) -> str:

@@ -19,8 +19,8 @@ __all__ = [
     'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION',
     'FIGURE', 'FINGERPRINT', 'FINGERPRINTS', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PLACES',
     'PUBLISHING_OPTIONS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY',
-    'TENSORBOARD', 'WANDB_ID', 'fingerprints_in', 'is_timms', 'names_in', 'noted_time', 'open_run', 'read_checkpoint',
-    'read_mapping', 'saved_at',
+    'TENSORBOARD', 'WANDB_ID', 'fingerprints_in', 'is_timms', 'is_untrained', 'names_in', 'noted_time', 'open_run',
+    'read_checkpoint', 'read_mapping', 'saved_at',
 ]
 
 ARGUMENTS = 'args.yaml'
@@ -246,6 +246,14 @@ def names_in(file: Path) -> list[str] | None:
 def fingerprints_in(file: Path) -> dict[str, str | None]:
     """Of the images of each split, as a run's checkpoint tells them; nothing where it does not."""
     return _noted_in(file, FINGERPRINTS, dict) or {}
+
+
+def is_untrained(file: Path) -> bool:
+    """Whether a checkpoint is of the beginning of a run, before its first epoch; False where it is none of a run."""
+    try:
+        return file.name.endswith(CHECKPOINT) and file.is_file() and _load_checkpoint(file)['epoch'] < 0
+    except ICASCError:  # said where its weights are read
+        return False
 
 
 def noted_time(checkpoint: dict[str, Any]) -> float | None:

@@ -16,7 +16,7 @@ from ..features.graph import graph_nodes
 from ..features.images import Images, input_size
 from ..features.layout import ICASCLayers
 from ..features.module_state import one_survey
-from ..features.outputs import scores_of
+from ..features.outputs import scores_of, warn_of_probabilities
 from ..features.resolve import check_layers, resolve_layers
 from ..features.trunk import compile_modules, watch_trunk, why_eager
 from ..features.wrappers import (
@@ -120,7 +120,7 @@ class ICASCTask(ClassificationTask):
         self.start_steps = start_steps
         self.ramp_steps = ramp_steps
         self.step = 0
-        self._has_looked = False  # whether the terms reach what is trained
+        self._has_looked = False  # at its first step with terms
         self._compile_options: dict[str, Any] | None = None  # of a trunk that is to be compiled at the next step
         if layers is not None:
             check_layers(unwrap_model(model), layers)
@@ -248,11 +248,13 @@ class ICASCTask(ClassificationTask):
             self.step += 1
         return result
 
-    def _look_what_is_trained(self, terms: torch.Tensor) -> None:
-        """Warn, at the first step, where the gradient of the terms reaches no parameter."""
+    def _look_at_first_step(self, logits: torch.Tensor, terms: torch.Tensor) -> None:
+        """Warn where the model returns probabilities, or the gradient of the terms reaches no parameter."""
         if self._has_looked:
             return
         self._has_looked = True
+        if not logits.is_meta:
+            warn_of_probabilities(logits.detach())
         if not any(isinstance(getattr(node, 'variable', None), nn.Parameter) for node in graph_nodes(terms)):
             _logger.warning(
                 f'{type(self).__name__}: the terms train nothing. With `order=1` they act on what comes before the '
@@ -269,7 +271,7 @@ class ICASCTask(ClassificationTask):
         self.check_target(icasc.logits, target)
         loss_cls = self.criterion(icasc.logits, target)
         terms = icasc.weighted_sum(self.config)
-        self._look_what_is_trained(terms)
+        self._look_at_first_step(icasc.logits, terms)
         return {
             'loss': loss_cls + scale * terms,
             'output': icasc.logits,

@@ -37,6 +37,8 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
         try:
             check_intact(backbone_weights)
             state = torch.load(backbone_weights, map_location='cpu', weights_only=True)
+        except ICASCError as e:
+            raise ICASCError(f'`backbone_weights`: {e}') from e
         except Exception as e:  # whatever a foreign file makes the unpickler say
             raise ICASCError(f"`backbone_weights`: cannot read '{backbone_weights}': {one_line(e)}.") from e
         if not isinstance(state, dict):
