@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from timm_icasc import cli
-from timm_icasc.errors import ICASCError, first_of, one_line
+from timm_icasc.errors import ICASCError, first_of, one_line, with_type
 from timm_icasc.training.arguments import build_parser
 from timm_icasc.training.option_names import FLAGS, name_options
 
@@ -115,3 +115,10 @@ def test_a_program_has_its_own_formats_back_behind_a_command(monkeypatch, caplog
 ])
 def test_a_list_that_is_cut_says_so(names, said):
     assert first_of(names, 2) == said
+
+
+@pytest.mark.parametrize('error, said', [
+    (KeyError('x'), "KeyError: 'x'"), (RuntimeError(), 'RuntimeError'), (ValueError('a b'), 'ValueError: a b'),
+])
+def test_the_type_stands_there_once(error, said):
+    assert with_type(error) == said

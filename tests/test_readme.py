@@ -51,5 +51,7 @@ def test_who_publishes_is_told_of_the_pictures(capsys):
 
 
 def test_files_that_the_readme_names_exist():
-    for path in re.findall(r'\]\(((?!http|#)[^)]+)\)', README):
+    paths = re.findall(r'\]\(((?!http|#)[^)]+)\)', README)
+    assert len(paths) > 5
+    for path in paths:
         assert (ROOT / path).is_file(), path

@@ -57,6 +57,12 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return said if ' ' in said else f"{type(error).__name__}{': ' * bool(said)}{said}"
 
 
+def with_type(error: BaseException) -> str:
+    """`one_line` behind the type of the exception, which is there once."""
+    said, name = one_line(error), type(error).__name__
+    return said if said.startswith(name) else f'{name}: {said}'
+
+
 def first_of(names: Iterable[Any], most: int = 5, between: str = ', ') -> str:
     """Names in a row, as a message has them: the first `most`, and how many more there are."""
     names = [str(name) for name in names]

@@ -360,10 +360,15 @@ class TestModels:
         assert f"'{folder}' is of no run of timm-icasc train: name its --architecture" in capsys.readouterr().err
         assert command(photos, '--model', folder, '--architecture', 'resnet8_cifar', '--output', tmp_path / 'out') == 0
 
-    def test_weights_of_a_timm_name_from_a_file(self, photos, tmp_path):
+    @pytest.mark.parametrize('saved', [
+        lambda weights: weights, lambda weights: {'net': weights},
+        lambda weights: {'epoch': 1, 'model_state_dict': {f'module.backbone.{k}': v for k, v in weights.items()}},
+        lambda weights: {**{f'model.{k}': v for k, v in weights.items()}, 'projector.weight': torch.zeros(2, 2)}])
+    def test_weights_of_a_timm_name_from_a_file(self, saved, photos, tmp_path):
+        """Its classes, 10 and not the name's 100, are those of the file, however it holds the weights."""
         run = make_run(tmp_path / 'run')
         weights = tmp_path / 'weights.pth'
-        torch.save(torch.load(run / 'last.pth.tar')['state_dict'], weights)
+        torch.save(saved(torch.load(run / 'last.pth.tar')['state_dict']), weights)
         explainer = load_explainer('resnet8_cifar', load_options(pretrained_path=str(weights)))
         expected = load_explainer(str(run), load_options()).model.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in explainer.model.state_dict().items())

@@ -152,6 +152,19 @@ def test_folders_that_are_no_classes(folder, reader, root):
     assert images == [(0, 0), (0, 0), (1, 1), (1, 1)]
 
 
+@pytest.mark.parametrize('has_map', [False, True])
+@pytest.mark.parametrize('reader', ['', 'torch/image_folder', 'imagenet'])
+def test_hidden_files_are_no_images(reader, has_map, root):
+    """As those that macOS puts beside each image, which no reader can open."""
+    if has_map and reader:
+        pytest.skip('has its own order of classes')
+    (root / 'train' / 'ant' / '._0.png').write_bytes(b'Mac OS X')
+    (root / 'map.txt').write_text('bat\nant\n')
+    dataset = create_dataset(reader, str(root), 'train', class_map=str(root / 'map.txt') if has_map else None)
+    assert [target for _, target in dataset] == ([1, 1, 0, 0] if has_map else [0, 0, 1, 1])
+    assert class_names(dataset) == (['bat', 'ant'] if has_map else ['ant', 'bat'])
+
+
 def test_a_split_of_no_classes(root):
     (root / 'val' / '.ipynb_checkpoints').mkdir(parents=True)
     with pytest.raises(DataError, match='has no class folders'):

@@ -431,7 +431,7 @@ def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
     (['--foreground', '0'], '--foreground lies between'),
     (['--lr', 'inf'], '--lr must be above 0, and all finite'),
     (['--weights', '1', 'nan', '1'], '--weights must not be negative'),
-    (['--backbone-weights', 'nowhere.pth'], 'cannot read'),
+    (['--backbone-weights', 'nowhere.pth'], "--backbone-weights: the checkpoint 'nowhere.pth' cannot be read: No such"),
     (['--weights', '0', '0', '0', '--iterations', '1', '--network', TINY['network'], '--image-size', '32'],
      'nothing to train'),
 ])

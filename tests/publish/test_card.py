@@ -62,6 +62,7 @@ def test_the_examples_of_weights_that_do_not_ship_load_them(tmp_path, monkeypatc
         shutil.copy(f'{source}{kind}', tmp_path / f'mine.icasc{kind}')
     code = re.findall(r'```python\n(.*?)```', card.render_sources(tmp_path / 'mine.icasc.yaml'), re.S)
     monkeypatch.chdir(tmp_path)
+    assert len(code) == 3
     for block in code:
         assert "'local-dir:mine.icasc'" in block
         exec(compile(block, 'mine', 'exec'), {})

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..errors import HubError, VersionError, check_version, one_line
+from ..errors import HubError, VersionError, check_version, with_type
 from ..features.resolve import resolve_layers
 from ..foreign_text import printable
 from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_errors, request_timeout
@@ -120,7 +120,7 @@ def _check_step(device: str, order: int) -> tuple[bool | None, str]:
         gradient = next(model.parameters()).grad
         gradient = 0. if gradient is None else gradient.abs().sum().item()
     except Exception as e:  # whatever a broken installation makes torch say
-        return False, f'{type(e).__name__}: {one_line(e)}'
+        return False, f'{with_type(e)}'
     if not torch.isfinite(loss) or not 0 < gradient < float('inf'):
         return False, f'the terms are {loss.item():.3g}, their gradient on the first layer {gradient:.3g}'
     return True, f'terms of {loss.item():.3f}, and their gradient reaches the first layer'

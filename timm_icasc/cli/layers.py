@@ -24,7 +24,7 @@ import timm
 import torch
 from tqdm import tqdm
 
-from ..errors import ICASCError, one_line
+from ..errors import ICASCError, with_type
 from ..foreign_text import printable
 from ..runs.files import write_text
 from ..runs.tables import around_marks, replace_between
@@ -57,7 +57,7 @@ def _inspect(name: str, img_size: int | None) -> tuple[str, dict[str, Any], floa
             warnings.simplefilter('ignore')
             result = inspect_architecture(name, img_size)
     except Exception as e:  # one architecture that cannot be made must not end the sweep
-        result = {'error': f'{type(e).__name__}: {one_line(e)}'}
+        result = {'error': f'{with_type(e)}'}
     return name, result, time.process_time() - started
 
 

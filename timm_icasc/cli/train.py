@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from timm import utils
 
-from ..errors import WriteError, one_line
+from ..errors import WriteError, with_type
 from ..figures.validation import validation_figure
 from ..foreign_text import printable, shell_command
 from ..hub.upload import check_license, repo_name
@@ -122,7 +122,7 @@ def draw(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]
         except WriteError:
             raise
         except Exception as e:  # the run is done and saved; a missing font must not make it look failed
-            log(args, f'\nattention maps: not drawn, {type(e).__name__}: {one_line(e)}')
+            log(args, f'\nattention maps: not drawn, {with_type(e)}')
 
 
 def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, Any]]) -> None:

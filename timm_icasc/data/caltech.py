@@ -11,6 +11,7 @@ from PIL import Image
 from ..errors import DataError, WriteError
 from ..foreign_files import path_inside, read_json
 from ..runs.files import write_text
+from .image_endings import is_hidden
 from .labelled_images import LabelledImages, check_listed
 
 __all__ = ['Caltech256', 'TEST_IMAGES']
@@ -27,7 +28,9 @@ def _shuffled_files(root: Path, seed: int) -> dict[str, list[str]]:
     for folder in sorted(p for p in root.iterdir() if re.fullmatch(r'\d{3}\..+', p.name) and p.is_dir()):
         if folder.name.endswith('.clutter'):
             continue
-        files = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in Image.EXTENSION)
+        files = sorted(
+            p.name for p in folder.iterdir()
+            if p.suffix.lower() in Image.EXTENSION and not is_hidden(p))
         if len(files) <= TEST_IMAGES:
             raise DataError(f"'{folder}' has {len(files)} images; {TEST_IMAGES} are for the test.")
         generator = np.random.default_rng((seed, int(folder.name[:3])))

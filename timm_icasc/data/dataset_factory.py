@@ -135,10 +135,9 @@ def create_dataset(
     except Exception as e:  # whatever a foreign list, class map or pickle makes timm's readers say
         said = one_line(e, 400).replace('download=True', '`download`')  # torchvision's advice
         raise DataError(f"Cannot read split '{split}' of data set '{name or root}': {said}") from e
+    settle_classes(dataset, bool(kwargs.get('class_map')))
     if kwargs.get('class_map'):
         _check_class_map(dataset, kwargs['class_map'], images)
-    else:
-        settle_classes(dataset)
     if not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name or root}' is empty.")
     return read_with_names(dataset, kwargs.get('input_img_mode', 'RGB'), is_training, max_image_pixels)

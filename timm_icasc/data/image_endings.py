@@ -11,7 +11,7 @@ from timm.data.readers.img_extensions import get_img_extensions, set_img_extensi
 
 from ..errors import DataError, first_of
 
-__all__ = ['ENDINGS', 'check_endings', 'ending_of', 'tell_left_out', 'timm_reading']
+__all__ = ['ENDINGS', 'check_endings', 'ending_of', 'is_hidden', 'tell_left_out', 'timm_reading']
 
 # Of images that Pillow reads; timm reads some of them alone.
 ENDINGS = (
@@ -36,6 +36,11 @@ def check_endings(endings: Sequence[str]) -> tuple[str, ...]:
 
 def ending_of(file: str | Path) -> str:
     return os.path.splitext(file)[1].lower()
+
+
+def is_hidden(file: str | Path) -> bool:
+    """Whether a file is none of the user's images, as the `._cat.jpg` that macOS puts beside `cat.jpg`."""
+    return os.path.basename(file).startswith('.')
 
 
 def tell_left_out(left_out: Counter[str], where: Path | str, endings: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..errors import DataError
-from .image_endings import ENDINGS, ending_of, tell_left_out
+from .image_endings import ENDINGS, ending_of, is_hidden, tell_left_out
 from .image_folder import is_class
 
 __all__ = ['ImageFile', 'find_images']
@@ -47,7 +47,7 @@ def _walk(folder: Path, outside: Path | None, endings: Sequence[str]) -> Iterato
             continue
         seen.add(real)
         folders[:] = sorted(filter(is_class, folders))
-        for file in sorted(file for file in files if not file.startswith('.')):
+        for file in sorted(file for file in files if not is_hidden(file)):
             if (ending := ending_of(file)) in endings:
                 yield Path(path) / file
             else:

@@ -11,7 +11,7 @@ from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from ..errors import DataError, first_of
-from .image_endings import ENDINGS, ending_of, tell_left_out
+from .image_endings import ENDINGS, ending_of, is_hidden, tell_left_out
 
 __all__ = ['check_folder', 'check_map', 'is_class', 'no_folder', 'settle_classes']
 
@@ -120,7 +120,7 @@ def _check_endings(folder: Path, readable: Sequence[str], has_map: bool) -> dict
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = filter(is_class, folders)
         endings = [
-            ending_of(file) for file in files if path != str(folder) and not file.startswith('.')]
+            ending_of(file) for file in files if path != str(folder) and not is_hidden(file)]
         if endings:
             found[Path(path).relative_to(folder).parts[0]].update(endings)
         if count := sum(ending in readable for ending in endings):
@@ -151,19 +151,28 @@ def _lies_in_class(file: str, root: str) -> bool:
     return bool(folders) and all(map(is_class, folders))
 
 
-def settle_classes(dataset: Any) -> None:
-    """Take folders that are no classes, and images beside the classes, out of a data set of timm's or torchvision's."""
+def settle_classes(dataset: Any, has_map: bool = False) -> None:
+    """Take what is no image of a class out of a data set of timm's or torchvision's: it numbers the rest.
+
+    Args:
+        dataset: Of images in folders; another passes.
+        has_map: Whether a class map says which folders are classes; hidden files alone go then.
+    """
     holder = dataset.reader if isinstance(dataset, ImageDataset) else dataset
     if not isinstance(holder, (ReaderImageFolder, torchvision.datasets.DatasetFolder)):
         return
     names = {index: name for name, index in holder.class_to_idx.items()}
     root = str(holder.root)
-    kept = [(file, names[i]) for file, i in holder.samples if _lies_in_class(file, root)]
+    kept = [
+        (file, names[i]) for file, i in holder.samples
+        if not is_hidden(file) and (has_map or _lies_in_class(file, root))]
     if len(kept) == len(holder.samples):
         return
-    filled = {name for _, name in kept}
-    remaining = [name for name in holder.class_to_idx if name in filled]
-    index = {name: i for i, name in enumerate(remaining)}
+    index = holder.class_to_idx
+    if not has_map:
+        filled = {name for _, name in kept}
+        remaining = [name for name in holder.class_to_idx if name in filled]
+        index = {name: i for i, name in enumerate(remaining)}
     holder.samples, holder.class_to_idx = [(file, index[name]) for file, name in kept], index
     if holder is dataset:
         dataset.imgs, dataset.targets = dataset.samples, [target for _, target in dataset.samples]

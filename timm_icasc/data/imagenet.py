@@ -7,6 +7,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from ..errors import DataError, first_of
 from ..foreign_files import path_inside
+from .image_endings import is_hidden
 from .image_folder import is_class
 from .labelled_images import Box, LabelledImages
 from .voc import read_boxes
@@ -52,7 +53,8 @@ class ILSVRC2012(LabelledImages):
             unknown = sorted(found ^ set(names))
             if unknown:
                 raise DataError(f"'{folder}' and '{base / 'train'}' differ in the classes: {first_of(unknown)}.")
-            samples, _ = find_images_and_targets(str(folder), class_to_idx=class_to_idx)
+            files, _ = find_images_and_targets(str(folder), class_to_idx=class_to_idx)
+            samples = [(file, target) for file, target in files if not is_hidden(file)]
         else:
             samples = self._flat(folder, [root, base / '..' / '..' / '..'], class_to_idx)
         self.annotations = base / '..' / '..' / 'Annotations' / 'CLS-LOC' / split

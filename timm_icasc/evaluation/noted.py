@@ -8,11 +8,11 @@ from huggingface_hub import try_to_load_from_cache
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..foreign_files import read_json
+from ..hub.download import HUB_NAMES, split_source
 from ..hub.model_folder import CONFIG, METADATA_KEY
 from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI, LabelKind, kind_of_measures
 from ..runs.folder import Run, names_in
-from ..training.model_factory import HUB_NAMES
 
 __all__ = ['imagenet_names', 'noted_kind', 'noted_names', 'published_run']
 
@@ -27,8 +27,8 @@ def published_run(source: str) -> dict[str, Any]:
     _, _, place = source.partition(':')
     file: Any = Path(place) / CONFIG
     if source.startswith(HUB_NAMES):
-        repo, _, revision = place.partition('@')
-        file = try_to_load_from_cache(repo, CONFIG, revision=revision or None)  # timm has fetched it
+        repo, revision = split_source(source)
+        file = try_to_load_from_cache(repo, CONFIG, revision=revision)  # timm has fetched it
     try:
         known = isinstance(file, (str, Path)) and place
         noted = read_json(Path(file))[METADATA_KEY] if known else {}

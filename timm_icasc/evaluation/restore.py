@@ -1,7 +1,8 @@
 """A network as it was trained: the options of its run, its weights, the data set that tells its classes."""
 import argparse
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..training.device import usable_cores
 from ..training.loaders import columns_of
 from ..training.model_factory import UNREGISTERED, check_model_name, set_up_model
 from ..training.option_names import flag_of
+from ..training.pretrained import OF_JAX, read_weights
 
 __all__ = ['is_name', 'open_dataset', 'restore', 'run_arguments', 'run_beside', 'take_preparation']
 
@@ -97,13 +99,22 @@ def take_preparation(args: argparse.Namespace, file: Path, given: argparse.Names
     vars(args).update(check_options(taken, build_parser(), f"the checkpoint '{file}'"))
 
 
+def _is_common(prefix: str, names: Iterable[str]) -> bool:
+    """Whether most names begin so, as those of a model that another one holds."""
+    return statistics.fmean(name.startswith(prefix) for name in names) > 0.5
+
+
 def _classifier_size(state_dict: dict[str, torch.Tensor], model_name: str) -> int | None:
     """Number of logits, read from the weights of the head that the architecture names."""
     config = timm.get_pretrained_cfg(model_name, allow_unregistered=True)
     classifier = getattr(config, 'classifier', None)
     classifier = classifier[0] if isinstance(classifier, (list, tuple)) else classifier
-    weight = state_dict.get(f'{classifier}.weight')
-    return None if weight is None else len(weight)
+    head = f'{classifier}.weight'
+    for name, weight in state_dict.items():
+        prefix = name.removesuffix(head)
+        if name == head or name == prefix + head and prefix.endswith('.') and _is_common(prefix, state_dict):
+            return len(weight)
+    return None
 
 
 def _in_chans(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> int:
@@ -179,8 +190,8 @@ def restore(
         if pretrained_path and args.num_classes is None:
             own = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
             file, there = Path(pretrained_path), None
-            if file.is_file():
-                there = _classifier_size(_read_weights(file, None), args.model)
+            if file.is_file() and file.suffix.lower() not in OF_JAX:
+                there = _classifier_size(read_weights(file), args.model)
             args.num_classes = there or (own.num_classes if own else None)
         model = set_up_model(args)
         args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)

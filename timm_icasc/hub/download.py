@@ -14,7 +14,9 @@ from .model_folder import CONFIG, FILES, WEIGHTS, check_folder
 
 NAME = re.compile(r'(?!/)(?:(?!\.\.)[^\\\0-\x1f])*')  # of a branch, tag or commit: none that leaves the cache
 
-__all__ = ['Download', 'fetch', 'split_source']
+__all__ = ['HUB_NAMES', 'Download', 'fetch', 'split_source']
+
+HUB_NAMES = ('hf-hub:', 'hf_hub:')  # timm's spellings of a model on the Hub
 
 PICKLES = ('.bin', '.pt', '.pth', '.pth.tar', '.pkl', '.ckpt')
 
@@ -41,7 +43,8 @@ class Download:
 
 def split_source(source: str) -> tuple[str, str | None]:
     """`hf-hub:OWNER/NAME@REVISION`, prefix and revision optional, as (repo, revision or None)."""
-    repo_id, _, revision = source.removeprefix('hf-hub:').partition('@')
+    prefix = next(filter(source.startswith, HUB_NAMES), '')
+    repo_id, _, revision = source.removeprefix(prefix).partition('@')
     return repo_id, revision or None
 
 

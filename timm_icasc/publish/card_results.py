@@ -17,8 +17,6 @@ from .export import export, open_measured_runs
 
 __all__ = ['evaluate_runs', 'write_results']
 
-COMPUTED = ('icasc_fast',)  # options that say how a run is computed, not what
-
 
 def _measured_images(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     """What NAME.json says of the images that a run is evaluated on."""
@@ -54,8 +52,7 @@ def _check_rows(runs: list[Run]) -> None:
         row = rows.setdefault(run.method, {})
         first = next(iter(row.values()), run)
         own, other = (each.common_options(each.is_baseline) for each in (run, first))
-        differ = sorted(
-            name for name in own.keys() & other.keys() - {*COMPUTED} if own[name] != other[name])
+        differ = sorted(name for name in own.keys() & other.keys() if own[name] != other[name])
         if differ or run.seed in row:
             beside = first if differ else row[run.seed]
             why = f"with other options ({first_of(differ)})" if differ else f'of seed {run.seed}'

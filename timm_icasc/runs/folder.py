@@ -16,9 +16,9 @@ from ..foreign_files import read_json, read_yaml
 from .intact import check_intact, harmless_types
 
 __all__ = [
-    'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'EVALUATED', 'EVALUATION',
-    'FIGURE', 'FINGERPRINT', 'FINGERPRINTS', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS', 'PLACES',
-    'PUBLISHING_OPTIONS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY',
+    'ARGUMENTS', 'BEST', 'CHECKPOINT', 'CLASSES', 'CLASS_NAMES', 'COMPARED', 'COMPARISON', 'COMPUTING', 'EVALUATED',
+    'EVALUATION', 'FIGURE', 'FINGERPRINT', 'FINGERPRINTS', 'IMAGES', 'INCIDENTAL', 'LAST', 'LOGGING_OPTIONS', 'PAIRS',
+    'PLACES', 'PUBLISHING_OPTIONS', 'RECORDS', 'RESULTS', 'RESULTS_TABLE', 'Run', 'SAVED', 'SEGMENTATION', 'SUMMARY',
     'TENSORBOARD', 'WANDB_ID', 'fingerprints_in', 'is_timms', 'is_untrained', 'names_in', 'noted_time', 'open_run',
     'read_checkpoint', 'read_mapping', 'saved_at',
 ]
@@ -46,12 +46,16 @@ SEGMENTATION = 'segmentation'  # .json, .pth.tar; of `timm-icasc segment`
 # Options that say where the numbers of a run are logged while it trains.
 LOGGING_OPTIONS = ('log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'log_tensorboard')
 
-# Options that do not change what is measured, or that tell one run of a group from another.
+# Options that say where and how a run is computed, and what is told of it meanwhile, not what comes of it.
+COMPUTING = (
+    'workers', 'device', 'pin_mem', 'no_prefetcher', 'icasc_fast', 'torchcompile', 'torchcompile_mode',
+    'dataset_download', 'max_image_pixels', 'validation_batch_size', 'log_interval', 'checkpoint_hist', 'data_dir',
+    'license', *LOGGING_OPTIONS)
+
+# Those, and what tells one run of a group from another.
 INCIDENTAL = (
-    'seed', 'data_dir', 'output', 'experiment', 'workers', 'device', 'pin_mem', 'no_prefetcher',
-    'checkpoint_hist', 'log_interval', 'icasc_eval_images', 'dataset_download', 'validation_batch_size',
-    'eval_metric', 'icasc_compare', 'pretrained_path', 'initial_checkpoint', 'torchcompile', 'push_to_hub',
-    'license', 'max_image_pixels', 'torchcompile_mode', *LOGGING_OPTIONS)
+    *COMPUTING, 'seed', 'output', 'experiment', 'icasc_eval_images', 'eval_metric', 'icasc_compare',
+    'pretrained_path', 'initial_checkpoint', 'push_to_hub')
 
 # Options that name files: where these lie differs from machine to machine, their own name tells runs apart.
 PLACES = ('data_dir', 'pretrained_path', 'initial_checkpoint')

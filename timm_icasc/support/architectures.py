@@ -6,7 +6,7 @@ import timm
 import torch
 import torch.nn as nn
 
-from ..errors import LayerResolutionError
+from ..errors import LayerResolutionError, with_type
 from ..features.graph import graph_nodes
 from ..features.layout import FeatureLayer, ICASCLayers
 from ..features.meta import RememberShapes
@@ -93,5 +93,5 @@ def inspect_architecture(name: str, img_size: int | None = None) -> dict[str, An
             try:
                 record[f'order{order}'] = round(_reached_share(model, layers, input_size, order), 4)
             except Exception as e:  # whatever an operation without a derivative says
-                record[f'order{order}'] = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+                record[f'order{order}'] = with_type(e)
         return record

@@ -12,7 +12,7 @@ from timm.utils import ParseKwargs
 from ..errors import ICASCError
 from ..evaluation.options import add_evaluation_arguments
 from ..foreign_files import read_yaml
-from ..runs.folder import BEST, LAST, LOGGING_OPTIONS
+from ..runs.folder import BEST, COMPUTING, LAST
 from ..training.argument_files import check_options, find_config, load_config
 from ..training.arguments import build_parser, parse_args
 from ..training.dependent_options import still_meant
@@ -26,11 +26,7 @@ RESERVED = ('seed', 'output', 'experiment', 'resume', 'push_to_hub', 'icasc_comp
 
 RESERVED_EVALUATION = ('checkpoints', 'compare', 'output', 'robustness')
 
-# Options that say where and how a run is computed, and what is told of it meanwhile, not what comes of it.
-MACHINE = (
-    *RESERVED, *LOGGING_OPTIONS, 'config', 'run_dir', 'data_dir', 'workers', 'device', 'pin_mem', 'icasc_fast',
-    'no_prefetcher', 'dataset_download', 'max_image_pixels', 'validation_batch_size', 'log_interval',
-    'checkpoint_hist', 'license')
+MACHINE = (*RESERVED, *COMPUTING, 'config', 'run_dir')  # do not change the result of a run
 
 MACHINE_OF_EVALUATION = ('workers', 'device', 'batch_size', 'max_image_pixels')
 

@@ -19,7 +19,7 @@ from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import class_weights, fingerprint, labels_of
-from ..errors import ICASCError, LayerResolutionError
+from ..errors import ICASCError, LayerResolutionError, one_line
 from ..features.layout import ICASCLayers
 from ..features.module_state import evaluation_mode
 from ..features.resolve import resolve_layers
@@ -174,7 +174,7 @@ def set_up_optimizer(
         given = ' '.join(map(str, args.opt_betas or ()))
         raise ICASCError(f'--opt-betas {given}: --opt {args.opt} needs more of them, as most do two.') from e
     except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as e:
-        raise ICASCError(f"--opt {args.opt}: {e or type(e).__name__}") from e
+        raise ICASCError(f"--opt {args.opt}: {one_line(e)}") from e
     _check_used(args)
     if getattr(optimizer, 'is_second_order', False):
         raise ICASCError(
@@ -184,7 +184,7 @@ def set_up_optimizer(
         scheduler, epochs = create_scheduler_v2(
             optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
     except (ValueError, TypeError, AssertionError) as e:
-        raise ICASCError(f"--sched {args.sched}: {e or type(e).__name__}") from e
+        raise ICASCError(f"--sched {args.sched}: {one_line(e)}") from e
     if scheduler is None:
         scale_constant_rates(optimizer)
     return optimizer, scheduler, epochs

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import HubError, ICASCError, one_line
 from ..foreign_text import printable
+from ..hub.download import HUB_NAMES, split_source
 from ..hub.failures import one_line_errors, repo_at
 from ..hub.tags import WEIGHT_TAGS
 from ..runs.folder import LAST
@@ -21,9 +22,7 @@ from .fine_tune import initialise_head
 from .option_names import flag_of
 from .pretrained import create_from_file, go_offline_unless_the_hub_answers
 
-__all__ = ['HUB_NAMES', 'UNREGISTERED', 'check_model_name', 'set_up_model']
-
-HUB_NAMES = ('hf-hub:', 'hf_hub:')  # timm's spellings of a model on the Hub
+__all__ = ['UNREGISTERED', 'check_model_name', 'set_up_model']
 
 UNREGISTERED = (*HUB_NAMES, 'local-dir:')  # names that timm looks up elsewhere than in its registry
 
@@ -50,7 +49,7 @@ def check_model_name(name: str) -> None:
 
 def _explain_hub(name: str, unreachable: str, error: Exception) -> None:
     """Raise what the Hub's client said of the model `hf-hub:REPO` in one line that names the repo."""
-    repo, _, revision = name.partition(':')[2].partition('@')
+    repo, revision = split_source(name)
     where = repo_at(repo, revision)
     if unreachable and isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
         raise HubError(f'{where}: not in the cache, and {unreachable}') from error

@@ -16,7 +16,9 @@ from ..errors import HubError, ICASCError, first_of, one_line
 from ..hub.failures import check_reachable
 from ..runs.intact import harmless_types
 
-__all__ = ['create_from_file', 'go_offline_unless_the_hub_answers', 'rename_to_timm']
+__all__ = ['OF_JAX', 'create_from_file', 'go_offline_unless_the_hub_answers', 'read_weights', 'rename_to_timm']
+
+OF_JAX = ('.npz', '.npy')  # which the code of a model reads itself
 
 # Where training scripts put the weights inside a file, the ones to prefer first: averages, timm's, others'.
 WRAPPERS = (
@@ -222,7 +224,7 @@ def create_from_file(
     Raises:
         ICASCError: The file cannot be read, or the model has tensors, other than its head's, that are not in it.
     """
-    if Path(path).suffix.lower() in ('.npz', '.npy'):
+    if Path(path).suffix.lower() in OF_JAX:
         return create({'file': str(path), 'num_classes': -1}), "read by the model's own code", False
     weights, random_state = read_weights(path), torch.get_rng_state()
 
