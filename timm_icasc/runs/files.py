@@ -27,7 +27,7 @@ __all__ = ['check_writable', 'is_free', 'replacing', 'replacing_folder', 'togeth
 PARTIAL = '.part'
 
 # What `_partial` calls that of NAME.
-PARTIAL_NAME = re.compile(r'\.(?P<name>.+)\.[0-9a-f]{8}\.part(?:\.[^.]*)?')
+PARTIAL_NAME = re.compile(r'^\.(.+)\.[0-9a-f]{8}\.part(\.[^.]*)?$')
 
 # The errors of a disk that takes no more.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,8 +124,7 @@ def _reason(error: BaseException, partial: Path) -> OSError | None:
 
 def _in_its_place(path: Path) -> Path:
     """Where a file will be that is written into a temporary folder."""
-    parts = ((match := PARTIAL_NAME.fullmatch(part)) and match['name'] or part for part in path.parts)
-    return Path(*parts)
+    return Path(*(PARTIAL_NAME.sub(r'\1', part) for part in path.parts))
 
 
 def _failure(path: Path, reason: OSError) -> WriteError:
