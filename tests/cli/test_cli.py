@@ -65,7 +65,7 @@ def test_the_script_runs_commands(monkeypatch, capsys):
     assert 'timm-icasc = "timm_icasc_cli:main"' in (ROOT / 'pyproject.toml').read_text()
     monkeypatch.setattr(sys, 'argv', ['timm-icasc', 'card', 'nowhere.yaml'])
     assert timm_icasc_cli.main() == 2
-    assert capsys.readouterr().err.startswith("timm-icasc card: error: 'nowhere.yaml': ")
+    assert capsys.readouterr().err.startswith("timm-icasc card: error: no file 'nowhere.yaml': ")
 
 
 def test_runs_as_a_module(monkeypatch, capsys):

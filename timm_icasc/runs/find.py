@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import HubError, ICASCError, one_line
+from ..errors import HubError, ICASCError, WriteError, one_line
 from ..foreign_files import read_json
 from .files import check_writable
 from .folder import (
@@ -102,19 +102,21 @@ def refuse_folder_of_run(folder: Path, argument: str) -> None:
 
 
 def check_file_to_write(path: Path, argument: str) -> None:
-    """Raise where a file that long work will end in is a folder, or one that a run has left, or cannot be written.
+    """Raise ICASCError where a file that work will end in is a folder, was left by a run, or cannot be written.
 
     Args:
         path: The file.
         argument: What names it.
 
     Raises:
-        ICASCError: It is a folder, or left by a run.
-        OSError: Nothing can be written to its folder.
+        ICASCError: It is one of these.
     """
     path = Path(path).absolute()
     if path.is_file() or not path.exists():  # no device, no pipe
-        check_writable(path.parent)
+        try:
+            check_writable(path.parent)
+        except OSError as e:
+            raise WriteError(f"cannot write '{path}': {e.strerror}.") from e
     if path.is_dir():
         raise ICASCError(f"`{argument}`: '{path}' is a folder: name a file in it.")
     own = (ARGUMENTS, SUMMARY, RESULTS, RESULTS_TABLE, FIGURE, WANDB_ID)

@@ -253,7 +253,7 @@ class ICASCTask(ClassificationTask):
         if self._has_looked:
             return
         self._has_looked = True
-        if not logits.is_meta:
+        if not (logits.is_meta or logits.is_cuda and torch.cuda.is_current_stream_capturing()):
             warn_of_probabilities(logits.detach())
         if not any(isinstance(getattr(node, 'variable', None), nn.Parameter) for node in graph_nodes(terms)):
             _logger.warning(
