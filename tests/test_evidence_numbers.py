@@ -44,6 +44,10 @@ def quantile(n: int) -> float:
     return t.ppf(0.975, n - 1)
 
 
+def digits_of(numbers: tuple[str, str, str]) -> int:
+    return len(numbers[0].partition('.')[2])
+
+
 def written(values: np.ndarray, digits: int) -> tuple[str, ...]:
     """Rounded once; of what is 0 then, the sign is left out."""
     return tuple(f'{round(float(value), digits) + 0.:+.{digits}f}' for value in values)
@@ -121,7 +125,7 @@ def test_rows_tell_what_the_records_hold(document, heading):
         assert f'{found[0][0]:.1f}' in row, row
         assert len(told) == len(found), row
         for numbers, (_, values) in zip(told, found, strict=True):
-            digits = len(numbers[0].partition('.')[2])
+            digits = digits_of(numbers)
             assert written(np.array(numbers, float), digits) == written(values, digits), row
 
 
@@ -161,8 +165,7 @@ def held() -> set[tuple[str, ...]]:
 
 def as_told(numbers: tuple[str, str, str]) -> Iterator[tuple[str, ...]]:
     """What a text may mean that leaves signs out: 'behind by 1.4 (0.5 to 2.2)' is -1.4 (-2.2 to -0.5)."""
-    digits = len(numbers[0].partition('.')[2])
-    values = np.array([float(number) for number in numbers])
+    digits, values = digits_of(numbers), np.array(numbers, float)
     yield written(values, digits)
     yield written(-values[[0, 2, 1]], digits)
     yield written(np.array([-values[0], *values[1:]]), digits)  # 'costs 3.0 (-4.4 to -1.5)'

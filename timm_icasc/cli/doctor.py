@@ -120,7 +120,7 @@ def _check_step(device: str, order: int) -> tuple[bool | None, str]:
         gradient = next(model.parameters()).grad
         gradient = 0. if gradient is None else gradient.abs().sum().item()
     except Exception as e:  # whatever a broken installation makes torch say
-        return False, f'{with_type(e)}'
+        return False, with_type(e)
     if not torch.isfinite(loss) or not 0 < gradient < float('inf'):
         return False, f'the terms are {loss.item():.3g}, their gradient on the first layer {gradient:.3g}'
     return True, f'terms of {loss.item():.3f}, and their gradient reaches the first layer'

@@ -91,11 +91,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
             check_format(path)
         except ValueError as e:
             raise ICASCError(f'--output: {e}') from e
-    check_file_to_write(path, 'output')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    except OSError as e:
-        raise ICASCError(f"--output: cannot write '{path}': {e.strerror}.") from e
+    check_file_to_write(path, 'output')  # before the work, not after it
 
 
 def _correct(checkpoint: Checkpoint, indices: list[int]) -> np.ndarray:

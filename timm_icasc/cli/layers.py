@@ -57,7 +57,7 @@ def _inspect(name: str, img_size: int | None) -> tuple[str, dict[str, Any], floa
             warnings.simplefilter('ignore')
             result = inspect_architecture(name, img_size)
     except Exception as e:  # one architecture that cannot be made must not end the sweep
-        result = {'error': f'{with_type(e)}'}
+        result = {'error': with_type(e)}
     return name, result, time.process_time() - started
 
 

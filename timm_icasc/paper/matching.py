@@ -15,7 +15,7 @@ __all__ = ['architecture', 'recipe_options']
 
 # Options that the paper leaves open, or that say how a run is computed; every other one decides its row.
 OPEN = (
-    'icasc_order', 'icasc_mask_grad', 'icasc_mask_scale', 'icasc_multilabel_maps', 'icasc_fast', 'opt_kwargs',
+    'icasc_order', 'icasc_mask_grad', 'icasc_mask_scale', 'icasc_multilabel_maps', 'opt_kwargs',
     'sched_on_updates', 'warmup_lr',
     'lr_base', 'lr_base_size', 'crop_pct', 'crop_mode', 'crop_padding', 'interpolation', 'train_interpolation',
     'train_crop_mode', 'scale', 'ratio', 'hflip', 'color_jitter', 'mean', 'std', 'amp', 'amp_dtype', 'channels_last',

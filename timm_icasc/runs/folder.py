@@ -255,8 +255,8 @@ def fingerprints_in(file: Path) -> dict[str, str | None]:
 def is_untrained(file: Path) -> bool:
     """Whether a checkpoint is of the beginning of a run, before its first epoch; False where it is none of a run."""
     try:
-        return file.name.endswith(CHECKPOINT) and file.is_file() and _load_checkpoint(file)['epoch'] < 0
-    except ICASCError:  # said where its weights are read
+        return _load_checkpoint(file)['epoch'] < 0
+    except ICASCError:  # another kind of file, or damaged: said where its weights are read
         return False
 
 
