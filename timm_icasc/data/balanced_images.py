@@ -3,10 +3,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
 from .few_images import FewImages
-from .known_targets import known_targets
-from .streams import is_stream
+from .known_targets import class_of_each
 
 __all__ = ['BalancedImages', 'balanced']
 
@@ -53,17 +51,8 @@ def balanced(dataset: Any, seed: int, class_names: list[str] | None = None) -> B
     Raises:
         DataError: The data set has several classes per image, is a stream, or does not tell its labels unread.
     """
-    if is_stream(dataset):
-        raise DataError(
-            '`balanced_sampling` cannot draw from a stream, which is read from one end to the other: balance its '
-            'shards when you write them, or give the classes weights (`class_weights`).')
-    targets = known_targets(dataset)
-    if targets is None:
-        raise DataError(
-            f'`balanced_sampling` needs the label of each image, which {type(dataset).__name__} does not tell before '
-            f'it has read them: take an image folder.')
-    if targets.ndim != 1:
-        raise DataError(
-            '`balanced_sampling` is for single-label data: an image of several classes cannot be drawn for one of '
-            'them alone; give the classes weights instead (`class_weights`).')
+    weights = 'give the classes weights (`class_weights`)'
+    targets = class_of_each(
+        dataset, 'balanced_sampling', of_stream=f'balance its shards when you write them, or {weights}',
+        of_sets=f'{weights} instead')
     return BalancedImages(dataset, targets, seed, class_names)

@@ -5,9 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DataError
-from .known_targets import known_targets
-from .streams import is_stream
+from .known_targets import class_of_each
 
 __all__ = ['FewImages', 'few_of_each_class']
 
@@ -61,15 +59,8 @@ def few_of_each_class(
     Raises:
         DataError: The data set has several classes per image, is a stream, or does not tell its labels unread.
     """
-    if is_stream(dataset):
-        raise DataError('`limit_train` cannot draw from a stream: write a smaller shard.')
-    targets = known_targets(dataset)
-    if targets is None:
-        raise DataError(
-            f'`limit_train` needs the label of each image, which {type(dataset).__name__} does not tell before it has '
-            f'read them: take an image folder.')
-    if targets.ndim != 1:
-        raise DataError('`limit_train` is for single-label data; these images have any number of classes.')
+    targets = class_of_each(
+        dataset, 'limit_train', of_stream='write a smaller shard', of_sets='make a data set of fewer images')
     kept = []
     for target in np.unique(targets):
         own = np.flatnonzero(targets == target)

@@ -1,5 +1,4 @@
 """The record of a finished run: all that the tables need, in one JSON file to be kept under version control."""
-import csv
 import os
 import platform
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..evaluation.measures import correct_predictions
 from ..evaluation.restore import open_dataset
 from ..foreign_files import read_json, read_yaml
 from ..labels import SINGLE
-from ..runs.epochs import SECONDS
+from ..runs.epochs import SECONDS, read_epochs
 from ..runs.find import has_begun
 from ..runs.folder import (
     ARGUMENTS,
@@ -53,10 +52,9 @@ def _number(text: str) -> float | None:
 
 
 def _curve(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    with open(folder / SUMMARY, newline='') as file:
-        rows = [
-            {name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
-            for row in csv.DictReader(file)]
+    rows = [
+        {name: int(value) if name == 'epoch' else _number(value) for name, value in row.items()}
+        for row in read_epochs(folder, epochs)]
     if [row['epoch'] for row in rows] != list(range(epochs)):
         raise ICASCError(
             f"'{folder / SUMMARY}' does not tell of all {epochs} epochs: remove '{folder}', and the sweep does the run "
@@ -115,7 +113,7 @@ def make_record(study: Study, run: PlannedRun, folder: Path, environment: dict[s
         if images.labels is SINGLE:
             record['correct'] = {'images': len(images.indices), 'bits': _pack(correct_predictions(images))}
         _check(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         kind = '' if isinstance(e, ICASCError) else f'{type(e).__name__} '
         raise ICASCError(f"no record of '{folder}': {kind}{one_line(e, 400)}") from e
     write_json(path, record)

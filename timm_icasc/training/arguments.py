@@ -15,7 +15,7 @@ from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .dependent_options import changes_of_images, check_dependent, still_meant
 from .loaders import mixes
 from .option_groups import GROUPS
-from .option_names import flag_of
+from .option_names import check_ranges, flag_of
 
 __all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
 
@@ -110,12 +110,7 @@ def _newest_run(output: str, experiment: str) -> Path:
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
-    for name, (least, most) in RANGES.items():
-        value = getattr(args, name)
-        for number in value if isinstance(value, list) else [] if value is None else [value]:
-            if not least <= number <= most or not math.isfinite(number):
-                limits = f'at least {least}' if most == math.inf else f'between {least} and {most}'
-                raise ICASCError(f"{flag_of(name)} must be {limits}, got {number}.")
+    check_ranges(args, RANGES)
     if args.scale[0] > args.scale[1] or args.ratio[0] > args.ratio[1]:
         raise ICASCError('--scale and --ratio are (smallest, largest).')
 

@@ -5,7 +5,7 @@ import re
 
 from ..errors import ICASCError
 
-__all__ = ['FLAGS', 'check_least', 'flag_of', 'name_options']
+__all__ = ['FLAGS', 'check_least', 'check_ranges', 'flag_of', 'name_options']
 
 # The options that mean an argument of the library, where they are not its name with dashes.
 FLAGS = {
@@ -30,14 +30,20 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_least(args: argparse.Namespace, **least: float) -> None:
-    """Raise ICASCError where a number that was given for an option is below the least that makes sense, or is none."""
-    for name, minimum in least.items():
+def check_ranges(args: argparse.Namespace, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise ICASCError where a number that was given for an option is outside its (least, most), or is not finite."""
+    for name, (least, most) in ranges.items():
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [] if value is None else [value]:
-            if not minimum <= number < math.inf:
+            if not least <= number <= most or not math.isfinite(number):
                 kind = '' if math.isfinite(number) else 'finite, and '
-                raise ICASCError(f"{flag_of(name)} must be {kind}at least {minimum}, got {number}.")
+                limits = f'at least {least}' if most == math.inf else f'between {least} and {most}'
+                raise ICASCError(f'{flag_of(name)} must be {kind}{limits}, got {number}.')
+
+
+def check_least(args: argparse.Namespace, **least: float) -> None:
+    """`check_ranges` of options that have no upper limit."""
+    check_ranges(args, {name: (minimum, math.inf) for name, minimum in least.items()})
 
 
 def name_options(message: str, parser: argparse.ArgumentParser) -> str:
