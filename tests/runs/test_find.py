@@ -68,9 +68,9 @@ def test_what_a_run_has_left_is_not_written_over(run, tmp_path):
     with pytest.raises(ICASCError, match='`json`: .* is a folder: name a file in it'):
         check_file_to_write(tmp_path, 'json')
     with pytest.raises(ICASCError, match='`output`: .* is the folder of a run, .* name another'):
-        refuse_folder_of_run(run, 'output')
-    refuse_folder_of_run(run / 'eval', 'output')
-    refuse_folder_of_run(tmp_path, 'output')
+        refuse_folder_of_run(run)
+    refuse_folder_of_run(run / 'eval')
+    refuse_folder_of_run(tmp_path)
 
 
 class TestSeveralRuns:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import ICASCError
@@ -130,7 +129,6 @@ def scaling_figure(models: dict[str, dict[str, Any]]) -> Figure:
         models: Name -> what `measure_scaling` gave.
     """
     figure = Figure(figsize=(9., 3.4 * len(models)), facecolor='white', layout='constrained')
-    FigureCanvasAgg(figure)
     for row, (name, results) in zip(
         figure.subplots(len(models), 2, squeeze=False), models.items(), strict=True):
         for axis, (series, result) in zip(row, results.items(), strict=True):

@@ -12,7 +12,6 @@ The steps take turns in one process; seconds are medians, on a CPU of processor 
 products and convolutions alone: the ratio to which the time would fall if nothing else took any.
 """
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,9 @@ from ..benchmark.scaling import measure_scaling, scaling_figure, scaling_lines, 
 from ..benchmark.steps import PLAIN, BenchmarkSetting, plain_of
 from ..errors import ICASCError
 from ..explanation.canvas import check_format, save
-from ..runs.files import write_text
 from ..runs.find import check_file_to_write
 from ..runs.provenance import installed_versions
-from ..runs.tables import text
+from ..runs.tables import text, write_json
 from ..training.device import device_fault
 from ..training.model_factory import UNREGISTERED, check_model_name
 from ..training.option_names import check_least
@@ -139,8 +137,6 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
     if args.maps and args.share < 1:
         raise ICASCError('--share is of training steps, and --maps makes none: leave it out.')
     for name, file in (('json', args.json), ('scaling', args.scaling)):
-        if file and not Path(file).absolute().parent.is_dir():
-            raise ICASCError(f"--{name}: there is no folder '{Path(file).parent}'.")
         if file:
             check_file_to_write(Path(file), name)
     return BenchmarkSetting(
@@ -176,5 +172,5 @@ def run(args: argparse.Namespace) -> int:
             record = {
                 'command': sys.argv[1:], 'device': device, 'setting': vars(setting), 'threads': args.threads,
                 'repeats': args.repeats, 'versions': installed_versions(), measured: models}
-            write_text(Path(args.json), json.dumps(record, indent=1) + '\n')
+            write_json(Path(args.json), record)
     return 0

@@ -5,7 +5,6 @@
 Nothing is downloaded. Without a network the token is not checked, which is no fault.
 """
 import argparse
-import json
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,9 +23,10 @@ from ..foreign_text import printable
 from ..hub.failures import LOG_IN, check_client, check_reachable, one_line_errors, request_timeout
 from ..objective.config import ICASCConfig
 from ..objective.forward import icasc_forward
-from ..runs.files import check_writable, write_text
+from ..runs.files import check_writable
 from ..runs.find import check_file_to_write
 from ..runs.provenance import installed_versions
+from ..runs.tables import write_json
 from ..version import TIMM_FOR_TRAINING
 
 ANSWER_SECONDS = 10
@@ -152,5 +152,5 @@ def run(args: argparse.Namespace) -> int:
     print(f"to be mended: {', '.join(faults)}" if faults else 'everything that is needed is in order')
     if args.json:
         record = {'versions': versions, 'in_order': not faults, 'findings': [asdict(f) for f in findings]}
-        write_text(Path(args.json), json.dumps(record, indent=1) + '\n')
+        write_json(Path(args.json), record)
     return 1 if faults else 0

@@ -70,7 +70,7 @@ def _check(args: argparse.Namespace) -> None:
     if not 0 <= args.sigma <= 1:
         raise ICASCError(f'--sigma is a fraction of the maximum, 0 to 1, got {args.sigma}.')
     if args.output:
-        refuse_folder_of_run(Path(args.output), 'output')
+        refuse_folder_of_run(Path(args.output))
         try:
             Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
         except OSError as e:

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_least(args, topk=1, side=0, page=0, batch_size=1, workers=0, img_size=1)
-    refuse_folder_of_run(args.output, 'output')
+    refuse_folder_of_run(args.output)
     files = find_images(args.images, args.output, check_endings(args.image_endings))
     sources = [source for source in (args.model, args.compare) if source is not None]
     explainers = load_explainers(sources, args)

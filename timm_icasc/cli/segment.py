@@ -97,7 +97,7 @@ def _check(args: argparse.Namespace) -> SegmentationConfig:
             raise ICASCError(f'--{name} lies between 0 and 1, got {getattr(args, name)}.')
     if not all(0 <= weight < math.inf for weight in args.weights) or not 0 < args.lr < math.inf:
         raise ICASCError('--weights must not be negative, --lr must be above 0, and all finite.')
-    refuse_folder_of_run(args.output, 'output')
+    refuse_folder_of_run(args.output)
     cues = path_inside(args.output, 'cues')
     if cues.is_dir() and any(file.suffix != '.png' for file in cues.iterdir()):
         raise ICASCError(f"--output: '{cues}' holds other files than cues, and would be replaced: name another folder.")

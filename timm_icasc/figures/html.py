@@ -25,6 +25,8 @@ THUMBNAIL = 128  # pixels of the longer side
 
 QUALITY = 70
 
+BATCH_SIZE = 16
+
 STYLE = '''
 body { font: 14px/1.4 system-ui, sans-serif; margin: 1rem; color: #111; background: #fff; }
 header { position: sticky; top: 0; background: #fff; padding: .4rem 0; border-bottom: 1px solid #ccc; }
@@ -199,7 +201,6 @@ def browsing_page(
         topk: int = 3,
         method: str = 'grad_cam',
         layer: str = 'last',
-        batch_size: int = 16,
 ) -> Path:
     """Write the page: each image with the maps of its highest-scoring classes, to filter by class, error and name.
 
@@ -210,7 +211,6 @@ def browsing_page(
         topk: Classes of each image; a ground truth below them takes the last place.
         method: Of `attention.METHODS`.
         layer: 'inner' or 'last'.
-        batch_size: Images at a time.
     """
     if path.suffix.lower() not in ('.html', '.htm'):
         raise ValueError(f"path must end in .html, got '{path}'.")
@@ -220,8 +220,8 @@ def browsing_page(
         f'maximum. Red frame: ground truth. \u2717: the highest-scoring class is not in the image. #: rank of its '
         f'score. Overlap: histogram intersection with the nearest map of the ground truth, 0 to 1.')
     with open_page(path, [c.label for c in checkpoints], about, labelled=True) as add:
-        for start in range(0, len(indices), batch_size):
-            batch = list(indices[start:start + batch_size])
+        for start in range(0, len(indices), BATCH_SIZE):
+            batch = list(indices[start:start + BATCH_SIZE])
             images, targets = load_items(first, batch)
             colors = colors_of(first, images)
             greys = [grey(colors_of(c, load_items(c, batch)[0])) for c in checkpoints]

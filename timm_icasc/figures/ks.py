@@ -2,7 +2,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..explanation.canvas import check_format, save
@@ -30,7 +29,6 @@ def ks_figure(charts: dict[str, KolmogorovSmirnov], path: Path) -> Path:
     """
     check_format(path)
     figure = Figure(figsize=(4.2 * len(charts), 3.8), facecolor='white', layout='constrained')
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(charts), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (label, chart) in zip(axes, charts.items(), strict=True):
         lines = [

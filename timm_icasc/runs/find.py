@@ -89,16 +89,15 @@ def nothing_to_lose(folder: Path) -> bool:
     return not names or (ARGUMENTS in names and not any(folder.rglob(f'*{CHECKPOINT}')))
 
 
-def refuse_folder_of_run(folder: Path, argument: str) -> None:
+def refuse_folder_of_run(folder: Path) -> None:
     """Raise ICASCError where a folder to write to is that of a run: tables of other kinds have the names of its own.
 
     Args:
-        folder: Where to.
-        argument: What names it.
+        folder: The `output` of a command.
     """
     if (Path(folder) / ARGUMENTS).is_file():
         raise ICASCError(
-            f"`{argument}`: '{folder}' is the folder of a run, whose files could be written over: name another.")
+            f"`output`: '{folder}' is the folder of a run, whose files could be written over: name another.")
 
 
 def check_file_to_write(path: Path, argument: str) -> None:

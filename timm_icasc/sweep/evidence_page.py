@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -132,7 +131,6 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
     record = next(iter(records.values()))
     column, title = ('eval_top1', 'top1') if 'eval_top1' in record['curve'][-1] else ('eval_mAP', 'mAP')
     figure = Figure(figsize=(9, 5), facecolor='white', layout='constrained')
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     for i, variant in enumerate(study.variants):
         curves = [

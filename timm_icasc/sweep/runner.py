@@ -136,8 +136,8 @@ class _Work:
         """What the run has warned of."""
         return [printable(line) for line in self._lines() if line.startswith('warning: ')]
 
-    def last_lines(self, count: int = 8) -> str:
-        lines = self._lines()[-count:]
+    def last_lines(self) -> str:
+        lines = self._lines()[-8:]
         if shutil.disk_usage(self.output).free < LEAST:
             lines.append(f"the disk is full: make room in '{self.output}'")  # perhaps the log had no room for it
         return '\n'.join(printable(line) for line in lines if line.strip())
