@@ -196,6 +196,10 @@ def test_what_degenerate_maps_mean():
     torch.testing.assert_close(target_mask(one_pixel), one_pixel, atol=1e-6, rtol=0)
     assert (attention_separation(zero, zero, zero) == 0).all()
     assert (attention_consistency(zero, torch.ones(2, 3, 3)) == 0.8).all()
+    # A last map of zeros leaves the inner terms alive, with a mask of 0.5.
+    torch.testing.assert_close(attention_consistency(one_pixel, target_mask(zero)), torch.full((2,), 0.3))
+    torch.testing.assert_close(
+        attention_separation(one_pixel, one_pixel, target_mask(zero)), torch.full((2,), 0.5))
     assert attention_overlap(zero, one_pixel).isnan().all()
     # Equal maps whose sum is no number of their type had an overlap of 0, as disjoint ones.
     assert attention_overlap(zero + 2e38, zero + 2e38).isnan().all()

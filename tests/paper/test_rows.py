@@ -74,6 +74,21 @@ def test_another_protocol_is_not_the_papers(tmp_path):
     assert row['ours'] == 'not run'
 
 
+@pytest.mark.parametrize('options', [
+    {'num_classes': 20}, {'class_map': 'superclasses.txt'}, {'color_jitter': 0.4}], ids=str)
+def test_other_classes_and_other_augmentation_are_not_the_papers(options, tmp_path):
+    write_run(tmp_path / 'run', dataset='', data_dir='cifar100', **options)
+    (name, value), = options.items()
+    row, = rows_of(tmp_path, table='Table 4, CIFAR-100', method='cross-entropy')
+    assert (row['paper'], row['note']) == (None, f'not the paper’s settings, {name}={value}')
+
+
+def test_the_number_of_classes_may_be_left_to_the_data(tmp_path):
+    write_run(tmp_path / 'run', num_classes=None)
+    row, = rows_of(tmp_path, table='Table 4, CIFAR-100', method='cross-entropy')
+    assert row['paper'] == 72.78
+
+
 def test_an_option_that_args_yaml_lacks_has_its_default(tmp_path):
     """It had that of the recipe of the digits, which clips gradients and lets the terms set in late."""
     write_run(tmp_path / 'run', 'ICASC ach, order 1', top1=73.)
@@ -176,6 +191,7 @@ def test_the_papers_settings_give_a_run_its_row(recipe, extra, method, value, tm
 
 @pytest.mark.parametrize('method, extra, values', [
     ('multi-label soft margin', ['--no-icasc'], (77.44, 0.976)),
+    ('multi-label soft margin', ['--no-icasc', '--smoothing', '0'], (77.44, 0.976)),  # which does nothing there
     ('ICASC ach, order 1, multi-label soft margin', [], (83.17, 0.981)),
     ('ICASC ach, order 1, multi-label soft margin', ['--icasc-multilabel-maps', 'per_class'], (83.17, 0.981))])
 def test_average_precision_and_auc_of_voc(method, extra, values, tmp_path):

@@ -1,6 +1,7 @@
 """Attention maps as weak cues for semantic segmentation (Table 2): cues from a classifier, DeepLabV3 on them, mean IoU.
 
-    timm-icasc segment RUN --data-dir VOCdevkit --attention ach --backbone-weights resnet50.pth --output table2/ach
+    timm-icasc segment RUN --data-dir VOCdevkit --train-split trainaug --backbone-weights resnet50.pth \
+        --attention ach --output table2/ach
 
 RUN is a classifier of the 20 VOC classes, in their order (the folder of a training run, or a checkpoint with --model).
 From the image labels of the training split and the classifier's attention come cues; torchvision's DeepLabV3 learns

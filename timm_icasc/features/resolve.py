@@ -22,7 +22,7 @@ __all__ = ['check_layers', 'find_layers', 'own_input_size', 'resolve_layer', 're
 
 DEFAULT_INPUT_SIZE = (3, 224, 224)
 
-# Fewer cells along a side say little about where something is; the paper's networks have 7.
+# Fewer cells along a side say little about where something is; the paper's networks have 7 on ImageNet.
 MIN_CELLS, USUAL_CELLS = 4, 7
 
 MOST_ANSWERS = 256  # kept per model: a module that sets itself anew in every step would fill the memory

@@ -72,9 +72,10 @@ class ICASCConfig:
     Attributes:
         attention: 'ach' (Eq. 2), 'grad_cam' (Eq. 1), or another of `attention.METHODS`; in training a trainable one.
         order: 1 takes the channel weights as constants, at about a third of the extra cost; 2 lets them carry gradient
-            (double backward). The paper does not say which. There are three readings: order 1, which the paper's claim
-            to avoid higher-order derivatives in training favours; order 2; order 2 with `mask_grad`, the derivative of
-            Eq. 6 as printed. With 'ach' and weights of 1 from the first step order 2 cost accuracy (docs/evidence.md).
+            (double backward). The paper does not say which. Three readings were tried: order 1, which the paper's
+            claim to avoid higher-order derivatives in training favours; order 2; order 2 with `mask_grad`, the
+            derivative of Eq. 6 as printed. With 'ach' and weights of 1 from the first step order 2 cost accuracy
+            (docs/evidence.md).
         weight_as_inner: Weight of the separation term at the inner layer.
         weight_as_last: Weight of the separation term at the last layer.
         weight_ac: Weight of the consistency term.

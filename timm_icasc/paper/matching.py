@@ -19,8 +19,8 @@ OPEN = (
     'sched_on_updates', 'warmup_lr',
     'lr_base', 'lr_base_size', 'crop_pct', 'crop_mode', 'crop_padding', 'interpolation', 'train_interpolation',
     'train_crop_mode', 'scale', 'ratio', 'hflip', 'color_jitter', 'mean', 'std', 'amp', 'amp_dtype', 'channels_last',
-    'grad_checkpointing', 'grad_accum_steps', 'sync_bn', 'dist_bn', 'resident_data', 'dataset', 'num_classes',
-    'class_map', 'config', 'run_dir', 'resume', 'icasc')
+    'grad_checkpointing', 'grad_accum_steps', 'sync_bn', 'dist_bn', 'resident_data', 'dataset',
+    'config', 'run_dir', 'resume', 'icasc')
 
 NAMED = ('icasc', 'icasc_order', 'icasc_attention')  # options that the name of the method tells
 
@@ -50,6 +50,10 @@ def _settled(options: dict[str, Any], labels: LabelKind) -> dict[str, Any]:
         options['lr'] = options['lr_base'] * options['batch_size'] / options['lr_base_size']
     if options.get('opt') == 'momentum':  # the paper does not say whether the momentum is Nesterov's, timm's 'sgd'
         options['opt'] = 'sgd'
+    if options.get('num_classes') is None:  # as many as the data have
+        options.pop('num_classes', None)
+    if labels is MULTI:
+        options.pop('smoothing', None)  # it does nothing there
     if 'icasc_weights' in options and options['icasc_weights'] is None:
         task = MultiLabelICASCTask if labels is MULTI else ICASCTask
         options['icasc_weights'] = list(task.default_config.weights.values())

@@ -177,8 +177,8 @@ def _paper_columns(experiment: dict[str, Any], row: dict[str, Any], metric: str)
     return columns
 
 
-def _quoted(experiment: dict[str, Any], row: dict[str, Any], metric: str) -> str | None:
-    return 'quoted' if row.get('quoted') and metric not in experiment.get('places', {}) else None
+def _quoted(row: dict[str, Any], metric: str) -> str:
+    return 'quoted' if metric in row.get('quoted', ()) else ''
 
 
 def _experiment_rows(
@@ -196,7 +196,7 @@ def _experiment_rows(
             result += [
                 _row(
                     table, metric, **shown, **_paper_columns(experiment, row, metric),
-                    note=', '.join(filter(None, [_quoted(experiment, row, metric), row.get('remark')])))
+                    note=', '.join(filter(None, [_quoted(row, metric), row.get('remark')])))
                 for metric in metrics if metric in row['values']]
             continue
         options, text = recipe_options(experiment, content['methods'][row['method']], row)
@@ -217,7 +217,7 @@ def _experiment_rows(
             ', '.join(filter(None, [row.get('label'), departures(group[0], options)])) for group in own])
         for match in found:
             metric = next(metric for metric in metrics if NAMES[metric] == match['measure'])
-            note = ', '.join(filter(None, [_quoted(experiment, row, metric), match['note']]))
+            note = ', '.join(filter(None, [_quoted(row, metric), match['note']]))
             result.append({
                 **match, 'network': row['network'], **_paper_columns(experiment, row, metric),
                 'note': note, 'command': command})
@@ -226,7 +226,7 @@ def _experiment_rows(
                 _row(
                     table, metric, **shown, **_paper_columns(experiment, row, metric), model=options['model'],
                     ours='not run', needs=experiment['needs'], command=command,
-                    note=_quoted(experiment, row, metric) or '')
+                    note=_quoted(row, metric))
                 for metric in metrics if metric in row['values']]
     others = [i for i, group in enumerate(groups) if group not in placed]
     notes = distinguish([groups[i] for i in others], [nearest.get(i, []) for i in others])

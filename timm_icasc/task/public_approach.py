@@ -29,7 +29,8 @@ __all__ = ['DEFECTS', 'PublicApproachTask']
 
 DEFECTS = {
     'constant-weights': 'gradients come from backward hooks without create_graph: the channel weights carry no '
-                        'gradient, whatever the order',
+                        'gradient, whatever the order (order 1 by another name, a reading of the paper and the default '
+                        'here)',
     'summed-score': "the backward pass starts from the one-hot target times the scores of the class summed over the "
                     "batch, so that every image's map is scaled by the other images' scores, and turned over where "
                     'the sum is negative',
