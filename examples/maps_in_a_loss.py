@@ -1,7 +1,7 @@
 """Attention maps in a loss of your own.
 
 You learn two things. `icasc_forward` is the whole objective of one batch without a trainer: one
-forward pass gives logits, terms and differentiable maps of the true and of the most confused class.
+forward pass gives logits, terms and differentiable maps of the true and of the most confusing class.
 And the functions of `timm_icasc.losses` are formulas of maps and masks, to be put together as you
 like.
 
