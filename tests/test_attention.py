@@ -12,7 +12,6 @@ from torchcam import methods as torchcam
 
 from timm_icasc import ICASCConfig, ICASCTask, attention_maps, icasc_forward, resolve_layers
 from timm_icasc.attention import (
-    ATTENTION_METHODS,
     METHODS,
     Method,
     channel_weighted,
@@ -214,8 +213,6 @@ def test_a_method_is_added_by_one_row(trainable, monkeypatch, small_resnet, pars
 def test_what_may_be_chosen(parsers):
     every, trained = list(METHODS), ['ach', 'grad_cam', 'ach_signed', 'hires_cam', 'layer_cam']
     assert parsers() == (trained, every, every, every)
-    assert ATTENTION_METHODS == {
-        name: method.function for name, method in METHODS.items() if name != 'finer_cam'}
 
 
 class TestSignedFeatures:

@@ -7,7 +7,7 @@ import yaml
 from helpers.commands import training_commands, training_options
 
 from timm_icasc.attention import METHODS
-from timm_icasc.cli import COMMANDS
+from timm_icasc.cli import COMMANDS, main
 from timm_icasc.training.argument_files import RECIPES
 from timm_icasc.training.arguments import parse_args
 
@@ -122,7 +122,7 @@ def test_files_named_from_the_root_exist(file):
     assert not [path for path in named if not re.search('NAME|FILE', path) and not (ROOT / path).exists()]
 
 
-@pytest.mark.parametrize('page', [page for page in PAGES if blocks(page, 'python')])
+@pytest.mark.parametrize('page', [page for page in DOCUMENTS if blocks(page, 'python')])
 def test_examples_run(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for code in blocks(page, 'python'):
@@ -131,7 +131,7 @@ def test_examples_run(page, monkeypatch):
         exec(compile(code, page, 'exec'), {})
 
 
-@pytest.mark.parametrize('page', [page for page in PAGES if page not in GENERATED])
+@pytest.mark.parametrize('page', [page for page in DOCUMENTS if page not in GENERATED])
 def test_options_of_training_exist(page, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     for line in training_commands('\n'.join(blocks(page, 'bash'))):
@@ -182,3 +182,21 @@ def test_every_method_is_in_the_table_of_measuring():
 def test_no_reading_is_called_the_papers_letter(document):
     """The paper does not say what carries gradient."""
     assert not re.search(r"(paper's|its|the) letter\b", read(document))
+
+
+def test_who_publishes_is_told_of_the_pictures(capsys):
+    """attention.png shows images of the user's: in README, in the page on publishing and in --help."""
+    assert 'your images and class names when asked' in read('README.md')
+    assert 'attention.png' in read('docs/hub.md')
+    with pytest.raises(SystemExit):
+        main(['push', '--help'])
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert 'attention.png shows six of your validation images' in shown and '--figure' in shown
+    with pytest.raises(SystemExit):
+        parse_args(['--help'])
+    assert 'with its figure of validation images only where' in ' '.join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_nothing_is_left_to_fill_in(document):
+    assert not re.search(r'TODO|@[A-Z]+@', read(document))

@@ -18,7 +18,7 @@ from ._precision import at_least_float32, full_precision
 from .errors import ICASCError
 
 __all__ = [
-    'ATTENTION_METHODS', 'METHODS', 'Method', 'channel_weighted', 'channel_weighted_signed', 'check_method',
+    'METHODS', 'Method', 'channel_weighted', 'channel_weighted_signed', 'check_method',
     'class_score', 'contrasted_score', 'grad_cam', 'grad_cam_plus_plus', 'hires_cam', 'layer_cam', 'trainable_methods',
     'xgrad_cam',
 ]
@@ -244,10 +244,6 @@ METHODS: dict[str, Method] = {
     'xgrad_cam': Method(xgrad_cam, 'XGrad-CAM', trainable=False, area_normalised=False),
     'finer_cam': Method(grad_cam, 'Finer-CAM', trainable=False, area_normalised=True, score=contrasted_score),
 }
-
-# The functions alone, where the gradient is the class score's; the public name from before there was a table.
-ATTENTION_METHODS = {
-    name: method.function for name, method in METHODS.items() if method.score is class_score}
 
 
 def check_method(method: str) -> None:

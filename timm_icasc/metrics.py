@@ -13,7 +13,7 @@ from .errors import DataError, ICASCError, NonFiniteLossError
 from .losses import multilabel_soft_margin
 
 __all__ = [
-    'KolmogorovSmirnov', 'MultiLabelEvaluator', 'expected_calibration_error',
+    'KolmogorovSmirnov', 'MultiLabelEvaluator', 'area_under_curve', 'expected_calibration_error',
     'kolmogorov_smirnov', 'multilabel_metrics', 'per_class_metrics', 'voc_average_precision',
 ]
 
@@ -100,6 +100,11 @@ def voc_average_precision(scores: np.ndarray, present: np.ndarray, definition: s
         np.mean([precision[recall >= t - 1e-9].max(initial=0.) for t in np.linspace(0, 1, 11)]))
 
 
+def area_under_curve(scores: np.ndarray, present: np.ndarray) -> float:
+    """Of the receiver operating characteristic of one class, 0 to 1; NaN where no image has it, or every one."""
+    return float(roc_auc_score(present, scores)) if present.any() and not present.all() else float('nan')
+
+
 def per_class_metrics(
         scores: np.ndarray,
         targets: np.ndarray,
@@ -128,14 +133,13 @@ def per_class_metrics(
     for c, name in enumerate(class_names):
         counted = targets[:, c] >= 0
         score, present = scores[counted, c], targets[counted, c] == 1
-        some, both = present.any(), present.any() and not present.all()
         rows.append({
             'class': name,
             'images': int(present.sum()),
             'AP': 100 * voc_average_precision(score, present, 'area'),
             'AP_11point': 100 * voc_average_precision(score, present, '11-point'),
-            'AP_sklearn': 100 * float(average_precision_score(present, score)) if some else float('nan'),
-            'AUC': 100 * float(roc_auc_score(present, score)) if both else float('nan'),
+            'AP_sklearn': 100 * float(average_precision_score(present, score)) if present.any() else float('nan'),
+            'AUC': 100 * area_under_curve(score, present),
         })
     return rows
 

@@ -124,4 +124,4 @@ class TestToken:
 def test_bad_input(tmp_path, capsys):
     (tmp_path / 'file').touch()
     assert main(['doctor', '--json', str(tmp_path / 'file' / 'doctor.json')]) == 2
-    assert f"cannot write '{tmp_path / 'file' / 'doctor.json'}': " in capsys.readouterr().err
+    assert f"--json: cannot write to '{tmp_path / 'file'}': " in capsys.readouterr().err

@@ -278,7 +278,7 @@ def test_a_run_that_cannot_be_written_to_is_refused_before_the_work(written_befo
     read_only(place, monkeypatch)
     assert evaluate(run, '--images', 5) == 2
     printed = capsys.readouterr()
-    assert f"'{run / 'eval'}': Read-only file system; name another folder, --output DIR." in printed.err
+    assert f"--output: cannot write to '{run / 'eval'}': Read-only file system; name another." in printed.err
     assert not printed.out
     assert evaluate(run, '--images', 5, '--output', tmp_path / 'other') == 0
 

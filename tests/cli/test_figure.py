@@ -261,7 +261,7 @@ def test_images_that_one_model_gets_wrong(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['classes', 'RUN', '--output', 'f.docx'], r"must end in one of .png"),
+    (['classes', 'RUN', '--output', 'f.docx'], '--output must end in one of .png'),
     (['html', 'RUN', '--output', 'f.png'], 'the page is an .html file'),
     (['classes', 'RUN', '--indices', '450'], '--indices lie in 0 to 449'),
     (['classes', 'RUN', '--choose', 'corrected'], 'name two'),

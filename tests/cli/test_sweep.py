@@ -157,6 +157,8 @@ class TestDefinition:
          "variant 'b' has the unknown key 'icasc_oder' (did you mean 'icasc_order'"),
         ({'variants': {'plain': {}, 'b': {'icasc_order': 3}}}, "variant 'b': 'icasc_order' must be one of"),
         ({'variants': {'plain': {}, 'b': {'epochs': 0}}}, "variant 'b': --epochs must be at least 1"),
+        ({'variants': {'plain': {}, 'b': {'icasc_share': 0.5, 'icasc_rival': 'random'}}},
+         "variant 'b': --icasc-*: share below 1"),
         ({'variants': {'plain': {}, 'b': {'seed': 1}}}, "variant 'b': 'seed' is not for a study to set"),
         ({'variants': {'plain': {}, 'b': {'epochs': 2}}}, "variant 'b' has the same options as variant 'plain'"),
         ({'variants': {'plain': {}, 'a/b': {'epochs': 3}}}, "variant 'a/b': a name has letters"),

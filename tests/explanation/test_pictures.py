@@ -44,7 +44,7 @@ def test_save(found, ending, tmp_path):
 
 
 def test_save_refuses_other_endings(found, tmp_path):
-    with pytest.raises(ValueError, match='path must end in one of .png'):
+    with pytest.raises(ValueError, match='`path` must end in one of .png'):
         found.save(tmp_path / 'picture.txt')
     assert not list(tmp_path.iterdir())
 

@@ -81,6 +81,7 @@ def test_missing_file_lists_the_recipes(tmp_path):
     (['--decay-rate', '-1'], '--decay-rate must be at least 0'),
     (['--decay-milestones', '20', '10'], '--decay-milestones must rise, got 20 10'),  # timm divided twice after 10
     (['--icasc-omega', '0'], '--icasc-omega must be at least 1e-06, got 0.0'),  # a mask of 0.5 everywhere
+    (['--icasc-share', '0.5', '--icasc-rival', 'random'], 'share below 1 takes the most confused samples'),
     (['--momentum', '2'], '--momentum must be between 0 and 1'),
     (['--batch-size', '15', '--mixup', '0.2'], '--batch-size must be even'),
     (['--loss', 'asl', '--cutmix', '1'], '--loss asl'),

@@ -1,17 +1,18 @@
 """How the cost of a training step grows with the batch and with the area of the images."""
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import linregress
 
 from ..errors import ICASCError
 from .cost import interleaved_seconds
 from .steps import PLAIN, STEPS, BenchmarkSetting, create_model, make_step
 
-__all__ = ['Line', 'fit_line', 'measure_scaling', 'scaling_figure', 'scaling_lines', 'scaling_rows']
+__all__ = ['fit_line', 'measure_scaling', 'scaling_figure', 'scaling_lines', 'scaling_rows']
 
 # Multiples of the batch size, and of the area of the model's own images.
 BATCHES = (0.5, 1, 1.5, 2, 3)
@@ -23,25 +24,20 @@ SERIES = {'batch': 'images in a batch', 'area': 'pixels of an image'}
 # Black, vermilion and blue of Okabe and Ito (2008), told apart by all readers; the markers do without colour.
 STYLES = dict(zip(STEPS, (('black', 'o'), ('#0072b2', 's'), ('#d55e00', '^')), strict=True))
 
-@dataclass(frozen=True)
-class Line:
-    """Seconds as intercept + slope * size, by least squares, and how far the points are from it."""
-    intercept: float
-    slope: float
-    r2: float  # share of the variance that the line explains
-    largest_residual: float  # as a fraction of the seconds measured there
 
+def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
+    """Seconds as intercept + slope * size, by least squares, through points of at least two sizes.
 
-def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
-    """The line through points of at least two sizes."""
+    Returns:
+        'intercept'; 'slope'; 'r2', the share of the variance that the line explains; and 'largest_residual', of any
+        point from the line, as a fraction of the seconds measured there.
+    """
     x, y = np.asarray(sizes, dtype=float), np.asarray(seconds, dtype=float)
-    slope, intercept = np.polyfit(x, y, 1)
-    residuals = y - (intercept + slope * x)
-    variance = ((y - y.mean()) ** 2).sum()
-    return Line(
-        float(intercept), float(slope),
-        float(1 - (residuals ** 2).sum() / variance) if variance else 1.,
-        float(np.abs(residuals / y).max()))
+    line = linregress(x, y)
+    residuals = y - (line.intercept + line.slope * x)
+    return {
+        'intercept': float(line.intercept), 'slope': float(line.slope), 'r2': float(line.rvalue ** 2),
+        'largest_residual': float(np.abs(residuals / y).max())}
 
 
 def _batch_sizes(batch_size: int) -> list[int]:
@@ -89,7 +85,7 @@ def measure_scaling(
             {'batch_size': s.batch_size, 'height': height, 'width': width,
              'seconds': {step: seconds[f'{step} {i}'] for step in STEPS}}
             for i, (s, (height, width)) in enumerate(zip(settings, sides, strict=True))]
-        lines = {step: vars(fit_line(_sizes(series, points), [p['seconds'][step] for p in points])) for step in STEPS}
+        lines = {step: fit_line(_sizes(series, points), [p['seconds'][step] for p in points]) for step in STEPS}
         results[series] = {'points': points, 'lines': lines}
     return results
 

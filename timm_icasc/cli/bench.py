@@ -128,10 +128,7 @@ def _check(args: argparse.Namespace) -> BenchmarkSetting:
         remedy = f'leave it out, or {other}' if other else 'use --device cuda, or leave it out'
         raise ICASCError(f'--fast records training steps as CUDA graphs: {remedy}.')
     if args.scaling:
-        try:
-            check_format(Path(args.scaling))
-        except ValueError as e:
-            raise ICASCError(f'--scaling: {e}') from e
+        check_format(Path(args.scaling), 'scaling')
     if args.topk and not args.maps:
         raise ICASCError('--topk is of --maps: leave it out.')
     if args.maps and args.share < 1:

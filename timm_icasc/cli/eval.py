@@ -35,8 +35,8 @@ from ..evaluation.side_by_side import (
 from ..foreign_files import path_inside, refuse_links_out_of
 from ..foreign_text import printable
 from ..labels import SINGLE
-from ..runs.files import check_writable, together
-from ..runs.find import find_runs, refuse_folder_of_run
+from ..runs.files import together
+from ..runs.find import find_runs, refuse_folder_of_run, refuse_unwritable
 from ..runs.folder import (
     CHECKPOINT,
     CLASSES,
@@ -71,10 +71,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ICASCError(f'--sigma is a fraction of the maximum, 0 to 1, got {args.sigma}.')
     if args.output:
         refuse_folder_of_run(Path(args.output))
-        try:
-            Path(args.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
-        except OSError as e:
-            raise ICASCError(f"--output: cannot write to '{args.output}': {e.strerror}.") from e
+        refuse_unwritable(Path(args.output), 'output')
 
 
 def _folder_name(checkpoint: Checkpoint) -> str:
@@ -103,16 +100,6 @@ def _folders(args: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> lis
         folders.append(path_inside(run_folder, inside))  # the run may be somebody else's
         refuse_links_out_of(folders[-1], [EVALUATED, CLASSES, IMAGES, PAIRS, RECORDS])
     return folders
-
-
-def _check_writable(folders: Sequence[Path]) -> None:
-    """Refuse, before the work and not after it, folders of runs that are another's or on a disk that is read only."""
-    for folder in folders:
-        try:
-            check_writable(folder)
-        except OSError as e:
-            raise ICASCError(
-                f"cannot write to '{folder}': {e.strerror}; name another folder, --output DIR.") from e
 
 
 def _of_run(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -162,7 +149,7 @@ def _print_comparison(
 ) -> None:
     print(f'\n{b.label} - {a.label}: {len(a.indices)} images, {resamples} paired bootstrap resamples')
     print(text([
-        {'measure': TITLES.get(name, name), a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
+        {'measure': TITLES[name], a.label: row['a'], b.label: row['b'], 'difference': row['difference'],
          '95 % low': row['low'], 'high': row['high'], 'images': row['images'],
          '': '*' if row['low'] < row['high'] and not row['low'] <= 0 <= row['high'] else ''}
         for name, row in result.items()]))
@@ -228,7 +215,8 @@ def run(args: argparse.Namespace) -> int:
         check_same_maps(a.map_settings, b.map_settings, a.label, b.label)
     warn_of_other_layers(checkpoints)
     records, folders = [], _folders(args, checkpoints)
-    _check_writable(folders)
+    for folder in folders:  # another's, or on a disk that is read only
+        refuse_unwritable(folder, 'output')
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         records.append(_evaluate(args, checkpoint, folder))
         checkpoint.model.cpu()  # one model on the device at a time

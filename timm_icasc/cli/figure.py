@@ -87,10 +87,7 @@ def _check(args: argparse.Namespace, path: Path) -> None:
     if args.kind == 'html' and path.suffix.lower() != '.html':
         raise ICASCError(f"--output: the page is an .html file, got '{path}'.")
     if args.kind != 'html':
-        try:
-            check_format(path)
-        except ValueError as e:
-            raise ICASCError(f'--output: {e}') from e
+        check_format(path, 'output')
     check_file_to_write(path, 'output')  # before the work, not after it
 
 

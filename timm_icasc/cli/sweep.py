@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from ..errors import ICASCError
 from ..foreign_text import printable
-from ..runs.files import check_writable
+from ..runs.find import refuse_unwritable
 from ..runs.tables import text
 from ..sweep.evidence_page import accuracy_table, measure_tables, write_page
 from ..sweep.run_record import check_same_images, check_unchanged, read_records
@@ -126,14 +126,6 @@ def _report(study: Study, records: dict[str, dict[str, Any]], alone: bool, writt
     print(f'\nwritten to {printable(write_page(study, records, summarise(study, records)))}')
 
 
-def _check_records(study: Study) -> None:
-    """Raise ICASCError where no record can be written: better known before the runs than after them."""
-    try:
-        check_writable(study.records)
-    except OSError as e:
-        raise ICASCError(f"`records`: cannot write to '{study.records}': {e.strerror}.") from e
-
-
 def _carry_out(
         args: argparse.Namespace,
         study: Study,
@@ -146,7 +138,7 @@ def _carry_out(
     for run in todo:
         check_same_images(run, output / run.name)
     if todo:
-        _check_records(study)
+        refuse_unwritable(study.records, 'records')
     done, which = len(runs) - len(todo), f'part {part[0]} of {part[1]}, ' if part else ''
     print(f'{printable(study.name)}: {which}{len(runs)} runs, {done} done; logs in {printable(output)}')
     with interruptible() as flag, tqdm(total=len(runs), initial=done, disable=None) as bar:

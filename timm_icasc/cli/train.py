@@ -35,7 +35,7 @@ from ..training.arguments import add_arguments
 from ..training.console import log, print_results
 from ..training.epoch import evaluated_model
 from ..training.interrupt import Interrupted, StopSignal, interruptible, stopping_loaders
-from ..training.job import TrainingJob, icasc_config, set_up, set_up_device
+from ..training.job import TrainingJob, set_up, set_up_device
 from ..training.model_record import model_record
 from ..training.run import method_label, train
 from ..training.trackers import check_trackers
@@ -161,7 +161,6 @@ def run(args: argparse.Namespace) -> int:
     given = dict(vars(args))
     command = command_of(given, Path(args.run_dir) if args.run_dir else None)
     device = set_up_device(args)
-    icasc_config(args)
     check_trackers(args)
     if args.push_to_hub and utils.is_primary(args):
         repo_name(args.push_to_hub)  # what the upload lacks should not be found out after the training

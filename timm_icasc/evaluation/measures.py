@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from ..labels import MULTI, SINGLE, LabelKind
 from ..metrics import (
     KolmogorovSmirnov,
+    area_under_curve,
     expected_calibration_error,
     kolmogorov_smirnov,
     multilabel_metrics,
@@ -26,14 +26,30 @@ __all__ = [
     'curve_measures', 'ks_of', 'mean_measures', 'measure_of', 'summarise',
 ]
 
-# Every measure, in the order of tables.
-ORDER = (
-    'top1', 'top5', 'top1_ten_crop', 'top5_ten_crop', 'mAP', 'mAP_11point', 'mAP_sklearn', 'AUC', 'mAP_ten_crop',
-    'AUC_ten_crop', 'ks', 'ks_probability', 'ece', 'overlap_inner', 'overlap_last', 'overlap_cooccurring',
-    *(term.name for term in TERMS), 'zero_maps', 'flip_overlap', 'flip_iou', 'crop_overlap', 'crop_iou',
-    'across_images', 'own_drop', 'other_drop', 'class_specificity', 'own_drop_random', 'other_drop_random',
-    'class_specificity_random', 'deletion', 'insertion', 'average_drop', 'average_increase', 'silent_maps', 'pointing',
-    'energy', 'iou', 'iou50', 'no_map', 'box_area', 'pointing_both', 'energy_both', 'iou_both', 'iou50_both')
+# Every measure and its title, in the order of tables.
+TITLES = {
+    'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops', 'top5_ten_crop': 'top-5 %, ten crops',
+    'mAP': 'mAP % (VOC 2010-12)', 'mAP_11point': 'mAP % (VOC 2007)', 'mAP_sklearn': 'mAP % (scikit-learn)',
+    'AUC': 'AUC %', 'mAP_ten_crop': 'mAP % (VOC 2010-12), ten crops', 'AUC_ten_crop': 'AUC %, ten crops',
+    'ks': 'KS margin', 'ks_probability': 'KS at probability', 'ece': 'calibration error',
+    'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last',
+    'overlap_cooccurring': 'overlap of co-occurring classes',
+    **{term.name: f'{term.title} (Eq. {term.equation})' for term in TERMS}, 'zero_maps': 'zero maps',
+    'flip_overlap': 'overlap with the flipped', 'flip_iou': 'IoU with the flipped',
+    'crop_overlap': 'overlap with the cropped', 'crop_iou': 'IoU with the cropped',
+    'across_images': "correlation with other images' maps",
+    'own_drop': 'own drop (logit)', 'other_drop': 'drop of other classes (logit)',
+    'class_specificity': 'class-specificity', 'own_drop_random': 'own drop, random region',
+    'other_drop_random': 'drop of other classes, random region',
+    'class_specificity_random': 'class-specificity, random region', 'deletion': 'deletion (low is good)',
+    'insertion': 'insertion', 'average_drop': 'average drop', 'average_increase': 'average increase',
+    'silent_maps': 'silent maps', 'pointing': 'pointing game', 'energy': 'energy in the box', 'iou': 'box IoU',
+    'iou50': 'box IoU >= 0.5', 'no_map': 'no map', 'box_area': 'box area (chance)',
+    'pointing_both': 'pointing game, both have maps', 'energy_both': 'energy in the box, both have maps',
+    'iou_both': 'box IoU, both have maps', 'iou50_both': 'box IoU >= 0.5, both have maps',
+}
+
+ORDER = tuple(TITLES)
 
 OF_MAPS = frozenset(ORDER[ORDER.index('overlap_inner'):]) - {'box_area'}  # of the others, scores and boxes are enough
 
@@ -73,10 +89,6 @@ def correct_predictions(records: ImageRecords) -> np.ndarray:
     return _correct(records.scores, records.targets, 1)
 
 
-def _auc(scores: np.ndarray, present: np.ndarray) -> float:
-    return float(roc_auc_score(present, scores)) if present.any() and not present.all() else np.nan
-
-
 def _mean_over_classes(score: Callable, records: ImageRecords, rows: np.ndarray) -> float:
     """Mean over the classes of `score(scores, present)` on the images `rows`, in percent; ignored ones are left out."""
     scores, targets = records.scores[rows], records.targets[rows]
@@ -114,11 +126,11 @@ def curve_measures(records: ImageRecords) -> dict[str, Callable[[np.ndarray], fl
     result = {'ks': lambda rows: ks_of(records, rows, confused).margin}
     if records.labels is MULTI:
         result['mAP'] = lambda rows: _mean_over_classes(voc_average_precision, records, rows)
-        result['AUC'] = lambda rows: _mean_over_classes(_auc, records, rows)
+        result['AUC'] = lambda rows: _mean_over_classes(area_under_curve, records, rows)
         if records.ten_crop_probabilities is not None:
             crops = replace(records, scores=records.ten_crop_probabilities)
             result['mAP_ten_crop'] = lambda rows: _mean_over_classes(voc_average_precision, crops, rows)
-            result['AUC_ten_crop'] = lambda rows: _mean_over_classes(_auc, crops, rows)
+            result['AUC_ten_crop'] = lambda rows: _mean_over_classes(area_under_curve, crops, rows)
     else:
         confidence, correct = records.probabilities.max(1), correct_predictions(records)
         result['ece'] = lambda rows: expected_calibration_error(confidence[rows], correct[rows])
@@ -194,28 +206,6 @@ def class_table(records: ImageRecords) -> list[dict[str, object]]:
         table.append(row)
     return table
 
-TITLES = {
-    'top1': 'top-1 %', 'top5': 'top-5 %', 'top1_ten_crop': 'top-1 %, ten crops', 'top5_ten_crop': 'top-5 %, ten crops',
-    'mAP': 'mAP % (VOC 2010-12)', 'mAP_11point': 'mAP % (VOC 2007)', 'mAP_sklearn': 'mAP % (scikit-learn)',
-    'AUC': 'AUC %', 'mAP_ten_crop': 'mAP % (VOC 2010-12), ten crops', 'AUC_ten_crop': 'AUC %, ten crops',
-    'ks': 'KS margin', 'ks_probability': 'KS at probability', 'ece': 'calibration error',
-    'flip_overlap': 'overlap with the flipped', 'flip_iou': 'IoU with the flipped',
-    'crop_overlap': 'overlap with the cropped', 'crop_iou': 'IoU with the cropped',
-    'across_images': "correlation with other images' maps",
-    'own_drop': 'own drop (logit)', 'other_drop': 'drop of other classes (logit)',
-    'class_specificity': 'class-specificity', 'own_drop_random': 'own drop, random region',
-    'other_drop_random': 'drop of other classes, random region',
-    'class_specificity_random': 'class-specificity, random region', 'deletion': 'deletion (low is good)',
-    'insertion': 'insertion', 'average_drop': 'average drop', 'average_increase': 'average increase',
-    'silent_maps': 'silent maps',
-    **{term.name: f'{term.title} (Eq. {term.equation})' for term in TERMS},
-    'overlap_inner': 'overlap inner', 'overlap_last': 'overlap last', 'zero_maps': 'zero maps',
-    'overlap_cooccurring': 'overlap of co-occurring classes', 'pointing': 'pointing game',
-    'energy': 'energy in the box', 'iou': 'box IoU', 'iou50': 'box IoU >= 0.5', 'no_map': 'no map',
-    'box_area': 'box area (chance)', 'pointing_both': 'pointing game, both have maps',
-    'energy_both': 'energy in the box, both have maps', 'iou_both': 'box IoU, both have maps',
-    'iou50_both': 'box IoU >= 0.5, both have maps',
-}
 
 @dataclass(frozen=True)
 class Measure:

@@ -6,7 +6,7 @@ from ..attention import METHODS
 
 __all__ = [
     'add_checkpoint_arguments', 'add_evaluation_arguments', 'add_explained_model_arguments', 'add_model_arguments',
-    'add_running_arguments', 'default_options',
+    'add_running_arguments', 'default_options', 'evaluation_parser',
 ]
 
 
@@ -54,11 +54,16 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder to write to, not that of a run (default: eval/ in each run's folder, eval/NAME/ for others)")
 
 
-def default_options() -> argparse.Namespace:
-    """What `timm-icasc eval` measures where no option is given."""
+def evaluation_parser() -> argparse.ArgumentParser:
+    """The parser of these options, for those who read them."""
     parser = argparse.ArgumentParser()
     add_evaluation_arguments(parser)
-    return parser.parse_args([])
+    return parser
+
+
+def default_options() -> argparse.Namespace:
+    """What `timm-icasc eval` measures where no option is given."""
+    return evaluation_parser().parse_args([])
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int = '*') -> None:

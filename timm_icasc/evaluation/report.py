@@ -15,7 +15,7 @@ def print_measures(values: dict[str, dict[str, float]]) -> None:
     """One line per measure, one column per checkpoint."""
     names = list(dict.fromkeys(name for column in values.values() for name in column))
     print(text([
-        {'measure': TITLES.get(name, name), **{label: column.get(name) for label, column in values.items()}}
+        {'measure': TITLES[name], **{label: column.get(name) for label, column in values.items()}}
         for name in names]))
 
 

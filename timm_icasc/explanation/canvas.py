@@ -18,6 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from ..errors import ICASCError
 from ..foreign_text import printable
 from ..runs.files import replacing
 from .overlay import blend
@@ -232,10 +233,10 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def check_format(path: Path) -> None:
-    """Raise ValueError for a file type that cannot be written."""
+def check_format(path: Path, argument: str = 'path') -> None:
+    """Raise ICASCError, which is a ValueError, for a file type that cannot be written."""
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"path must end in one of {', '.join(FORMATS)}, got '{path}'.")
+        raise ICASCError(f"`{argument}` must end in one of {', '.join(FORMATS)}, got '{path}'.")
 
 
 def displayed(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -6,7 +6,7 @@ from timm.data import create_loader
 
 from ..data import evenly_spaced
 from ..explanation.class_names import fill_up
-from ..training.job import icasc_config
+from ..training.arguments import icasc_config
 from .pairs import attention_figure
 
 __all__ = ['validation_figure']

@@ -28,6 +28,7 @@ from .folder import (
 __all__ = [
     'check_file_to_write', 'check_folders', 'collect_runs', 'collect_segmentations', 'find_runs', 'find_weights',
     'finished_results', 'group_runs', 'has_begun', 'latest_run', 'nothing_to_lose', 'open_runs', 'refuse_folder_of_run',
+    'refuse_unwritable',
 ]
 
 
@@ -100,6 +101,19 @@ def refuse_folder_of_run(folder: Path) -> None:
             f"`output`: '{folder}' is the folder of a run, whose files could be written over: name another.")
 
 
+def refuse_unwritable(folder: Path, argument: str) -> None:
+    """Raise WriteError where nothing can be written to a folder: better known before the work than after it.
+
+    Args:
+        folder: The folder, which need not be there yet.
+        argument: What names it.
+    """
+    try:
+        check_writable(folder)
+    except OSError as e:
+        raise WriteError(f"`{argument}`: cannot write to '{folder}': {e.strerror}; name another.") from e
+
+
 def check_file_to_write(path: Path, argument: str) -> None:
     """Raise ICASCError where a file that work will end in is a folder, was left by a run, or cannot be written.
 
@@ -112,10 +126,7 @@ def check_file_to_write(path: Path, argument: str) -> None:
     """
     path = Path(path).absolute()
     if path.is_file() or not path.exists():  # no device, no pipe
-        try:
-            check_writable(path.parent)
-        except OSError as e:
-            raise WriteError(f"cannot write '{path}': {e.strerror}.") from e
+        refuse_unwritable(path.parent, argument)
     if path.is_dir():
         raise ICASCError(f"`{argument}`: '{path}' is a folder: name a file in it.")
     own = (ARGUMENTS, SUMMARY, RESULTS, RESULTS_TABLE, FIGURE, WANDB_ID)

@@ -8,7 +8,6 @@ from urllib.parse import quote
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..errors import ICASCError
 from ..evaluation.measures import TITLES
 from ..foreign_text import code_span, markdown_text, printable
 from ..runs.files import replacing
@@ -166,10 +165,8 @@ def write_page(
     """Put tables and figure of the study between its two marks in the page; the rest of the page stays.
 
     Raises:
-        ICASCError: The study names no page, the page or its marks are missing, or it cannot be written.
+        ICASCError: The page or its marks are missing, or it cannot be written.
     """
-    if study.report is None:
-        raise ICASCError(f"'{study.file}' names no page: add 'report: FILE.md'.")
     name = f'study {study.name}'
     around_marks(study.report, name)  # before the figure is drawn
     figure = curves_figure(study, records, study.records.parent / f'{study.name}.png')

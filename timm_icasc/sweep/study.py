@@ -10,7 +10,7 @@ from typing import Any
 from timm.utils import ParseKwargs
 
 from ..errors import ICASCError
-from ..evaluation.options import add_evaluation_arguments
+from ..evaluation.options import evaluation_parser
 from ..foreign_files import read_yaml
 from ..runs.folder import BEST, COMPUTING, LAST
 from ..training.argument_files import check_options, find_config, load_config
@@ -142,15 +142,9 @@ def _as_recorded(options: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(options, default=str))
 
 
-def _evaluation_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    add_evaluation_arguments(parser)
-    return parser
-
-
 def measured_by(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The options of timm-icasc eval that decide its numbers, of a command line; and what no option is."""
-    given, unknown = _evaluation_parser().parse_known_args(words)
+    given, unknown = evaluation_parser().parse_known_args(words)
     return {k: v for k, v in vars(given).items() if k not in MACHINE_OF_EVALUATION}, unknown
 
 
@@ -253,7 +247,7 @@ def load_study(
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise ICASCError(f"{where}: 'seeds' must be a list of different whole numbers, got {seeds!r}.")
-    evaluation = _evaluation_parser()
+    evaluation = evaluation_parser()
     here = f'{where}, evaluate'
     options = check_options(_without(_mapping(content, 'evaluate', where), RESERVED_EVALUATION, here), evaluation, here)
     runs = _list_of_runs(content, seeds, folder, where, data_dir)

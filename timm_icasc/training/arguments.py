@@ -8,16 +8,18 @@ from typing import Any
 from ..data import BALANCED
 from ..errors import ICASCError, first_of
 from ..foreign_files import read_yaml, refuse_links_out_of
+from ..objective.config import ICASCConfig
 from ..runs.find import latest_run
 from ..runs.folder import ARGUMENTS, CHECKPOINT, COMPARED, LAST, is_timms, read_mapping
 from ..runs.intact import saved_order
+from ..task.icasc import ICASCTask
 from .argument_files import RECIPES, find_config, list_recipes, load_config
 from .dependent_options import changes_of_images, check_dependent, still_meant
 from .loaders import mixes
 from .option_groups import GROUPS
 from .option_names import check_ranges, flag_of
 
-__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'parse_args']
+__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'icasc_config', 'parse_args']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
 
@@ -158,8 +160,22 @@ def _check_together(args: argparse.Namespace) -> None:
         raise ICASCError('--sched plateau asks for a measure after every epoch: leave --val-interval out.')
 
 
+def icasc_config(args: argparse.Namespace) -> ICASCConfig:
+    """The options of the group 'ICASC'; before `set_up` has seen the data, weights not given are 1."""
+    try:
+        return ICASCConfig(
+            attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta,
+            sigma=args.icasc_sigma, omega=args.icasc_omega, mask_scale=args.icasc_mask_scale,
+            mask_grad=args.icasc_mask_grad, multilabel_maps=args.icasc_multilabel_maps,
+            share=args.icasc_share, rival=args.icasc_rival,
+        ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
+    except ValueError as e:
+        raise ICASCError(f'--icasc-*: {e}') from e
+
+
 def _check(args: argparse.Namespace) -> None:
     _check_ranges(args)
+    icasc_config(args)
     if args.resume not in ('', 'auto') and args.icasc_compare:
         raise ICASCError('--icasc-compare has two runs: resume both with --resume auto --experiment NAME.')
     if Path(args.experiment).name != args.experiment or args.experiment == '..':

@@ -2,7 +2,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .job import TrainingJob, icasc_config
+from .arguments import icasc_config
+from .job import TrainingJob
 
 __all__ = ['empty_maps', 'unreached']
 

@@ -15,8 +15,9 @@ from ..features.module_state import evaluation_mode
 from ..features.outputs import without_order
 from ..features.wrappers import run_eagerly, unwrap_model
 from ..objective.separability import evaluate_attention
+from .arguments import icasc_config
 from .interrupt import StopSignal
-from .job import TrainingJob, icasc_config
+from .job import TrainingJob
 from .processes import sum_of_all, true_in_all
 
 __all__ = ['evaluate', 'evaluated_model', 'is_validated', 'train_one_epoch']

@@ -26,9 +26,9 @@ from ..features.resolve import resolve_layers
 from ..labels import MULTI, LabelKind
 from ..losses import ClassWeightedLoss, MultiLabelSoftMarginLoss
 from ..metrics import MultiLabelEvaluator
-from ..objective.config import ICASCConfig
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..task.public_approach import PublicApproachTask
+from .arguments import icasc_config
 from .cuda_graph import CudaRecorder, RecordedStep
 from .dependent_options import unused_by_optimizer
 from .device import PeakMemory, device_fault
@@ -71,19 +71,6 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     return utils.init_distributed_device(args)
-
-
-def icasc_config(args: argparse.Namespace) -> ICASCConfig:
-    """The options of the group 'ICASC'; before `set_up` has seen the data, weights not given are 1."""
-    try:
-        return ICASCConfig(
-            attention=args.icasc_attention, order=args.icasc_order, theta=args.icasc_theta,
-            sigma=args.icasc_sigma, omega=args.icasc_omega, mask_scale=args.icasc_mask_scale,
-            mask_grad=args.icasc_mask_grad, multilabel_maps=args.icasc_multilabel_maps,
-            share=args.icasc_share, rival=args.icasc_rival,
-        ).with_weights(*(args.icasc_weights or ICASCTask.default_config.weights.values()))
-    except ValueError as e:
-        raise ICASCError(f'--icasc-*: {e}') from e
 
 
 def create_criterion(args: argparse.Namespace, weights: torch.Tensor | None) -> nn.Module:

@@ -6,7 +6,8 @@ from typing import Any
 from ..data import is_stream
 from ..features.wrappers import unwrap_model
 from ..runs.folder import FINGERPRINT
-from .job import TrainingJob, icasc_config
+from .arguments import icasc_config
+from .job import TrainingJob
 
 __all__ = ['model_record']
 

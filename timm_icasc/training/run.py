@@ -19,12 +19,13 @@ from ..runs.find import finished_results
 from ..runs.folder import LAST, RESULTS, SUMMARY
 from ..runs.provenance import provenance
 from ..runs.tables import write_json
+from .arguments import icasc_config
 from .console import LOSSES, format_epoch, format_header, log
 from .doubts import empty_maps, unreached
 from .epoch import evaluate, evaluated_model, is_validated, train_one_epoch
 from .fine_tune import base_lr
 from .interrupt import StopSignal
-from .job import TrainingJob, icasc_config, seed_epoch
+from .job import TrainingJob, seed_epoch
 from .loaders import mixes
 from .model_record import model_record
 from .processes import said_by_first
