@@ -323,12 +323,17 @@ class TestOneRun:
         code, out, _ = run('--resume', 'auto')
         assert code == 0 and f"--resume auto: '{tmp_path / 'new'}' goes on" in out
 
-    def test_another_number_of_processes_is_said(self, run, begun, tmp_path):
+    @pytest.mark.parametrize('processes, options, said', [
+        (2, [], True), (2, ['--batch-size', 16], False), (2, ['--grad-accum-steps', 2], False),
+        (1, ['--grad-accum-steps', 2], True), (1, ['--batch-size', 16], True), (1, [], False)], ids=str)
+    def test_other_updates_are_said(self, processes, options, said, run, begun, tmp_path):
+        """By the number of images of an update: processes, batch and accumulation together."""
         checkpoint = torch.load(tmp_path / 'x' / 'last.pth.tar', weights_only=False)
-        checkpoint['args'].world_size = 2
+        checkpoint['args'].world_size = processes
         torch.save(checkpoint, tmp_path / 'x' / 'last.pth.tar')
-        code, out, _ = run('--experiment', 'x', '--resume', 'auto', '--epochs', 2)
-        assert code == 0 and 'warning: the run had 2 process(es) with --batch-size 8, this is 1 with 8' in out
+        code, out, _ = run('--experiment', 'x', '--resume', 'auto', '--epochs', 2, *options)
+        before = f'warning: the run had {processes} process(es) with --batch-size 8 and --grad-accum-steps 1, this is'
+        assert code == 0 and (before in out) == ('its updates are of other batches' in out) == said
 
     def test_results_that_lack_something_are_written_anew(self, run, begun, tmp_path):
         file = tmp_path / 'x' / 'results.json'
@@ -432,7 +437,7 @@ BAD_INPUT = {
     'weights': (['--icasc-weights', -1, 1, 1], '--icasc-weights must be at least 0'),
     'fraction': (['--drop', 2], '--drop must be between 0 and 0.99'),
     'flips': (['--hflip', 3], '--hflip must be between 0 and 1'),
-    'nan': (['--icasc-sigma', 'nan'], '--icasc-sigma must be between 0 and 1'),
+    'nan': (['--icasc-sigma', 'nan'], '--icasc-sigma must be finite, and between 0 and 1'),
     'channels twice': (
         ['--in-chans', 1, '--input-size', 3, 32, 32], '--in-chans 1 contradicts --input-size 3 32 32'),
     'size twice': (['--img-size', 64, '--input-size', 3, 64, 96], '--img-size 64 contradicts --input-size 3 64 96'),
@@ -475,6 +480,25 @@ def test_what_several_processes_cannot_have(options, message, run, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
     code, _, err = run(*options)
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_processes_that_do_not_find_each_other(run, monkeypatch):
+    """As of a job of SLURM with several tasks and no MASTER_ADDR: it was a traceback of torch."""
+    for name, value in {'SLURM_NTASKS': '2', 'SLURM_PROCID': '0', 'RANK': '0', 'LOCAL_RANK': '0'}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    code, _, err = run()
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert 'MASTER_ADDR expected, but not set' in err and 'WORLD_SIZE=1 makes it one process' in err
+
+
+def test_statistics_are_shared_behind_every_epoch(run, monkeypatch):
+    """Behind those without validation too: what the first process saves is what all go on with."""
+    shared = []
+    monkeypatch.setattr(training_run, 'share_statistics', lambda job: shared.append(job.args.epochs))
+    assert run('--experiment', 'x', '--epochs', 3, '--val-interval', 2)[0] == 0
+    assert len(shared) == 3
 
 
 @pytest.mark.parametrize('options', [['--model', 'resnet18', '--pretrained'], ['--model', 'hf-hub:no-one/nothing']])

@@ -26,6 +26,9 @@ LOADER = re.compile(r'DataLoader worker .*?((?:is killed by signal: [^.]*)|exite
 
 NOT_WRITTEN = re.compile(r'Parent directory (?P<gone>.*) does not exist|File (?P<refused>.*) cannot be opened')
 
+# What gloo says where the other end of an exchange is gone; NCCL's errors have a type of their own.
+EXCHANGE = re.compile(r'gloo/transport\S*\] (?P<said>.*?)(?:\. This is typically|$)', re.DOTALL)
+
 MOST = 2000  # letters of a message: what it quotes may be a file of any length
 
 
@@ -70,6 +73,14 @@ def first_of(names: Iterable[Any], most: int = 5, between: str = ', ') -> str:
     return between.join(names[:most]) + more
 
 
+def failed_exchange(error: BaseException) -> str | None:
+    """What a failed exchange with the other processes of a distributed run says; None of other errors."""
+    if type(error).__name__ == 'DistBackendError':
+        return one_line(error)
+    found = EXCHANGE.search(str(error)) if isinstance(error, RuntimeError) else None
+    return found and printable(' '.join(found['said'].split()))
+
+
 def explain(error: Exception) -> str | None:
     """What the user can mend although no code foresaw it, as one line; None of a fault of the program."""
     if isinstance(error, ICASCError):
@@ -77,6 +88,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         remedy = REMEDIES.get(error.errno, '')
         return f"'{printable(error.filename)}': {error.strerror}{'; ' * bool(remedy)}{remedy}."
+    if said := failed_exchange(error):
+        return f'the exchange with the other processes failed ({said}); where one of them has ended, it has said why.'
     if isinstance(error, RuntimeError) and (killed := LOADER.search(str(error))):
         return (
             f'a data loading process ended ({printable(killed[1])}), for lack of memory perhaps: take a smaller '

@@ -36,6 +36,16 @@ def test_unknown_command(capsys):
     assert stop.value.code == 2 and "invalid choice: 'layer'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('command', [name for name in cli.COMMANDS if name != 'train'])
+def test_commands_of_one_process_are_refused_under_torchrun(command, monkeypatch, capsys):
+    """Each process would do the whole work, into the same files."""
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert cli.main([command]) == 2
+    assert capsys.readouterr().err == (
+        f'timm-icasc {command}: error: this command is one process: start it without torchrun.\n')
+
+
 def test_a_users_mistake_is_one_line(monkeypatch, capsys):
     module = importlib.import_module('timm_icasc.cli.bench')
 

@@ -16,6 +16,7 @@ import yaml
 from helpers.forked import fork_in
 from helpers.hub_fixtures import save_noise
 from scipy.stats import ttest_rel
+from timm.utils import is_distributed_env
 
 from timm_icasc.cli import main
 from timm_icasc.errors import ICASCError
@@ -757,6 +758,15 @@ def test_runs_share_the_cores_that_the_sweep_may_use(monkeypatch):
     monkeypatch.setattr(os, 'cpu_count', lambda: 64)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(6)), raising=False)
     assert [processes.environment_of(jobs)['OMP_NUM_THREADS'] for jobs in (1, 2, 8)] == ['6', '3', '1']
+
+
+def test_a_run_is_one_process_in_a_job_of_several(monkeypatch):
+    """SLURM's variables of a job with more tasks made it wait for the others, without a word."""
+    monkeypatch.setenv('SLURM_NTASKS', '4')
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    for name, value in processes.environment_of(1).items():
+        monkeypatch.setenv(name, value)
+    assert not is_distributed_env()
 
 
 def test_a_measure_that_a_run_lacks_is_not_told(recorded, tmp_path, monkeypatch, capsys):

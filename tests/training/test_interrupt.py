@@ -164,12 +164,12 @@ def test_what_is_printed_goes_on_as_it_was_called_with_as_many_processes(
         monkeypatch.setenv(name, value)
     args = parse_args(['--dataset', 'digits'])
     args.run_dir, args.rank = str(tmp_path / 'two words'), 0
-    report_interrupt(args, Interrupted(signal.SIGTERM))
+    report_interrupt(args, 'SIGTERM')
     assert capsys.readouterr().err.strip().endswith(
         f'Go on with: {launcher}{of_several if launcher else alone} '
         f"--resume auto --output {tmp_path} --experiment 'two words'")
     args.rank = 1
-    report_interrupt(args, Interrupted(signal.SIGTERM))
+    report_interrupt(args, 'SIGTERM')
     assert not capsys.readouterr().err, 'one of the processes says it'
 
 

@@ -1,6 +1,7 @@
 """`timm-icasc COMMAND ...`: training, and what there is to do besides."""
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None, prog: str = '') -> int:
             check_version('timm', timm.__version__, TIMM_FOR_TRAINING, 'this command')
     except VersionError as e:
         print(f'{prog}: error: {e.line}', file=sys.stderr)
+        return 2
+    if chosen.command != 'train' and 'TORCHELASTIC_RUN_ID' in os.environ and os.environ.get('WORLD_SIZE', '1') != '1':
+        print(f'{prog}: error: this command is one process: start it without torchrun.', file=sys.stderr)
         return 2
     try:
         return _run(chosen, prog)

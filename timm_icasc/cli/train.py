@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from timm import utils
 
-from ..errors import WriteError, with_type
+from ..errors import WriteError, failed_exchange, with_type
 from ..figures.validation import validation_figure
 from ..foreign_text import printable, shell_command
 from ..hub.upload import check_license, repo_name
@@ -137,10 +137,10 @@ def finish(args: argparse.Namespace, run_dir: Path, runs: dict[str, dict[str, An
         torch.distributed.destroy_process_group()
 
 
-def report_interrupt(args: argparse.Namespace, interrupt: Interrupted) -> None:
+def report_interrupt(args: argparse.Namespace, reason: str) -> None:
     """Say what the run has left, and how it goes on: with as many processes as now."""
     if not args.run_dir:
-        print(f'\ninterrupted ({interrupt}) before the first step', file=sys.stderr)
+        print(f'\ninterrupted ({reason}) before the first step', file=sys.stderr)
     elif utils.is_primary(args):
         run_dir = Path(args.run_dir)
         def has(name: str) -> bool:
@@ -153,7 +153,7 @@ def report_interrupt(args: argparse.Namespace, interrupt: Interrupted) -> None:
         for option, value in (('--push-to-hub', args.push_to_hub), ('--license', args.license)):
             words += [option, value] if value else []
         print(
-            f'\ninterrupted ({interrupt}); {printable(run_dir)} {state}. Go on with: {shell_command(words)}',
+            f'\ninterrupted ({reason}); {printable(run_dir)} {state}. Go on with: {shell_command(words)}',
             file=sys.stderr)
 
 
@@ -171,6 +171,10 @@ def run(args: argparse.Namespace) -> int:
                 runs = train_chosen(args, given, command, device, flag, stack)
             finish(args, Path(args.run_dir), runs)
     except Interrupted as e:
-        report_interrupt(args, e)
+        report_interrupt(args, str(e))
         return e.exit_code
+    except RuntimeError as e:
+        if failed_exchange(e):
+            report_interrupt(args, 'another process has ended')
+        raise
     return 0

@@ -159,6 +159,7 @@ def environment_of(jobs: int) -> dict[str, str]:
     paths = [*([] if installed else [str(ROOT)]), *filter(None, [os.environ.get('PYTHONPATH')])]
     return {
         'OMP_NUM_THREADS': str(max(1, usable_cores() // jobs)), **os.environ,
+        'WORLD_SIZE': '1',  # a run is one process, also in a job of SLURM that has more
         **({'PYTHONPATH': os.pathsep.join(paths)} if paths else {})}
 
 

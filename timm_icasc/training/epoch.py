@@ -20,7 +20,7 @@ from .interrupt import StopSignal
 from .job import TrainingJob
 from .processes import sum_of_all, true_in_all
 
-__all__ = ['evaluate', 'evaluated_model', 'is_validated', 'train_one_epoch']
+__all__ = ['evaluate', 'evaluated_model', 'is_validated', 'share_statistics', 'train_one_epoch']
 
 SMALLER_STEPS = 'lower --lr, set --clip-grad, or let the ICASC terms set in later (--icasc-start-epoch)'
 
@@ -211,12 +211,17 @@ def validate(
     return evaluator.compute(distributed=job.args.distributed)
 
 
-def evaluate(job: TrainingJob, flag: StopSignal) -> dict[str, float]:
-    """Accuracy, and how well the attention maps tell classes apart; of the averaged weights where there are any."""
-    args, ema = job.args, job.task.has_ema()
+def share_statistics(job: TrainingJob) -> None:
+    """Let all processes have the same BatchNorm statistics: the first one's are saved, and all go on with them."""
+    args = job.args
     if args.distributed and args.dist_bn:
         for model in dict.fromkeys([job.model, evaluated_model(job)]):  # averaged weights have statistics of their own
             utils.distribute_bn(model, args.world_size, args.dist_bn == 'reduce')
+
+
+def evaluate(job: TrainingJob, flag: StopSignal) -> dict[str, float]:
+    """Accuracy, and how well the attention maps tell classes apart; of the averaged weights where there are any."""
+    args, ema = job.args, job.task.has_ema()
     metrics = validate(job.task.get_eval_model(ema=ema), job, flag, averaged=ema)
     if job.attention_loader is not None and utils.is_primary(args):
         batches = flag.batches(progress(job, job.attention_loader, 'attention'))

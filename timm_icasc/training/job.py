@@ -70,7 +70,12 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     if args.device.startswith('cuda'):
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    return utils.init_distributed_device(args)
+    try:
+        return utils.init_distributed_device(args)
+    except (RuntimeError, ValueError) as e:
+        raise ICASCError(
+            f'the processes of this training cannot find each other ({one_line(e)}): start it with torchrun, or under '
+            f'SLURM with srun and MASTER_ADDR and MASTER_PORT exported; WORLD_SIZE=1 makes it one process.') from e
 
 
 def create_criterion(args: argparse.Namespace, weights: torch.Tensor | None) -> nn.Module:

@@ -1,5 +1,6 @@
 """How a run goes on: the checkpoint that is meant, what must not have changed since, and its state."""
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,11 +156,12 @@ def check_unchanged(job: TrainingJob, checkpoint: Path) -> None:
             f'{option} was {before} in the epochs so far, and the results would be of neither: leave {option} {now} '
             f'out, or begin a new run with --initial-checkpoint.')
     warn_of_changes(job, was, saver.get(FINGERPRINTS) or {})
-    processes, batch = getattr(was, 'world_size', args.world_size), getattr(was, 'batch_size', args.batch_size)
-    if processes != args.world_size and processes * batch != args.world_size * args.batch_size:
-        log(args, f'warning: the run had {processes} process(es) with --batch-size {batch}, this is {args.world_size} '
-                  f'with {args.batch_size}: its updates are of other batches. torchrun --nproc_per_node={processes}, '
-                  f'or another --batch-size, keeps them')
+    names = ('world_size', 'batch_size', 'grad_accum_steps')
+    before, now = ([getattr(of, name, getattr(args, name)) for name in names] for of in (was, args))
+    if math.prod(before) != math.prod(now):
+        told = '{} process(es) with --batch-size {} and --grad-accum-steps {}'
+        log(args, f'warning: the run had {told.format(*before)}, this is {told.format(*now)}: its updates are of other '
+                  f'batches. Other values, or torchrun --nproc_per_node={before[0]}, keep them')
 
 
 def repeat_plateaus(job: TrainingJob, start_epoch: int, checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 """One run, from its first epoch or the one that it goes on with to results.json."""
 import argparse
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,13 +23,13 @@ from ..runs.tables import write_json
 from .arguments import icasc_config
 from .console import LOSSES, format_epoch, format_header, log
 from .doubts import empty_maps, unreached
-from .epoch import evaluate, evaluated_model, is_validated, train_one_epoch
+from .epoch import evaluate, evaluated_model, is_validated, share_statistics, train_one_epoch
 from .fine_tune import base_lr
 from .interrupt import StopSignal
 from .job import TrainingJob, seed_epoch
 from .loaders import mixes
 from .model_record import model_record
-from .processes import said_by_first
+from .processes import check_alike, check_same_options, said_by_first
 from .resume import resume, resumed_checkpoint
 from .saver import CheckpointSaver
 from .trackers import tracking
@@ -69,8 +70,12 @@ def prepare(job: TrainingJob) -> None:
         except Exception as e:
             raise ICASCError(f"--torchcompile {args.torchcompile}: {one_line(e)}") from e
     if args.distributed:
-        buffers = {'broadcast_buffers': False} if args.no_ddp_bb else {}  # torch warns of the name, whatever it says
-        job.task.prepare_distributed(device_ids=[job.device] if job.device.type == 'cuda' else None, **buffers)
+        buffers = {'broadcast_buffers': False} if args.no_ddp_bb else {}
+        with warnings.catch_warnings():
+            # The name that torch advises means another thing.
+            warnings.filterwarnings('ignore', '.*broadcast_buffers.* is deprecated')
+            job.task.prepare_distributed(
+                device_ids=[job.device] if job.device.type == 'cuda' else None, **buffers)
 
 
 def create_saver(
@@ -152,6 +157,7 @@ def run_epoch(
     validated = is_validated(job, epoch)
     try:
         train_metrics = train_one_epoch(epoch, job, flag)
+        share_statistics(job)
         eval_metrics = evaluate(job, flag) if validated else {}
     except NonFiniteLossError as e:
         raise NonFiniteLossError(f'{e} The last checkpoint is from before epoch {epoch + 1}.') from e
@@ -257,6 +263,9 @@ def train(
         The 'result' (results.json), the 'model' and the 'job'.
     """
     args = job.args
+    check_same_options(args, given)
+    same_files = '--data-dir must hold the same files on all machines'
+    check_alike(args, (job.fingerprints, job.names), 'images', same_files)
     checkpoint = resumed_checkpoint(args, run_dir)
     start_epoch = resume(job, checkpoint)
     result = said_by_first(args, finished_before(job, run_dir, start_epoch))
