@@ -17,11 +17,10 @@ from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, is_timms, open_run, read_checkpoint
 from ..runs.intact import check_intact, harmless_types
 from ..training.argument_files import check_options
-from ..training.arguments import build_parser, parse_args
+from ..training.arguments import build_parser, parse_args, to_arguments
 from ..training.device import usable_cores
 from ..training.loaders import columns_of
 from ..training.model_factory import UNREGISTERED, check_model_name, set_up_model
-from ..training.option_names import flag_of
 from ..training.pretrained import OF_JAX, read_weights
 
 __all__ = ['is_name', 'open_dataset', 'restore', 'run_arguments', 'run_beside', 'take_preparation']
@@ -64,9 +63,7 @@ def run_arguments(
         raise ICASCError(f"'{source}' tells no data set: name it with `data_dir` (and `dataset`).")
     if run is None and not with_data:
         argv += ['--data-dir', 'unused']  # never opened; without any, the recipe of the digits would prepare the images
-    for name in OVERRIDES:
-        if (value := getattr(given, name, None)) is not None:
-            argv += [flag_of(name), *map(str, value if isinstance(value, list) else [value])]
+    argv += to_arguments({name: getattr(given, name, None) for name in OVERRIDES}, build_parser())
     args = parse_args(argv)
     if getattr(given, 'dataset', None):
         args.image_endings = getattr(given, 'image_endings', None)  # those of the run are of its own data

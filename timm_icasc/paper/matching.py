@@ -8,8 +8,7 @@ from ..labels import MULTI, SINGLE, LabelKind
 from ..runs.folder import INCIDENTAL, PLACES, Run
 from ..task.icasc import ICASCTask, MultiLabelICASCTask
 from ..training.argument_files import RECIPES
-from ..training.arguments import add_arguments, parse_args
-from ..training.option_names import flag_of
+from ..training.arguments import add_arguments, build_parser, parse_args, to_arguments
 
 __all__ = ['architecture', 'recipe_options']
 
@@ -119,10 +118,7 @@ def recipe_options(
         row: dict[str, Any],
 ) -> tuple[dict[str, Any], str]:
     """The options of timm-icasc train that make a row of the paper, and as text those beyond the recipe's."""
-    extra = [
-        word for name, value in row.get('options', {}).items()
-        for word in (flag_of(name), *map(str, value if isinstance(value, list) else [value]))]
-    extra += method.split()
+    extra = to_arguments(row.get('options', {}), build_parser()) + method.split()
     options = parsed_recipe(row.get('recipe', experiment['recipe']), experiment['data_dir'], tuple(extra))
     return options, ''.join(f' {word}' for word in extra)
 

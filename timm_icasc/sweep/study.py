@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.utils import ParseKwargs
-
 from ..errors import ICASCError
 from ..evaluation.options import evaluation_parser
 from ..foreign_files import read_yaml
 from ..runs.folder import BEST, COMPUTING, LAST
 from ..training.argument_files import check_options, find_config, load_config
-from ..training.arguments import build_parser, parse_args
+from ..training.arguments import build_parser, parse_args, to_arguments
 from ..training.dependent_options import still_meant
 
 __all__ = ['PlannedRun', 'Study', 'changed_options', 'load_study', 'measured_by', 'settled_options']
@@ -105,23 +103,6 @@ def _path(content: dict[str, Any], key: str, where: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ICASCError(f"{where}: '{key}' must be one path, got {value!r}.")
     return value
-
-
-def to_arguments(options: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
-    """Options as the words of a command line; None stands for not given."""
-    actions = {action.dest: action for action in parser._actions}
-    words = []
-    for name, value in options.items():
-        action = actions[name]
-        flags = [flag for flag in action.option_strings if flag.startswith('--')]
-        if isinstance(value, bool):
-            # --no-NAME, where there is one; a plain switch is off where it is not given
-            words += flags[:1] if value else flags[1:]
-        elif isinstance(action, ParseKwargs):
-            words += [flags[0], *(f'{key}={v}' for key, v in (value or {}).items())]
-        elif value is not None and value != []:
-            words += [flags[0], *map(str, value if isinstance(value, list) else [value])]
-    return words
 
 
 def _file_name(path: str | None) -> str | None:

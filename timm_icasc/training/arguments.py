@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from timm.utils import ParseKwargs
+
 from ..data import BALANCED
 from ..errors import ICASCError, first_of
 from ..foreign_files import read_yaml, refuse_links_out_of
@@ -19,7 +21,7 @@ from .loaders import mixes
 from .option_groups import GROUPS
 from .option_names import check_ranges, flag_of
 
-__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'icasc_config', 'parse_args']
+__all__ = ['TrainingParser', 'add_arguments', 'build_parser', 'icasc_config', 'parse_args', 'to_arguments']
 
 DEFAULT_RECIPE = RECIPES / 'digits_resnet20.yaml'
 
@@ -273,3 +275,20 @@ def build_parser() -> TrainingParser:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line, see `TrainingParser.parse_args`."""
     return build_parser().parse_args(argv)
+
+
+def to_arguments(options: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
+    """Options as the words of a command line; None stands for not given."""
+    actions = {action.dest: action for action in parser._actions}
+    words = []
+    for name, value in options.items():
+        action = actions[name]
+        flags = [flag for flag in action.option_strings if flag.startswith('--')]
+        if isinstance(value, bool):
+            # --no-NAME, where there is one; a plain switch is off where it is not given
+            words += flags[:1] if value else flags[1:]
+        elif isinstance(action, ParseKwargs):
+            words += [flags[0], *(f'{key}={v}' for key, v in (value or {}).items())]
+        elif value is not None and value != []:
+            words += [flags[0], *map(str, value if isinstance(value, list) else [value])]
+    return words
