@@ -21,8 +21,8 @@ from timm_icasc.data.image_files import find_images
 from timm_icasc.errors import ICASCError
 from timm_icasc.evaluation.explainers import load_explainer, load_explainers
 from timm_icasc.explanation import Explainer
-from timm_icasc.figures import explained
-from timm_icasc.figures.explained import Outputs, explain_files
+from timm_icasc.figures import explained_files
+from timm_icasc.figures.explained_files import Outputs, explain_files
 from timm_icasc.hub.tags import CARDS
 
 
@@ -195,13 +195,13 @@ def test_nothing_but_broken_files(photos, runs, tmp_path, capsys):
 
 def test_memory_does_not_grow_with_the_number_of_images(photos, tmp_path, monkeypatch):
     alive = []
-    draw = explained._write_pictures
+    draw = explained_files._write_pictures
 
     def counting(*args):
         gc.collect()
         alive.append(sum(isinstance(o, Image.Image) for o in gc.get_objects()))
         return draw(*args)
-    monkeypatch.setattr(explained, '_write_pictures', counting)
+    monkeypatch.setattr(explained_files, '_write_pictures', counting)
     for n in range(17):
         shutil.copy(photos / 'wide.png', photos / f'{n}.png')
     summary = explain_bright(photos, tmp_path / 'out', BrightNet(), batch_size=4, page=5, sheets=False)
@@ -242,7 +242,7 @@ def test_an_interruption_leaves_what_is_done(photos, tmp_path, monkeypatch):
         done.append(args)
         if len(done) == 2:
             raise KeyboardInterrupt
-    monkeypatch.setattr(explained, '_write_pictures', interrupt)
+    monkeypatch.setattr(explained_files, '_write_pictures', interrupt)
     with pytest.raises(KeyboardInterrupt):
         explain_bright(photos, tmp_path / 'out', BrightNet())
     assert len(json.loads((tmp_path / 'out' / 'predictions.json').read_text())) == 2
@@ -251,7 +251,7 @@ def test_an_interruption_leaves_what_is_done(photos, tmp_path, monkeypatch):
 
 
 def test_an_error_leaves_nothing_half_written(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(explained, '_write_pictures', lambda *args: 1 / 0)
+    monkeypatch.setattr(explained_files, '_write_pictures', lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         explain_bright(photos, tmp_path / 'out', BrightNet())
     assert not list((tmp_path / 'out').iterdir())
@@ -261,7 +261,7 @@ def test_an_error_leaves_an_earlier_result(photos, tmp_path, monkeypatch):
     out = tmp_path / 'out'
     explain_bright(photos, out, BrightNet())
     before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
-    monkeypatch.setattr(explained, '_write_pictures', lambda *args: 1 / 0)
+    monkeypatch.setattr(explained_files, '_write_pictures', lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         explain_bright(photos, out, BrightNet(), page=0)
     assert {path: path.read_bytes() for path in out.rglob('*') if path.is_file()} == before

@@ -17,7 +17,7 @@ from ..data.image_endings import ENDINGS, check_endings
 from ..data.image_files import find_images
 from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
-from ..figures.explained import RAW, Outputs, explain_files
+from ..figures.explained_files import RAW, Outputs, explain_files
 from ..foreign_text import printable
 from ..runs.find import refuse_folder_of_run
 from ..training.device import usable_cores

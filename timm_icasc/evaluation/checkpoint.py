@@ -22,7 +22,7 @@ from ..runs.find import find_weights
 from ..runs.folder import Run, fingerprints_in, is_untrained
 from ..training.device import device_fault
 from ..training.loaders import set_up_data_config
-from .noted import imagenet_names, noted_kind, noted_names
+from .recorded_classes import imagenet_names, noted_kind, noted_names
 from .restore import is_name, restore, run_arguments, run_beside, take_preparation
 
 __all__ = ['Checkpoint', 'load_checkpoint', 'whole_path']

@@ -10,7 +10,7 @@ from ..labels import MULTI
 from ..runs.find import find_weights
 from ..runs.folder import names_in
 from .checkpoint import Checkpoint, load_checkpoint
-from .noted import noted_kind, published_run
+from .recorded_classes import noted_kind, published_run
 from .restore import is_name, run_beside
 from .side_by_side import check_architecture, name_apart
 

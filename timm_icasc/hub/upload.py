@@ -12,7 +12,7 @@ from ..version import __version__
 from .download import PICKLES, fetch
 from .failures import check_client, check_reachable, one_line_errors, repo_at, request_timeout
 from .model_folder import CONFIG, README, WEIGHTS, file_sha256
-from .staging import temporary_folder
+from .temporary_folder import temporary_folder
 
 __all__ = ['Upload', 'check_license', 'publish', 'repo_name']
 

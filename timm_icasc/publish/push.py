@@ -20,8 +20,8 @@ from ..hub.model_folder import (
     check_folder,
     read_header,
 )
-from ..hub.staging import temporary_folder
 from ..hub.tags import record_path
+from ..hub.temporary_folder import temporary_folder
 from ..hub.upload import Upload, publish, repo_name
 from ..runs.files import write_text
 from ..runs.local_paths import find_local_path

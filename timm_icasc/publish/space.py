@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from ..errors import HubError
 from ..hub.failures import endpoint, one_line_errors, repo_at, request_timeout
 from ..hub.model_folder import README
-from ..hub.staging import temporary_folder
+from ..hub.temporary_folder import temporary_folder
 from ..hub.upload import ANSWER_SECONDS, Upload
 from ..runs.files import write_text
 from ..version import __version__

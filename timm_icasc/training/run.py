@@ -22,7 +22,6 @@ from ..runs.provenance import provenance
 from ..runs.tables import write_json
 from .arguments import icasc_config
 from .console import LOSSES, format_epoch, format_header, log
-from .doubts import empty_maps, unreached
 from .epoch import evaluate, evaluated_model, is_validated, share_statistics, train_one_epoch
 from .fine_tune import base_lr
 from .interrupt import StopSignal
@@ -31,6 +30,7 @@ from .loaders import mixes
 from .model_record import model_record
 from .processes import check_alike, check_same_options, said_by_first
 from .resume import resume, resumed_checkpoint
+from .run_warnings import empty_maps, unreached
 from .saver import CheckpointSaver
 from .trackers import tracking
 

@@ -7,7 +7,7 @@ from helpers.runs import TINY, train_in_process
 
 from timm_icasc.losses import attention_consistency, attention_separation, target_mask
 from timm_icasc.training import run as training_run
-from timm_icasc.training.doubts import empty_maps
+from timm_icasc.training.run_warnings import empty_maps
 
 TOLD = 'keeps them, or other --icasc-layers'
 
