@@ -186,7 +186,7 @@ def test_no_reading_is_called_the_papers_letter(document):
 
 def test_who_publishes_is_told_of_the_pictures(capsys):
     """attention.png shows images of the user's: in README, in the page on publishing and in --help."""
-    assert 'your images and class names when asked' in read('README.md')
+    assert 'your images and class names only if you ask' in read('README.md')
     assert 'attention.png' in read('docs/hub.md')
     with pytest.raises(SystemExit):
         main(['push', '--help'])

@@ -60,7 +60,7 @@ def test_it_is_said_once_from_a_third_on(run, monkeypatch):
         training_epoch, 'timed', lambda batches, waits: (waits.append(1e9) or batch for batch in batches))
     last, out = run()
     assert last['waiting'] > 0.3
-    assert out.count("of the training time went by waiting for images; docs/training.md, 'Images that keep up'") == 1
+    assert out.count("of the training time went by waiting for images; docs/training.md, 'Speed of data loading'") == 1
 
 
 def test_a_run_whose_images_keep_up_says_nothing(run, monkeypatch):
@@ -71,4 +71,4 @@ def test_a_run_whose_images_keep_up_says_nothing(run, monkeypatch):
 
 def test_the_page_that_is_named_has_the_section():
     page = Path(training_run.__file__).parents[2] / 'docs' / 'training.md'
-    assert '## Images that keep up' in page.read_text()
+    assert '## Speed of data loading' in page.read_text()

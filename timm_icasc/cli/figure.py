@@ -49,20 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--output', metavar='FILE',
         help='.png, .pdf, .svg, .jpg or .webp; .html for the page (default: KIND.png, images.html)')
-    group.add_argument('--images', type=int, metavar='N', help='number of images (default: 6, 4, all, 60)')
+    group.add_argument(
+        '--images', type=int, metavar='N', help='number of images (default: classes 6, layers 4, ks all, html 60)')
     group.add_argument('--indices', type=int, nargs='+', metavar='I', help='positions of the images in the data set')
     group.add_argument(
         '--choose', default='even', choices=CHOICES,
         help="even: at even distances; wrong: those whose highest-scoring class is wrong for the first "
              'checkpoint; corrected: wrong for the first, right for the last (default: %(default)s)')
     group.add_argument(
-        '--topk', type=int, metavar='K', help='classes of an image, of classes and html (default: 5; for html 3)')
+        '--topk', type=int, metavar='K', help='classes per image, in the kinds classes (default: 5) and html (3)')
     group.add_argument(
         '--attention', nargs='+', choices=list(METHODS), metavar='NAME',
-        help=f"attention maps: {', '.join(METHODS)}; of classes and layers also several, together (default: grad_cam; "
+        help=f"attention maps: {', '.join(METHODS)}; the kinds classes and layers take several (default: grad_cam; "
              f"of layers {', '.join(name for name, method in METHODS.items() if method.in_paper)})")
     group.add_argument(
-        '--layer', choices=('inner', 'last'), help='layer of classes and html (default: last)')
+        '--layer', choices=('inner', 'last'), help='layer, in the kinds classes and html (default: last)')
     group.add_argument(
         '--labels', nargs='+', metavar='TEXT', help='names of the checkpoints in the figure, no two alike')
 

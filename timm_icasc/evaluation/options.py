@@ -40,7 +40,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"attention maps: {', '.join(method.title for method in METHODS.values())} (default: %(default)s)")
     group.add_argument(
         '--layer', default='last', choices=('last', 'inner'),
-        help='whose maps are held against boxes, co-occurring classes, flipped, cropped and blurred images '
+        help='whose maps are compared with boxes, co-occurring classes, flipped, cropped and blurred images '
              '(default: %(default)s)')
     group.add_argument(
         '--sigma', type=float, default=0.55,
@@ -73,7 +73,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | int =
     group.add_argument('--dataset', metavar='NAME', help='type of the data set, as in timm-icasc train')
     group.add_argument(
         '--val-split', metavar='NAME',
-        help='split to evaluate on; of that which the run was trained on, what --limit-train drew')
+        help='split to evaluate on; of the training split, only the images that --limit-train drew')
     group.add_argument('--image-endings', nargs='+', metavar='END', help='as in timm-icasc train')
     group.add_argument('--class-map', metavar='FILE', help='file that maps class to index')
     group.add_argument('--crop-pct', type=float, metavar='N', help='share of the resized image that the crop takes')

@@ -52,7 +52,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--input-key', metavar='KEY', help='column of the images in hfds/, hfids/ and wds/ data')
     group.add_argument('--target-key', metavar='KEY', help='column of the classes there')
     group.add_argument(
-        '--train-num-samples', type=int, metavar='N', help='number of training images of a stream that does not tell')
+        '--train-num-samples', type=int, metavar='N',
+        help='number of training images of a stream that does not state it')
     group.add_argument(
         '--val-num-samples', type=int, metavar='N', help='number of validation images of such a stream')
     group.add_argument(
@@ -155,7 +156,7 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
              'BatchNorm keeps its statistics')
     group.add_argument(
         '--layer-decay', type=float, metavar='DECAY',
-        help='learning rate of each layer, as a multiple of that of the layer behind it')
+        help='learning rate of each layer, as a multiple of that of the layer after it')
     group.add_argument(
         '--layer-decay-min-scale', type=float, default=0., metavar='F',
         help='least factor of --layer-decay (default: %(default)s)')
@@ -214,7 +215,7 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
         '--lr-k-decay', type=float, default=1., metavar='K', help='k-decay of cosine and poly (default: %(default)s)')
     group.add_argument('--epochs', type=int, default=300, metavar='N', help='number of epochs (default: %(default)s)')
     group.add_argument('--warmup-epochs', type=int, default=5, metavar='N', help='default: %(default)s')
-    group.add_argument('--warmup-prefix', action='store_true', help='begin the schedule behind the warm-up')
+    group.add_argument('--warmup-prefix', action='store_true', help='begin the schedule after the warm-up')
     group.add_argument('--warmup-lr', type=float, default=1e-5, metavar='LR', help='default: %(default)s')
     group.add_argument('--min-lr', type=float, default=0., metavar='LR', help='default: %(default)s')
     group.add_argument('--cooldown-epochs', type=int, default=0, metavar='N', help='default: %(default)s')
@@ -329,7 +330,7 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
         help="class that the true one's map is pushed apart from; random is a control (default: %(default)s)")
     group.add_argument(
         '--icasc-share', type=float, default=1., metavar='P',
-        help='make the terms of the most confused share of the batch only, which runs twice: with order 2 '
+        help='compute the terms on the most confused share of the batch only, which runs twice: with order 2 '
              'cheaper below about 0.5, with order 1 below 0.25 (default: 1)')
     group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), help=argparse.SUPPRESS)
     group.add_argument(
@@ -381,7 +382,7 @@ def _add_logging(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help='tags of the run there')
     group.add_argument(
         '--wandb-resume-id', default='', metavar='ID',
-        help='run there to go on with (default: the one of the run that is gone on with)')
+        help='run there to resume (default: that of the resumed run)')
 
 
 def _add_publishing(parser: argparse.ArgumentParser) -> None:
@@ -390,7 +391,7 @@ def _add_publishing(parser: argparse.ArgumentParser) -> None:
         '--push-to-hub', default='', metavar='OWNER/NAME',
         help='publish the finished run on the Hugging Face Hub, as timm-icasc push does: with its figure '
              'of validation images only where the data set is a public one. Token and license are checked '
-             'before training. No file can ask for it, a run to go on with neither')
+             'before training. Give it on the command line: no --config file or resumed run turns it on')
     group.add_argument(
         '--license', metavar='ID',
         help='license of the published weights, e.g. cc-by-nc-4.0 (default: that of the weights the run '

@@ -227,7 +227,7 @@ def run_epochs(
             log(args, format_epoch(epoch, record, job.labels))
             if epoch == start_epoch and record['waiting'] > SLOW_IMAGES:
                 log(args, f"{record['waiting']:.0%} of the training time went by waiting for images; docs/training.md, "
-                          f"'Images that keep up', says what helps")
+                          f"'Speed of data loading', says what helps")
             has_begun = args.icasc and epoch >= args.icasc_start_epoch
             if has_begun and not warned and (found := empty_maps(record, args.icasc_theta)):
                 log(args, f'warning: {found}; smaller --icasc-weights, a later --icasc-start-epoch or another '
