@@ -1,9 +1,9 @@
 """Attention maps in a loss of your own.
 
 You learn two things. `icasc_forward` is the whole objective of one batch without a trainer: one
-forward pass gives logits, terms and differentiable maps of the true and of the most confusing class.
-And the functions of `timm_icasc.losses` are formulas of maps and masks, to be put together as you
-like.
+forward pass gives logits, terms and differentiable maps of the true class and of the most
+confusing one. And the functions of `timm_icasc.losses` are formulas of maps and masks, to be put
+together as you like.
 
 Here the place of each object is known, which ICASC itself does not need: a digit stands in one half
 of the image, a digit with its pixels shuffled in the other. The loss keeps the true class's map in
