@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
     classifier = load_checkpoint(args.checkpoints[0], args, with_data=False)
     if classifier.num_classes != len(images.class_names):
         raise DataError(f'the classifier has {classifier.num_classes} classes, VOC {len(images.class_names)}.')
-    names = classifier.noted_names
+    names = classifier.recorded_names
     check_same_classes(names, images.class_names, f"the classifier '{classifier.label}'", 'VOC')
     if names is None:
         warnings.warn(

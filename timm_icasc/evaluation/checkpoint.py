@@ -22,7 +22,7 @@ from ..runs.find import find_weights
 from ..runs.folder import Run, fingerprints_in, is_untrained
 from ..training.device import device_fault
 from ..training.loaders import set_up_data_config
-from .recorded_classes import imagenet_names, noted_kind, noted_names
+from .recorded_classes import imagenet_names, recorded_kind, recorded_names
 from .restore import is_name, restore, run_arguments, run_beside, take_preparation
 
 __all__ = ['Checkpoint', 'load_checkpoint', 'whole_path']
@@ -66,9 +66,9 @@ class Checkpoint:
         return next(self.model.parameters()).device
 
     @property
-    def noted_names(self) -> list[str] | None:
+    def recorded_names(self) -> list[str] | None:
         """The classes in the order of the logits, as the run, or the published model, has noted them down."""
-        return noted_names(self.run, Path(self.source), self.model)
+        return recorded_names(self.run, Path(self.source), self.model)
 
     @property
     def preparation(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _match_classes(
     names that are not among these their indices, that of the data set.
     """
     names, num_classes, class_map = class_names(dataset), model.num_classes, getattr(given, 'class_map', None)
-    model_names = noted_names(run, weights, model) or imagenet_names(num_classes, names or ())
+    model_names = recorded_names(run, weights, model) or imagenet_names(num_classes, names or ())
     unknown = [name for name in names or () if name not in (model_names or ())]
     if names and model_names not in (None, names) and not (class_map and unknown):
         if unknown:
@@ -138,7 +138,7 @@ def _match_classes(
 
 
 def _warn_of_other_labels(dataset: Dataset, source: str, run: Run | None) -> None:
-    noted, own = noted_kind(run, source), labels_of(dataset)
+    noted, own = recorded_kind(run, source), labels_of(dataset)
     if noted not in (None, own):
         warnings.warn(
             f"'{source}' was trained on {noted.name}-label images, these are {own.name}-label: its scores are taken "

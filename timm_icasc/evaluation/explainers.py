@@ -10,7 +10,7 @@ from ..labels import MULTI
 from ..runs.find import find_weights
 from ..runs.folder import names_in
 from .checkpoint import Checkpoint, load_checkpoint
-from .recorded_classes import noted_kind, published_run
+from .recorded_classes import published_run, recorded_kind
 from .restore import is_name, run_beside
 from .side_by_side import check_architecture, name_apart
 
@@ -53,7 +53,7 @@ def load_explainer(
         names = _names_of_classes(checkpoint, source)
     names = fill_up(names, checkpoint.num_classes)
     if multilabel is None:
-        multilabel = noted_kind(checkpoint.run, source) is MULTI
+        multilabel = recorded_kind(checkpoint.run, source) is MULTI
     return Explainer(
         checkpoint.model, names, multilabel, checkpoint.data_config, checkpoint.layers,
         checkpoint.label)

@@ -14,7 +14,7 @@ from ..hub.tags import WEIGHT_TAGS
 from ..labels import MULTI, LabelKind, kind_of_measures
 from ..runs.folder import Run, names_in
 
-__all__ = ['imagenet_names', 'noted_kind', 'noted_names', 'published_run']
+__all__ = ['imagenet_names', 'recorded_kind', 'recorded_names', 'published_run']
 
 # Data sets whose images can have several classes, by their names.
 MULTI_LABEL_NAMES = ('voc2007', 'voc2012', 'voc2007-packed', 'multilabel')
@@ -37,14 +37,14 @@ def published_run(source: str) -> dict[str, Any]:
         return {}
 
 
-def noted_kind(run: Run | None, source: str) -> LabelKind | None:
+def recorded_kind(run: Run | None, source: str) -> LabelKind | None:
     """The kind of the labels that a model was trained with; None where nothing tells."""
     if run is not None and not run.results:
         return MULTI if run.arguments.get('dataset') in MULTI_LABEL_NAMES else None
     return kind_of_measures(published_run(source).get('metrics') if run is None else run.metrics)
 
 
-def noted_names(run: Run | None, weights: Path | None, model: nn.Module) -> list[str] | None:
+def recorded_names(run: Run | None, weights: Path | None, model: nn.Module) -> list[str] | None:
     """The classes in the order of the logits."""
     if run is not None:
         names = run.class_names(weights)
