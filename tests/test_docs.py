@@ -200,3 +200,8 @@ def test_who_publishes_is_told_of_the_pictures(capsys):
 @pytest.mark.parametrize('document', DOCUMENTS)
 def test_nothing_is_left_to_fill_in(document):
     assert not re.search(r'TODO|@[A-Z]+@', read(document))
+
+
+def test_readme_begins_with_pretrained_weights_and_the_digits():
+    assert all('pretrained=True' in code for code in blocks('README.md', 'python'))
+    assert yaml.safe_load((RECIPES / 'digits_resnet20.yaml').read_text())['dataset'] == 'digits'

@@ -107,7 +107,8 @@ def drawn_with(dataset, epoch):
 
 def test_what_it_cannot_draw_from():
     several = MultiLabelImages([np.zeros((4, 4, 3), np.uint8)] * 2, torch.tensor([[1., 0.], [1., 1.]]), ['a', 'b'])
-    with pytest.raises(DataError, match='`balanced_sampling` is for single-label data: .* weights .* instead'):
+    said = r'`balanced_sampling` is for single-label data: .* weights \(`class_weights`\) instead'
+    with pytest.raises(DataError, match=said):
         balanced(several, seed=0)
     with pytest.raises(DataError, match='`balanced_sampling` cannot draw from a stream'):
         balanced(StreamHead([], 1), seed=0)
