@@ -107,6 +107,7 @@ ROWS = {
     ('README.md', '| data |'): [
         [('digits10_resnet20', 'ach-order1'), ('digits10_resnet20', 'ach-order2')],
         [('cifar20_50images', 'ach')],
+        [('cifar20_100images', 'ach')],
         [('cifar20_resnet20', 'ach-order1'), ('cifar20_resnet20', 'ach-order2')],
         [('caltech101_few', 'ach'), ('caltech101_few_controls', 'order-2')],
         [('caltech101_thirty', 'ach')],
