@@ -15,9 +15,11 @@ from ._precision import at_least_float32
 from .errors import ICASCError
 
 __all__ = [
-    'ClassWeightedLoss', 'MASK_SCALES', 'MultiLabelSoftMarginLoss', 'attention_consistency', 'attention_overlap',
-    'attention_separation', 'multilabel_soft_margin', 'resize_mask', 'target_mask',
+    'ClassWeightedLoss', 'MASK_SCALES', 'MultiLabelSoftMarginLoss', 'OMEGA', 'SIGMA', 'THETA', 'attention_consistency',
+    'attention_overlap', 'attention_separation', 'multilabel_soft_margin', 'resize_mask', 'target_mask',
 ]
+
+SIGMA, OMEGA, THETA = 0.55, 100., 0.8  # the paper's, Eqs. 4 and 5
 
 MASK_SCALES = ('max', 'raw')
 
@@ -60,8 +62,8 @@ def _check_grids(**maps: torch.Tensor) -> None:
 
 def target_mask(
         target_map: torch.Tensor,
-        sigma: float = 0.55,
-        omega: float = 100.,
+        sigma: float = SIGMA,
+        omega: float = OMEGA,
         scale: str = 'max',
 ) -> torch.Tensor:
     """Soft mask over the region that the last layer attends to for the target class, Eq. 4.
@@ -137,7 +139,7 @@ def attention_separation(
 def attention_consistency(
         inner_map: torch.Tensor,
         mask: torch.Tensor,
-        theta: float = 0.8,
+        theta: float = THETA,
 ) -> torch.Tensor:
     """Attention consistency loss, Eq. 5: `L_AC = theta - sum_ij(A^T_inner M) / sum_ij A^T_inner`.
 

@@ -30,13 +30,11 @@ from timm_icasc.features.outputs import class_scores
 from timm_icasc.features.resolve import resolve_layers
 from timm_icasc.features.tap import capture_features
 from timm_icasc.labels import MULTI
-from timm_icasc.losses import attention_overlap
+from timm_icasc.losses import SIGMA, attention_overlap
 from timm_icasc.objective.maps import class_attention, score_gradients
 from timm_icasc.runs.files import write_text
 from timm_icasc.runs.provenance import provenance
 from timm_icasc.runs.tables import markdown
-
-SIGMA = 0.55
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_iou
 
 from ..data.geometry import Geometry
+from ..losses import SIGMA
 
 __all__ = [
     'box_mask', 'boxes_by_class', 'energy_in_boxes', 'largest_component_box', 'localise', 'localise_batch',
@@ -73,7 +74,7 @@ def largest_component_box(region: np.ndarray) -> np.ndarray:
 def localise(
         heat: np.ndarray,
         boxes: np.ndarray,
-        sigma: float = 0.55,
+        sigma: float = SIGMA,
         tolerance: float = 0.,
 ) -> dict[str, float]:
     """Every measure of one map.

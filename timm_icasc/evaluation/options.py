@@ -3,6 +3,7 @@ import argparse
 from typing import Any
 
 from ..attention import METHODS
+from ..losses import SIGMA
 
 __all__ = [
     'add_checkpoint_arguments', 'add_evaluation_arguments', 'add_explained_model_arguments', 'add_model_arguments',
@@ -43,7 +44,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help='whose maps are compared with boxes, co-occurring classes, flipped, cropped and blurred images '
              '(default: %(default)s)')
     group.add_argument(
-        '--sigma', type=float, default=0.55,
+        '--sigma', type=float, default=SIGMA,
         help='mask threshold, fraction of the maximum, Eq. 4; also of the box (default: %(default)s)')
     group.add_argument(
         '--tolerance', type=float, default=0., metavar='PIXELS',

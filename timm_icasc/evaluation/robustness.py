@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..features.layout import ICASCLayers
-from ..losses import attention_overlap
+from ..losses import SIGMA, attention_overlap
 from ..objective.maps import attention_maps
 
 __all__ = ['across_images', 'central_crop', 'map_robustness', 'region', 'region_iou', 'transformed_maps']
@@ -23,13 +23,13 @@ def central_crop(x: torch.Tensor, share: float = CROP) -> torch.Tensor:
     return F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=False)
 
 
-def region(maps: torch.Tensor, sigma: float = 0.55) -> torch.Tensor:
+def region(maps: torch.Tensor, sigma: float = SIGMA) -> torch.Tensor:
     """Where a map has at least `sigma` of its maximum: `[..., H, W]`, nowhere for a map that is zero everywhere."""
     maximum = maps.amax((-2, -1), keepdim=True)
     return (maps >= sigma * maximum) & (maximum > 0)
 
 
-def region_iou(a: torch.Tensor, b: torch.Tensor, sigma: float = 0.55) -> torch.Tensor:
+def region_iou(a: torch.Tensor, b: torch.Tensor, sigma: float = SIGMA) -> torch.Tensor:
     """Intersection over union of the regions of two maps: `[..., H, W]` -> `[...]`.
 
     NaN where either map is zero everywhere, or not finite.
@@ -99,7 +99,7 @@ def map_robustness(
         layers: ICASCLayers,
         method: str = 'ach',
         layer: str = 'last',
-        sigma: float = 0.55,
+        sigma: float = SIGMA,
 ) -> dict[str, torch.Tensor]:
     """Likeness of the maps of an image and of its transformed copies, where both show the same part of it.
 

@@ -10,7 +10,14 @@ import torch
 
 from ..attention import METHODS, trainable_methods
 from ..labels import RIVALS
-from ..losses import MASK_SCALES, attention_consistency, attention_separation
+from ..losses import (
+    MASK_SCALES,
+    OMEGA,
+    SIGMA,
+    THETA,
+    attention_consistency,
+    attention_separation,
+)
 
 __all__ = ['MULTILABEL_MAPS', 'TERMS', 'ICASCConfig', 'Term']
 
@@ -98,9 +105,9 @@ class ICASCConfig:
     weight_as_inner: float = 1.
     weight_as_last: float = 1.
     weight_ac: float = 1.
-    theta: float = 0.8
-    sigma: float = 0.55
-    omega: float = 100.
+    theta: float = THETA
+    sigma: float = SIGMA
+    omega: float = OMEGA
     mask_scale: str = 'max'
     mask_grad: bool = False
     multilabel_maps: str = 'joint'

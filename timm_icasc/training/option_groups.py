@@ -8,7 +8,7 @@ from ..attention import trainable_methods
 from ..data.dataset_factory import NAMES
 from ..labels import MULTI, RIVALS, SINGLE
 from ..losses import MASK_SCALES
-from ..objective.config import MULTILABEL_MAPS, TERMS
+from ..objective.config import MULTILABEL_MAPS, TERMS, ICASCConfig
 from ..task.public_approach import DEFECTS
 from .device import usable_cores
 
@@ -289,19 +289,17 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
         help='train both, the plain loss first, with the same seed, and print them side by side')
     methods = trainable_methods()
     group.add_argument(
-        '--icasc-attention', default='ach', choices=list(methods),
+        '--icasc-attention', default=ICASCConfig.attention, choices=list(methods),
         help=f"attention maps: {', '.join(method.title for method in methods.values())} (default: %(default)s)")
     group.add_argument(
-        '--icasc-order', type=int, default=1, choices=(1, 2),
-        help='1: channel weights are constants (cheaper); 2: they carry gradient. The paper leaves it '
-             'open; the derivative of its formula as printed is 2 with --icasc-mask-grad (default: '
-             '%(default)s)')
+        '--icasc-order', type=int, default=ICASCConfig.order, choices=(1, 2),
+        help='1: channel weights are constants (cheaper); 2: they carry gradient. The paper leaves it open; the '
+             'derivative of its formula as printed is 2 with --icasc-mask-grad (default: %(default)s)')
     group.add_argument(
         '--icasc-layers', nargs=2, metavar=('INNER', 'LAST'),
         help='module paths of the two layers (default: found from the model); PATH:NLC+5 states a layout too')
     group.add_argument(
-        '--icasc-weights', type=float, nargs=len(TERMS),
-        metavar=tuple(term.name.upper() for term in TERMS),
+        '--icasc-weights', type=float, nargs=len(TERMS), metavar=tuple(term.name.upper() for term in TERMS),
         help='weights of the terms (default: 1 1 1; where images have several classes 0.03 0.03 '
              '0.03, since larger ones cost average precision)')
     group.add_argument(
@@ -310,26 +308,28 @@ def _add_icasc(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--icasc-ramp-epochs', type=float, default=0., metavar='N',
         help='epochs over which the terms then grow to their weights (default: %(default)s)')
-    group.add_argument('--icasc-theta', type=float, default=0.8, help='offset of L_AC, Eq. 5 (default: %(default)s)')
     group.add_argument(
-        '--icasc-sigma', type=float, default=0.55,
+        '--icasc-theta', type=float, default=ICASCConfig.theta, help='offset of L_AC, Eq. 5 (default: %(default)s)')
+    group.add_argument(
+        '--icasc-sigma', type=float, default=ICASCConfig.sigma,
         help='mask threshold, fraction of the maximum, Eq. 4 (default: %(default)s)')
-    group.add_argument('--icasc-omega', type=float, default=100., help='mask steepness, Eq. 4 (default: %(default)s)')
     group.add_argument(
-        '--icasc-mask-scale', default='max', choices=MASK_SCALES,
+        '--icasc-omega', type=float, default=ICASCConfig.omega, help='mask steepness, Eq. 4 (default: %(default)s)')
+    group.add_argument(
+        '--icasc-mask-scale', default=ICASCConfig.mask_scale, choices=MASK_SCALES,
         help='divide the map by its maximum in the mask, or take it raw (default: %(default)s)')
     group.add_argument(
-        '--icasc-mask-grad', action=argparse.BooleanOptionalAction, default=False,
+        '--icasc-mask-grad', action=argparse.BooleanOptionalAction, default=ICASCConfig.mask_grad,
         help='let the mask carry gradient (default: it is a pseudo-label; the paper leaves it open)')
     group.add_argument(
-        '--icasc-multilabel-maps', default='joint', choices=MULTILABEL_MAPS,
+        '--icasc-multilabel-maps', default=ICASCConfig.multilabel_maps, choices=MULTILABEL_MAPS,
         help='where images have several classes: one joint map of an image, or one per class, at a backward '
              'pass for each class of the fullest image; the paper leaves it open (default: %(default)s)')
     group.add_argument(
-        '--icasc-rival', default='confused', choices=RIVALS,
+        '--icasc-rival', default=ICASCConfig.rival, choices=RIVALS,
         help="class that the true one's map is pushed apart from; random is a control (default: %(default)s)")
     group.add_argument(
-        '--icasc-share', type=float, default=1., metavar='P',
+        '--icasc-share', type=float, default=ICASCConfig.share, metavar='P',
         help='compute the terms on the most confused share of the batch only, which runs twice: with order 2 '
              'cheaper below about 0.5, with order 1 below 0.25 (default: 1)')
     group.add_argument('--icasc-defects', nargs='+', default=[], choices=tuple(DEFECTS), help=argparse.SUPPRESS)
