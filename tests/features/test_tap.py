@@ -21,6 +21,7 @@ from timm_icasc.double_backward import features_only, operations
 from timm_icasc.double_backward import mode as capture
 from timm_icasc.double_backward.mode import TwiceDifferentiable
 from timm_icasc.features.tap import capture_features
+from timm_icasc.task.public_approach import PublicApproachTask
 
 
 def resolved(model, size=64):
@@ -169,8 +170,12 @@ def test_what_a_model_switches_off_is_not_trained(tuned):
     assert all(parameter.grad is None for parameter in model.trunk.parameters())
 
 
-@pytest.mark.parametrize('maps', [True, False])
-def test_several_passes_in_training_alone(maps, toy):
+@pytest.mark.parametrize('look', [
+    lambda model, images, layers: attention_maps(model, images, topk=1, layers=layers, create_graph=True),
+    lambda model, images, layers: icasc_forward(model, images, torch.arange(2), layers, ICASCConfig()),
+    lambda model, images, layers: PublicApproachTask(model, layers=layers, verbose=False)(images, torch.arange(2)),
+], ids=['maps', 'terms', 'public approach'])
+def test_several_passes_in_training_alone(look, toy):
     """The probe runs in evaluation mode, where this model takes one; the map was of the mirror image alone."""
     class Mirrored(torch.nn.Module):
         def __init__(self):
@@ -183,10 +188,7 @@ def test_several_passes_in_training_alone(maps, toy):
     model, images = Mirrored(), torch.randn(2, 3, 16, 16)
     layers = resolved(model, 16)
     with pytest.raises(LayerResolutionError, match=r"calls 'net\.st.*' several times .* the last call alone"):
-        if maps:
-            attention_maps(model.train(), images, topk=1, layers=layers, create_graph=True)
-        else:
-            icasc_forward(model.train(), images, torch.arange(2), layers, ICASCConfig())
+        look(model.train(), images, layers)
     assert attention_maps(model.eval(), images, topk=1, layers=layers).isfinite().all()
 
 

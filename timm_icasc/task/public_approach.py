@@ -18,7 +18,7 @@ from ..features.images import image_size_of, input_size
 from ..features.layout import ICASCLayers
 from ..features.module_state import hold_batch_norm_statistics
 from ..features.outputs import scores_of
-from ..features.tap import capture_features
+from ..features.tap import capture_features, check_batch
 from ..labels import SINGLE
 from ..losses import resize_mask, target_mask
 from ..objective.config import TERMS, ICASCConfig
@@ -102,6 +102,7 @@ def _forward(
     places = {'inner': layers.inner, 'last': layers.last}
     with capture_features(model, list(places.values()), order=order) as taps:
         logits = scores_of(model, images)
+    check_batch(taps, logits)
     features = [taps[layer.path] for layer in places.values()]
     classes, image_size = SINGLE.select(logits, target), image_size_of(images)
     maps, method = {}, METHODS[config.attention]
