@@ -71,9 +71,10 @@ def _copy(source: Path, target: Path) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.to is not None and not is_free(args.to) and not _is_ours(args.to):  # known before the way to the Hub
         raise HubError(f"--to: '{args.to}' is there already, with files of its own: name a new or an empty folder.")
-    folder, where, config, sha256 = pull(args.source)
+    pulled = pull(args.source)
+    folder, config = pulled.folder, pulled.config
     ours, pretrained = config.get(METADATA_KEY, {}), config.get('pretrained_cfg', {})
-    print(f'{printable(where)}: verified, sha256 {sha256}')
+    print(f'{printable(pulled.where)}: verified, sha256 {pulled.sha256}')
     trained = 'not published by timm_icasc, so the Hub alone vouches for the hash'
     if ours:
         values = {m.name: ours['metrics'].get(m.key) for m in MEASURES}

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
 from ..errors import HubError
 from ..version import __version__
@@ -14,7 +14,7 @@ from .model_folder import CONFIG, FILES, WEIGHTS, check_folder
 
 NAME = re.compile(r'(?!/)(?:(?!\.\.)[^\\\0-\x1f])*')  # of a branch, tag or commit: none that leaves the cache
 
-__all__ = ['HUB_NAMES', 'Download', 'fetch', 'split_source']
+__all__ = ['HUB_NAMES', 'Download', 'fetch', 'hub_api', 'split_source']
 
 HUB_NAMES = ('hf-hub:', 'hf_hub:')  # timm's spellings of a model on the Hub
 
@@ -27,11 +27,11 @@ ANSWER_SECONDS = 30  # without a byte from the Hub
 
 @dataclass
 class Download:
-    """Weights in the local cache, whole and fitting.
+    """Weights on this machine, whole and fitting.
 
     Attributes:
-        folder: The commit's snapshot in the cache; timm loads it as `local-dir:FOLDER`.
-        where: `repo@commit`.
+        folder: Where they lie, such as the commit's snapshot in the cache; timm loads it as `local-dir:FOLDER`.
+        where: The source: `repo@commit`, a weight tag or a path.
         sha256: Of model.safetensors.
         config: config.json.
     """
@@ -39,6 +39,11 @@ class Download:
     where: str
     sha256: str
     config: dict[str, Any]
+
+
+def hub_api() -> HfApi:
+    """The Hub's client, which tells the Hub who asks."""
+    return HfApi(library_name='timm_icasc', library_version=__version__)
 
 
 def split_source(source: str) -> tuple[str, str | None]:
@@ -78,7 +83,7 @@ def _download(
 ) -> tuple[Path, str | None]:
     """The snapshot of what `revision` means on the Hub now, and the Hub's own sha256 of the weights."""
     check_reachable(where)
-    api = HfApi(library_name='timm_icasc', library_version=__version__)
+    api = hub_api()
     with one_line_errors(where), request_timeout(ANSWER_SECONDS):
         info = api.model_info(
             repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
@@ -89,9 +94,7 @@ def _download(
             _refuse_without_safetensors(files, where)
             raise HubError(f'{where}: there is no {CONFIG}; this is no timm model.')
         _refuse_without_safetensors(files, where)
-        get = partial(
-            hf_hub_download, repo_id, cache_dir=cache_dir, library_name='timm_icasc',
-            library_version=__version__)
+        get = partial(api.hf_hub_download, repo_id, cache_dir=cache_dir)
         paths = [get(name, revision=info.sha) for name in FILES if name in files]
         if revision != info.sha:
             get(CONFIG, revision=revision)  # notes in the cache what a branch or tag means, for use without a network

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from ..errors import HubError, check_version, error_chain
+from ..errors import HubError, check_version, error_chain, one_line
 from ..foreign_text import without_secrets
 from ..version import HUB_FOR_TRANSFERS
 
@@ -137,7 +137,7 @@ def _status(error: HfHubHTTPError) -> str:
     if code >= 500:
         return f'the Hub has a fault (HTTP {code}), after repeated attempts where they are safe; run the command ' \
                f'again later, see https://status.huggingface.co'
-    return f"HTTP {code} {message or ' '.join(str(error).split())[:200]}"
+    return f'HTTP {code} {message or one_line(error)}'
 
 
 def _refusal(error: BaseException) -> str | None:
@@ -191,7 +191,7 @@ def _cause_and_remedy(error: BaseException) -> str | None:
     module = type(error).__module__.split('.')[0]
     # RuntimeError: what hf_xet says of its own transfers.
     if module in ('huggingface_hub', 'hf_xet') or isinstance(error, (ValueError, OSError, RuntimeError)):
-        return ' '.join(str(error).split())[:400] or type(error).__name__
+        return one_line(error, 400)
     return None
 
 

@@ -5,7 +5,7 @@ import timm
 
 from ..errors import HubError, ICASCError
 from ..foreign_files import path_inside
-from .download import fetch, split_source
+from .download import Download, fetch, split_source
 from .failures import check_client
 from .model_folder import FILES, WEIGHTS, check_folder
 from .tags import WEIGHT_TAGS
@@ -25,14 +25,16 @@ def _refuse_links(folder: Path) -> None:
         raise HubError(str(e)) from e
 
 
-def pull(source: str) -> tuple:
+def _checked(folder: Path, where: str) -> Download:
+    config, sha256 = check_folder(folder, where)
+    return Download(folder, where, sha256, config)
+
+
+def pull(source: str) -> Download:
     """Verified weights of a repo, a weight tag of this package, or a local folder.
 
     Args:
         source: 'OWNER/NAME@REVISION', with or without 'hf-hub:'; 'ARCHITECTURE.TAG'; or 'local-dir:FOLDER'.
-
-    Returns:
-        (folder, name of the source, configuration, sha256 of the weights).
 
     Raises:
         HubError: As of `download.fetch`.
@@ -43,14 +45,13 @@ def pull(source: str) -> tuple:
         _refuse_links(folder)
         if not (folder / WEIGHTS).is_file():
             raise HubError(f"'{folder}' holds no {WEIGHTS}.")
-        return folder, str(folder), *check_folder(folder, str(folder))
+        return _checked(folder, str(folder))
     if source in WEIGHT_TAGS:
-        folder, where = WEIGHT_TAGS[source].folder()
-        return folder, where, *check_folder(folder, where)
+        tag = WEIGHT_TAGS[source]
+        return tag.fetch() if tag.shipped is None else _checked(tag.folder(), source)
     if '/' not in source and timm.is_model(source):
         raise HubError(
             f"'{source}' is no weight tag of timm_icasc; its tags are "
             f"{', '.join(sorted(WEIGHT_TAGS)) or 'none'}. A repo is OWNER/NAME.")
     check_client()
-    fetched = fetch(*split_source(source))
-    return fetched.folder, fetched.where, fetched.config, fetched.sha256
+    return fetch(*split_source(source))

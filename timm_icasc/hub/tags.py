@@ -11,10 +11,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models import register_model
+
+from ..errors import HubError
+from .model_folder import CONFIG, METADATA_KEY, WEIGHTS, file_sha256
+
+if TYPE_CHECKING:
+    from .download import Download
 
 __all__ = [
     'CARDS', 'WEIGHT_TAGS', 'TEMPLATE', 'WeightTag', 'find_cards', 'find_tags', 'record_path',
@@ -56,30 +62,32 @@ class WeightTag:
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     noted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def folder(self, cache_dir: Path | None = None) -> tuple[Path, str]:
-        """Folder with the verified weights, and the name of the source; fetched where they are not shipped.
+    def fetch(self, cache_dir: Path | None = None) -> 'Download':
+        """The weights that are published, as of `download.fetch`."""
+        # Not at the top: what it needs of huggingface_hub must not stand in the way of `import timm_icasc`.
+        from .download import fetch
+        return fetch(self.hub['repo_id'], self.hub['revision'], self.sha256, cache_dir)
+
+    def folder(self, cache_dir: Path | None = None) -> Path:
+        """Folder with the verified weights; fetched where they are not shipped.
 
         Raises:
             HubError: As of `download.fetch`.
         """
-        from .download import fetch
-        from .model_folder import WEIGHTS, file_sha256
         if self.shipped is None:
-            fetched = fetch(self.hub['repo_id'], self.hub['revision'], self.sha256, cache_dir)
-            return fetched.folder, fetched.where
+            return self.fetch(cache_dir).folder
         if file_sha256(self.shipped / WEIGHTS) != self.sha256:
-            from ..errors import HubError
             raise HubError(
-                f"{self.name}: '{self.shipped / WEIGHTS}' is damaged (its sha256 is not that of its "
-                f'config.json); install timm_icasc again.')
-        return self.shipped, self.name
+                f"{self.name}: '{self.shipped / WEIGHTS}' is damaged (its sha256 is not that of its {CONFIG}); install "
+                f'timm_icasc again.')
+        return self.shipped
 
     def pretrained_cfg(self) -> Any:
         """As timm's registry takes it."""
         kind = type(timm.get_pretrained_cfg('resnet18'))
         known = {field.name for field in dataclasses.fields(kind)}
-        source = {'file': str(self.shipped / 'model.safetensors')} if self.shipped is not None else \
-            {'hf_hub_id': f"{self.hub['repo_id']}@{self.hub['revision']}", 'hf_hub_filename': 'model.safetensors'}
+        source = {'file': str(self.shipped / WEIGHTS)} if self.shipped is not None else \
+            {'hf_hub_id': f"{self.hub['repo_id']}@{self.hub['revision']}", 'hf_hub_filename': WEIGHTS}
         entries = {name: value for name, value in self.config.items() if name in known and 'hub' not in name}
         return kind(**entries, **source)
 
@@ -108,18 +116,18 @@ def find_tags(cards: Path = CARDS) -> dict[str, WeightTag]:
     if not cards.is_dir():
         raise FileNotFoundError(f"no folder '{cards}'; install timm_icasc again")
     found = {}
-    for path in sorted(cards.glob('*/config.json')):
+    for path in sorted(cards.glob(f'*/{CONFIG}')):
         folder, config = path.parent, json.loads(path.read_text(encoding='utf-8'))
         record = record_path(folder)
         hub = json.loads(record.read_text()) if record.is_file() else None
-        shipped = folder if (folder / 'model.safetensors').is_file() else None
+        shipped = folder if (folder / WEIGHTS).is_file() else None
         if shipped is None and hub is None:
             continue
         entries = _with_tuples({**config['pretrained_cfg'], 'label_names': config.get('label_names')})
-        sha256 = config['timm_icasc']['sha256'] if shipped else hub['sha256']
+        noted = config[METADATA_KEY]
+        sha256 = noted['sha256'] if shipped else hub['sha256']
         found[folder.name] = WeightTag(
-            folder.name, sha256, entries, shipped, hub, _with_tuples(config.get('model_args') or {}),
-            config['timm_icasc'])
+            folder.name, sha256, entries, shipped, hub, _with_tuples(config.get('model_args') or {}), noted)
     return found
 
 
@@ -136,8 +144,8 @@ def _checked(original: Callable) -> Callable:
         for name, value in (ours.model_args if ours is not None else {}).items():
             kwargs.setdefault(name, value)
         if pretrained and ours is not None and not {'file', 'url', 'state_dict', 'hf_hub_id'} & set(overlay):
-            folder, _ = ours.folder(kwargs.get('cache_dir'))
-            kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': str(folder / 'model.safetensors')}
+            folder = ours.folder(kwargs.get('cache_dir'))
+            kwargs['pretrained_cfg_overlay'] = {**overlay, 'file': str(folder / WEIGHTS)}
         return original(pretrained=pretrained, **kwargs)
     setattr(entrypoint, MARK, original)
     return entrypoint

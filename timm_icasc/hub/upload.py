@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub import CommitOperationAdd, constants, hf_hub_download
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from ..errors import DamagedError, HubError
 from ..version import __version__
-from .download import PICKLES, fetch
+from .download import PICKLES, fetch, hub_api
 from .failures import check_client, check_reachable, one_line_errors, repo_at, request_timeout
 from .model_folder import CONFIG, README, WEIGHTS, file_sha256
 from .temporary_folder import temporary_folder
@@ -52,7 +52,7 @@ def repo_name(repo_id: str) -> str:
         validate_repo_id(repo_id)
     check_reachable(where)
     with one_line_errors(where), request_timeout(ANSWER_SECONDS):
-        user = HfApi().whoami()['name']
+        user = hub_api().whoami()['name']
     return repo_id if '/' in repo_id else f'{user}/{repo_id}'
 
 
@@ -83,7 +83,7 @@ def publish(files: dict[str, Path], repo_id: str, private: bool = False) -> Uplo
     if pickles:
         raise HubError(f"'{files[pickles[0]]}' is a pickle; only {WEIGHTS} is published. Remove it.")
     check_reachable(where)
-    api = HfApi(library_name='timm_icasc', library_version=__version__)
+    api = hub_api()
     with one_line_errors(where), request_timeout(ANSWER_SECONDS):
         _validate(files[README].read_text(encoding='utf-8'), where)  # before anything is left on the Hub
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -4,9 +4,10 @@ import warnings
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, hf_hub_download
 
 from ..errors import HubError
+from ..hub.download import hub_api
 from ..hub.failures import endpoint, one_line_errors, repo_at, request_timeout
 from ..hub.model_folder import README
 from ..hub.temporary_folder import temporary_folder
@@ -73,7 +74,7 @@ def push_space(
     """
     space_id = space_id or published.repo_id
     where = repo_at(f'spaces/{space_id}', None)
-    api = HfApi(library_name='timm_icasc', library_version=__version__)
+    api = hub_api()
     with temporary_folder() as folder, one_line_errors(where), request_timeout(ANSWER_SECONDS):
         files = write_space(folder, published.repo_id, published.tag, license)
         of_private = bool(api.repo_info(published.repo_id).private)

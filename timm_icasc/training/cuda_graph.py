@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from ..errors import ICASCError
+from ..errors import ICASCError, one_line
 from ..task.icasc import ICASCTask
 from .step import TrainingStep
 
@@ -137,10 +137,9 @@ class RecordedStep:
             raise
         except RuntimeError as e:
             # What ends a recording that has failed fails again, and says less.
-            reason = ' '.join(str(e.__context__ or e).split())[:200]
             raise ICASCError(
                 f'--icasc-fast: the step of {type(task.trainable_module).__name__} cannot be recorded '
-                f'({reason}): leave it out (--no-icasc-fast).') from e
+                f'({one_line(e.__context__ or e)}): leave it out (--no-icasc-fast).') from e
         task.load_task_state(state)
         gradients = [(p, p.grad) for p in task.parameters() if p.grad is not None]
         return _Recording(replay, images, target, result, gradients)
