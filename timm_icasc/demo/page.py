@@ -14,6 +14,7 @@ from ..errors import ICASCError, VersionError
 from ..evaluation.explainers import load_explainers
 from ..evaluation.options import add_explained_model_arguments
 from ..explanation import Explainer, Explanation
+from ..explanation.pictures import ZERO_MAP
 from ..foreign_text import markdown_text, printable
 from ..runs.tables import markdown
 
@@ -86,9 +87,8 @@ def explain_upload(
         found, = explainer.explain_items(
             [explainer.prepare(image)], list(classes) or None, int(topk), method, layer)
         names = _told_apart(explainer.class_names)
-        silent = ['' if heat.any() else ', map is zero' for heat in found.grid_maps]
         pictures = [
-            (found.overlay(k, SIDE), f'{names[c]} {score:.1%}{silent[k]}')
+            (found.overlay(k, SIDE), f'{names[c]} {score:.1%}' + f', {ZERO_MAP}' * found.is_zero(k))
             for k, (c, score) in enumerate(zip(found.classes, found.scores, strict=True))]
         scores = {names[c]: found.probabilities[c].item() for c in found.ranking[:HIGHEST]}
         shown.append((pictures, scores, _overlaps(found, names)))

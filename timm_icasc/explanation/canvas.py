@@ -23,7 +23,7 @@ from ..foreign_text import printable
 from ..runs.files import replacing
 from .overlay import blend
 
-__all__ = ['ENLARGED', 'Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'save', 'to_size', 'wrapped']
+__all__ = ['ENLARGED', 'Grid', 'PAIR_WIDTH', 'Page', 'check_format', 'displayed', 'heats', 'save', 'wrapped']
 
 FORMATS = ('.png', '.pdf', '.svg', '.jpg', '.jpeg', '.webp')
 
@@ -247,6 +247,12 @@ def displayed(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
         0, 2, 3, 1).numpy()
 
 
-def to_size(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps `[A, B, H, W]` at image size, bilinear: `[A, B, h, w]`."""
-    return F.interpolate(maps.float().cpu(), size=size, mode='bilinear', align_corners=False)
+def heats(
+        maps: torch.Tensor,
+        size: tuple[int, int],
+        axes: tuple[int, ...] = (-2, -1),
+) -> np.ndarray:
+    """Maps `[A, B, H, W]` at image size, bilinear, over their maximum along `axes`: `[A, B, h, w]` in [0, 1]."""
+    maps = F.interpolate(maps.float().cpu(), size=size, mode='bilinear', align_corners=False)
+    maximum = maps.amax(axes, keepdim=True)
+    return (maps / torch.where(maximum > 0, maximum, 1)).numpy()

@@ -31,7 +31,7 @@ from .canvas import (
 )
 from .overlay import overlay, seen_box, spread
 
-__all__ = ['Explanation', 'Explanations', 'draw', 'shrink']
+__all__ = ['ZERO_MAP', 'Explanation', 'Explanations', 'draw', 'shrink']
 
 CELL = 240  # pixels of a picture's side on the page
 
@@ -40,6 +40,8 @@ TALLEST = 1.5  # times as high as wide
 MOST_SHOWN = 10  # of several explanations, in a notebook
 
 SCALE = 'Each map from 0 to its own maximum'
+
+ZERO_MAP = 'map is zero'
 
 
 def shrink(image: Image.Image, side: int | None) -> Image.Image:
@@ -101,6 +103,10 @@ class Explanation:
     def seen(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom edge, in pixels of the image, of the crop that the model saw."""
         return seen_box(self.geometry, self.image.size)
+
+    def is_zero(self, index: int) -> bool:
+        """Whether the map of a class, by its position among `classes`, is zero everywhere."""
+        return not self.grid_maps[index].any()
 
     def overlap(self, first: int = 0, second: int = 1) -> float:
         """Share of two maps that lies on each other: their histogram intersection, 0 to 1; NaN where one is zero.
@@ -232,7 +238,7 @@ def draw(
         if not row:
             cell(shrink(one.image, side), ['', Path(one.name).name or 'image'], 0, top + label_height)
         for k, (name, score) in enumerate(zip(one.class_names, one.scores, strict=True)):
-            silent = '' if one.grid_maps[k].any() else ', map is zero'
-            cell(one.overlay(k, side), [name, f'{score:.1%}{silent}'], k + 1, top + label_height)
+            zero = f', {ZERO_MAP}' * one.is_zero(k)
+            cell(one.overlay(k, side), [name, f'{score:.1%}{zero}'], k + 1, top + label_height)
     page.caption(caption, bottom, page_width)
     return page

@@ -14,7 +14,7 @@ from ..data import image_name
 from ..evaluation.checkpoint import Checkpoint
 from ..explanation.canvas import FRAME
 from ..explanation.overlay import blend, grey
-from ..explanation.pictures import Explanation, shrink
+from ..explanation.pictures import ZERO_MAP, Explanation, shrink
 from ..foreign_text import printable
 from ..runs.files import replacing
 from .views import ClassView, colors_of, load_items, view_classes
@@ -147,7 +147,7 @@ def explained_section(
         for k, (index, title, score) in enumerate(zip(
                 one.classes, one.class_names, one.scores, strict=True)):
             caption = [title, f'{score:.1%}, #{order.index(index) + 1}']
-            caption += ['map is zero'] * (not one.grid_maps[k].any())
+            caption += [ZERO_MAP] * one.is_zero(k)
             shown = np.asarray(one.overlay(k, THUMBNAIL)) / 255
             figures.append(_figure(_picture(shown), caption, ['first'] * (index == order[0])))
         parts.append(f'<div><h2>{_text(label)}</h2>{"".join(figures)}</div>')

@@ -18,7 +18,7 @@ from ..explanation.canvas import (
     Grid,
     check_format,
     displayed,
-    to_size,
+    heats,
 )
 from ..explanation.overlay import blend, grey
 from ..features.layout import ICASCLayers
@@ -68,17 +68,6 @@ def _run(
             multilabel=labels is MULTI)
     check_order(output.logits, f"'{label}'")
     return output
-
-
-def _shared_scale(
-        target_map: torch.Tensor,
-        confused_map: torch.Tensor,
-        size: tuple[int, int],
-) -> np.ndarray:
-    """Two maps `[N, H, W]` at image size, divided by the larger of their maxima: `[2, N, h, w]` in [0, 1]."""
-    pair = to_size(torch.stack([target_map, confused_map]), size)
-    maximum = pair.amax((0, 2, 3))[:, None, None]
-    return (pair / torch.where(maximum > 0, maximum, 1)).numpy()
 
 
 def _check(
@@ -161,11 +150,12 @@ def _draw_pair(
     for row, overlap in enumerate(attention_overlap(*maps).tolist()):
         note = 'no overlap: a map is zero' if overlap != overlap else f'overlap {overlap:.2f}'
         grid.note(note, row, left, PAIR_WIDTH)
-    for which, heats in zip(WHICH, _shared_scale(*maps, greys.shape[-2:]), strict=True):
+    pair = heats(torch.stack(maps), greys.shape[-2:], axes=(0, -2, -1))  # over the larger of their maxima
+    for which, own in zip(WHICH, pair, strict=True):
         grid.heading(which, 2, left, style='italic')
         for row, (*lines, hit) in enumerate(titles[which]):
             grid.titles(lines, row, left, weight='bold' if hit else 'normal')
-            grid.picture(blend(greys[row], heats[row]), row, left, framed=which == 'target')
+            grid.picture(blend(greys[row], own[row]), row, left, framed=which == 'target')
         left += CELL + PAIR_GAP
 
 

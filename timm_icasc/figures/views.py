@@ -10,7 +10,8 @@ import torch
 
 from ..evaluation.checkpoint import Checkpoint
 from ..evaluation.scores import check_targets, checked_scores
-from ..explanation.canvas import displayed, to_size
+from ..explanation.canvas import displayed, heats
+from ..explanation.pictures import ZERO_MAP
 from ..features.module_state import looking_at
 from ..features.outputs import class_scores
 from ..labels import MULTI
@@ -51,7 +52,7 @@ class ClassView:
     def note(self) -> str:
         """That its map is zero, or how far it overlaps; empty where there is neither to say."""
         if not self.heat.any():
-            return 'map is zero'
+            return ZERO_MAP
         return '' if self.overlap is None or np.isnan(self.overlap) else f'overlap {self.overlap:.2f}'
 
 
@@ -82,12 +83,6 @@ def load_items(checkpoint: Checkpoint, indices: Sequence[int]) -> tuple[torch.Te
 
 def colors_of(checkpoint: Checkpoint, images: torch.Tensor) -> np.ndarray:
     return displayed(images, checkpoint.data_config['mean'], checkpoint.data_config['std'])
-
-
-def _own_scale(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    heats = to_size(maps, size)
-    maximum = heats.amax((-2, -1), keepdim=True)
-    return (heats / torch.where(maximum > 0, maximum, 1)).numpy()
 
 
 def _scored(
@@ -124,7 +119,7 @@ def view_classes(
     maps = attention_maps(
         checkpoint.model, images, torch.tensor(chosen, device=images.device), method=method,
         layer=layer, layers=checkpoint.layers).cpu()
-    heats = _own_scale(maps, tuple(images.shape[-2:]))
+    scaled = heats(maps, tuple(images.shape[-2:]))
     views = []
     for n, (classes, truth) in enumerate(zip(chosen, truths, strict=True)):
         own = [k for k, c in enumerate(classes) if c in truth]
@@ -138,7 +133,7 @@ def view_classes(
                 overlap = known.max().item() if len(known) else torch.nan
             rows.append(ClassView(
                 c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1,
-                c in truth, heats[n, k], overlap))
+                c in truth, scaled[n, k], overlap))
         views.append(rows)
     return views
 
@@ -163,11 +158,11 @@ def view_layers(
             checkpoint.model, images, drawn, method=method, layer=layer,
             layers=checkpoint.layers).cpu()
         for layer in ('inner', 'last')}
-    heats = {layer: _own_scale(values, tuple(images.shape[-2:])) for layer, values in maps.items()}
+    scaled = {layer: heats(values, tuple(images.shape[-2:])) for layer, values in maps.items()}
     inner, last = maps['inner'][:, 0], maps['last'][:, 0]
     inside = -attention_consistency(
         inner, resize_mask(target_mask(last), inner.shape[-2:]), theta=0.)
     overlap = attention_overlap(inner, resize_mask(last, inner.shape[-2:]))
     return classes, [
-        LayerView(scores[n, c].item(), heats['inner'][n, 0], heats['last'][n, 0], inside[n].item(), overlap[n].item())
+        LayerView(scores[n, c].item(), scaled['inner'][n, 0], scaled['last'][n, 0], inside[n].item(), overlap[n].item())
         for n, c in enumerate(classes)]
