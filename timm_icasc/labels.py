@@ -380,8 +380,7 @@ def class_indices(
     except (RuntimeError, TypeError, ValueError) as e:  # names, or rows of different lengths
         raise TargetError(
             f'classes must be a class index, indices [K] for every image or [B, K] per image, got {classes!r}.') from e
-    is_integer = not classes.is_floating_point() and classes.dtype != torch.bool
-    if not is_integer or not classes.numel() or classes.ndim > 2 or (
+    if not _is_integer(classes) or not classes.numel() or classes.ndim > 2 or (
         classes.ndim == 2 and classes.shape[0] != batch):
         raise TargetError(
             f'classes must be a class index, indices [K] for every image or [B, K] per image (B = {batch}), '

@@ -104,12 +104,6 @@ class ScoredMaps(NamedTuple):
     logits: torch.Tensor
 
 
-def _check(images: Images, topk: int, method: str) -> None:
-    check_method(method)
-    check_images(images)
-    check_count('topk', topk)
-
-
 def _run(
         model: nn.Module,
         images: Images,
@@ -142,7 +136,9 @@ def scored_maps(
 
     `classes` can also be a function that tells them by the number of class scores, which only the pass shows.
     """
-    _check(images, topk, method)
+    check_method(method)
+    check_images(images)
+    check_count('topk', topk)
     image_size = image_size_of(images)
     chosen = resolve_layer(model, layer, layers, input_size(images))
     # A look at a network is one in evaluation mode; part of a loss is what its training runs.

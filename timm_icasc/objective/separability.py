@@ -31,11 +31,9 @@ def separability(
 
     Args:
         model: Classifier.
-        images: `[B, 3, height, width]`, or a dictionary of NaFlex patches.
-        target: Class indices `[B]`, or `[B, C]` of `labels.MULTI`.
+        images, target: Of one batch, as of `evaluate_attention`.
         layers: From `resolve_layers`.
-        config: Attention method and mask; the weights of the terms do not matter.
-        labels: The kind of the targets.
+        config, labels: As of `evaluate_attention`.
 
     Returns:
         Logits `[B, C]`, and the measures of `evaluate_attention`, `[B]` each, NaN where an image has no present or no
