@@ -57,6 +57,8 @@ def _numbers(module: nn.Module, name: str) -> list[float] | None:
     """A buffer, parameter or attribute of the module's own that holds numbers, one after the other; else None."""
     value = {**module._parameters, **module._buffers}.get(name)
     value = own_value(module, name) if value is None else value
+    if value is None and isinstance(flags := own_value(module, 'flags'), Mapping):
+        value = flags.get(name)  # where kornia's augmentations keep them
     if isinstance(value, torch.Tensor) and value.is_meta:
         return None
     try:
