@@ -17,8 +17,8 @@ from ..version import __version__
 
 __all__ = [
     'CONFIG', 'FIGURE', 'FILES', 'FORMAT', 'METADATA_KEY', 'OPTIONS', 'README', 'WEIGHTS',
-    'build_model', 'check_folder', 'file_sha256', 'half_precision', 'read_config', 'read_header', 'tensors_sha256',
-    'write_weights',
+    'build_model', 'check_folder', 'file_sha256', 'half_precision', 'plugin_of', 'read_config', 'read_header',
+    'tensors_sha256', 'write_weights',
 ]
 
 CONFIG, WEIGHTS, README, OPTIONS, FIGURE = FILES = (
@@ -187,6 +187,12 @@ def read_header(file: Any) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise HubError(f"the header of {WEIGHTS} holds no names and values under '{METADATA_KEY}'")
     return header
+
+
+def plugin_of(architecture: str) -> str | None:
+    """The package that defines an architecture; None where it is timm."""
+    package = timm.models.model_entrypoint(architecture).__module__.partition('.')[0]
+    return package if package != 'timm' else None
 
 
 def build_model(folder: Path, **kwargs) -> torch.nn.Module:

@@ -5,14 +5,13 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
-from timm.models import model_entrypoint
 from torch import nn
 
 from ..errors import HubError, one_line
 from ..evaluation.measures import Measure, measure_of
 from ..foreign_files import read_json, read_yaml
 from ..foreign_text import code_span, fenced, markdown_text
-from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, read_config
+from ..hub.model_folder import FIGURE, METADATA_KEY, build_model, plugin_of, read_config
 from ..hub.tags import CARDS, TEMPLATE, WEIGHT_TAGS
 from ..objective.config import TERMS
 from ..paper.matching import architecture, recipe_options
@@ -176,7 +175,6 @@ def render(
     check_written(name, written)
     config = read_config(folder, name)
     ours, pretrained = config[METADATA_KEY], config['pretrained_cfg']
-    defined_in = model_entrypoint(config['architecture']).__module__.split('.')[0]
     model = build_model(folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -196,7 +194,7 @@ def render(
             'architecture': config['architecture'], 'num_classes': config['num_classes'],
             'parameters': sum(p.numel() for p in model.parameters()), 'stages': _stages(folder, model),
             'topk': min(3, config['num_classes']),
-            'plugin': defined_in if defined_in != 'timm' else None, 'load': load, 'by_tag': ':' not in load,
+            'plugin': plugin_of(config['architecture']), 'load': load, 'by_tag': ':' not in load,
             'measure': measure, 'results': results,
             'published': _paper(config['architecture'], results['dataset'], measure),
             'rows': _rows(results['runs']), 'attention': list(ATTENTION), 'differences': _differences(results['runs']),

@@ -21,6 +21,7 @@ from ..hub.model_folder import (
     check_folder,
     file_sha256,
     half_precision,
+    plugin_of,
     write_weights,
 )
 from ..runs.epochs import of_best_epoch
@@ -120,10 +121,10 @@ def _provenance(run: Run, class_names: bool) -> dict[str, Any]:
     results, model = run.results, run.model
     metrics = {
         name: value for name, value in run.metrics.items() if class_names or not name.startswith('AP_')}
-    defined_in = timm.models.model_entrypoint(model['architecture']).__module__.split('.')[0]
+    plugin = plugin_of(model['architecture'])
     return {
-        'format': FORMAT, 'requires': {'plugin': defined_in, 'timm': results['versions']['timm']}
-        if defined_in != 'timm' else {'timm': results['versions']['timm']},
+        'format': FORMAT,
+        'requires': {**({'plugin': plugin} if plugin else {}), 'timm': results['versions']['timm']},
         'method': results['method'], 'icasc': model['icasc'], 'layers': model['layers'],
         'command': results['command'], 'commit': results['commit'], 'seed': results['seed'],
         'epochs': results['epochs'], 'versions': results['versions'], 'device': results['device'],

@@ -74,14 +74,20 @@ def _read_ready(folder: Path) -> bool:
     return is_public(options.get('dataset'), config.get('label_names'))
 
 
+def _card_sources(folder: Path) -> Path | None:
+    """What people have written of a folder of hub_cards/, beside it; None of another folder."""
+    folder = folder.resolve()
+    path = folder.with_name(f'{folder.name}.yaml')
+    return path if path.is_file() else None
+
+
 def _stage_ready(source: Path, folder: Path, repo_id: str, figure: Path | None) -> dict[str, Path]:
     """The files of an exported folder by name; a card that has to be written goes to `folder`."""
     files = {
         name: source / name for name in FILES
         if (source / name).is_file() and (name != FIGURE or figure is not None)}
-    sources = source.resolve().parent / f'{source.resolve().name}.yaml'
-    text = None
-    if sources.is_file():
+    sources, text = _card_sources(source), None
+    if sources is not None:
         text = render_sources(sources, f'hf-hub:{repo_id}', figure is not None)
     elif README in files and figure is None:
         text = re.sub(rf'^!\[.*\]\({FIGURE}\)\n+', '', files[README].read_text(encoding='utf-8'), flags=re.M)
@@ -153,7 +159,7 @@ def push(
             write_text(folder / README, render_run(runs[-1], runs, folder, repo_id))
             files = {name: folder / name for name in FILES if (folder / name).is_file()}
         published = publish(files, repo_id, private)
-    if ready and source.resolve().with_name(f'{source.resolve().name}.yaml').is_file():
+    if ready and _card_sources(source) is not None:
         _note_place(published, source)
     return published
 
