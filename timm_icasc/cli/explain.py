@@ -66,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
     workers = args.workers or 0
     if args.workers is None and len(files) > FEW:
         workers = min(4, usable_cores())
+    outputs = Outputs(
+        args.output, sheets=args.overlays in ('sheet', 'both'), singles=args.overlays in ('each', 'both'), raw=args.raw,
+        page=args.page)
     summary = explain_files(
-        explainers, files,
-        Outputs(
-            args.output, args.overlays in ('sheet', 'both'), args.overlays in ('each', 'both'), args.raw,
-            args.page),
-        args.classes, args.topk, args.method, args.layer, args.batch_size or 16, workers,
-        args.side or None, args.max_image_pixels)
+        explainers, files, outputs, classes=args.classes, topk=args.topk, method=args.method,
+        layer=args.layer, batch_size=args.batch_size or 16, workers=workers, side=args.side or None,
+        max_image_pixels=args.max_image_pixels)
     for message in summary.broken:
         print(f'skipped: {message}', file=sys.stderr)
     skipped = f', {len(summary.broken)} skipped' if summary.broken else ''

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     space = repo_name(args.space) if args.space else args.space  # before anything is published
     published = push(
-        args.source, args.repo_id, args.license, args.private, args.figure, args.class_names,
-        args.best)
+        args.source, args.repo_id, args.license, private=args.private, figure=args.figure,
+        class_names=args.class_names, best=args.best)
     report(published)
     if space is not None:
         print(push_space(published, space, args.license, args.private))

@@ -123,10 +123,12 @@ class Explainer:
         rankings = found.logits.cpu().argsort(dim=1, descending=True, stable=True).tolist()
         return [
             Explanation(
-                item.picture, item.name, shown[n], [self.class_names[c] for c in shown[n]],
-                probabilities[n, shown[n]].tolist(), probabilities[n], maps[n], item.geometry,
-                method, layer.path if isinstance(layer, FeatureLayer) else layer, self.labels,
-                rankings[n])
+                image=item.picture, name=item.name, classes=shown[n],
+                class_names=[self.class_names[c] for c in shown[n]],
+                scores=probabilities[n, shown[n]].tolist(), probabilities=probabilities[n],
+                grid_maps=maps[n], geometry=item.geometry, method=method,
+                layer=layer.path if isinstance(layer, FeatureLayer) else layer, labels=self.labels,
+                ranking=rankings[n])
             for n, item in enumerate(items)]
 
     def explain_all(

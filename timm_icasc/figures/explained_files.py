@@ -258,6 +258,7 @@ def explain_files(
         explainers: Sequence[Explainer],
         files: Sequence[ImageFile],
         outputs: Outputs,
+        *,
         classes: Classes | None = None,
         topk: int = 3,
         method: str = 'grad_cam',

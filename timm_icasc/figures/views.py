@@ -132,8 +132,9 @@ def view_classes(
                 known = overlaps[~overlaps.isnan()]  # a class without a map is not the nearest
                 overlap = known.max().item() if len(known) else torch.nan
             rows.append(ClassView(
-                c, checkpoint.class_name(c), scores[n, c].item(), order[n].tolist().index(c) + 1,
-                c in truth, scaled[n, k], overlap))
+                index=c, name=checkpoint.class_name(c), probability=scores[n, c].item(),
+                rank=order[n].tolist().index(c) + 1, truth=c in truth, heat=scaled[n, k],
+                overlap=overlap))
         views.append(rows)
     return views
 

@@ -148,4 +148,4 @@ def write_results(paths: list[Path], folders: list[Path]) -> None:
         write_json(path.with_suffix('.json'), evaluated[how])
         figure = folder / FIGURE if written['figure'] and (folder / FIGURE).is_file() else None
         tag = path.stem.partition('.')[2]
-        export(run, path.with_suffix(''), tag, written['license'], figure, half=written['half'])
+        export(run, path.with_suffix(''), tag, written['license'], figure=figure, half=written['half'])

@@ -148,6 +148,7 @@ def export(
         folder: Path,
         tag: str,
         license: str | None = None,
+        *,
         figure: Path | None = None,
         class_names: bool = True,
         half: bool = False,

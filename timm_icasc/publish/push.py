@@ -113,6 +113,7 @@ def push(
         source: Path,
         repo_id: str,
         license: str | None = None,
+        *,
         private: bool = False,
         figure: bool | None = None,
         class_names: bool | None = None,
@@ -155,7 +156,9 @@ def push(
         if ready:
             files = _stage_ready(source, folder, repo_id, chosen)
         else:
-            export(runs[-1], folder, weight_tag(runs[-1]), license, chosen, class_names)
+            export(
+                runs[-1], folder, weight_tag(runs[-1]), license, figure=chosen,
+                class_names=class_names)
             write_text(folder / README, render_run(runs[-1], runs, folder, repo_id))
             files = {name: folder / name for name in FILES if (folder / name).is_file()}
         published = publish(files, repo_id, private)
