@@ -104,7 +104,7 @@ def measure(table, row, subject, maps, drawn, weights, asked_for, curves):
 
 def measure_boxes(table, row, checkpoint, maps, sizes, present, indices):
     boxes = [boxes_by_class(checkpoint.dataset, index) for index in indices]
-    transform = checkpoint.dataset.transform.transform  # that of `_Sized`
+    transform = checkpoint.dataset.transform.transform  # inside SizedTransform
     geometries = [transform_geometry(transform, size) for size in sizes]
     for pair in localise_batch(maps, present, boxes, geometries, indices, SIGMA, 0.):
         for column in ('pointing', 'energy'):

@@ -3,7 +3,7 @@
 Nothing outlives the context: no hook, no changed module, no global setting.
 """
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from .layout import FeatureLayer
 from .module_state import is_checkpointing, one_thread, survey
 from .wrappers import compiled_around, run_eagerly, unwrap_model
 
-__all__ = ['capture_features', 'check_batch']
+__all__ = ['Features', 'capture_features', 'check_batch']
 
 
 class Features(dict[str, torch.Tensor]):
@@ -65,7 +65,7 @@ def _check_intact(model: nn.Module, features: Features) -> None:
                 f'(Dropout(inplace=True)?), so a map would be of something else: leave inplace out there.')
 
 
-def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
+def check_batch(features: Features, logits: torch.Tensor) -> None:
     """Raise LayerResolutionError where features are not those that the class scores `[B, C]` are made of.
 
     And ICASCError where they are no such scores.
@@ -80,7 +80,7 @@ def check_batch(features: Mapping[str, torch.Tensor], logits: torch.Tensor) -> N
                 f"'{path}' gave features of {len(feature)} images, and `model` class scores of {len(logits)}: where it "
                 f'runs its network on parts of the batch, one after the other, maps would be of the last part alone. '
                 f'Give it no more images than a part has, or take the network inside.')
-    for path, nodes in getattr(features, 'earlier', {}).items():  # which they may not know in evaluation mode
+    for path, nodes in features.earlier.items():  # which they may not know in evaluation mode
         check_last_call(path, nodes, features.made_by[path], logits)
 
 
@@ -132,7 +132,7 @@ def capture_features(
         tail_mode: TorchFunctionMode | None = None,
         first_feature: torch.Tensor | None = None,
         run_plain: bool = False,
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Iterator[Features]:
     """Capture the outputs of `layers` in the forward pass that runs inside the context.
 
     Args:
