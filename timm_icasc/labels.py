@@ -18,6 +18,9 @@ __all__ = [
 
 RIVALS = ('confused', 'random')
 
+# The classes that are in the image, and those that may be its most confusing one: bool `[B, C]` both.
+Sides = tuple[torch.Tensor, torch.Tensor]
+
 
 class ClassPair(NamedTuple):
     """Which scores to differentiate: the gradient of `(logits * cotangent).sum()` is that of the chosen scores.
@@ -70,23 +73,15 @@ class LabelKind:
         """Targets that the kind takes as torch's losses take them; others as they are."""
         raise NotImplementedError
 
-    def sides(
-            self,
-            scores: torch.Tensor,
-            target: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The classes that are in the image, and those that may be its most confusing one: bool `[B, C]` both."""
+    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> Sides:
+        """`Sides` of each image."""
         raise NotImplementedError
 
     def cotangent(self, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """1 for each class of which `A^T` is the map, else 0, `[B, C]`; `present` as from `sides`."""
         raise NotImplementedError
 
-    def _with_rivals(
-            self,
-            scores: torch.Tensor,
-            target: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _with_rivals(self, scores: torch.Tensor, target: torch.Tensor) -> Sides:
         """As `sides`; a class that is switched off, whose score is -infinity, is nobody's rival."""
         present, absent = self.sides(scores, target)
         return present, absent & (scores.detach() != -torch.inf)
@@ -222,11 +217,7 @@ class _SingleLabel(LabelKind):
     def for_criterion(self, target: torch.Tensor) -> torch.Tensor:
         return target.long() if isinstance(target, torch.Tensor) and _is_integer(target) else target
 
-    def sides(
-            self,
-            scores: torch.Tensor,
-            target: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> Sides:
         if target.is_floating_point():
             present = target > target.amin(1, keepdim=True)
         else:
@@ -287,11 +278,7 @@ class _MultiLabel(LabelKind):
         is_whole = isinstance(target, torch.Tensor) and not target.is_floating_point()
         return target.float() if is_whole and target.ndim == 2 else target
 
-    def sides(
-            self,
-            scores: torch.Tensor,
-            target: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def sides(self, scores: torch.Tensor, target: torch.Tensor) -> Sides:
         return target > 0, target == 0
 
     def cotangent(self, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
