@@ -238,6 +238,7 @@ MAPS = torch.ones(2, 3, 3)
 
 @pytest.mark.parametrize('call, name', [
     (lambda whole: target_mask(whole), 'target_map'),
+    (lambda whole: resize_mask(whole, (6, 6)), 'mask'),
     (lambda whole: attention_overlap(whole, MAPS), 'target_map'),
     (lambda whole: attention_overlap(MAPS, whole), 'confused_map'),
     (lambda whole: attention_separation(MAPS, whole, MAPS), 'confused_map'),

@@ -37,10 +37,15 @@ def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
     return torch.where(exists, numerator / torch.where(exists, denominator, 1), 0)
 
 
-def _as_float(name: str, maps: torch.Tensor) -> torch.Tensor:
-    """Maps in at least float32; whole numbers, as of a picture, are refused."""
+def _check_float(name: str, maps: torch.Tensor) -> None:
+    """Raise ICASCError for whole numbers, as of a picture."""
     if not maps.is_floating_point():
         raise ICASCError(f'`{name}` must be floating point, got {maps.dtype}: `{name}.float()`.')
+
+
+def _as_float(name: str, maps: torch.Tensor) -> torch.Tensor:
+    """Maps in at least float32; whole numbers are refused."""
+    _check_float(name, maps)
     return at_least_float32(maps)
 
 
@@ -102,9 +107,13 @@ def resize_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
     Returns:
         Mask `[B, *grid]`, values in the range of the input's.
+
+    Raises:
+        ICASCError: A mask of whole numbers, for another grid than its own.
     """
     if tuple(mask.shape[-2:]) == tuple(grid):
         return mask
+    _check_float('mask', mask)
     masks = mask.reshape(-1, 1, *mask.shape[-2:])
     masks = F.interpolate(masks, size=tuple(grid), mode='bilinear', align_corners=False)
     return masks.reshape(*mask.shape[:-2], *grid)
