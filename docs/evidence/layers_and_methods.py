@@ -26,9 +26,9 @@ from timm_icasc.evaluation.boxes import boxes_by_class, localise_batch
 from timm_icasc.evaluation.faithfulness import Subject, map_values, random_values
 from timm_icasc.evaluation.options import add_checkpoint_arguments
 from timm_icasc.evaluation.side_by_side import load_checkpoints
-from timm_icasc.features.outputs import class_scores
+from timm_icasc.features.outputs import scores_of
 from timm_icasc.features.resolve import resolve_layers
-from timm_icasc.features.tap import capture_features
+from timm_icasc.features.tap import capture_features, check_batch
 from timm_icasc.labels import MULTI
 from timm_icasc.losses import SIGMA, attention_overlap
 from timm_icasc.objective.maps import class_attention, score_gradients
@@ -57,7 +57,8 @@ COLUMNS = {
 def maps_of(layer, model, images, drawn, methods):
     """Maps `[B, K, h, w]` of each method from one forward pass, and the feature `[B, C, h, w]`."""
     with capture_features(model, [layer], order=1, inference=True) as features:
-        logits = class_scores(model(images))
+        logits = scores_of(model, images)
+    check_batch(features, logits)
     feature, size = features[layer.path], tuple(images.shape[-2:])
     columns = {name: [] for name in methods}
     for k in range(drawn.shape[1]):

@@ -38,9 +38,9 @@ from timm_icasc.sweep.summary import interval_over_seeds
 
 
 @torch.no_grad()
-def share_of_cue(checkpoint, method: str, images: int | None) -> float:
+def share_of_cue(checkpoint, method: str, count: int | None) -> float:
     """Mean share of the maps of the true classes, at the last layer, in the cue's corner; 0.16 if spread evenly."""
-    shares, dataset = [], evenly_spaced(checkpoint.dataset, images or len(checkpoint.dataset))
+    shares, dataset = [], evenly_spaced(checkpoint.dataset, count or len(checkpoint.dataset))
     for images, target in torch.utils.data.DataLoader(dataset, checkpoint.batch_size):
         maps = attention_maps(
             checkpoint.model, images.to(checkpoint.device), target.to(checkpoint.device)[:, None], method=method,
