@@ -125,13 +125,9 @@ def _caption_left(line: int) -> int:
     return MARGIN if line else MARGIN + CELL + PAIR_GAP
 
 
-def wrapped(caption: Sequence[str], width: int) -> list[str]:
-    """The lines of a caption, broken between words where they are wider than the page: nothing of them is left out."""
-    return list(_wrapped(tuple(caption), width))
-
-
 @lru_cache(64)  # thousands of pages have the same one, and measuring it takes as long as the rest of the page
-def _wrapped(caption: tuple[str, ...], width: int) -> tuple[str, ...]:
+def wrapped(caption: tuple[str, ...], width: int) -> tuple[str, ...]:
+    """The lines of a caption, broken between words where they are wider than the page: nothing of them is left out."""
     page, font, lines = Page(width, 1), FontProperties(size=SMALL_TEXT), []
     for text in caption:
         lines.append('')
@@ -182,7 +178,7 @@ class Grid:
         self.tops = [first + row * row_height for row in range(rows)]
         self.bottom = self.tops[-1] + self.cell_height + SMALL_LINE + ROW_GAP
         self.width = 2 * MARGIN + CELL + models * (MODEL_GAP + block_width)
-        self.caption = wrapped(caption, self.width)
+        self.caption = wrapped(tuple(caption), self.width)
         self.page = Page(self.width, self.bottom + len(self.caption) * SMALL_LINE + MARGIN)
 
     def block_left(self, model: int) -> int:

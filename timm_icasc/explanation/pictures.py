@@ -217,7 +217,7 @@ def draw(
     row_height = label_height + 2 * LINE + height + PAIR_GAP
     most = max(map(len, explanations))
     page_width = 2 * MARGIN + (1 + most) * CELL + most * PAIR_GAP
-    caption = wrapped([_caption(explanations)], page_width)
+    caption = wrapped((_caption(explanations),), page_width)
     bottom = MARGIN + len(explanations) * row_height
     page = Page(page_width, bottom + len(caption) * SMALL_LINE + MARGIN)
 
