@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from .._precision import at_least_float32
+from .._precision import at_least_float32, is_autocasting
 from ..errors import ICASCError
 from . import norms, operations
 
@@ -16,7 +16,7 @@ __all__ = ['EQUIVALENTS', 'ONCE_DIFFERENTIABLE', 'TwiceDifferentiable']
 def _lowered(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Tensors in the precision in which autocast runs convolutions and attention."""
     device = next(x for x in tensors if x is not None).device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not is_autocasting(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [x.to(dtype) if x is not None and x.dtype == torch.float32 else x for x in tensors]
@@ -94,7 +94,7 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     if _made(weight, bias):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     device = input.device.type
-    if device != 'cpu' and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != 'cpu' and is_autocasting(device):
         # So does autocast, but on the CPU.
         input, weight, bias = (
             None if t is None else at_least_float32(t) for t in (input, weight, bias))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from .._precision import is_autocasting
 from ..errors import ICASCError
 from .images import Images
 
@@ -72,9 +73,7 @@ def _mismatch(model: nn.Module, images: Images) -> str | None:
         return (
             f'`images` are {x.dtype}, and `model` takes normalised floats, as timm.data.create_transform makes them '
             f'(timm_icasc.explain takes files and arrays as they are).')
-    kind = x.device.type
-    if x.dtype == weight.dtype or (
-            torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if x.dtype == weight.dtype or is_autocasting(x.device.type):
         return None
     return f'`images` are {x.dtype}, the weights of `model` {weight.dtype}: `images.to({weight.dtype})`.'
 
