@@ -19,6 +19,7 @@ from timm_icasc import HubError
 from timm_icasc.hub import model_folder
 from timm_icasc.hub import tags as registry
 from timm_icasc.hub.model_folder import write_weights
+from timm_icasc.hub.pull import pull
 
 CARDS = Path(__file__).parents[2] / 'hub_cards'
 NAME = 'resnet20_cifar.icasc_digits'
@@ -177,6 +178,14 @@ def test_damaged_shipped_weights_are_refused(tmp_path):
     registry.register_tags({NAME: dataclasses.replace(tagged, shipped=tmp_path)})
     with pytest.raises(HubError, match='is damaged .* install timm_icasc again'):
         timm.create_model(NAME, pretrained=True)
+
+
+def test_weights_that_are_published_are_checked_once(monkeypatch):
+    tagged = registry.WeightTag(PUBLISHED, '0' * 64, {}, hub={'repo_id': 'me/x', 'revision': '1' * 40})
+    asked = []
+    monkeypatch.setattr('timm_icasc.hub.download.fetch', lambda *args: asked.append(args) or 'checked')
+    registry.WEIGHT_TAGS[PUBLISHED] = tagged
+    assert pull(PUBLISHED) == 'checked' and asked == [('me/x', '1' * 40, '0' * 64, None)]
 
 
 @pytest.mark.parametrize('spoil', [
