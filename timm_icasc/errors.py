@@ -130,6 +130,11 @@ class WriteError(ICASCError, OSError):
         return str(self.args[0])  # that of OSError is made of number and name
 
 
+def unwritable(folder: Any, argument: str, error: OSError) -> WriteError:
+    """The error of a folder, named by an argument, that nothing can be written to."""
+    return WriteError(f"`{argument}`: cannot write to '{folder}': {error.strerror}; name another.")
+
+
 class VersionError(ICASCError, ImportError):
     """An installed package is older than what was asked for needs."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from timm import utils
 
-from ..errors import ICASCError
+from ..errors import unwritable
 from ..foreign_files import read_yaml
 from ..foreign_text import shell_command
 from .files import write_text
@@ -44,7 +44,7 @@ def open_run_dir(args: argparse.Namespace) -> Path:
                 folder, count = Path(f'{base}-{count}'), count + 1
         return folder
     except OSError as e:
-        raise ICASCError(f"`output`: cannot write to '{args.output}': {e.strerror}.") from e
+        raise unwritable(args.output, 'output', e) from e
 
 
 def program() -> list[str]:

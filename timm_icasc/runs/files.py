@@ -16,11 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ICASCError, WriteError, error_chain, one_line
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked, and what a kill leaves stays
-    fcntl = None
+from .lock import HAS_LOCKS, try_lock
 
 __all__ = ['check_writable', 'is_free', 'replacing', 'replacing_folder', 'together', 'write_text']
 
@@ -43,30 +39,21 @@ class _Group:
 _waiting: ContextVar[_Group | None] = ContextVar('waiting', default=None)
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether this process holds the lock now."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # of another process, or a file system without locks
-        return False
-    return True
-
-
 def _remove(path: Path) -> None:
     with suppress(OSError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of this file."""
+    """Remove what killed processes have left of this file; on Windows, where nothing is locked, it stays."""
     head, length = f'.{path.name}.', len(path.name) + 10
-    for name in os.listdir(path.parent) if fcntl else ():
+    for name in os.listdir(path.parent) if HAS_LOCKS else ():
         if not name.startswith(head) or not name[length:].startswith(PARTIAL):
             continue
         with suppress(OSError):
             descriptor = os.open(path.parent / name, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                if _lock(descriptor):
+                if try_lock(descriptor):
                     _remove(path.parent / name)
             finally:
                 os.close(descriptor)
@@ -82,10 +69,10 @@ def _partial(path: Path, folder: bool = False) -> Iterator[Path]:
             partial.mkdir()
         else:
             os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        if fcntl:
+        if HAS_LOCKS:
             descriptor = os.open(partial, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            _lock(descriptor)
+            try_lock(descriptor)
         stack.callback(_remove, partial)
         yield partial
 

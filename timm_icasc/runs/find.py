@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import HubError, ICASCError, WriteError, one_line
+from ..errors import HubError, ICASCError, one_line, unwritable
 from ..foreign_files import read_json
 from .files import check_writable
 from .folder import (
@@ -111,7 +111,7 @@ def refuse_unwritable(folder: Path, argument: str) -> None:
     try:
         check_writable(folder)
     except OSError as e:
-        raise WriteError(f"`{argument}`: cannot write to '{folder}': {e.strerror}; name another.") from e
+        raise unwritable(folder, argument, e) from e
 
 
 def check_file_to_write(path: Path, argument: str) -> None:

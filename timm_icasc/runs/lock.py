@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import ICASCError
+from ..errors import ICASCError, unwritable
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-__all__ = ['alone_in', 'try_lock', 'was_left']
+__all__ = ['HAS_LOCKS', 'alone_in', 'try_lock', 'was_left']
+
+HAS_LOCKS = fcntl is not None
 
 LOCK = '.lock'
 
@@ -29,20 +31,24 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_let_go)
 
 
-def try_lock(descriptor: int, shared: bool = False) -> bool:
-    """Lock an open file as long as it is open, here or in a process that inherits it; False where another has it.
+def try_lock(descriptor: int, shared: bool = False) -> bool | None:
+    """Lock an open file as long as it is open, here or in a process that inherits it.
 
     Args:
-        descriptor: Of a file that is open for reading and writing, or for writing alone.
+        descriptor: Of a file, or of a folder where the system locks those.
         shared: Several processes may hold it like this, and none holds it alone meanwhile.
+
+    Returns:
+        False where another process has it; None where locks do not tell, as on some file systems.
     """
+    if not HAS_LOCKS:
+        return None
     try:
-        if fcntl:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks
+        return None
     return True
 
 
@@ -65,10 +71,10 @@ def alone_in(folder: Path, who: str, shared: bool = False) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as e:
-        raise ICASCError(f"`output`: cannot write to '{folder}': {e.strerror}.") from e
+        raise unwritable(folder, 'output', e) from e
     _held.add(descriptor)
     try:
-        if not try_lock(descriptor, shared):
+        if try_lock(descriptor, shared) is False:
             raise ICASCError(
                 f"{who} is at work in '{folder}', or what a killed one has left: wait for it, or name another "
                 f'`output`.')
@@ -85,9 +91,6 @@ def was_left(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except (AttributeError, OSError):  # no such locks; held
-        return False
+        return bool(try_lock(descriptor))
     finally:
         os.close(descriptor)

@@ -71,7 +71,7 @@ class _Work:
         self.folder, self.log = output / run.name, output / f'{run.name}.log'
         self.process: subprocess.Popen | None = None
         self.file = open(self.log, 'ab')
-        if not try_lock(self.file.fileno()) or record_path(study, run).is_file():
+        if try_lock(self.file.fileno()) is False or record_path(study, run).is_file():
             self.close()
             raise _Elsewhere
         self.trained = (self.folder / RESULTS).is_file()
