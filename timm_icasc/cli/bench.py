@@ -27,7 +27,7 @@ from ..errors import ICASCError
 from ..explanation.canvas import check_format, save
 from ..runs.find import check_file_to_write
 from ..runs.provenance import installed_versions
-from ..runs.tables import text, write_json
+from ..runs.tables import cell_of, text, write_json
 from ..training.device import device_fault
 from ..training.model_factory import UNREGISTERED, check_model_name
 from ..training.option_names import check_least
@@ -96,20 +96,16 @@ def _measure_compiled(
             'peak_mib': None, 'peak_ratio': None} for variant, value in seconds.items()}
 
 
-def _digits(value: float | None, digits: int) -> str:
-    return '-' if value is None else f'{value:.{digits}f}'
-
-
 def _rows(name: str, results: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     return [
-        {'model': name, 'step': variant, 's/step': _digits(r['seconds'], 4), 'ratio': _digits(r['seconds_ratio'], 2),
-         'operations': _digits(r['operations_ratio'], 2), 'peak MiB': _digits(r['peak_mib'], 0),
-         'peak ratio': _digits(r['peak_ratio'], 2)} for variant, r in results.items()]
+        {'model': name, 'step': variant, 's/step': cell_of(r['seconds'], 4), 'ratio': cell_of(r['seconds_ratio'], 2),
+         'operations': cell_of(r['operations_ratio'], 2), 'peak MiB': cell_of(r['peak_mib'], 0),
+         'peak ratio': cell_of(r['peak_ratio'], 2)} for variant, r in results.items()]
 
 
 def _map_rows(name: str, seconds: dict[str, float]) -> list[dict[str, str]]:
     return [
-        {'model': name, 'maps': what, 's/batch': _digits(value, 4), 'ratio': _digits(value / seconds[FORWARD], 2)}
+        {'model': name, 'maps': what, 's/batch': cell_of(value, 4), 'ratio': cell_of(value / seconds[FORWARD], 2)}
         for what, value in seconds.items()]
 
 

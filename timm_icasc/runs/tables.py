@@ -16,8 +16,8 @@ from ..foreign_text import Markdown, csv_cell, markdown_text, printable
 from .files import write_text
 
 __all__ = [
-    'around_marks', 'markdown', 'marks', 'mean_and_deviation', 'mean_sd', 'paired_difference', 'replace_between',
-    'text', 'write_csv', 'write_json',
+    'around_marks', 'cell_of', 'markdown', 'marks', 'mean_and_deviation', 'mean_sd', 'paired_difference',
+    'replace_between', 'text', 'write_csv', 'write_json',
 ]
 
 Rows = Sequence[dict[str, Any]]
@@ -30,7 +30,8 @@ MARKDOWN = TableFormat(
     headerrow=DataRow('| ', ' | ', ' |'), datarow=DataRow('| ', ' | ', ' |'), padding=0, with_header_hide=None)
 
 
-def _cell(value: Any, digits: int) -> Any:
+def cell_of(value: Any, digits: int) -> Any:
+    """A float with so many decimals, a dash for None and NaN; other values as they are."""
     if value is None or isinstance(value, float) and math.isnan(value):
         return NOTHING
     return f'{value:.{digits}f}' if isinstance(value, float) else value
@@ -49,7 +50,7 @@ def _cells(rows: Rows) -> list[list[Any]]:
         digits = [[_digits(row['measure'], row.values())] * len(names) for row in rows]
     else:
         digits = [[_digits(name, (row[name] for row in rows)) for name in names]] * len(rows)
-    return [[_cell(*cell) for cell in zip(row.values(), each, strict=True)] for row, each in zip(
+    return [[cell_of(*cell) for cell in zip(row.values(), each, strict=True)] for row, each in zip(
         rows, digits, strict=True)]
 
 

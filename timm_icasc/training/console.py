@@ -1,6 +1,5 @@
 """What a training run prints: the table of epochs and the table of results."""
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ..foreign_text import printable
 from ..labels import LabelKind
 from ..objective.config import TERMS
 from ..runs.folder import RESULTS_TABLE
-from ..runs.tables import text, write_csv
+from ..runs.tables import cell_of, text, write_csv
 
 # What the task's results say of an epoch's training: key -> column.
 LOSSES = {'loss': 'loss', 'loss_cls': 'loss_cls', **{f'loss_{term.name}': term.title for term in TERMS}}
@@ -42,10 +41,8 @@ def format_header(labels: LabelKind) -> str:
 def format_epoch(epoch: int, record: dict, labels: LabelKind) -> str:
     cells = []
     for name, key in epoch_columns(labels).items():
-        value = record.get(key)
         digits = 2 if name in labels.measures.values() else 4
-        nothing = value is None or math.isnan(value)  # overlaps, where all maps are zeros
-        cells.append(f"{'-' if nothing else f'{value:.{digits}f}':>{max(len(name), 7)}}")
+        cells.append(f'{cell_of(record.get(key), digits):>{max(len(name), 7)}}')
     return f'{epoch + 1:>5} ' + ' '.join(cells) + f"{record['time']:>7.1f}s"
 
 
