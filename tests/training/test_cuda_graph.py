@@ -83,11 +83,13 @@ def train(
             images, target = batch(images, target)
         result = step(images.to(device), target.to(device))
         results.append({name: value.clone() for name, value in result.items()})
+        if clip is not None:
+            if scaler is not None:
+                scaler.unscale(optimizer)
+            dispatch_clip_grad(model.parameters(), clip)
         if scaler is not None:
-            scaler.update(optimizer, clip, 'norm', model.parameters())
+            scaler.update(optimizer)
         else:
-            if clip is not None:
-                dispatch_clip_grad(model.parameters(), clip)
             optimizer.step()
         optimizer.zero_grad()
         task.update_ema(step=i + 1)

@@ -196,8 +196,8 @@ class TestIntervalOfValidation:
 def test_binary_cross_entropy_is_smoothed(options, monkeypatch, tmp_path):
     """timm makes the targets of it, with --smoothing, of the classes' indices: these must come to it as they are."""
     args = parse_args(['--data-dir', 'x', '--loss', 'bce', '--smoothing', '0.3', *options])
-    args.no_prefetcher = False
-    _, target = make_batch(SimpleNamespace(args=args), torch.zeros(2, 3, 4, 4), torch.tensor([2, 0]))
+    job = SimpleNamespace(args=args, device=torch.device('cpu'))
+    _, target = make_batch(job, torch.zeros(2, 3, 4, 4), torch.tensor([2, 0]))
     logits = torch.randn(2, 3, dtype=torch.float64)
     expected = 0.
     for i, label in enumerate((2, 0)):

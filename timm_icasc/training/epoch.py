@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from timm import utils
+from timm.data import Mixup
 from tqdm import tqdm
 
 from ..data import is_stream
@@ -32,14 +33,17 @@ def progress(job: TrainingJob, loader, description: str) -> tqdm:
 
 def update_weights(job: TrainingJob) -> None:
     """Clip the gradients, and let the optimiser use them."""
-    args = job.args
-    parameters = list(job.model.parameters())[:-2 if args.clip_mode == 'agc' else None]  # AGC leaves the head out
-    if job.scaler is not None:
-        job.scaler.update(job.optimizer, args.clip_grad, args.clip_mode, parameters)
-        return
+    args, scaler, optimizer = job.args, job.scaler, job.optimizer
     if args.clip_grad is not None:
+        if scaler is not None:
+            scaler.unscale(optimizer)
+        # AGC leaves the head out.
+        parameters = list(job.model.parameters())[:-2 if args.clip_mode == 'agc' else None]
         utils.dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
-    job.optimizer.step()
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.update(optimizer)
 
 
 def is_validated(job: TrainingJob, epoch: int) -> bool:
@@ -97,14 +101,13 @@ def make_batch(
         job: TrainingJob,
         images: torch.Tensor,
         target: torch.Tensor,
+        mixup: Mixup | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the loader yields, as the step takes it."""
-    args = job.args
-    if args.no_prefetcher:
-        images, target = images.to(job.device), target.to(job.device)
-        if job.mixup is not None:
-            images, target = job.mixup(images, target)
-    if args.channels_last:
+    """What a loader yields, as the model takes it."""
+    images, target = images.to(job.device), target.to(job.device)
+    if mixup is not None:
+        images, target = mixup(images, target)
+    if job.args.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return images, target
 
@@ -136,7 +139,7 @@ def train_one_epoch(epoch: int, job: TrainingJob, flag: StopSignal) -> dict[str,
     job.optimizer.zero_grad()
     bar = progress(job, job.loader_train, f'epoch {epoch + 1}')
     for index, (images, target) in enumerate(timed(flag.batches(bar), waits)):
-        images, target = make_batch(job, images, target)
+        images, target = make_batch(job, images, target, job.mixup)
         group_start = index // args.grad_accum_steps * args.grad_accum_steps
         group = min(args.grad_accum_steps, batches - group_start)  # the last group may be smaller
         update = index - group_start == group - 1
@@ -196,9 +199,7 @@ def validate(
     model.eval()
     evaluator, ordered, count = job.create_evaluator(), torch.tensor(True, device=job.device), 0
     for images, target in flag.batches(progress(job, job.loader_val, 'validation')):
-        images, target = images.to(job.device), target.to(job.device)
-        if job.args.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images, target = make_batch(job, images, target)
         with job.autocast():
             output = model(images)
         job.labels.check(output, target)

@@ -1,10 +1,10 @@
-"""Forward and backward pass of a training step, and the AMP scaler in the two halves that go before and behind them."""
-from collections.abc import Callable, Iterable
+"""Forward and backward pass of a training step, and the AMP scaler in the parts that go before and behind them."""
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from timm.task import ClassificationTask
-from timm.utils import NativeScaler, dispatch_clip_grad
+from timm.utils import NativeScaler
 
 from ..errors import ICASCError
 
@@ -12,21 +12,15 @@ __all__ = ['Scaler', 'TrainingStep']
 
 
 class Scaler(NativeScaler):
-    """timm's gradient scaler with its one call in two: the backward pass, and the optimiser's update."""
+    """timm's gradient scaler with its one call in three, between which gradients can be clipped."""
 
     def backward(self, loss: torch.Tensor) -> None:
         self._scaler.scale(loss).backward()
 
-    def update(
-            self,
-            optimizer: torch.optim.Optimizer,
-            clip_grad: float | None = None,
-            clip_mode: str = 'norm',
-            parameters: Iterable[torch.Tensor] = (),
-    ) -> None:
-        if clip_grad is not None:
-            self._scaler.unscale_(optimizer)
-            dispatch_clip_grad(parameters, clip_grad, mode=clip_mode)
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        self._scaler.unscale_(optimizer)
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
         self._scaler.step(optimizer)
         self._scaler.update()
 
