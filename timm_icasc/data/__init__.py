@@ -11,6 +11,7 @@ from .dataset_factory import (
     image_file,
     image_name,
     is_public,
+    kind_of_set,
     labels_of,
     name_classes,
 )
@@ -30,5 +31,5 @@ __all__ = [
     'LabelledImages', 'MultiLabelImages', 'MultiLabelList', 'PackedVOC', 'ResidentLoader', 'SingleLabelList',
     'VOCDevkit', 'VOC_CLASSES', 'balanced', 'begin_epoch', 'check_shards', 'cifar100', 'class_names', 'class_weights',
     'count_shared', 'create_dataset', 'evenly_spaced', 'few_of_each_class', 'fingerprint', 'image_file', 'image_name',
-    'is_public', 'is_stream', 'labels_of', 'name_classes', 'use_pad_crop',
+    'is_public', 'is_stream', 'kind_of_set', 'labels_of', 'name_classes', 'use_pad_crop',
 ]

@@ -2,6 +2,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from .streams import StreamHead, check_package, is_stream
 from .voc import PackedVOC, VOCDevkit
 
 __all__ = [
-    'NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_file', 'image_name', 'is_public', 'labels_of',
-    'name_classes',
+    'NAMES', 'class_names', 'create_dataset', 'evenly_spaced', 'image_file', 'image_name', 'is_public', 'kind_of_set',
+    'labels_of', 'name_classes',
 ]
 
 # Name -> how to make it from root, split and the transform and Pillow mode that every data set takes.
@@ -34,8 +35,8 @@ NAMES = {
     'caltech256': Caltech256,
     'imagenet': ILSVRC2012,
     'cub200': CUB200,
-    'voc2007': lambda root, split, **kwargs: VOCDevkit(root, '2007', split, **kwargs),
-    'voc2012': lambda root, split, **kwargs: VOCDevkit(root, '2012', split, **kwargs),
+    'voc2007': partial(VOCDevkit, year='2007'),
+    'voc2012': partial(VOCDevkit, year='2012'),
     'voc2007-packed': PackedVOC,
     'multilabel': MultiLabelList,
     'singlelabel': SingleLabelList,
@@ -52,14 +53,12 @@ CLASSES_OF_CIFAR100 = 'fbe8ad23bbaf24969898a386833b49c3aaf6ad1119d43f7b41cdea1b3
 
 TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 
-# Of the torch/ data sets, those that are no folder of images.
-PUBLIC_OF_TORCHVISION = tuple(f'torch/{name}' for name in (
-    'cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', 'inat', 'inaturalist', 'places365',
-    'imagenet'))
-
-
 # Of the torch/ data sets those that timm takes for the test images unless it knows the split's name as the training's.
 TRAIN_OR_TEST = tuple(f'torch/{name}' for name in ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist'))
+
+# Of the torch/ data sets, those that are no folder of images.
+PUBLIC_OF_TORCHVISION = (
+    *TRAIN_OR_TEST, 'torch/inat', 'torch/inaturalist', 'torch/places365', 'torch/imagenet')
 
 TRAIN_OR_TEST_SPLITS = ('train', 'training', 'test', 'val', 'valid', 'validation', 'eval', 'evaluation')
 
@@ -169,7 +168,7 @@ def _create_own(
     own = {'transform': options.get('transform'), 'mode': options.get('input_img_mode', 'RGB')}
     if name in LISTS:
         own.update(class_map=options.get('class_map'), endings=image_endings)
-    dataset = NAMES[name](root, split, **own)
+    dataset = NAMES[name](root, split=split, **own)
     settle_classes(dataset)
     if not len(dataset):
         raise DataError(f"Split '{split}' of data set '{name}' in '{root}' is empty.")
@@ -280,6 +279,12 @@ def image_name(dataset: torch.utils.data.Dataset, index: int) -> str:
     dataset, index = _in_the_whole(dataset, index)
     file = _file_of(dataset, index)
     return f'image {index}' if file is None else file.name
+
+
+def kind_of_set(name: str | None) -> LabelKind:
+    """The kind of the targets of a data set, by its name; only those of `NAMES` may have several classes each."""
+    make = NAMES.get(name)
+    return getattr(getattr(make, 'func', make), 'label_kind', SINGLE)
 
 
 def labels_of(dataset: torch.utils.data.Dataset) -> LabelKind:

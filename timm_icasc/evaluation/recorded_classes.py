@@ -7,6 +7,7 @@ import torch.nn as nn
 from huggingface_hub import try_to_load_from_cache
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from ..data import kind_of_set
 from ..foreign_files import read_json
 from ..hub.download import HUB_NAMES, split_source
 from ..hub.model_folder import CONFIG, METADATA_KEY
@@ -15,9 +16,6 @@ from ..labels import MULTI, LabelKind, kind_of_measures
 from ..runs.folder import Run, names_in
 
 __all__ = ['imagenet_names', 'recorded_kind', 'recorded_names', 'published_run']
-
-# Data sets whose images can have several classes, by their names.
-MULTI_LABEL_NAMES = ('voc2007', 'voc2012', 'voc2007-packed', 'multilabel')
 
 
 def published_run(source: str) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def published_run(source: str) -> dict[str, Any]:
 def recorded_kind(run: Run | None, source: str) -> LabelKind | None:
     """The kind of the labels that a model was trained with; None where nothing tells."""
     if run is not None and not run.results:
-        return MULTI if run.arguments.get('dataset') in MULTI_LABEL_NAMES else None
+        return MULTI if kind_of_set(run.arguments.get('dataset')) is MULTI else None
     return kind_of_measures(published_run(source).get('metrics') if run is None else run.metrics)
 
 

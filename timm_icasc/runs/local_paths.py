@@ -4,12 +4,12 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
+from .folder import PLACES
+
 __all__ = ['find_local_path', 'without_local_paths']
 
 # Options whose values are paths of files or folders, whatever they look like.
-PATH_OPTIONS = (
-    'data_dir', 'pretrained_path', 'initial_checkpoint', 'class_map', 'class_weights', 'config', 'resume',
-    'output')
+PATH_OPTIONS = (*PLACES, 'class_map', 'class_weights', 'config', 'resume', 'output')
 
 SHORT_OPTIONS = {'-c': 'config'}
 
