@@ -119,27 +119,14 @@ def measure_memory(name: str, setting: BenchmarkSetting) -> dict[str, float | No
     return peaks
 
 
-def _convolution_backward(
-        gradient,
-        x,
-        weight,
-        _0,
-        _1,
-        _2,
-        _3,
-        transposed,
-        _4,
-        _5,
-        asked,
-        out_shape=None,
-        **_,
-) -> int:
+def _convolution_backward(gradient: Any, x: Any, weight: Any, *others: Any, **options: Any) -> int:
     """Each gradient of a convolution takes as many operations as the convolution.
 
     Torch's own count of the weight's gradient is too high by the number of groups.
     """
-    return conv_flop_count(list(x), list(weight), list(gradient), transposed=transposed) * sum(
-        asked[:2])
+    transposed, _, _, asked = others[4:]  # behind bias, stride, padding and dilation
+    return sum(asked[:2]) * conv_flop_count(
+        list(x), list(weight), list(gradient), transposed=transposed)
 
 
 def count_operations(name: str, setting: BenchmarkSetting) -> dict[str, int]:
