@@ -14,7 +14,7 @@ from ..labels import check_same_classes
 from .image_records import SAME_PIXELS, ImageRecords
 from .measures import ORDER, curve_measures, mean_measures
 
-__all__ = ['check_same_maps', 'compare']
+__all__ = ['LEVEL', 'check_same_maps', 'compare', 'percentile_interval']
 
 SEED = 0
 
@@ -168,6 +168,12 @@ def compare(
     return {name: result[name] for name in sorted(result, key=ORDER.index)}
 
 
+def percentile_interval(drawn: np.ndarray) -> tuple[float, float]:
+    """Between what the middle `LEVEL` of the draws lies."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def _interval(
         a: float,
         drawn_a: np.ndarray,
@@ -177,9 +183,8 @@ def _interval(
 ) -> dict[str, float]:
     difference = drawn_b - drawn_a
     difference = difference[~np.isnan(difference)]
-    low, high = np.quantile(difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(
-        difference) else (np.nan, np.nan)
+    low, high = percentile_interval(difference) if len(difference) else (np.nan, np.nan)
     above = (difference > 0).mean() + (difference == 0).mean() / 2 if len(difference) else np.nan
     return {
-        'a': float(a), 'b': float(b), 'difference': float(b - a), 'low': float(low), 'high': float(high),
+        'a': float(a), 'b': float(b), 'difference': float(b - a), 'low': low, 'high': high,
         'share_above': float(above), 'images': images}

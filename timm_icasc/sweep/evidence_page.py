@@ -8,7 +8,7 @@ from urllib.parse import quote
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.measures import TITLES
+from ..evaluation.measures import TITLES, measure_of
 from ..foreign_text import code_span, markdown_text, printable
 from ..runs.files import replacing
 from ..runs.tables import around_marks, markdown, mean_sd, replace_between
@@ -29,13 +29,9 @@ def _interval(low: float | None, high: float | None) -> str:
     return '-' if low is None else f'{low:+.2f} to {high:+.2f}'
 
 
-def _main_measure(summaries: list[VariantSummary]) -> str:
-    return 'top1' if 'top1' in summaries[0].means else 'mAP'
-
-
 def accuracy_table(summaries: list[VariantSummary], records: dict[str, dict[str, Any]]) -> Rows:
     """One row per variant: accuracy on both splits, difference to the baseline, its two intervals, time."""
-    main, record = _main_measure(summaries), next(iter(records.values()))
+    main, record = measure_of(summaries[0].means).key, next(iter(records.values()))
     title, split = TITLES[main], record['evaluated']['split']
     selection, rows = record['options']['val_split'], []
     for s in summaries:
@@ -102,7 +98,7 @@ def _body(
 ) -> str:
     first = next(iter(records.values()))
     epoch = 'last epoch' if '--best' not in first['evaluated']['arguments'] else 'best epoch of each run'
-    main = _main_measure(summaries)
+    main = measure_of(summaries[0].means).key
     over_images = (
         ' "Over seeds and images": bootstrap in which seeds and images are drawn anew; with one seed it holds '
         'the chance of the images alone, with few it is too narrow.' if main == 'top1' else '')
@@ -128,12 +124,12 @@ def _body(
 def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) -> Path:
     """Accuracy by epoch on the split that the trainer looked at, mean over the seeds; the band holds all of them."""
     record = next(iter(records.values()))
-    column, title = ('eval_top1', 'top1') if 'eval_top1' in record['curve'][-1] else ('eval_mAP', 'mAP')
+    main = measure_of(record['final']).key
     figure = Figure(figsize=(9, 5), facecolor='white', layout='constrained')
     axis = figure.subplots()
     for i, variant in enumerate(study.variants):
         curves = [
-            {row['epoch'] + 1: row[column] for row in r['curve'] if row[column] is not None}
+            {row['epoch'] + 1: row[f'eval_{main}'] for row in r['curve'] if row[f'eval_{main}'] is not None}
             for r in records.values() if r['variant'] == variant]
         if not curves:
             continue
@@ -149,7 +145,7 @@ def curves_figure(study: Study, records: dict[str, dict[str, Any]], path: Path) 
             alpha=0.12, linewidth=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel('epoch')
-    axis.set_ylabel(f"{TITLES[title]}, {printable(record['options']['val_split'])}", parse_math=False)
+    axis.set_ylabel(f"{TITLES[main]}, {printable(record['options']['val_split'])}", parse_math=False)
     axis.grid(alpha=0.25)
     figure.legend(loc='outside right upper', frameon=False, fontsize=8)
     with replacing(path) as partial:

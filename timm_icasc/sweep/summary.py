@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import t
 
 from ..errors import ICASCError
+from ..evaluation.bootstrap import LEVEL, percentile_interval
 from ..evaluation.image_records import SAME_PIXELS
 from ..evaluation.measures import OF_MAPS
 from ..runs.epochs import SECONDS
@@ -23,8 +24,6 @@ __all__ = [
     'Difference', 'VariantSummary', 'difference', 'interval_over_seeds', 'interval_over_seeds_and_images',
     'missing_seeds', 'notes', 'summarise',
 ]
-
-LEVEL = 0.95
 
 RESAMPLES = 10_000
 
@@ -67,11 +66,6 @@ class VariantSummary:
     other_layers: tuple[str, ...] = ()
 
 
-def _quantiles(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def interval_over_seeds(differences: Sequence[float]) -> tuple[float | None, float | None]:
     """Student's interval of the mean of paired differences `[S]`; None for one seed.
 
@@ -97,7 +91,7 @@ def interval_over_seeds_and_images(differences: np.ndarray) -> tuple[float, floa
     for r in range(RESAMPLES):
         chosen = differences[generator.integers(seeds, size=seeds)].mean(0)
         drawn[r] = chosen[generator.integers(images, size=images)].mean()
-    return _quantiles(drawn)
+    return percentile_interval(drawn)
 
 
 def _measures(record: dict[str, Any]) -> dict[str, float | None]:
