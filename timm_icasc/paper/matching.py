@@ -123,5 +123,6 @@ def recipe_options(
     return options, ''.join(f' {word}' for word in extra)
 
 
-def is_rows(group: Sequence[Run], row: dict[str, Any]) -> bool:
+def has_method_of(group: Sequence[Run], row: dict[str, Any]) -> bool:
+    """Whether runs of one method are of that of a row of the paper."""
     return row['method'] in ('baseline' if group[0].is_baseline else group[0].method.split(',')[0])

@@ -12,7 +12,7 @@ from .matching import (
     architecture,
     departures,
     distinguish,
-    is_rows,
+    has_method_of,
     misfits_of,
     parsed_recipe,
     recipe_options,
@@ -205,7 +205,7 @@ def _experiment_rows(
         command = ' && '.join(filter(None, [command, experiment.get('then')]))
         own = []
         for i, group in enumerate(groups):
-            if not is_rows(group, row):
+            if not has_method_of(group, row):
                 continue
             misfits = misfits_of(group[0], options, experiment)
             if not misfits:
@@ -252,7 +252,7 @@ def class_rows(runs: Sequence[Run], content: dict[str, Any]) -> list[dict[str, A
         for row in experiment['rows']:
             options, _ = recipe_options(experiment, content['methods'][row['method']], row)
             fitting = [
-                group for group in groups if is_rows(group, row)
+                group for group in groups if has_method_of(group, row)
                 and not misfits_of(group[0], options, experiment)]
             if len(fitting) > 1:
                 found = ' and '.join(f"'{group[0].folder}'" for group in fitting)
