@@ -429,6 +429,8 @@ def test_cues_only_needs_no_masks_of_the_test_split(voc, tmp_path, capsys):
     (['--train-split', 'nowhere'], "No split 'nowhere'"),
     (['--train-batch-size', '1'], 'at least 2'),
     (['--foreground', '0'], '--foreground lies between'),
+    (['--seed', '-1'], '--seed must be at least 0, got -1'),
+    (['--batch-size', '-1'], '--batch-size must be at least 1, got -1'),
     (['--lr', 'inf'], '--lr must be above 0, and all finite'),
     (['--weights', '1', 'nan', '1'], '--weights must not be negative'),
     (['--backbone-weights', 'nowhere.pth'], "--backbone-weights: the checkpoint 'nowhere.pth' cannot be read: No such"),

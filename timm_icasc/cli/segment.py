@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> SegmentationConfig:
-    check_least(args, image_size=1, iterations=1, lr_step=1)
+    check_least(args, image_size=1, iterations=1, lr_step=1, batch_size=1, seed=0)
     if args.train_batch_size < 2:
         raise ICASCError('--train-batch-size must be at least 2: BatchNorm needs two images.')
     for name in ('foreground', 'background'):
