@@ -931,7 +931,7 @@ def test_layers_of_ones_own(run):
     (['BARE'], 'name its architecture with --model'),
     (['BARE', '--model', 'resnet8_cifar'], 'name it with --data-dir'),
     (['BARE', '--model', 'resnet18', '--dataset', 'digits'], 'do not fit --model resnet18'),
-    (['TEXT', '--model', 'resnet8_cifar', '--dataset', 'digits'], 'cannot read the checkpoint'),
+    (['TEXT', '--model', 'resnet8_cifar', '--dataset', 'digits'], "text.pth.tar' cannot be read: "),
     (['RUN', '--data-dir', 'nowhere'], "no folder 'nowhere'"),
     (['RUN', '--val-split', 'test'], "has the splits train and validation (val), no 'test'"),
     (['RUN', '--images', '0'], '--images must be at least 1'),

@@ -373,6 +373,15 @@ class TestModels:
         expected = load_explainer(str(run), load_options()).model.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in explainer.model.state_dict().items())
 
+    @pytest.mark.parametrize('saved', [
+        lambda weights: {'net': weights, 'epoch': 1}, lambda weights: {**weights, 'classes': ['a', 'b']},
+        lambda weights: {'model_state_dict': {f'module.{k}': v for k, v in weights.items()}}])
+    def test_a_checkpoint_of_another_script(self, saved, photos, tmp_path):
+        """Read as `--pretrained-path` is, however it holds the weights."""
+        weights = torch.load(make_run(tmp_path / 'run') / 'last.pth.tar')['state_dict']
+        torch.save(saved(weights), tmp_path / 'weights.pth')
+        own = load_explainer(str(tmp_path / 'weights.pth'), load_options(model='resnet8_cifar')).model.state_dict()
+        assert own.keys() == weights.keys() and all(torch.equal(own[name], value) for name, value in weights.items())
 
     def test_a_file_of_weights_is_for_one_name(self, runs, photos, tmp_path, capsys):
         """Beside a run, or two names, whose weights it is could be told by nothing but the numbers."""

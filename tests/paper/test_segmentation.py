@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from helpers.runs import make_run
 from helpers.several_outputs import tapped  # noqa: F401
 from PIL import Image
+from safetensors.torch import save_file
 
 from timm_icasc import ICASCError, NonFiniteLossError, attention_maps
 from timm_icasc.attention import METHODS
@@ -276,6 +277,19 @@ def test_data(voc):
         (voc / 'VOCdevkit' / 'VOC2012' / file).unlink()
         with pytest.raises(ICASCError, match=message):
             VOCSegmentation(voc, 'train')
+
+
+@pytest.mark.parametrize('name, save', [
+    ('w.pth', torch.save), ('w.safetensors', save_file),
+    ('w.pth', lambda weights, file: torch.save({'model': weights, 'epoch': 1}, file)),
+    ('w.pth', lambda weights, file: torch.save({f'module.backbone.{k}': v for k, v in weights.items()}, file))])
+def test_backbone_weights_however_a_file_holds_them(name, save, tmp_path):
+    weights = {f'features.{k}': v for k, v in create_network(TINY['network'], 21).backbone.state_dict().items()}
+    if name == 'w.pth' and save is not torch.save:
+        weights = {k.removeprefix('features.'): v for k, v in weights.items()}
+    save(weights, tmp_path / name)
+    own = create_network(TINY['network'], 21, tmp_path / name).backbone.state_dict()
+    assert all(torch.equal(value, weights.get(k, weights.get(f'features.{k}'))) for k, value in own.items())
 
 
 def test_training_resumes_exactly(voc, tmp_path):

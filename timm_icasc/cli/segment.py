@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--network', default=DEFAULTS.network, metavar='NAME', help='default: %(default)s')
     group.add_argument(
         '--backbone-weights', type=Path, metavar='FILE',
-        help="torchvision's weights of the backbone (default: random)")
+        help="torchvision's weights of the backbone, .pth or .safetensors (default: random)")
     group.add_argument('--image-size', type=int, default=DEFAULTS.image_size, metavar='N', help='default: %(default)s')
     group.add_argument('--iterations', type=int, default=DEFAULTS.iterations, metavar='N', help='default: %(default)s')
     group.add_argument(

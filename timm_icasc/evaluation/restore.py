@@ -9,13 +9,12 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
-from timm.models import load_state_dict
 from torch.utils.data import Dataset
 
 from ..data import class_names, create_dataset, is_stream
 from ..errors import DataError, ICASCError, one_line
 from ..runs.folder import ARGUMENTS, CHECKPOINT, Run, is_timms, open_run, read_checkpoint
-from ..runs.intact import check_intact, harmless_types
+from ..runs.intact import check_intact
 from ..training.argument_files import check_options
 from ..training.arguments import build_parser, parse_args, to_arguments
 from ..training.device import usable_cores
@@ -124,16 +123,12 @@ def _in_chans(weights: dict[str, torch.Tensor], config: dict[str, Any]) -> int:
     return (config.get('input_size') or (3,))[0]
 
 
-def _read_weights(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
-    """The averaged weights where the file has any; timm reads what no run has written."""
+def _weights_of(file: Path, run: Run | None) -> dict[str, torch.Tensor]:
+    """The averaged weights where the file has any."""
     if run is not None and file.name.endswith(CHECKPOINT):
         return run.load_weights(file)
     check_intact(file)
-    try:
-        with harmless_types():
-            return load_state_dict(str(file))
-    except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"cannot read the checkpoint '{file}': {one_line(e)}") from e
+    return read_weights(file, 'the checkpoint')
 
 
 def _fill_model(
@@ -193,10 +188,7 @@ def restore(
         model = set_up_model(args)
         args.in_chans = _in_chans(model.state_dict(), model.pretrained_cfg)
         return model, open_dataset(args) if with_data else None
-    state_dict = _read_weights(weights, run)
-    if not isinstance(state_dict, dict) or not all(
-            isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ICASCError(f"'{weights}' holds other things than the tensors of a model; it is no checkpoint.")
+    state_dict = _weights_of(weights, run)
     config = timm.get_pretrained_cfg(args.model, allow_unregistered=True)
     args.in_chans = _in_chans(state_dict, config.to_dict() if config else {})
     dataset = open_dataset(args) if with_data else None

@@ -77,8 +77,8 @@ def rename_to_timm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return renamed
 
 
-def _find_tensors(content: Any, path: str | Path) -> dict[str, Any]:
-    """The state dict in what a file holds: the file's content itself, or what lies under one of its names."""
+def _find_tensors(content: Any, file: str) -> dict[str, Any]:
+    """The state dict in what `file` holds: the content itself, or what lies under one of its names."""
     places = {'': content}
     if isinstance(content, dict):
         places.update((name, value) for name, value in content.items() if isinstance(value, dict))
@@ -93,12 +93,16 @@ def _find_tensors(content: Any, path: str | Path) -> dict[str, Any]:
         return next(iter(found.values()))
     have = first_of(found or (content if isinstance(content, dict) else ()))
     raise ICASCError(
-        f"--pretrained-path: '{path}' holds {'several sets of' if found else 'no'} tensors"
+        f"{file} holds {'several sets of' if found else 'no'} tensors"
         f"{f' (it has: {have})' if have else ''}; save the model's state dict alone.")
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def read_weights(path: str | Path, what: str = '--pretrained-path:') -> dict[str, torch.Tensor]:
     """The tensors of a file, in timm's names where `rename_to_timm` knows the file's.
+
+    Args:
+        path: Of torch or safetensors.
+        what: What a message has before the path.
 
     Raises:
         ICASCError: The file cannot be read, or does not hold one state dict.
@@ -110,8 +114,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             with harmless_types():
                 content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # whatever a truncated or foreign file makes the unpickler say
-        raise ICASCError(f"--pretrained-path: '{path}' cannot be read: {one_line(e)}") from e
-    tensors = _find_tensors(content, path)
+        raise ICASCError(f"{what} '{path}' cannot be read: {one_line(e)}") from e
+    tensors = _find_tensors(content, f"{what} '{path}'")
     return rename_to_timm(clean_state_dict({
         name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}))
 

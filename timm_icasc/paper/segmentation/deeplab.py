@@ -11,7 +11,9 @@ from torchvision.models import segmentation
 from torchvision.transforms.functional import normalize, pil_to_tensor, resize
 
 from ...errors import ICASCError, one_line
+from ...features.module_state import evaluation_mode
 from ...runs.intact import check_intact
+from ...training.pretrained import read_weights
 
 __all__ = ['create_network', 'grid_scores', 'network_input', 'score_grid']
 
@@ -22,7 +24,7 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
     Args:
         name: Name of the torchvision network.
         num_classes: Classes, background included.
-        backbone_weights: state_dict of torchvision's ResNet or MobileNet, or of a DeepLabV3.
+        backbone_weights: Of torchvision's ResNet or MobileNet, or of a DeepLabV3, as `read_weights` takes them.
 
     Raises:
         ICASCError: No such network, or weights that do not fit.
@@ -36,13 +38,9 @@ def create_network(name: str, num_classes: int, backbone_weights: Path | None = 
     if backbone_weights is not None:
         try:
             check_intact(backbone_weights)
-            state = torch.load(backbone_weights, map_location='cpu', weights_only=True)
         except ICASCError as e:
             raise ICASCError(f'`backbone_weights`: {e}') from e
-        except Exception as e:  # whatever a foreign file makes the unpickler say
-            raise ICASCError(f"`backbone_weights`: cannot read '{backbone_weights}': {one_line(e)}.") from e
-        if not isinstance(state, dict):
-            raise ICASCError(f"`backbone_weights`: '{backbone_weights}' holds no state dict.")
+        state = read_weights(backbone_weights, '`backbone_weights`:')
         # The blocks of a MobileNet classifier are below 'features', those of a segmenter below 'backbone'.
         state = {key.removeprefix('backbone.').removeprefix('features.'): value for key, value in state.items()}
         own = network.backbone.state_dict()
@@ -72,8 +70,6 @@ def grid_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def score_grid(network: nn.Module, image_size: int) -> tuple[int, int]:
     """Rows and columns of the scores of an image of `image_size`."""
-    training = network.training
     images = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
-    shape = grid_scores(network.eval(), images).shape[-2:]
-    network.train(training)
-    return tuple(shape)
+    with evaluation_mode(network):
+        return tuple(grid_scores(network, images).shape[-2:])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
+from ...features.module_state import evaluation_mode
 from .deeplab import grid_scores, network_input
 from .voc_masks import IGNORED, VOCSegmentation
 
@@ -41,9 +42,9 @@ def intersection_over_union(counts: np.ndarray) -> np.ndarray:
 def evaluate(network: nn.Module, dataset: VOCSegmentation, image_size: int) -> np.ndarray:
     """The pixels of the images of a split with masks, as `count_pixels` has them."""
     counts, num_classes = 0, len(dataset.class_names) + 1
-    network.eval()
-    for index in tqdm(range(len(dataset)), desc='mIoU', leave=False, disable=None):
-        item = dataset[index]
-        counts = counts + count_pixels(
-            predict(network, item.image, image_size), item.mask, num_classes)
+    with evaluation_mode(network):
+        for index in tqdm(range(len(dataset)), desc='mIoU', leave=False, disable=None):
+            item = dataset[index]
+            predicted = predict(network, item.image, image_size)
+            counts = counts + count_pixels(predicted, item.mask, num_classes)
     return counts
