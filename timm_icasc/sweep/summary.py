@@ -145,7 +145,7 @@ def missing_seeds(study: Study, records: dict[str, dict[str, Any]], quote: str =
     return ', '.join(f"{quote}{variant}{quote} {' '.join(seeds)}" for variant, seeds in missing.items())
 
 
-def layers_note(summaries: list[VariantSummary], quote: str = '') -> str:
+def layers_note(summaries: list[VariantSummary], quote: str) -> str:
     """Which variants have maps from other layers than the baseline's, and what that means; empty where none has.
 
     Args:
@@ -176,7 +176,7 @@ def _results(record: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any
         for row in record['curve']]
 
 
-def equal_note(study: Study, records: dict[str, dict[str, Any]], quote: str = '') -> str:
+def equal_note(study: Study, records: dict[str, dict[str, Any]], quote: str) -> str:
     """Variants that have the baseline's results to the last digit, with every seed; empty where there is none.
 
     Args:

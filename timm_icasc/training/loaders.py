@@ -214,9 +214,10 @@ def set_up_loaders(
     image_size = data_config['input_size'][-2:]
     if args.resident_data:
         loader_train = ResidentLoader(
-            train, image_size, args.batch_size, data_config['mean'], data_config['std'], args.crop_padding or 0,
-            0. if args.no_aug else args.hflip, data_config['interpolation'], device, args.distributed,
-            args.workers, begin_loading)
+            train, image_size, args.batch_size, data_config['mean'], data_config['std'],
+            padding=args.crop_padding or 0, hflip=0. if args.no_aug else args.hflip,
+            interpolation=data_config['interpolation'], device=device, distributed=args.distributed,
+            num_workers=args.workers, worker_init_fn=begin_loading)
     elif args.crop_padding is not None:
         use_pad_crop(train, image_size, args.crop_padding, data_config['interpolation'])
     if not len(loader_train):
