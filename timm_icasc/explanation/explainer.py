@@ -35,7 +35,12 @@ class Explainer:
 
     Args:
         model: Classifier; it is run in evaluation mode, on its own device, and its training flags are restored.
-        class_names, multilabel, data_config, layers: As of `explain`.
+        class_names: In the order of the class scores; by default those of the model (`class_names_of`).
+        multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax. None: where the
+            model says so, as weights of this package do, and `config.problem_type` of transformers.
+        data_config: timm's: 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode'; what is left out is
+            the model's own.
+        layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
         label: What pages call the model.
 
     Attributes:
@@ -184,8 +189,7 @@ def explain(
             ImageNets where the number of classes is theirs, else numbers.
         multilabel: Whether an image can have several classes: scores are sigmoids, not a softmax. None: where the
             model says so, as weights of this package do, and `config.problem_type` of transformers.
-        data_config: timm's: 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode'; what is left out is
-            the model's own.
+        data_config: timm's, where it is not the model's own: 'input_size', 'mean', 'std', 'crop_pct', ...
         layers: From `resolve_layers`, or module paths (inner, last), if the automatic choice is not wanted.
         normalised: Whether floating point tensors are what the model takes already (they go to it as they are), or
             pixels from 0 to 1 (they are resized, cropped and normalised). None tells it from their values, and refuses

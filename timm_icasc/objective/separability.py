@@ -31,9 +31,11 @@ def separability(
 
     Args:
         model: Classifier.
-        images, target: Of one batch, as of `evaluate_attention`.
+        images: `[B, 3, height, width]`, or a dictionary of NaFlex patches.
+        target: Class indices `[B]`, or `[B, C]` of `labels.MULTI`.
         layers: From `resolve_layers`.
-        config, labels: As of `evaluate_attention`.
+        config: Attention method and mask; the weights of the terms do not matter.
+        labels: The kind of the targets.
 
     Returns:
         Logits `[B, C]`, and the measures of `evaluate_attention`, `[B]` each, NaN where an image has no present or no
