@@ -373,6 +373,14 @@ class TestCUB200:
         with pytest.raises(DataError, match="do not fit each other: KeyError '7'"):
             create_dataset('cub200', str(root), 'train')
 
+    @pytest.mark.parametrize('name', ['images', 'image_class_labels', 'train_test_split', 'bounding_boxes'])
+    def test_a_list_that_was_cut_off(self, name, root):
+        """Of images that images.txt has lost, nobody would hear."""
+        file = root / 'CUB_200_2011' / f'{name}.txt'
+        file.write_text(''.join(file.read_text().splitlines(keepends=True)[:2]))
+        with pytest.raises(DataError, match='1 images are not in all of them, by their numbers 3'):
+            create_dataset('cub200', str(root), 'test')
+
     def test_a_box_without_an_area(self, root):
         file = root / 'CUB_200_2011' / 'bounding_boxes.txt'
         file.write_text(file.read_text().replace('388.0 186.0', '388.0 -1.0'))
@@ -444,6 +452,20 @@ class TestILSVRC2012:
         (tmp_path / 'empty').mkdir()
         with pytest.raises(DataError, match="no folder 'train/n01440764'"):
             create_dataset('imagenet', str(tmp_path / 'empty'), 'train')
+
+    @pytest.mark.parametrize('rows, message', [
+        ('{1},{b} 1\n', r'does not tell the class of 1 images of .*: ILSVRC2012_val_00000002.JPEG'),
+        ('{1},{b} 1\n{2}\n', 'cannot be read: line 3 does not have 2 columns'),
+        ('{1},{b} 1\n{2},\n', 'cannot be read: '),
+        ('{1},{b} 1\n{2},n99999999 1\n', "unknown class or column 'n99999999'")])
+    def test_a_list_that_was_cut_off_or_is_broken(self, rows, message, kaggle):
+        """In part it would be measured as if it were the whole."""
+        names = {str(i): f'ILSVRC2012_val_{i:08d}' for i in (1, 2)}
+        for name, value in {**names, 'b': self.SYNSETS[1]}.items():
+            rows = rows.replace(f'{{{name}}}', value)
+        (kaggle / 'LOC_val_solution.csv').write_text(f'ImageId,PredictionString\n{rows}')
+        with pytest.raises(DataError, match=message):
+            create_dataset('imagenet', str(kaggle), 'val')
 
     def test_classes_that_differ(self, root):
         picture(root / 'val' / 'n99999999' / 'x.JPEG')

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, first_of
 from ..foreign_files import path_inside
 from .labelled_images import Box, LabelledImages, check_box, check_listed
 
@@ -43,6 +43,11 @@ class CUB200(LabelledImages):
         classes, paths = table('classes.txt'), table('images.txt')
         labels, split_of, edges = (
             table(name) for name in ('image_class_labels.txt', 'train_test_split.txt', 'bounding_boxes.txt'))
+        if unlike := [i for i in {**paths, **labels, **split_of, **edges}
+                      if not all(i in lines for lines in (paths, labels, split_of, edges))]:
+            raise DataError(
+                f"The lists in '{folder}' do not fit each other: {len(unlike)} images are not in all of them, by their "
+                f'numbers {first_of(unlike)}.')
         try:
             chosen = [i for i in paths if split_of[i] == SPLITS[split]]
             index = {class_id: i for i, class_id in enumerate(classes)}

@@ -1,14 +1,14 @@
 """ILSVRC2012 (Russakovsky et al., 2015) in the layouts in which it is found on disks."""
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from ..errors import DataError, first_of
+from ..errors import DataError, first_of, one_line
 from ..foreign_files import path_inside
 from .image_endings import is_hidden
 from .image_folder import is_class
+from .image_list import BROKEN, read_csv
 from .labelled_images import Box, LabelledImages
 from .voc import read_boxes
 
@@ -70,13 +70,20 @@ class ILSVRC2012(LabelledImages):
                 f"'{folder}' has no class folders, and there is no '{places[0] / 'LOC_val_solution.csv'}' "
                 f'that names the classes of its images.')
         try:
-            with open(file, newline='', errors='surrogateescape') as rows:
-                labels = [(row['ImageId'], row['PredictionString'].split()[0]) for row in csv.DictReader(rows)]
-            return [
-                (str(path_inside(folder, f'{name}.JPEG', through_links=True)), class_to_idx[label])
-                for name, label in labels]
-        except (KeyError, IndexError) as e:
+            _, rows = read_csv(file)
+            labels = {f"{row['ImageId']}.JPEG": row['PredictionString'].split()[0] for row in rows}
+            samples = [
+                (str(path_inside(folder, name, through_links=True)), class_to_idx[label])
+                for name, label in labels.items()]
+        except KeyError as e:
             raise DataError(f"'{file}': unknown class or column {e}.") from e
+        except BROKEN as e:
+            raise DataError(f"'{file}' cannot be read: {one_line(e)}") from e
+        unnamed = sorted(path.name for path in folder.glob('*.JPEG') if path.name not in labels)
+        if unnamed:  # a list that was cut off would be measured in part
+            raise DataError(
+                f"'{file}' does not tell the class of {len(unnamed)} images of '{folder}': {first_of(unnamed)}.")
+        return samples
 
     def _boxes_of(self, index: int) -> list[Box]:
         path = Path(self.images[index])
