@@ -179,14 +179,20 @@ class Run:
             file: A checkpoint of the run; by default the one that the results are of.
 
         Raises:
-            ICASCError: The checkpoint cannot be read, or lacks the average that the results are of.
+            ICASCError: The checkpoint cannot be read, holds other things than tensors, or lacks the average that the
+                results are of.
         """
         file = file or self.checkpoint
         checkpoint = read_checkpoint(file)
         averaged = checkpoint.get('state_dict_ema')
         if averaged is None and self.results.get('model', {}).get('ema'):
             raise ICASCError(f"'{file}' lacks the averaged weights, which the results beside it are of.")
-        return clean_state_dict(checkpoint['state_dict'] if averaged is None else averaged)
+        weights = checkpoint['state_dict'] if averaged is None else averaged
+        if not isinstance(weights, dict) or not all(
+                isinstance(value, torch.Tensor) for value in weights.values()):
+            raise ICASCError(
+                f"'{file}' holds other things than the tensors of a model; it is no checkpoint.")
+        return clean_state_dict(weights)
 
     def check_last_epoch(self) -> None:
         """Raise HubError where the results are not of the checkpoint beside them."""
