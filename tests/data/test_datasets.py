@@ -435,6 +435,10 @@ class TestILSVRC2012:
         assert train.boxes(1) == [Box(1, 0, 0, 5, 5)] and val.boxes(0) == [Box(1, 1, 2, 6, 7)]
         assert val[1][1] == 0
 
+    def test_what_macos_leaves_beside_images_needs_no_class(self, kaggle):
+        picture(kaggle / 'ILSVRC' / 'Data' / 'CLS-LOC' / 'val' / '._ILSVRC2012_val_00000001.JPEG')
+        assert create_dataset('imagenet', str(kaggle), 'val').targets == [1, 0]
+
     def test_edges_in_the_place_of_the_opposite_ones(self, kaggle):
         """As some of the published annotations have them."""
         synset = self.SYNSETS[1]

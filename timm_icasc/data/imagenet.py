@@ -79,7 +79,9 @@ class ILSVRC2012(LabelledImages):
             raise DataError(f"'{file}': unknown class or column {e}.") from e
         except BROKEN as e:
             raise DataError(f"'{file}' cannot be read: {one_line(e)}") from e
-        unnamed = sorted(path.name for path in folder.glob('*.JPEG') if path.name not in labels)
+        unnamed = sorted(
+            path.name for path in folder.glob('*.JPEG')
+            if path.name not in labels and not is_hidden(path))
         if unnamed:  # a list that was cut off would be measured in part
             raise DataError(
                 f"'{file}' does not tell the class of {len(unnamed)} images of '{folder}': {first_of(unnamed)}.")
