@@ -1,4 +1,5 @@
 """Differences that README.md and the pages of the studies tell are those of the records, rounded once."""
+import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -131,6 +132,29 @@ def test_rows_tell_what_the_records_hold(document, heading):
         for numbers, (_, values) in zip(told, found, strict=True):
             digits = digits_of(numbers)
             assert written(np.array(numbers, float), digits) == written(values, digits), row
+
+
+def classes_of(variant: str) -> list[dict[str, str]]:
+    with (EVIDENCE / 'measures' / f'voc2007_224_classes_{variant}.csv').open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_classes_of_voc_are_those_of_the_measured_pair():
+    """The table holds both files, and their mean is the record's but for the half precision of the shipped weights."""
+    pair = ('soft-margin', 'ach-w0.1')
+    plain, icasc = (classes_of(variant) for variant in pair)
+    expected = []
+    for before, after in zip(plain, icasc, strict=True):
+        assert before['class'] == after['class']
+        numbers = [
+            f'{float(row[name]):.{digits}f}'
+            for name, digits in (('AP', 1), ('AUC', 1), ('energy', 2), ('iou', 2)) for row in (before, after)]
+        expected.append(' | '.join([before['class'], before['images'], *numbers, f'{float(before["box_area"]):.2f}']))
+    rows = rows_of('docs/evidence/voc2007.md', '| class | images | AP, soft margin |')
+    assert [row.strip('| ') for row in rows] == expected
+    for variant, classes in zip(pair, (plain, icasc), strict=True):
+        mean = np.mean([float(row['AP']) for row in classes])
+        assert mean == pytest.approx(study('voc2007_224')[1][variant, 0]['mAP'], abs=0.02)
 
 
 def sources() -> Iterator[Runs]:
