@@ -93,7 +93,7 @@ RANDOM_HEAD = 'caltech101_thirty_random_head'
 ROWS = {
     ('docs/evidence.md', '| regime |'): [
         [('digits10_resnet20', 'ach-order1')],
-        [('cifar20_50images', 'ach')],
+        [('cifar20_50images', 'ach'), ('cifar20_50images_wide', 'ach')],
         [('cifar20_100images', 'ach')],
         [('cifar20_20epochs', 'ach-order1')],
         [('cifar20_finetuned', 'ach-order1')],
