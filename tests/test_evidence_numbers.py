@@ -87,6 +87,7 @@ def rows_of(document: str, heading: str) -> list[str]:
 
 
 THIRTY = 'caltech101_thirty_controls'
+AGAIN = 'caltech101_thirty_again'
 RANDOM_HEAD = 'caltech101_thirty_random_head'
 
 # Of each row its baseline's mean, and each difference in it: study, variant, baseline where it is not the study's.
@@ -99,7 +100,7 @@ ROWS = {
         [('cifar20_finetuned', 'ach-order1')],
         [('finetune', 'recipe-icasc', 'recipe')],
         [('caltech101_few', 'ach')],
-        [('caltech101_thirty', 'ach'), (THIRTY, 'smoothing'), (THIRTY, 'cross-entropy-lr-0.005')],
+        [('caltech101_thirty', 'ach'), (AGAIN, 'ach'), (THIRTY, 'smoothing'), (THIRTY, 'cross-entropy-lr-0.005')],
         [('caltech101_few_random_head', 'ach')],
         [(RANDOM_HEAD, 'ach'), (f'{RANDOM_HEAD}_controls', 'cross-entropy-lr-0.005')],
         [('caltech101_cue', 'ach'), ('caltech101_cue_confirm', 'ach-lr-0.003')],
@@ -113,7 +114,7 @@ ROWS = {
         [('cifar20_100images', 'ach')],
         [('cifar20_resnet20', 'ach-order1'), ('cifar20_resnet20', 'ach-order2')],
         [('caltech101_few', 'ach'), ('caltech101_few_controls', 'order-2')],
-        [('caltech101_thirty', 'ach')],
+        [('caltech101_thirty', 'ach'), (AGAIN, 'ach')],
         [(RANDOM_HEAD, 'ach')],
         [('caltech101_cue', 'ach')],
         [('voc2007_224', 'ach-w0.03')],
@@ -157,11 +158,20 @@ def test_classes_of_voc_are_those_of_the_measured_pair():
         assert mean == pytest.approx(study('voc2007_224')[1][variant, 0]['mAP'], abs=0.02)
 
 
+def with_first_runs(again: Runs, first: Runs) -> Iterator[Runs]:
+    """Of each variant that a study repeats, its runs beside the first ones of the same seeds."""
+    for variant in sorted({name for name, _ in again}):
+        repeated = {(f'{name} again', seed): run for (name, seed), run in again.items() if name == variant}
+        yield {**repeated, **{(variant, seed): first[variant, seed] for _, seed in repeated}}
+
+
 def sources() -> Iterator[Runs]:
     """Runs that were measured on the same images: the records of studies, and what was measured of them later."""
     for folder in sorted((EVIDENCE / 'records').iterdir()):
         if folder.is_dir():
             yield numbers_in(folder)
+        if folder.name.endswith('_again'):
+            yield from with_first_runs(numbers_in(folder), numbers_in(folder.with_name(folder.name.removesuffix('_again'))))
     for file in sorted((EVIDENCE / 'measures').glob('*.json')):
         splits: dict[str, Runs] = {}
         for name, measured in json.loads(file.read_text())['runs'].items():
