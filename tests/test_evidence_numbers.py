@@ -171,7 +171,8 @@ def sources() -> Iterator[Runs]:
         if folder.is_dir():
             yield numbers_in(folder)
         if folder.name.endswith('_again'):
-            yield from with_first_runs(numbers_in(folder), numbers_in(folder.with_name(folder.name.removesuffix('_again'))))
+            first = folder.with_name(folder.name.removesuffix('_again'))
+            yield from with_first_runs(numbers_in(folder), numbers_in(first))
     for file in sorted((EVIDENCE / 'measures').glob('*.json')):
         splits: dict[str, Runs] = {}
         for name, measured in json.loads(file.read_text())['runs'].items():
