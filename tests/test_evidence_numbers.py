@@ -161,18 +161,21 @@ def test_classes_of_voc_are_those_of_the_measured_pair():
 def with_first_runs(again: Runs, first: Runs) -> Iterator[Runs]:
     """Of each variant that a study repeats, its runs beside the first ones of the same seeds."""
     for variant in sorted({name for name, _ in again}):
-        repeated = {(f'{name} again', seed): run for (name, seed), run in again.items() if name == variant}
-        yield {**repeated, **{(variant, seed): first[variant, seed] for _, seed in repeated}}
+        seeds = [seed for name, seed in again if name == variant]
+        yield {
+            (variant + suffix, seed): runs[variant, seed]
+            for suffix, runs in ((' again', again), ('', first)) for seed in seeds}
 
 
 def sources() -> Iterator[Runs]:
     """Runs that were measured on the same images: the records of studies, and what was measured of them later."""
     for folder in sorted((EVIDENCE / 'records').iterdir()):
-        if folder.is_dir():
-            yield numbers_in(folder)
+        if not folder.is_dir():
+            continue
+        runs = numbers_in(folder)
+        yield runs
         if folder.name.endswith('_again'):
-            first = folder.with_name(folder.name.removesuffix('_again'))
-            yield from with_first_runs(numbers_in(folder), numbers_in(first))
+            yield from with_first_runs(runs, numbers_in(folder.with_name(folder.name.removesuffix('_again'))))
     for file in sorted((EVIDENCE / 'measures').glob('*.json')):
         splits: dict[str, Runs] = {}
         for name, measured in json.loads(file.read_text())['runs'].items():
