@@ -24,7 +24,7 @@ TOLD = re.compile(rf'({NUMBER})(?: points| points of mAP| on \w+)?,? \(({NUMBER}
 # that differ by chance would be found for any numbers.
 IN_POINTS = ('top1', 'top5', 'mAP', 'train_top1')
 
-Runs = dict[tuple[str, int], dict[str, float]]  # variant, seed -> measures
+Runs = dict[tuple[str, int], dict[str, float | str]]  # variant, seed -> measures
 
 
 def differences_of(runs: Runs, variant: str, baseline: str, measure: str, seeds: Iterable[int]) -> np.ndarray:
@@ -57,7 +57,8 @@ def written(values: np.ndarray, digits: int) -> tuple[str, ...]:
 def numbers_in(folder: Path) -> Runs:
     records = (json.loads(file.read_text()) for file in folder.glob('*.json'))
     return {(r['variant'], r['seed']): {
-        **r['final'], **{name: r['curve'][-1].get(name) for name in ('train_top1', 'train_mAP')}}
+        **r['final'], **{name: r['curve'][-1].get(name) for name in ('train_top1', 'train_mAP')},
+        'processor': r['machine']['processor']}
         for r in records if 'variant' in r}
 
 
@@ -67,9 +68,23 @@ def study(name: str) -> tuple[dict, Runs]:
     return content, numbers_in(EVIDENCE / content.get('records', f'records/{name}'))
 
 
+def mean_of(first: Runs, again: Runs) -> Runs:
+    """Of the runs that were done twice, the mean of both."""
+    return {
+        run: {name: (value + again[run][name]) / 2 for name, value in first[run].items() if isinstance(value, float)}
+        for run in first.keys() & again.keys()}
+
+
+@cache
+def twice(name: str, again: str) -> tuple[dict, Runs]:
+    """A study and its repetition as one, whose pairs are the means of either's."""
+    (content, first), (_, repeated) = study(name), study(again)
+    return content, mean_of(first, repeated)
+
+
 def effect(name: str, variant: str, baseline: str | None = None) -> tuple[float, np.ndarray]:
     """Mean of the baseline's seeds, and the difference with its interval."""
-    content, runs = study(name)
+    content, runs = twice(*name.split(' and ')) if ' and ' in name else study(name)
     baseline, seeds = baseline or content['baseline'], content['seeds']
     measure = 'top1' if 'top1' in next(iter(runs.values())) else 'mAP'
     level = np.mean([runs[baseline, seed][measure] for seed in seeds if (baseline, seed) in runs])
@@ -111,6 +126,7 @@ ROWS = {
     ('README.md', '| data |'): [
         [('digits10_resnet20', 'ach-order1'), ('digits10_resnet20', 'ach-order2')],
         [('cifar20_50images', 'ach')],
+        [('cifar20_50images_wide', 'ach')],
         [('cifar20_100images', 'ach')],
         [('cifar20_resnet20', 'ach-order1'), ('cifar20_resnet20', 'ach-order2')],
         [('caltech101_few', 'ach'), ('caltech101_few_controls', 'order-2')],
@@ -158,13 +174,16 @@ def test_classes_of_voc_are_those_of_the_measured_pair():
         assert mean == pytest.approx(study('voc2007_224')[1][variant, 0]['mAP'], abs=0.02)
 
 
-def with_first_runs(again: Runs, first: Runs) -> Iterator[Runs]:
-    """Of each variant that a study repeats, its runs beside the first ones of the same seeds."""
-    for variant in sorted({name for name, _ in again}):
-        seeds = [seed for name, seed in again if name == variant]
-        yield {
-            (variant + suffix, seed): runs[variant, seed]
-            for suffix, runs in ((' again', again), ('', first)) for seed in seeds}
+def beside(first: Runs, again: Runs) -> Runs:
+    """The runs of a study and those of its repetition, under two names."""
+    return first | {(f'{variant} again', seed): measures for (variant, seed), measures in again.items()}
+
+
+def by_processor(first: Runs, again: Runs) -> Runs:
+    """A seed's runs on two processors are two pairs, so that no difference is over two processors."""
+    return {
+        (variant, (seed, measures['processor'])): measures
+        for runs in (first, again) for (variant, seed), measures in runs.items()}
 
 
 def sources() -> Iterator[Runs]:
@@ -175,7 +194,8 @@ def sources() -> Iterator[Runs]:
         runs = numbers_in(folder)
         yield runs
         if folder.name.endswith('_again'):
-            yield from with_first_runs(runs, numbers_in(folder.with_name(folder.name.removesuffix('_again'))))
+            first = numbers_in(folder.with_name(folder.name.removesuffix('_again')))
+            yield from (beside(first, runs), mean_of(first, runs), by_processor(first, runs))
     for file in sorted((EVIDENCE / 'measures').glob('*.json')):
         splits: dict[str, Runs] = {}
         for name, measured in json.loads(file.read_text())['runs'].items():
