@@ -54,18 +54,13 @@ def written(values: np.ndarray, digits: int) -> tuple[str, ...]:
     return tuple(f'{round(float(value), digits) + 0.:+.{digits}f}' for value in values)
 
 
+@cache
 def numbers_in(folder: Path) -> Runs:
     records = (json.loads(file.read_text()) for file in folder.glob('*.json'))
     return {(r['variant'], r['seed']): {
         **r['final'], **{name: r['curve'][-1].get(name) for name in ('train_top1', 'train_mAP')},
         'processor': r['machine']['processor']}
         for r in records if 'variant' in r}
-
-
-@cache
-def study(name: str) -> tuple[dict, Runs]:
-    content = yaml.safe_load((EVIDENCE / f'{name}.yaml').read_text())
-    return content, numbers_in(EVIDENCE / content.get('records', f'records/{name}'))
 
 
 def mean_of(first: Runs, again: Runs) -> Runs:
@@ -76,15 +71,16 @@ def mean_of(first: Runs, again: Runs) -> Runs:
 
 
 @cache
-def twice(name: str, again: str) -> tuple[dict, Runs]:
-    """A study and its repetition as one, whose pairs are the means of either's."""
-    (content, first), (_, repeated) = study(name), study(again)
-    return content, mean_of(first, repeated)
+def study(name: str, again: str = '') -> tuple[dict, Runs]:
+    """A study's file and its runs; with its repetition, the means of both."""
+    content = yaml.safe_load((EVIDENCE / f'{name}.yaml').read_text())
+    runs = numbers_in(EVIDENCE / content.get('records', f'records/{name}'))
+    return content, mean_of(runs, study(again)[1]) if again else runs
 
 
 def effect(name: str, variant: str, baseline: str | None = None) -> tuple[float, np.ndarray]:
     """Mean of the baseline's seeds, and the difference with its interval."""
-    content, runs = twice(*name.split(' and ')) if ' and ' in name else study(name)
+    content, runs = study(*name.split(' and '))
     baseline, seeds = baseline or content['baseline'], content['seeds']
     measure = 'top1' if 'top1' in next(iter(runs.values())) else 'mAP'
     level = np.mean([runs[baseline, seed][measure] for seed in seeds if (baseline, seed) in runs])
@@ -105,7 +101,8 @@ AGAIN = 'caltech101_thirty_ten'
 TWICE = f'caltech101_thirty and {AGAIN}'
 RANDOM_HEAD = 'caltech101_thirty_random_head'
 
-# Of each row its baseline's mean, and each difference in it: study, variant, baseline where it is not the study's.
+# Of each row its baseline's mean, and each difference in it: study ('A and B': with its repetition), variant, baseline
+# where it is not the study's.
 ROWS = {
     ('docs/evidence.md', '| regime |'): [
         [('digits10_resnet20', 'ach-order1')],
